@@ -1,0 +1,1 @@
+//! Burrstone kernel generator.

@@ -1,0 +1,42 @@
+//! An architecture as data: everything the decoder needs to know, and nothing it must guess.
+
+use crate::dtype::DType;
+use crate::ops::Activation;
+
+use super::rope::RopeSpec;
+
+/// A decoder-only transformer, as read from `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArchSpec {
+    /// `model_type` of the configuration, for people.
+    pub model_type: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Epsilon of every RMS norm.
+    pub norm_eps: f32,
+    pub activation: Activation,
+    /// Biases of the query, key and value projections.
+    pub qkv_bias: bool,
+    /// Bias of the attention output projection.
+    pub output_bias: bool,
+    /// Biases of the feed-forward projections.
+    pub mlp_bias: bool,
+    /// RMS norm over each head of queries and keys, before the rotation.
+    pub qk_norm: bool,
+    /// The output projection is the embedding table.
+    pub tied_embeddings: bool,
+    pub rope: RopeSpec,
+    /// Sliding window of each layer; `None` attends to everything before.
+    pub windows: Vec<Option<usize>>,
+    /// Scores are multiplied by this before the softmax.
+    pub attention_scale: f32,
+    /// Tokens a sequence may hold.
+    pub context: usize,
+    /// Dtype the checkpoint says it is stored in.
+    pub dtype: DType,
+}

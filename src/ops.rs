@@ -1,0 +1,244 @@
+//! What a forward pass may ask of a device. The decoder is written once against [`Ops`]; every device implements it
+//! kernel by kernel, under the same names.
+//!
+//! Conventions. Activations are dense row-major `[tokens, features]` arrays in [`Ops::Buffer`]s that are allocated once
+//! and reused; a buffer may be longer than what a call uses. Weights keep the dtype they are stored in. A *batch* is
+//! the description of one step: it is prepared on the host, uploaded once, and read by every kernel of the step.
+//!
+//! Same bits in any company: every output element is reduced in an order that depends on its own inputs alone, never
+//! on the number of tokens in the batch, on how a prompt was cut into chunks, or on the number of threads.
+
+use crate::device::Bytes;
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// A tensor as a checkpoint stores it: row-major, little-endian, not necessarily aligned.
+#[derive(Clone, Debug)]
+pub struct WeightView {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub data: Bytes,
+}
+
+/// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    pub layers: usize,
+    pub pages: usize,
+    /// Tokens per page, a power of two.
+    pub page_size: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub dtype: DType,
+}
+
+impl CacheShape {
+    /// Bytes that one token takes over all layers.
+    pub fn bytes_per_token(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim * self.dtype.size()
+    }
+
+    /// Bytes of the whole cache.
+    pub fn bytes(&self) -> usize {
+        self.pages * self.page_size * self.bytes_per_token()
+    }
+}
+
+/// One sequence's share of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First token of the sequence in the flat batch.
+    pub start: usize,
+    /// Tokens of the sequence in this batch, at least one.
+    pub len: usize,
+    /// Tokens in the cache once this batch is written; the last query sits at position `kv_len - 1`.
+    pub kv_len: usize,
+    /// First entry of the sequence in [`Batch::page_table`]; entry `p / page_size` holds position `p`.
+    pub pages: usize,
+}
+
+/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids, `[tokens]`.
+    pub tokens: Vec<u32>,
+    /// Position of each token in its sequence, `[tokens]`.
+    pub positions: Vec<u32>,
+    /// Where each token's key and value go: `page * page_size + position % page_size`, `[tokens]`.
+    pub slots: Vec<u32>,
+    /// Rotary factors of each token, `[tokens, 2, rotary_dim / 2]`: cosines, then sines, already scaled.
+    pub rope: Vec<f32>,
+    pub spans: Vec<Span>,
+    pub page_table: Vec<u32>,
+    /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// Which rows a kernel works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Every token of the batch.
+    All,
+    /// `logit_rows[start..end]`, gathered to the front of the output.
+    Logits { start: usize, end: usize },
+}
+
+/// How two halves of a gated feed-forward layer meet: `activation(gate) * up`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    Silu,
+    /// `gelu(x) ≈ 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / √2))`.
+    Gelu,
+}
+
+/// Arguments of [`Ops::rotary_kv_write`].
+pub struct RotaryKvWrite<'a, O: Ops + ?Sized> {
+    /// `[tokens, (heads + 2 · kv_heads) · head_dim]`: queries, keys, values.
+    pub qkv: &'a O::Buffer,
+    /// Rotated queries, `[tokens, heads, head_dim]`.
+    pub query: &'a mut O::Buffer,
+    pub cache: &'a mut O::Cache,
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Leading dimensions of a head that rotate; element `i` pairs with `i + rotary_dim / 2`.
+    pub rotary_dim: usize,
+    /// Per-head RMS norm of queries and keys before the rotation: gains of `[head_dim]` and epsilon.
+    pub qk_norm: Option<QkNorm<'a, O>>,
+}
+
+/// Gains of the per-head norm of queries and keys.
+pub struct QkNorm<'a, O: Ops + ?Sized> {
+    pub query: &'a O::Vector,
+    pub key: &'a O::Vector,
+    pub eps: f32,
+}
+
+/// Arguments of [`Ops::attention`].
+pub struct Attention<'a, O: Ops + ?Sized> {
+    /// `[tokens, heads, head_dim]`.
+    pub query: &'a O::Buffer,
+    /// Keys and values, those of this batch included.
+    pub cache: &'a O::Cache,
+    pub layer: usize,
+    /// `[tokens, heads, head_dim]`.
+    pub out: &'a mut O::Buffer,
+    pub heads: usize,
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+    /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
+    pub window: Option<usize>,
+}
+
+/// How the next token of one row is chosen.
+#[derive(Clone, Debug)]
+pub struct SampleRow<'a> {
+    /// 0 takes the most likely token (the lowest id among equals).
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: usize,
+    /// Smallest set of most likely tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Drops tokens below this fraction of the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in `history`; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Prompt and generated tokens so far.
+    pub history: &'a [u32],
+    /// Token ids that may not be chosen.
+    pub banned: &'a [u32],
+    pub seed: u64,
+    /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
+    pub position: u64,
+}
+
+/// A chosen token with its log-probability under the model, before temperature, penalties and filters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprob: f32,
+}
+
+/// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
+pub trait Ops: Send + Sized + 'static {
+    /// Activations on the device.
+    type Buffer: Send;
+    /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
+    type Matrix: Send + Sync;
+    /// A gain, `[n]`.
+    type Vector: Send + Sync;
+    /// The paged KV cache of all layers.
+    type Cache: Send;
+    /// A batch on the device.
+    type Step: Send;
+
+    /// What this is, for people: instruction set, threads.
+    fn describe(&self) -> String;
+
+    /// The dtype in which matrix products and the residual stream are kept when activations are `activation`.
+    fn wide_dtype(&self, activation: DType) -> DType;
+
+    /// A linear layer from row blocks `[n_i, k]` stacked along `n` (query, key and value projections, say), with one
+    /// bias per block or none.
+    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self::Matrix>;
+
+    fn vector(&self, weight: WeightView) -> Result<Self::Vector>;
+
+    /// Room for `len` elements.
+    fn buffer(&self, dtype: DType, len: usize) -> Result<Self::Buffer>;
+
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+
+    /// An empty step, to be filled by [`Ops::upload`].
+    fn step(&self) -> Result<Self::Step>;
+
+    fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<()>;
+
+    /// `out[t] = table[tokens[t]]`.
+    fn embedding(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
+
+    /// `residual += delta` (where given, over all rows), then `out = residual / rms(residual) * weight` over `rows`.
+    /// Rows are `width` long.
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        width: usize,
+        residual: &mut Self::Buffer,
+        delta: Option<&Self::Buffer>,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// `out = x · weightᵀ + bias` for the first `rows` rows: `[rows, k] → [rows, n]`.
+    fn matmul(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
+
+    /// Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache.
+    fn rotary_kv_write(&self, step: &Self::Step, args: RotaryKvWrite<'_, Self>) -> Result<()>;
+
+    /// Causal softmax attention of each query over its sequence in the paged cache, grouped heads included.
+    fn attention(&self, step: &Self::Step, args: Attention<'_, Self>) -> Result<()>;
+
+    /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
+    fn act_mul(
+        &self,
+        rows: usize,
+        width: usize,
+        activation: Activation,
+        gate_up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Chooses one token for each row of `logits: [rows.len(), vocab]`.
+    fn sample(&self, vocab: usize, logits: &mut Self::Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>>;
+
+    /// `log softmax(logits[i])[targets[i]]` for each row of `logits: [targets.len(), vocab]`.
+    fn target_logprobs(&self, vocab: usize, logits: &Self::Buffer, targets: &[u32]) -> Result<Vec<f32>>;
+}
