@@ -1,5 +1,6 @@
 //! Burrstone: an LLM inference engine.
 
+pub mod cpu;
 pub mod device;
 mod dtype;
 mod error;
