@@ -307,6 +307,23 @@ impl Cache {
         self.shape
     }
 
+    /// All of it as f32, in the order of its shape.
+    ///
+    /// # Errors
+    /// No room for the copy.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        let n = 2 * self.shape.layers * self.plane();
+        let mut values = Vec::new();
+        values.try_reserve_exact(n).map_err(|_| too_large("cache", n))?;
+        values.resize(n, 0f32);
+        with_element!(self.shape.dtype, E => Isa::best().run(Convert::<E, F32>::new(
+            self.pages.as_ptr(),
+            values.as_mut_ptr().cast(),
+            n,
+        )));
+        Ok(values)
+    }
+
     /// Elements between the keys of one layer and its values.
     pub(crate) fn plane(&self) -> usize {
         let CacheShape { pages, page_size, kv_heads, head_dim, .. } = self.shape;
