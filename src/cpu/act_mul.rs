@@ -65,21 +65,13 @@ impl Kernel for Piece {
 impl Piece {
     #[inline(always)]
     fn go<S: Simd, E: Element, const ACTIVATION: u8>(&self, s: S) {
-        let act = |gate: S::V, up: S::V| {
-            let activated = match ACTIVATION {
-                0 => silu(s, gate),
-                1 => gelu_tanh(s, gate),
-                _ => gelu(s, gate),
-            };
-            s.mul(activated, up)
-        };
         let whole = self.n - self.n % S::LANES;
         let mut i = 0;
         while i < whole {
             // SAFETY: `i + LANES ≤ n`.
             unsafe {
-                let value = act(s.load(self.gate.add(i)), s.load(self.up.add(i)));
-                E::store(s, self.to.add(i * E::SIZE), value);
+                let activated = activate::<S, ACTIVATION>(s, s.load(self.gate.add(i)));
+                E::store(s, self.to.add(i * E::SIZE), s.mul(activated, s.load(self.up.add(i))));
             }
             i += S::LANES;
         }
@@ -87,10 +79,20 @@ impl Piece {
             let left = self.n - i;
             // SAFETY: `left < LANES` elements are left.
             unsafe {
-                let gate = F32::load_first(s, self.gate.add(i).cast(), left);
+                let activated = activate::<S, ACTIVATION>(s, F32::load_first(s, self.gate.add(i).cast(), left));
                 let up = F32::load_first(s, self.up.add(i).cast(), left);
-                E::store_first(s, self.to.add(i * E::SIZE), act(gate, up), left);
+                E::store_first(s, self.to.add(i * E::SIZE), s.mul(activated, up), left);
             }
         }
+    }
+}
+
+// A function, not a closure: a closure would stay outside the code that has the features.
+#[inline(always)]
+fn activate<S: Simd, const ACTIVATION: u8>(s: S, x: S::V) -> S::V {
+    match ACTIVATION {
+        0 => silu(s, x),
+        1 => gelu_tanh(s, x),
+        _ => gelu(s, x),
     }
 }
