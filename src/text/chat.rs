@@ -90,11 +90,10 @@ impl ChatTemplate {
         let refused = |e: minijinja::Error| {
             Error::request("messages", "a conversation that the chat template accepts", describe(&e))
         };
-        // What `apply_chat_template` defines in every case; a later map gives way to an earlier one.
+        // What `apply_chat_template` defines in every case. Later maps win.
         let messages = Value::from(Serde(messages));
         let fixed = context! { messages, add_generation_prompt, tools => (), documents => () };
-        let variables =
-            merge_maps([Value::from(Serde(extra)), fixed, Value::from(Serde(&self.special_tokens))]);
+        let variables = merge_maps([Value::from(Serde(&self.special_tokens)), fixed, Value::from(Serde(extra))]);
         self.environment.get_template(NAME).and_then(|t| t.render(variables)).map_err(refused)
     }
 }
@@ -168,7 +167,8 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
         let (before, tag) = rest.split_at(open);
         out.push_str(before);
         let (text, after) = tag.split_at(tag_length(tag, raw));
-        let word = text.strip_prefix("{%").and_then(|t| t.strip_suffix("%}")).map(|t| t.trim_matches(['-', '+']).trim());
+        let word =
+            text.strip_prefix("{%").and_then(|t| t.strip_suffix("%}")).map(|t| t.trim_matches(['-', '+']).trim());
         match word {
             Some("generation") if !raw => out.push_str(&text.replace("generation", "with")),
             Some("endgeneration") if !raw => out.push_str(&text.replace("endgeneration", "endwith")),

@@ -8,7 +8,7 @@ mod stream;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use stop::{Stopped, StopMatcher};
+pub use stop::{StopMatcher, Stopped};
 pub use stream::DecodeStream;
 pub use tokenizer::Tokenizer;
 

@@ -54,7 +54,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Checkpoint`] naming `file` where the bytes do not describe a tokenizer.
     pub fn from_bytes(file: &Path, bytes: &[u8]) -> Result<Self> {
-        let bad = |e: &dyn std::fmt::Display| Error::checkpoint(file, "tokenizer", "a tokenizer definition", one_line(e));
+        let bad =
+            |e: &dyn std::fmt::Display| Error::checkpoint(file, "tokenizer", "a tokenizer definition", one_line(e));
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| bad(&e))?;
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(&e))?;
         let pieces = Pieces::of(inner.get_decoder());
