@@ -86,7 +86,7 @@ def tensors(config):
     hidden, inter = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim = config.get("head_dim") or (128 if config["model_type"] == "qwen3" else hidden // heads)
     kind = config["model_type"]
     output_bias = kind in ("llama", "qwen3") and config.get("attention_bias", False)
     qkv_bias = kind == "qwen2" or output_bias
