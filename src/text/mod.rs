@@ -8,7 +8,8 @@ mod stream;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use stop::{StopMatcher, Stopped};
+pub use chat_files::Files;
+pub use stop::StopMatcher;
 pub use stream::DecodeStream;
 pub use tokenizer::Tokenizer;
 
