@@ -8,13 +8,14 @@ use std::time::Instant;
 use crate::cpu::{Cpu, CpuOptions};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Decoder, Limits};
+use crate::model::{Checkpoint, Decoder, Forward, Limits, SourceOptions, resolve};
 use crate::ops::CacheShape;
+use crate::text::Tokenizer;
 
 use super::budget::available_memory;
 use super::pages::PagePool;
 use super::runner::Runner;
-use super::{Engine, Inner, LoadReport, Missing};
+use super::{Engine, Inner, LoadReport};
 
 /// Tokens of one step: enough for matrix products to reach their speed, little enough to keep activations small.
 const BATCH_TOKENS: usize = 512;
@@ -74,7 +75,7 @@ pub struct EngineBuilder {
     threads: usize,
     context: Option<usize>,
     check_weights: bool,
-    source: crate::model::SourceOptions,
+    source: SourceOptions,
 }
 
 impl EngineBuilder {
@@ -86,7 +87,7 @@ impl EngineBuilder {
             threads: 0,
             context: None,
             check_weights: false,
-            source: crate::model::SourceOptions::default(),
+            source: SourceOptions::default(),
         }
     }
 
@@ -126,13 +127,18 @@ impl EngineBuilder {
     /// The model cannot be found, downloaded or understood; the device is not there; memory is short.
     pub fn build(self) -> Result<Engine> {
         let started = Instant::now();
-        let (name, checkpoint) = match &self.model {
-            Some(model) => (model.clone(), Checkpoint::open(&crate::model::resolve(model, &self.source)?)?),
+        let folder = match &self.model {
+            Some(model) => Some(resolve(model, &self.source)?),
+            None => None,
+        };
+        let checkpoint = match &folder {
+            Some(folder) => Checkpoint::open(folder)?,
             #[cfg(feature = "builtin-model")]
-            None => ("built-in".to_owned(), Checkpoint::builtin()?),
+            None => Checkpoint::builtin()?,
             #[cfg(not(feature = "builtin-model"))]
             None => return Err(Error::Model { model: String::new(), reason: "no model given".to_owned() }),
         };
+        let name = self.model.clone().unwrap_or_else(|| "built-in".to_owned());
         let spec = checkpoint.spec().clone();
         let generation_config = checkpoint.generation_config().clone();
         if self.check_weights {
@@ -165,22 +171,23 @@ impl EngineBuilder {
         };
         let forward = Box::new(Decoder::load(ops, &spec, &checkpoint, dtype, limits)?);
         let report = LoadReport {
-            model: name.clone(),
-            device: crate::model::Forward::describe(&*forward),
+            model: name,
+            device: forward.describe(),
             dtype,
             load_s: 0.0,
-            weight_bytes: checkpoint.weight_bytes(),
+            weight_bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
             kv_bytes: shape.bytes() as u64,
             kv_tokens: shape.pages * PAGE_SIZE,
             context: context.min(shape.pages * PAGE_SIZE),
         };
-        let missing = |reason| Missing { model: name.clone(), reason };
-        let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| missing("it has no tokenizer.json; give token ids"));
-        let chat_template = checkpoint.chat_template()?.ok_or_else(|| missing("it has no chat template"));
+        let tokenizer = match checkpoint.file("tokenizer.json")? {
+            Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
+            None => None,
+        };
         let runner = Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
         let runner = Mutex::new(runner);
-        Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, chat_template, report, runner })))
+        Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, runner })))
     }
 
     fn context_for(&self, model: usize) -> Result<usize> {

@@ -105,14 +105,15 @@ impl Generation {
         let mut text = String::new();
         let mut stopped = false;
         if let Some((decoder, matcher)) = &mut self.text {
-            if !ended {
-                stopped = matcher.push(&decoder.push(token)?, &mut text);
+            let mut piece = if ended { String::new() } else { decoder.push(token)? };
+            if ended || full {
+                piece += &decoder.finish()?;
             }
+            let matched = matcher.push(&piece);
+            text = matched.text;
+            stopped = matched.stopped;
             if (ended || full) && !stopped {
-                stopped = matcher.push(&decoder.finish()?, &mut text);
-            }
-            if (ended || full) && !stopped {
-                matcher.finish(&mut text);
+                text += &matcher.finish();
             }
         }
         if ended || stopped {

@@ -7,6 +7,7 @@ mod pages;
 mod request;
 mod runner;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::dtype::DType;
@@ -44,23 +45,12 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     spec: ArchSpec,
     generation_config: GenerationConfig,
-    tokenizer: Result<Tokenizer, Missing>,
-    chat_template: Result<ChatTemplate, Missing>,
+    /// `None` where the checkpoint has none: it can still be asked with token ids.
+    tokenizer: Option<Tokenizer>,
+    /// Where the checkpoint is; `None` for the built-in one.
+    folder: Option<PathBuf>,
     report: LoadReport,
     runner: Mutex<Runner>,
-}
-
-/// Something that a checkpoint need not have: asked for, it is an error that names the checkpoint.
-#[derive(Clone, Debug)]
-struct Missing {
-    model: String,
-    reason: &'static str,
-}
-
-impl From<&Missing> for Error {
-    fn from(missing: &Missing) -> Self {
-        Self::Model { model: missing.model.clone(), reason: missing.reason.to_owned() }
-    }
 }
 
 /// What was loaded, and what it takes.
@@ -110,15 +100,11 @@ impl Engine {
         if request.max_tokens == Some(0) {
             return Err(Error::request("max_tokens", "at least 1", 0));
         }
-        if let Some(empty) = request.stop.iter().position(String::is_empty) {
-            return Err(Error::request(format!("stop[{empty}]"), "a text", "an empty one"));
-        }
         // The last token is never fed back, so it needs no room of its own.
         let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(context + 1 - prompt.len());
         let text = match &self.0.tokenizer {
-            Ok(tokenizer) => Some((tokenizer.decode_stream(true), StopMatcher::new(request.stop))),
-            Err(missing) if !request.stop.is_empty() => return Err(missing.into()),
-            Err(_) => None,
+            None if request.stop.is_empty() => None,
+            _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
         Ok(Generation::new(Arc::clone(&self.0), prompt, max_tokens, request.ignore_eos, sampling, text))
     }
@@ -141,13 +127,22 @@ impl Engine {
     /// # Errors
     /// The checkpoint has no `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.0.tokenizer.as_ref().map_err(Error::from)
+        self.0.tokenizer.as_ref().ok_or_else(|| self.without("it has no tokenizer.json; give token ids"))
     }
 
+    /// The checkpoint's chat template, read anew.
+    ///
     /// # Errors
-    /// The checkpoint has no chat template.
-    pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        self.0.chat_template.as_ref().map_err(Error::from)
+    /// The checkpoint has no chat template, or one that is none.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        match &self.0.folder {
+            Some(folder) => ChatTemplate::load(folder, None),
+            None => Err(self.without("it has no chat template")),
+        }
+    }
+
+    fn without(&self, reason: &str) -> Error {
+        Error::Model { model: self.0.report.model.clone(), reason: reason.to_owned() }
     }
 
     pub fn spec(&self) -> &ArchSpec {
@@ -168,7 +163,7 @@ impl Engine {
             Prompt::Text(text) if text.is_empty() => Err(Error::request("prompt", "a text", "an empty one")),
             Prompt::Text(text) => self.tokenizer()?.encode(&text, true),
             Prompt::Messages(messages) => {
-                let text = self.chat_template()?.render(&messages, true, Default::default())?;
+                let text = self.chat_template()?.render(&messages, true, &Default::default())?;
                 // Templates write the special tokens themselves.
                 self.tokenizer()?.encode(&text, false)
             }

@@ -1,7 +1,18 @@
 //! An architecture is data: `config.json` → [`ArchSpec`] → one decoder.
 
+mod checkpoint;
+mod config;
+mod families;
+mod fields;
+mod finite;
+mod generation_config;
 mod rope;
+mod rope_config;
+mod safetensors_file;
+mod shards;
 mod spec;
 
-pub use rope::RopeSpec;
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use generation_config::GenerationConfig;
+pub use rope::{Rope, RopeKind, RopeSpec};
 pub use spec::ArchSpec;

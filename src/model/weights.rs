@@ -28,6 +28,9 @@ pub(super) struct Layer<O: Ops> {
 
 impl<O: Ops> Weights<O> {
     /// Looks every tensor up, checks its shape against the specification and hands it to the device.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or would be left over.
     pub fn load(ops: &O, spec: &ArchSpec, checkpoint: &Checkpoint) -> Result<Self> {
         let source = Source { ops, checkpoint };
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
@@ -65,13 +68,15 @@ impl<O: Ops> Weights<O> {
             });
         }
         let head =
-            if spec.tied_embeddings { None } else { Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?) };
-        Ok(Self {
+            if checkpoint.tied_embeddings() { None } else { Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?) };
+        let weights = Self {
             embedding: source.linear(&[("model.embed_tokens", spec.vocab_size)], hidden, false)?,
             layers,
             final_norm: source.vector("model.norm.weight", hidden)?,
             head,
-        })
+        };
+        checkpoint.finish()?;
+        Ok(weights)
     }
 }
 
