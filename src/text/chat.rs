@@ -7,7 +7,6 @@ use minijinja::value::{Kwargs, Serde, ValueKind, merge_maps};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
-use super::chat_files::Files;
 use super::json::{Style, dumps};
 use super::one_line;
 use crate::error::{Error, Result};
@@ -67,14 +66,14 @@ impl ChatTemplate {
         self
     }
 
-    /// The template of a checkpoint: `chat_template.jinja`, else `chat_template.json`, else the `chat_template` of
-    /// `tokenizer_config.json` (of several named ones, `default`); `None` where there is none. The file `instead` takes
+    /// The template of the checkpoint in `folder`: `chat_template.jinja`, else `chat_template.json`, else the
+    /// `chat_template` of `tokenizer_config.json` (of several named ones, `default`). A template in `instead` takes
     /// their place; the special tokens are the checkpoint's in any case.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a file that is not what it must be.
-    pub fn load(checkpoint: &(impl Files + ?Sized), instead: Option<&Path>) -> Result<Option<Self>> {
-        super::chat_files::load(checkpoint, instead)
+    /// [`Error::Checkpoint`] where there is no template, or one that does not compile.
+    pub fn load(folder: &Path, instead: Option<&Path>) -> Result<Self> {
+        super::chat_files::load(folder, instead)
     }
 
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins. `extra`
@@ -86,7 +85,7 @@ impl ChatTemplate {
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
-        extra: serde_json::Map<String, serde_json::Value>,
+        extra: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String> {
         let refused = |e: minijinja::Error| {
             Error::request("messages", "a conversation that the chat template accepts", describe(&e))

@@ -6,76 +6,45 @@ use serde_json::{Map, Value};
 
 use super::chat::ChatTemplate;
 use super::one_line;
-use crate::device::Bytes;
 use crate::error::{Error, Result};
 
-const CONFIG: &str = "tokenizer_config.json";
-
-/// The small files of a checkpoint, in a folder or elsewhere.
-pub trait Files {
-    /// The contents of a file; `None` where there is none.
-    ///
-    /// # Errors
-    /// It is there and cannot be read.
-    fn read(&self, name: &str) -> Result<Option<Bytes>>;
-
-    /// What messages call it.
-    fn path(&self, name: &str) -> PathBuf;
-}
-
-/// A folder.
-impl Files for Path {
-    fn read(&self, name: &str) -> Result<Option<Bytes>> {
-        let path = self.join(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes.into())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(&path, e)),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.join(name)
-    }
-}
-
 /// See [`ChatTemplate::load`].
-pub(super) fn load(files: &(impl Files + ?Sized), instead: Option<&Path>) -> Result<Option<ChatTemplate>> {
-    let settings = object(files, CONFIG)?.unwrap_or_default();
-    let found = match instead {
+pub(super) fn load(folder: &Path, instead: Option<&Path>) -> Result<ChatTemplate> {
+    let config = folder.join("tokenizer_config.json");
+    let settings = read_object(&config)?.unwrap_or_default();
+    let (file, source) = match instead {
         Some(file) => {
-            let bytes = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-            Some((file.to_owned(), utf8(file, &bytes)?))
+            (file.to_owned(), read(file)?.ok_or_else(|| Error::io(file, std::io::ErrorKind::NotFound.into()))?)
         }
-        None => find(files, &settings)?,
+        None => find(folder, &config, &settings)?,
     };
-    let Some((file, source)) = found else { return Ok(None) };
     let template = ChatTemplate::parse(&source).map_err(|e| match e {
         Error::Request { field, expected, found } => Error::Checkpoint { file, field, expected, found },
         other => other,
     })?;
-    Ok(Some(template.with_special_tokens(special_tokens(files, &settings)?)))
+    Ok(template.with_special_tokens(special_tokens(folder, &settings)?))
 }
 
 /// The file that holds the template, and its source.
-fn find(files: &(impl Files + ?Sized), settings: &Map<String, Value>) -> Result<Option<(PathBuf, String)>> {
-    const JINJA: &str = "chat_template.jinja";
-    const JSON: &str = "chat_template.json";
-
-    let path = files.path(JINJA);
-    if let Some(bytes) = files.read(JINJA)? {
-        let source = utf8(&path, &bytes)?;
-        return Ok(Some((path, source)));
+fn find(folder: &Path, config: &Path, settings: &Map<String, Value>) -> Result<(PathBuf, String)> {
+    let jinja = folder.join("chat_template.jinja");
+    if let Some(source) = read(&jinja)? {
+        return Ok((jinja, source));
     }
-    let (path, value) = match object(files, JSON)? {
-        Some(mut object) => (files.path(JSON), object.remove("chat_template").unwrap_or_default()),
-        None => match settings.get("chat_template") {
-            None | Some(Value::Null) => return Ok(None),
-            Some(value) => (files.path(CONFIG), value.clone()),
-        },
-    };
-    let source = template_in(&path, &value)?;
-    Ok(Some((path, source)))
+    let json = folder.join("chat_template.json");
+    if let Some(object) = read_object(&json)? {
+        return Ok((json.clone(), template_in(&json, object.get("chat_template").unwrap_or(&Value::Null))?));
+    }
+    match settings.get("chat_template") {
+        None | Some(Value::Null) => Err(Error::checkpoint(
+            folder,
+            "chat template",
+            "chat_template.jinja, chat_template.json or a chat_template in tokenizer_config.json, \
+             or a file given with --chat-template FILE",
+            "none of them",
+        )),
+        Some(value) => Ok((config.to_owned(), template_in(config, value)?)),
+    }
 }
 
 /// A template, or the default one of a list of `{"name", "template"}`.
@@ -98,8 +67,8 @@ fn template_in(file: &Path, value: &Value) -> Result<String> {
 }
 
 /// Variables such as `bos_token`. A token is a string, or an object with its `content`.
-fn special_tokens(files: &(impl Files + ?Sized), settings: &Map<String, Value>) -> Result<Map<String, Value>> {
-    let older = object(files, "special_tokens_map.json")?.unwrap_or_default();
+fn special_tokens(folder: &Path, settings: &Map<String, Value>) -> Result<Map<String, Value>> {
+    let older = read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
     let tokens = older.iter().chain(settings).filter(|(name, _)| name.ends_with("_token"));
     Ok(tokens
         .filter_map(|(name, token)| {
@@ -109,19 +78,25 @@ fn special_tokens(files: &(impl Files + ?Sized), settings: &Map<String, Value>) 
         .collect())
 }
 
-fn object(files: &(impl Files + ?Sized), name: &str) -> Result<Option<Map<String, Value>>> {
-    let Some(bytes) = files.read(name)? else { return Ok(None) };
-    let bad = |found| Err(Error::checkpoint(&files.path(name), "contents", "a JSON object", found));
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(map)) => Ok(Some(map)),
-        Ok(other) => bad(kind(&other).to_owned()),
-        Err(e) => bad(one_line(e)),
+/// The text of a file; `None` where there is none.
+fn read(file: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Error::checkpoint(file, "encoding", "UTF-8", "other bytes"))
+        }
+        Err(e) => Err(Error::io(file, e)),
     }
 }
 
-fn utf8(file: &Path, bytes: &[u8]) -> Result<String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| Error::checkpoint(file, "encoding", "UTF-8", one_line(e)))?;
-    Ok(text.to_owned())
+fn read_object(file: &Path) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = read(file)? else { return Ok(None) };
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(map)) => Ok(Some(map)),
+        Ok(other) => Err(Error::checkpoint(file, "contents", "a JSON object", kind(&other))),
+        Err(e) => Err(Error::checkpoint(file, "contents", "a JSON object", one_line(e))),
+    }
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -8,8 +8,7 @@ mod stream;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use chat_files::Files;
-pub use stop::StopMatcher;
+pub use stop::{StopMatcher, Stopped};
 pub use stream::DecodeStream;
 pub use tokenizer::Tokenizer;
 

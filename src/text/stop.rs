@@ -1,5 +1,7 @@
 //! Stop strings, in text that arrives in pieces.
 
+use crate::error::{Error, Result};
+
 /// Looks for the first of several strings in a stream, and holds back text that may be the start of one.
 ///
 /// The match that is complete first wins; of those complete at the same character, the longest. So the outcome is a
@@ -9,6 +11,15 @@ pub struct StopMatcher {
     stops: Vec<Stop>,
     held: String,
     stopped: bool,
+}
+
+/// What came of a piece of text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// Text that is certain to come before any stop string.
+    pub text: String,
+    /// Whether a stop string is complete. Nothing follows then.
+    pub stopped: bool,
 }
 
 /// One string with its Knuth-Morris-Pratt automaton.
@@ -22,17 +33,19 @@ struct Stop {
 }
 
 impl StopMatcher {
-    /// An empty string matches nothing.
-    pub fn new(stops: Vec<String>) -> Self {
-        let stops = stops.iter().filter(|s| !s.is_empty()).map(|s| Stop::new(s)).collect();
-        Self { stops, held: String::new(), stopped: false }
+    /// # Errors
+    /// [`Error::Request`] for an empty string: it would match everywhere.
+    pub fn new(stops: &[String]) -> Result<Self> {
+        if stops.iter().any(String::is_empty) {
+            return Err(Error::request("stop", "strings that are not empty", "an empty one"));
+        }
+        Ok(Self { stops: stops.iter().map(|s| Stop::new(s)).collect(), held: String::new(), stopped: false })
     }
 
-    /// Takes the next piece of text, and appends to `out` what is certain to come before any stop string. True once a
-    /// stop string is complete: nothing follows then.
-    pub fn push(&mut self, text: &str, out: &mut String) -> bool {
+    /// Takes the next piece of text.
+    pub fn push(&mut self, text: &str) -> Stopped {
         if self.stopped {
-            return true;
+            return Stopped { text: String::new(), stopped: true };
         }
         for (i, byte) in text.bytes().enumerate() {
             for stop in &mut self.stops {
@@ -41,22 +54,20 @@ impl StopMatcher {
             if let Some(length) = self.stops.iter().filter(|s| s.complete()).map(|s| s.bytes.len()).max() {
                 self.stopped = true;
                 self.held.push_str(&text[..=i]);
-                let before = self.held.len() - length;
-                out.push_str(&self.held[..before]);
-                self.held.clear();
-                return true;
+                let mut before = std::mem::take(&mut self.held);
+                before.truncate(before.len() - length);
+                return Stopped { text: before, stopped: true };
             }
         }
         self.held.push_str(text);
         let keep = self.stops.iter().map(|s| s.matched).max().unwrap_or(0);
-        let certain = self.held.len() - keep;
-        out.extend(self.held.drain(..certain));
-        false
+        let kept = self.held.split_off(self.held.len() - keep);
+        Stopped { text: std::mem::replace(&mut self.held, kept), stopped: false }
     }
 
-    /// Appends to `out` the text that was held back, once it is certain that nothing follows.
-    pub fn finish(&mut self, out: &mut String) {
-        out.push_str(&std::mem::take(&mut self.held));
+    /// The text that was held back, once it is certain that nothing follows.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }
 

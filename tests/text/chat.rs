@@ -21,8 +21,7 @@ struct Case {
 fn renders_as_transformers_does() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("chat.json")).unwrap();
     for case in &cases {
-        let rendered =
-            ChatTemplate::parse(&case.template).unwrap().render(&case.messages, case.prompt, case.extra.clone());
+        let rendered = ChatTemplate::parse(&case.template).unwrap().render(&case.messages, case.prompt, &case.extra);
         match (rendered, &case.text, &case.error) {
             (Ok(text), Some(expected), None) => assert_eq!(&text, expected, "{}", case.name),
             (Err(error), None, Some(expected)) => {
@@ -35,12 +34,8 @@ fn renders_as_transformers_does() {
     }
 }
 
-fn load(folder: &Path, instead: Option<&Path>) -> ChatTemplate {
-    ChatTemplate::load(folder, instead).unwrap().unwrap()
-}
-
-fn say(template: ChatTemplate) -> String {
-    template.render(&[Message::user("hi")], true, Map::new()).unwrap()
+fn say(template: &ChatTemplate) -> String {
+    template.render(&[Message::user("hi")], true, &Map::new()).unwrap()
 }
 
 /// A folder with these files.
@@ -65,17 +60,17 @@ fn the_template_is_found_where_transformers_looks() {
     let jinja = ("chat_template.jinja", "A{{ bos_token }}".to_owned());
 
     let here = folder(&[config.clone(), json.clone(), jinja]);
-    assert_eq!(say(load(here.path(), None)), "A<s>");
+    assert_eq!(say(&ChatTemplate::load(here.path(), None).unwrap()), "A<s>");
     let given = here.path().join("given");
     std::fs::write(&given, "D{{ eos_token }}").unwrap();
-    assert_eq!(say(load(here.path(), Some(&given))), "D</s>");
+    assert_eq!(say(&ChatTemplate::load(here.path(), Some(&given)).unwrap()), "D</s>");
 
     let here = folder(&[config.clone(), json]);
-    assert_eq!(say(load(here.path(), None)), "B</s>");
+    assert_eq!(say(&ChatTemplate::load(here.path(), None).unwrap()), "B</s>");
     let here = folder(&[config]);
-    assert_eq!(say(load(here.path(), None)), "C<s>");
+    assert_eq!(say(&ChatTemplate::load(here.path(), None).unwrap()), "C<s>");
     let here = folder(&[("tokenizer_config.json", json!({"chat_template": "E{{ bos_token }}"}).to_string())]);
-    assert_eq!(say(load(here.path(), None)), "E");
+    assert_eq!(say(&ChatTemplate::load(here.path(), None).unwrap()), "E");
 }
 
 #[test]
@@ -88,7 +83,9 @@ fn errors_name_the_file_and_what_to_do() {
     };
 
     let here = folder(&[]);
-    assert!(ChatTemplate::load(here.path(), None).unwrap().is_none());
+    let none = message(here.path(), None);
+    assert!(none.starts_with("DIR: chat template: expected chat_template.jinja,"), "{none}");
+    assert!(none.contains("--chat-template FILE") && none.ends_with("found none of them"), "{none}");
     assert!(message(here.path(), Some(&here.path().join("gone"))).starts_with("DIR/gone: "));
 
     let here = folder(&[("chat_template.jinja", "line\n{% for %}".to_owned())]);

@@ -14,16 +14,16 @@ fn naive<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
 
 /// What a stream in these pieces gives: the text before each piece was taken, the whole text, whether it stopped.
 fn streamed(pieces: &[String], stops: &[String]) -> (Vec<String>, String, bool) {
-    let mut matcher = StopMatcher::new(stops.to_vec());
+    let mut matcher = StopMatcher::new(stops).unwrap();
     let (mut so_far, mut text, mut stopped) = (Vec::new(), String::new(), false);
     for piece in pieces {
-        let before = text.len();
-        let was_stopped = stopped;
-        stopped = matcher.push(piece, &mut text);
-        assert!(!was_stopped || (stopped && text.len() == before), "text after the stop");
+        let step = matcher.push(piece);
+        assert!(!(stopped && !step.text.is_empty()), "text after the stop");
+        text.push_str(&step.text);
+        stopped = step.stopped;
         so_far.push(text.clone());
     }
-    matcher.finish(&mut text);
+    text.push_str(&matcher.finish());
     (so_far, text, stopped)
 }
 
@@ -70,6 +70,8 @@ fn an_unfinished_stop_string_is_text_after_all() {
 }
 
 #[test]
-fn an_empty_stop_string_matches_nothing() {
-    assert_eq!(streamed(&["ab".to_owned()], &[String::new()]).1, "ab");
+fn an_empty_stop_string_is_refused() {
+    let error = StopMatcher::new(&[String::new()]).unwrap_err();
+    assert_eq!(error.to_string(), "stop: expected strings that are not empty, found an empty one");
+    assert!(error.is_input());
 }
