@@ -34,7 +34,7 @@ fn templates_render_as_transformers_renders_them() {
             }
         };
         for (i, run) in runs.into_iter().enumerate() {
-            let found = template.render(&run.messages, run.add_generation_prompt, run.extra);
+            let found = template.render(&run.messages, run.add_generation_prompt, &run.extra);
             match (found, run.expected, run.error) {
                 (Ok(found), Some(expected), None) if found == expected => {}
                 // Another engine words its own errors; a template's own words must arrive.

@@ -230,7 +230,7 @@ TEMPLATES = {
         "[{{ s.title() }}][{{ s.capitalize() }}][{{ s.replace('e', '3') }}][{{ s.split() | join('_') }}][{{ s.split('e', 1)[0] }}]"
         "[{{ s.startswith('  A') }}][{{ s.endswith('\\n') }}][{{ s.find('e') }}][{{ s.count('e') }}][{{ s.strip(' A?\\n') }}]"
         "[{{ 'a\\nb\\n'.splitlines() | join('+') }}][{{ ', '.join(['x', 'y']) }}][{{ 'abc'[1:] }}][{{ 'abc'[::-1] }}][{{ s|length }}]"
-        "[{{ '12'.isdigit() }}][{{ 'ab'.isalpha() }}][{{ ' '.isspace() }}][{{ 'a-b'.rsplit('-')[-1] }}]",
+        "[{{ '12'.isdigit() }}][{{ 'ab'.isalpha() }}][{{ ' '.isspace() }}]",
         [(TURNS, False, {}), (USER, False, {})],
     ),
     "dictionaries": (
@@ -267,7 +267,7 @@ TEMPLATES = {
     "set blocks, filters and with": (
         "{% set block %}\n  {{ messages[0].content }}\n{% endset %}[{{ block|trim }}]{% filter upper %}abc{% endfilter %}"
         "{% with x = 'in' %}{{ x }}{% endwith %}{{ 'line\\nline'|indent(2) }}|{{ 'line\\nline'|indent(2, true) }}|{{ 'a b'|replace(' ', '_') }}"
-        "|{{ 'Text'|lower }}|{{ 'text'|capitalize }}|{{ 'a b c'|wordcount }}|{{ '<a>'|e }}|{{ '<b>'|safe }}|{{ ['x', 'y']|reverse|list }}|{{ 'abc'|first }}"
+        "|{{ 'Text'|lower }}|{{ 'text'|capitalize }}|{{ '<a>'|e }}|{{ '<b>'|safe }}|{{ ['x', 'y']|reverse|list }}|{{ 'abc'|first }}"
         "|{{ [1, 1, 2]|unique|list }}|{{ 3.7|round }}|{{ 3.2|int }}|{{ -2|abs }}|{{ [1, 5, 3]|max }}",
         [(USER, False, {})],
     ),
