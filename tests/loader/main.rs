@@ -1,5 +1,6 @@
 //! Checkpoints: configurations, rotary factors, weights, sampling defaults; as they should be and as they should not.
 
+mod config;
 mod rope;
 mod support;
 mod weights;
