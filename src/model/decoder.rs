@@ -32,8 +32,8 @@ pub struct Limits {
     pub cache: CacheShape,
 }
 
-/// Rows of logits that exist at a time: a vocabulary is wide, and nobody reads more than a few rows at once.
-const LOGIT_ROWS: usize = 32;
+/// Bytes of logits that exist at a time. A vocabulary is wide: the rows of a whole step would take hundreds of megabytes.
+const LOGIT_BYTES: usize = 64 << 20;
 
 /// [`Forward`] on any [`Ops`].
 pub struct Decoder<O: Ops> {
@@ -43,6 +43,8 @@ pub struct Decoder<O: Ops> {
     cache: O::Cache,
     step: O::Step,
     activations: Activations<O>,
+    /// Rows that the logits buffer holds.
+    logit_rows: usize,
     /// The last layer's output has not been added to the residual stream yet.
     pending: bool,
 }
@@ -69,6 +71,7 @@ impl<O: Ops> Decoder<O> {
         let wide = ops.wide_dtype(dtype);
         let tokens = limits.batch_tokens;
         let heads = spec.heads * spec.head_dim;
+        let logit_rows = (LOGIT_BYTES / DType::F32.size() / spec.vocab_size).clamp(1, tokens);
         let activations = Activations {
             residual: ops.buffer(wide, tokens * spec.hidden_size)?,
             delta: ops.buffer(wide, tokens * spec.hidden_size)?,
@@ -78,11 +81,11 @@ impl<O: Ops> Decoder<O> {
             attended: ops.buffer(dtype, tokens * heads)?,
             gate_up: ops.buffer(wide, tokens * 2 * spec.intermediate_size)?,
             gated: ops.buffer(dtype, tokens * spec.intermediate_size)?,
-            logits: ops.buffer(DType::F32, LOGIT_ROWS.min(tokens) * spec.vocab_size)?,
+            logits: ops.buffer(DType::F32, logit_rows * spec.vocab_size)?,
         };
         let cache = ops.cache(limits.cache)?;
         let step = ops.step()?;
-        Ok(Self { ops, spec: spec.clone(), weights, cache, step, activations, pending: false })
+        Ok(Self { ops, spec: spec.clone(), weights, cache, step, activations, logit_rows, pending: false })
     }
 
     /// Logits after `logit_rows[start..end]`, into the logits buffer.
@@ -96,15 +99,15 @@ impl<O: Ops> Decoder<O> {
         ops.matmul(end - start, &a.normed, head, &mut a.logits)
     }
 
-    /// Calls `read` with the logits of each group of at most [`LOGIT_ROWS`] rows.
+    /// Calls `read` with the logits of each group of rows that the logits buffer holds.
     fn by_group<T>(
         &mut self,
         rows: usize,
         mut read: impl FnMut(&mut Self, std::ops::Range<usize>) -> Result<Vec<T>>,
     ) -> Result<Vec<T>> {
         let mut all = Vec::with_capacity(rows);
-        for start in (0..rows).step_by(LOGIT_ROWS) {
-            let end = rows.min(start + LOGIT_ROWS);
+        for start in (0..rows).step_by(self.logit_rows) {
+            let end = rows.min(start + self.logit_rows);
             self.logits(start, end)?;
             all.extend(read(self, start..end)?);
         }
@@ -118,7 +121,7 @@ impl<O: Ops> Forward for Decoder<O> {
     }
 
     fn run(&mut self, batch: &Batch) -> Result<()> {
-        let Self { ops, spec, weights, cache, step, activations: a, pending } = self;
+        let Self { ops, spec, weights, cache, step, activations: a, pending, .. } = self;
         let tokens = batch.tokens.len();
         let hidden = spec.hidden_size;
         ops.upload(batch, step)?;

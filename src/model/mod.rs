@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod config;
+mod decoder;
 mod families;
 mod fields;
 mod finite;
@@ -11,8 +12,10 @@ mod rope_config;
 mod safetensors_file;
 mod shards;
 mod spec;
+mod weights;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
+pub use decoder::{Decoder, Forward, Limits};
 pub use generation_config::GenerationConfig;
 pub use rope::{Rope, RopeKind, RopeSpec};
 pub use spec::ArchSpec;
