@@ -35,6 +35,10 @@ pub struct ModelArgs {
     #[arg(long)]
     pub check: bool,
 
+    /// Take hub models from the local cache only
+    #[arg(long)]
+    pub offline: bool,
+
     /// No progress, notes or timings on standard error
     #[arg(long, short)]
     pub quiet: bool,
@@ -47,9 +51,8 @@ fn device(text: &str) -> Result<Device, &'static str> {
 impl ModelArgs {
     /// Loads the model, with progress on a terminal.
     pub fn load(&self) -> Result<Engine> {
-        let name = self.model.as_deref().unwrap_or("the built-in model");
-        let _progress = output::working(format!("loading {name}"), self.quiet);
         let mut builder = self.builder()?.device(self.device).dtype(self.dtype.dtype()).check_weights(self.check);
+        builder = builder.offline(self.offline).progress(output::Downloads::new(self.quiet));
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

@@ -11,7 +11,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use super::args::{ModelArgs, SamplingArgs};
-use super::exit::Interrupted;
+use super::exit::{Interrupted, message};
 use super::interrupt::Interrupt;
 use super::output;
 use super::values;
@@ -74,7 +74,7 @@ impl Chat {
                 Ok(false) => break,
                 // One turn failed: the others are still there, for someone who can react to it.
                 Err(error) if lines.interactive() && error.is::<burrstone::Error>() => {
-                    output::note(format_args!("error: {error:#}"));
+                    output::note(format_args!("error: {}", message(&error)));
                 }
                 Err(error) => return Err(error),
             }

@@ -35,7 +35,7 @@ pub fn run(command: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let message = info.payload_as_str().unwrap_or("panic");
         let place = info.location().map_or_else(String::new, |at| format!(" ({}:{})", at.file(), at.line()));
-        say(&format!("defect: {message}{place}"));
+        say(&format!("defect: {}{place}", message.replace('\n', " ")));
     }));
     match panic::catch_unwind(AssertUnwindSafe(command)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -55,9 +55,19 @@ fn end(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    say(&format!("{error:#}"));
+    say(&message(error));
     let input = error.downcast_ref::<burrstone::Error>().is_some_and(burrstone::Error::is_input);
     ExitCode::from(if input { BAD_INPUT } else { FAILURE })
+}
+
+/// What an error says, on one line.
+pub fn message(error: &anyhow::Error) -> String {
+    let text = match error.downcast_ref::<burrstone::Error>() {
+        // It says its cause itself.
+        Some(error) => error.to_string(),
+        None => format!("{error:#}"),
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn end_usage(error: &clap::Error) -> ExitCode {
@@ -83,7 +93,10 @@ fn usage_message(error: &clap::Error) -> String {
     };
     let expected = match error.kind() {
         ErrorKind::ValueValidation => error.source().map(ToString::to_string),
-        ErrorKind::InvalidValue => context(ContextKind::ValidValue).map(|values| format!("expected one of {values}")),
+        ErrorKind::InvalidValue => match context(ContextKind::ValidValue) {
+            Some(values) if !values.is_empty() => Some(format!("expected one of {values}")),
+            _ => Some("expected a value".to_owned()),
+        },
         _ => None,
     };
     match (context(ContextKind::InvalidArg), expected, context(ContextKind::InvalidValue)) {
@@ -93,14 +106,14 @@ fn usage_message(error: &clap::Error) -> String {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let end = ["\n\nUsage:", "\n\nFor more"].iter().filter_map(|s| text.find(s)).min().unwrap_or(text.len());
-            text[..end].to_owned()
+            // Tips are paragraphs of their own.
+            let paragraphs = text[..end].split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
+            paragraphs.collect::<Vec<_>>().join("; ")
         }
     }
 }
 
-/// One line on standard error.
-fn say(message: &str) {
-    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+fn say(line: &str) {
     // Nobody is left to tell when this fails.
     let _ = writeln!(io::stderr(), "error: {line}");
 }

@@ -4,7 +4,8 @@ mod census;
 mod report;
 
 use anyhow::Result;
-use burrstone::model::{Checkpoint, SourceOptions, resolve};
+use burrstone::model::Checkpoint;
+use burrstone::model::source::resolve;
 use clap::Args;
 
 use super::output;
@@ -29,6 +30,10 @@ pub struct Inspect {
     #[arg(long)]
     tensors: bool,
 
+    /// Take a hub model from the local cache only
+    #[arg(long)]
+    offline: bool,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -44,7 +49,7 @@ impl Inspect {
 
     fn open(&self) -> Result<Checkpoint> {
         match &self.model {
-            Some(model) => Ok(Checkpoint::open(&resolve(model, &SourceOptions::default())?)?),
+            Some(model) => Ok(Checkpoint::open(&resolve(model, self.offline, &mut output::Downloads::new(false))?)?),
             #[cfg(feature = "builtin-model")]
             None => Ok(Checkpoint::builtin()?),
             #[cfg(not(feature = "builtin-model"))]

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anyhow::Result;
+use burrstone::model::source::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -38,6 +39,51 @@ pub fn working(what: String, quiet: bool) -> impl Drop {
         bar.enable_steady_tick(Duration::from_millis(100));
         bar
     }))
+}
+
+/// Bars for downloads, on standard error if that is a terminal.
+pub struct Downloads {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+}
+
+impl Downloads {
+    pub fn new(quiet: bool) -> Self {
+        Self { bar: None, quiet }
+    }
+}
+
+impl Progress for Downloads {
+    fn start(&mut self, file: &str, total: u64) {
+        if self.quiet || !io::stderr().is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::new(total).with_message(file.to_owned());
+        let style = "{msg:40!} {bar:30} {binary_bytes:>10} of {binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta}";
+        // A template that indicatif refuses costs the look, not the download.
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        self.bar = Some(bar);
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        if !self.quiet {
+            note(text);
+        }
+    }
 }
 
 struct Working(Option<ProgressBar>);

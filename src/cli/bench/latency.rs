@@ -1,8 +1,8 @@
 //! `burrstone bench latency`: one sequence at a time.
 
 use anyhow::{Context as _, Result};
-use burrstone::cpu::probe;
-use burrstone::{Engine, Generation, Request};
+use burrstone::cpu::{Cpu, CpuOptions, Probe, probe};
+use burrstone::{DType, Engine, Generation, Request};
 use clap::Args;
 
 use super::cost::Cost;
@@ -68,22 +68,25 @@ impl Latency {
             .chain([Run::Decode { depth: self.depth, tokens: self.decode }])
             .collect();
 
-        let _progress = output::working("measuring".to_owned(), self.model.quiet);
+        let progress = output::working("measuring".to_owned(), self.model.quiet);
         // First touches of memory are not the model's speed. The probes' own memory is not the model's need.
         for run in &runs {
             run.seconds(&engine, 0)?;
         }
         let peak_rss_bytes = peak_rss();
+        let cpu = Cpu::new(CpuOptions { threads: self.model.threads.unwrap_or(0), isa: None })?;
         let mut samples: Vec<Vec<Sample>> = runs.iter().map(|_| Vec::new()).collect();
+        let mut before = probe(&cpu)?;
         for repetition in 1..=self.repeat {
             for (run, samples) in runs.iter().zip(&mut samples) {
-                let before = run.machine(&engine);
                 let seconds = run.seconds(&engine, repetition as u64)?;
-                let after = run.machine(&engine);
-                samples.push(Sample { seconds, machine: (before + after) / 2.0 });
+                let after = probe(&cpu)?;
+                let rate = |probe: &Probe| run.machine(probe, engine.report().dtype);
+                samples.push(Sample { seconds, machine: (rate(&before) + rate(&after)) / 2.0 });
+                before = after;
             }
         }
-        drop(_progress);
+        drop(progress);
 
         let figures = runs.iter().zip(&samples).map(|(run, samples)| run.figure(&cost, samples)).collect();
         let report = Report::new(engine.report(), peak_rss_bytes, self.repeat, figures);
@@ -119,12 +122,12 @@ impl Run {
         })
     }
 
-    /// What the machine gives now: operations per second for prompts, bytes per second for generated tokens.
-    fn machine(self, engine: &Engine) -> f64 {
-        let report = engine.report();
-        match self {
-            Self::Prefill { .. } => probe::flops(0, report.dtype),
-            Self::Decode { .. } => probe::read_bandwidth(0),
+    /// What bounds it: operations per second for prompts, bytes per second for generated tokens.
+    fn machine(self, probe: &Probe, activations: DType) -> f64 {
+        1e9 * match self {
+            Self::Prefill { .. } if activations == DType::BF16 => probe.bf16_gflop_s,
+            Self::Prefill { .. } => probe.f32_gflop_s,
+            Self::Decode { .. } => probe.read_gb_s,
         }
     }
 

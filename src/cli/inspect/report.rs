@@ -54,7 +54,7 @@ struct Weights {
     #[serde(flatten)]
     total: Amount,
     #[serde(serialize_with = "as_map")]
-    by_owner: Vec<(&'static str, Amount)>,
+    by_owner: Vec<(Owner, Amount)>,
     #[serde(serialize_with = "as_map")]
     by_dtype: Vec<(String, Amount)>,
 }
@@ -104,7 +104,7 @@ impl Report {
             architecture: Architecture::of(spec),
             weights: Weights {
                 total: census.total,
-                by_owner: census.owners.iter().map(|(owner, amount)| (Owner::name(*owner), *amount)).collect(),
+                by_owner: census.owners,
                 by_dtype: census.dtypes,
             },
             kv_cache: KvCache { default_dtype: spec.dtype.name(), bytes_per_token: per_token.to_vec() },
@@ -196,13 +196,13 @@ impl fmt::Display for Report {
             let share = 100.0 * *bytes as f64 / self.weights.total.bytes.max(1) as f64;
             writeln!(f, "  {name:<14} {tensors:>7} {parameters:>12} {:>12}  {share:5.1} %", size(*bytes))
         };
-        for (name, amount) in &self.weights.by_owner {
-            row(f, name, amount)?;
-        }
-        for (name, amount) in &self.weights.by_dtype {
-            row(f, name, amount)?;
+        for (owner, amount) in &self.weights.by_owner {
+            row(f, owner.name(), amount)?;
         }
         row(f, "all", &self.weights.total)?;
+        for (dtype, amount) in &self.weights.by_dtype {
+            row(f, &format!("of them {dtype}"), amount)?;
+        }
 
         writeln!(f, "\nKV cache         bytes per token   full context")?;
         for (dtype, bytes) in &self.kv_cache.bytes_per_token {
