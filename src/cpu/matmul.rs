@@ -7,9 +7,7 @@
 
 use crate::cpu::buffer::{Block, Buffer, Matrix, Pages};
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::{
-    Bf16, Isa, Kernel, PairKernel, Paired, Pairs, Product, Simd, Single, Weight, with_element,
-};
+use crate::cpu::simd::{Bf16, Isa, Kernel, PairKernel, Paired, Pairs, Product, Simd, Single, Weight, with_element};
 use crate::cpu::tile::{block_steps, direct, pack, packed, packed_shape, step_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -337,7 +335,9 @@ impl Call<'_> {
         unsafe {
             let out = self.out.add(m * self.n + block.start + n);
             let mut total = if ends.first { sum } else { *out + sum };
-            if ends.last && let Some(bias) = &block.bias {
+            if ends.last
+                && let Some(bias) = &block.bias
+            {
                 total += bias.get_unchecked(n);
             }
             *out = total;
