@@ -8,7 +8,8 @@ use std::time::Instant;
 use crate::cpu::{Cpu, CpuOptions};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Decoder, Forward, Limits, SourceOptions, resolve};
+use crate::model::source::{Progress, resolve};
+use crate::model::{Checkpoint, Decoder, Forward, Limits};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
@@ -75,7 +76,8 @@ pub struct EngineBuilder {
     threads: usize,
     context: Option<usize>,
     check_weights: bool,
-    source: SourceOptions,
+    offline: bool,
+    progress: Box<dyn Progress>,
 }
 
 impl EngineBuilder {
@@ -87,7 +89,8 @@ impl EngineBuilder {
             threads: 0,
             context: None,
             check_weights: false,
-            source: SourceOptions::default(),
+            offline: false,
+            progress: Box::new(()),
         }
     }
 
@@ -121,14 +124,26 @@ impl EngineBuilder {
         self
     }
 
+    /// Never touches the network; a hub id must be in the cache.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Who is told how downloads go on.
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
     /// Resolves and loads the model.
     ///
     /// # Errors
     /// The model cannot be found, downloaded or understood; the device is not there; memory is short.
-    pub fn build(self) -> Result<Engine> {
+    pub fn build(mut self) -> Result<Engine> {
         let started = Instant::now();
         let folder = match &self.model {
-            Some(model) => Some(resolve(model, &self.source)?),
+            Some(model) => Some(resolve(model, self.offline, &mut *self.progress)?),
             None => None,
         };
         let checkpoint = match &folder {

@@ -116,13 +116,17 @@ pub(super) fn harmless(key: &str) -> bool {
         || key.starts_with("transformers")
         || key.ends_with("_token_id")
         || key.ends_with("_token_ids")
-        || key.ends_with("_token")
         || key.contains("dropout")
         || key.ends_with("_pdrop")
         || HARMLESS.contains(&key)
 }
 
 const HARMLESS: &[&str] = &[
+    // Token texts.
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
     // Names and provenance.
     "author",
     "auto_map",

@@ -7,10 +7,13 @@ mod families;
 mod fields;
 mod finite;
 mod generation_config;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod rope;
 mod rope_config;
 mod safetensors_file;
 mod shards;
+pub mod source;
 mod spec;
 mod weights;
 

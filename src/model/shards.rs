@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use super::fields::{brief, parse_object};
 use super::safetensors_file::{Entry, read_header};
 
-const SINGLE: &str = "model.safetensors";
+pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Endings of weights in other formats.
 const OTHERS: [&str; 6] = ["bin", "gguf", "pt", "pth", "ckpt", "h5"];
@@ -56,8 +56,7 @@ pub(super) fn map(folder: &Path) -> Result<Vec<Shard>> {
 
 /// The shards of an index, each of which must hold the tensors that the index places there.
 fn indexed(folder: &Path, index: &Path) -> Result<Vec<Shard>> {
-    let text = std::fs::read(index).map_err(|e| Error::io(index, e))?;
-    let object = parse_object(index, &text)?;
+    let object = read(index)?;
     let mut shards = Vec::new();
     for (name, tensors) in placement(index, &object)? {
         let path = folder.join(name);
@@ -74,6 +73,16 @@ fn indexed(folder: &Path, index: &Path) -> Result<Vec<Shard>> {
         shards.push(shard);
     }
     Ok(shards)
+}
+
+/// The files that an index names.
+#[cfg(feature = "hub")]
+pub(super) fn named_files(index: &Path) -> Result<Vec<String>> {
+    Ok(placement(index, &read(index)?)?.into_keys().map(str::to_owned).collect())
+}
+
+fn read(index: &Path) -> Result<Map<String, Value>> {
+    parse_object(index, &std::fs::read(index).map_err(|e| Error::io(index, e))?)
 }
 
 /// `weight_map`, turned round: file → tensors.
