@@ -1,7 +1,24 @@
 //! An architecture is data: `config.json` → [`ArchSpec`] → one decoder.
 
+mod checkpoint;
+mod config;
+mod decoder;
+mod families;
+mod fields;
+mod finite;
+mod generation_config;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod rope;
+mod rope_config;
+mod safetensors_file;
+mod shards;
+pub mod source;
 mod spec;
+mod weights;
 
-pub use rope::RopeSpec;
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use decoder::{Decoder, Forward, Limits};
+pub use generation_config::GenerationConfig;
+pub use rope::{Rope, RopeKind, RopeSpec};
 pub use spec::ArchSpec;

@@ -1,0 +1,215 @@
+//! From a model's name to a running engine.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::cpu::{Cpu, CpuOptions};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::model::source::{Progress, resolve};
+use crate::model::{Checkpoint, Decoder, Forward, Limits};
+use crate::ops::CacheShape;
+use crate::text::Tokenizer;
+
+use super::budget::available_memory;
+use super::pages::PagePool;
+use super::runner::Runner;
+use super::{Engine, Inner, LoadReport};
+
+/// Tokens of one step: enough for matrix products to reach their speed, little enough to keep activations small.
+const BATCH_TOKENS: usize = 512;
+
+/// Tokens of one KV page.
+const PAGE_SIZE: usize = 32;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The best there is.
+    #[default]
+    Auto,
+    Cpu,
+    /// A CUDA device by its index.
+    Cuda(usize),
+    /// The CUDA kernels, on the CPU.
+    Sim,
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "cpu" => Self::Cpu,
+            "cuda" => Self::Cuda(0),
+            "sim" => Self::Sim,
+            _ => match text.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
+                Some(index) => Self::Cuda(index),
+                None => return Err(Error::request("device", "auto, cpu, cuda, cuda:N or sim", text)),
+            },
+        })
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Sim => f.write_str("sim"),
+        }
+    }
+}
+
+/// Options of an [`Engine`], and its making.
+#[must_use]
+pub struct EngineBuilder {
+    /// `None` is the built-in model.
+    model: Option<String>,
+    device: Device,
+    dtype: Option<DType>,
+    threads: usize,
+    context: Option<usize>,
+    check_weights: bool,
+    offline: bool,
+    progress: Box<dyn Progress>,
+}
+
+impl EngineBuilder {
+    pub(super) fn new(model: Option<String>) -> Self {
+        Self {
+            model,
+            device: Device::Auto,
+            dtype: None,
+            threads: 0,
+            context: None,
+            check_weights: false,
+            offline: false,
+            progress: Box::new(()),
+        }
+    }
+
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Precision of the activations and of the KV cache; weights stay as they are stored. `None` is the checkpoint's
+    /// own.
+    pub fn dtype(mut self, dtype: Option<DType>) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Threads of the CPU engine; 0 takes what the control group and the processor's cores allow.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Tokens that one sequence may hold, at most what the model allows.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Reads every weight once and refuses NaN and infinities.
+    pub fn check_weights(mut self, check: bool) -> Self {
+        self.check_weights = check;
+        self
+    }
+
+    /// Never touches the network; a hub id must be in the cache.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Who is told how downloads go on.
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Resolves and loads the model.
+    ///
+    /// # Errors
+    /// The model cannot be found, downloaded or understood; the device is not there; memory is short.
+    pub fn build(mut self) -> Result<Engine> {
+        let started = Instant::now();
+        let folder = match &self.model {
+            Some(model) => Some(resolve(model, self.offline, &mut *self.progress)?),
+            None => None,
+        };
+        let checkpoint = match &folder {
+            Some(folder) => Checkpoint::open(folder)?,
+            #[cfg(feature = "builtin-model")]
+            None => Checkpoint::builtin()?,
+            #[cfg(not(feature = "builtin-model"))]
+            None => return Err(Error::Model { model: String::new(), reason: "no model given".to_owned() }),
+        };
+        let name = self.model.clone().unwrap_or_else(|| "built-in".to_owned());
+        let spec = checkpoint.spec().clone();
+        let generation_config = checkpoint.generation_config().clone();
+        if self.check_weights {
+            checkpoint.check_finite()?;
+        }
+        let dtype = self.dtype.unwrap_or(spec.dtype);
+        let context = self.context_for(spec.context)?;
+        let per_token = CacheShape {
+            layers: spec.layers,
+            pages: 0,
+            page_size: PAGE_SIZE,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            dtype,
+        };
+        // One sequence of full length; half of the free memory at most, so that the rest of the machine lives.
+        let affordable = available_memory()
+            .map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token());
+        let tokens = context.min(affordable).max(PAGE_SIZE);
+        let shape = CacheShape { pages: tokens.div_ceil(PAGE_SIZE), ..per_token };
+        let limits = Limits { batch_tokens: BATCH_TOKENS.min(context), cache: shape };
+
+        let ops = match self.device {
+            Device::Auto | Device::Cpu => Cpu::new(CpuOptions { threads: self.threads, isa: None })?,
+            Device::Cuda(_) | Device::Sim => {
+                let reason = "this build has the CPU engine only".to_owned();
+                return Err(Error::Device { device: self.device.to_string(), reason });
+            }
+        };
+        let forward = Box::new(Decoder::load(ops, &spec, &checkpoint, dtype, limits)?);
+        let report = LoadReport {
+            model: name,
+            device: forward.describe(),
+            dtype,
+            load_s: 0.0,
+            weight_bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
+            kv_bytes: shape.bytes() as u64,
+            kv_tokens: shape.pages * PAGE_SIZE,
+            context: context.min(shape.pages * PAGE_SIZE),
+        };
+        let tokenizer = match checkpoint.file("tokenizer.json")? {
+            Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
+            None => None,
+        };
+        let runner =
+            Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
+        let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
+        let runner = Mutex::new(runner);
+        Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, runner })))
+    }
+
+    fn context_for(&self, model: usize) -> Result<usize> {
+        match self.context {
+            None => Ok(model),
+            Some(tokens) if (1..=model).contains(&tokens) => Ok(tokens),
+            Some(tokens) => Err(Error::request("context", format!("from 1 to {model}, the model's own"), tokens)),
+        }
+    }
+}

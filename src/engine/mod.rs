@@ -1,0 +1,209 @@
+//! Requests, KV pages, the step: a model that answers.
+
+mod budget;
+mod builder;
+mod generation;
+mod pages;
+mod request;
+mod runner;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::model::{ArchSpec, GenerationConfig};
+use crate::text::{ChatTemplate, StopMatcher, Tokenizer};
+
+pub use builder::{Device, EngineBuilder};
+pub use generation::Generation;
+pub use request::{FinishReason, Prompt, Request, Sampling, Score, Timings, Token, Usage};
+
+use runner::Runner;
+
+/// A loaded model on a device. Clones share it; several engines in one process know nothing of each other.
+///
+/// ```
+/// # #[cfg(feature = "builtin-model")]
+/// # fn main() -> burrstone::Result<()> {
+/// use burrstone::{Engine, Request};
+///
+/// let engine = Engine::builtin().build()?;
+/// let mut text = String::new();
+/// for token in engine.generate(Request::text("In the beginning").max_tokens(16))? {
+///     text += &token?.text;
+/// }
+/// assert!(!text.is_empty());
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "builtin-model"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    spec: ArchSpec,
+    generation_config: GenerationConfig,
+    /// `None` where the checkpoint has none: it can still be asked with token ids.
+    tokenizer: Option<Tokenizer>,
+    /// Where the checkpoint is; `None` for the built-in one.
+    folder: Option<PathBuf>,
+    report: LoadReport,
+    runner: Mutex<Runner>,
+}
+
+/// What was loaded, and what it takes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadReport {
+    /// The model as it was asked for.
+    pub model: String,
+    /// What runs it.
+    pub device: String,
+    /// Precision of the activations and of the KV cache.
+    pub dtype: DType,
+    /// Seconds from the start of [`EngineBuilder::build`] to its end.
+    pub load_s: f64,
+    /// Bytes of the weights, as stored.
+    pub weight_bytes: u64,
+    /// Bytes set aside for keys and values; the system hands them out as they are first used.
+    pub kv_bytes: u64,
+    /// Tokens that fit there, over all open generations.
+    pub kv_tokens: usize,
+    /// Tokens that one sequence may hold.
+    pub context: usize,
+}
+
+impl Engine {
+    /// An engine for a folder in Hugging Face format or, with the feature `hub`, a hub id: `org/name`, `org/name@rev`.
+    pub fn builder(model: impl Into<String>) -> EngineBuilder {
+        EngineBuilder::new(Some(model.into()))
+    }
+
+    /// An engine for the small model that is part of this crate.
+    #[cfg(feature = "builtin-model")]
+    pub fn builtin() -> EngineBuilder {
+        EngineBuilder::new(None)
+    }
+
+    /// Starts a generation; work begins with the first call of `next`.
+    ///
+    /// # Errors
+    /// The prompt is empty, longer than the context, or has token ids out of range; a sampling value is out of range;
+    /// text is given and the checkpoint has no tokenizer, or messages and it has no chat template.
+    pub fn generate(&self, request: Request) -> Result<Generation> {
+        let sampling = request.sampling.resolve(&self.0.generation_config)?;
+        let prompt = self.prompt(request.prompt)?;
+        let context = self.0.report.context;
+        self.check_tokens("prompt", &prompt, context)?;
+        if request.max_tokens == Some(0) {
+            return Err(Error::request("max_tokens", "at least 1", 0));
+        }
+        // The last token is never fed back, so it needs no room of its own.
+        let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(context + 1 - prompt.len());
+        let text = match &self.0.tokenizer {
+            None if request.stop.is_empty() => None,
+            _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
+        };
+        Ok(Generation::new(Arc::clone(&self.0), prompt, max_tokens, request.ignore_eos, sampling, text))
+    }
+
+    /// Log-probability of each token of a text given those before it.
+    ///
+    /// # Errors
+    /// The text is empty, longer than the context, or has token ids out of range.
+    pub fn score(&self, tokens: &[u32]) -> Result<Score> {
+        self.check_tokens("text", tokens, self.0.report.context)?;
+        let predicted = self.0.runner().score(tokens)?;
+        let perplexity = (!predicted.is_empty()).then(|| {
+            let sum: f64 = predicted.iter().copied().map(f64::from).sum();
+            (-sum / predicted.len() as f64).exp()
+        });
+        let logprobs = std::iter::once(None).chain(predicted.into_iter().map(Some)).collect();
+        Ok(Score { token_ids: tokens.to_vec(), logprobs, perplexity })
+    }
+
+    /// # Errors
+    /// The checkpoint has no `tokenizer.json`.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.0.tokenizer.as_ref().ok_or_else(|| self.without("it has no tokenizer.json; give token ids"))
+    }
+
+    /// The checkpoint's chat template, read anew.
+    ///
+    /// # Errors
+    /// The checkpoint has no chat template, or one that is none.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        match &self.0.folder {
+            Some(folder) => ChatTemplate::load(folder, None),
+            None => Err(self.without("it has no chat template; give one with --chat-template FILE")),
+        }
+    }
+
+    /// A chat template from a file, with the checkpoint's special tokens.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no chat template.
+    pub fn chat_template_from(&self, file: &Path) -> Result<ChatTemplate> {
+        match &self.0.folder {
+            Some(folder) => ChatTemplate::load(folder, Some(file)),
+            None => ChatTemplate::read(file),
+        }
+    }
+
+    fn without(&self, reason: &str) -> Error {
+        Error::Model { model: self.0.report.model.clone(), reason: reason.to_owned() }
+    }
+
+    pub fn spec(&self) -> &ArchSpec {
+        &self.0.spec
+    }
+
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.0.generation_config
+    }
+
+    pub fn report(&self) -> &LoadReport {
+        &self.0.report
+    }
+
+    fn prompt(&self, prompt: Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens),
+            Prompt::Text(text) if text.is_empty() => Err(Error::request("prompt", "a text", "an empty one")),
+            Prompt::Text(text) => self.tokenizer()?.encode(&text, true),
+            Prompt::Messages(messages) => {
+                let text = self.chat_template()?.render(&messages, true, &Default::default())?;
+                // Templates write the special tokens themselves.
+                self.tokenizer()?.encode(&text, false)
+            }
+        }
+    }
+
+    fn check_tokens(&self, field: &str, tokens: &[u32], context: usize) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::request(field, "at least one token", "none"));
+        }
+        if tokens.len() > context {
+            let expected = format_args!("at most {context} tokens, the context").to_string();
+            return Err(Error::request(field, expected, format_args!("{} tokens", tokens.len())));
+        }
+        let vocab = self.0.spec.vocab_size;
+        match tokens.iter().position(|&token| token as usize >= vocab) {
+            Some(at) => Err(Error::request(
+                format!("{field}: token {at}"),
+                format_args!("an id below {vocab}, the vocabulary's size"),
+                tokens[at],
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    /// A kernel that panicked has failed its request; the pages' books are whole, so others go on.
+    fn runner(&self) -> MutexGuard<'_, Runner> {
+        self.runner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,280 @@
+//! What callers ask for, and what they get back.
+
+use crate::error::{Error, Result};
+use crate::model::GenerationConfig;
+use crate::text::Message;
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Prompt {
+    /// Plain text; the tokenizer adds what it adds in front (a begin token, for some models).
+    Text(String),
+    /// Token ids, taken as they are.
+    Tokens(Vec<u32>),
+    /// A conversation, rendered by the model's chat template.
+    Messages(Vec<Message>),
+}
+
+/// A generation request. Everything but the prompt has a default.
+///
+/// ```
+/// use burrstone::Request;
+/// let request = Request::text("In the beginning").max_tokens(32).temperature(0.8).seed(7).stop("\n");
+/// # assert_eq!(request.stop, ["\n"]);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub prompt: Prompt,
+    pub sampling: Sampling,
+    /// Tokens to generate at most; `None` goes on to the end of the context.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the generation; they are not part of the output.
+    pub stop: Vec<String>,
+    /// Go on past the model's end tokens.
+    pub ignore_eos: bool,
+}
+
+/// How tokens are chosen. `None` takes what the checkpoint's `generation_config.json` says, and where that is silent
+/// too, greedy choice without filters. A filter (`top_p`, `top_k`, `min_p`) without a temperature samples at 1.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most likely token.
+    pub temperature: Option<f32>,
+    /// Keeps the smallest set of most likely tokens that reaches this probability, in (0, 1].
+    pub top_p: Option<f32>,
+    /// Keeps this many most likely tokens; 0 keeps all.
+    pub top_k: Option<usize>,
+    /// Drops tokens less likely than this fraction of the most likely one, in [0, 1].
+    pub min_p: Option<f32>,
+    /// Makes tokens that occurred before less likely; 1 does nothing.
+    pub repetition_penalty: Option<f32>,
+    /// Draws are a function of the seed and the position; `None` takes one at random.
+    pub seed: Option<u64>,
+}
+
+impl Request {
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::new(Prompt::Text(text.into()))
+    }
+
+    pub fn tokens(tokens: Vec<u32>) -> Self {
+        Self::new(Prompt::Tokens(tokens))
+    }
+
+    pub fn messages(messages: Vec<Message>) -> Self {
+        Self::new(Prompt::Messages(messages))
+    }
+
+    fn new(prompt: Prompt) -> Self {
+        Self { prompt, sampling: Sampling::default(), max_tokens: None, stop: Vec::new(), ignore_eos: false }
+    }
+
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = Some(tokens);
+        self
+    }
+
+    pub fn temperature(mut self, temperature: f32) -> Self {
+        self.sampling.temperature = Some(temperature);
+        self
+    }
+
+    pub fn top_p(mut self, top_p: f32) -> Self {
+        self.sampling.top_p = Some(top_p);
+        self
+    }
+
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.sampling.top_k = Some(top_k);
+        self
+    }
+
+    pub fn min_p(mut self, min_p: f32) -> Self {
+        self.sampling.min_p = Some(min_p);
+        self
+    }
+
+    pub fn repetition_penalty(mut self, penalty: f32) -> Self {
+        self.sampling.repetition_penalty = Some(penalty);
+        self
+    }
+
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.sampling.seed = Some(seed);
+        self
+    }
+
+    /// Adds a text that ends the generation.
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
+    pub fn ignore_eos(mut self, ignore: bool) -> Self {
+        self.ignore_eos = ignore;
+        self
+    }
+}
+
+/// [`Sampling`] with every question answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Resolved {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub top_k: usize,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// # Errors
+    /// A value outside its range.
+    pub(super) fn resolve(&self, defaults: &GenerationConfig) -> Result<Resolved> {
+        let sampled_by_default = defaults.do_sample == Some(true);
+        let filtered = self.top_p.is_some() || self.top_k.is_some() || self.min_p.is_some();
+        let temperature = match self.temperature {
+            Some(temperature) => temperature,
+            None if sampled_by_default => defaults.temperature.unwrap_or(1.0),
+            None if filtered => 1.0,
+            None => 0.0,
+        };
+        // A checkpoint that says not to sample has no opinion on how to.
+        let default = |value: Option<f32>| value.filter(|_| sampled_by_default);
+        let resolved = Resolved {
+            temperature,
+            top_p: self.top_p.or(default(defaults.top_p)).unwrap_or(1.0),
+            top_k: self.top_k.or(defaults.top_k.filter(|_| sampled_by_default)).unwrap_or(0),
+            min_p: self.min_p.or(default(defaults.min_p)).unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+            seed: self.seed.unwrap_or_else(random_seed),
+        };
+        let check = |field: &str, value: f32, good: bool, expected: &str| {
+            if good { Ok(()) } else { Err(Error::request(field, expected, value)) }
+        };
+        let r = &resolved;
+        check("temperature", r.temperature, r.temperature.is_finite() && r.temperature >= 0.0, "a number from 0 up")?;
+        check("top_p", r.top_p, r.top_p > 0.0 && r.top_p <= 1.0, "a number above 0, at most 1")?;
+        check("min_p", r.min_p, (0.0..=1.0).contains(&r.min_p), "a number from 0 to 1")?;
+        let penalty = r.repetition_penalty;
+        check("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "a number above 0")?;
+        Ok(resolved)
+    }
+}
+
+/// The standard library's hasher keys are the operating system's random numbers.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// One generated token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    pub id: u32,
+    /// Text that became certain with this token: empty while a character or a stop text is still open.
+    pub text: String,
+    /// Natural logarithm of the model's probability for this token, before temperature, penalties and filters.
+    pub logprob: f32,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// An end token or a stop text.
+    Stop,
+    /// `max_tokens`, or the end of the context.
+    Length,
+}
+
+impl std::fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+}
+
+/// Seconds of work, the caller's own time between tokens not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Up to and including the first token.
+    pub prefill_s: f64,
+    /// All later tokens.
+    pub decode_s: f64,
+}
+
+/// How likely a text is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    pub token_ids: Vec<u32>,
+    /// Log-probability of each token given those before it; `None` for the first.
+    pub logprobs: Vec<Option<f32>>,
+    /// `exp(-mean logprob)`; `None` for a single token, which nothing predicts.
+    pub perplexity: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampled() -> GenerationConfig {
+        GenerationConfig {
+            do_sample: Some(true),
+            temperature: Some(0.6),
+            top_p: Some(0.9),
+            top_k: Some(20),
+            ..GenerationConfig::default()
+        }
+    }
+
+    #[test]
+    fn the_checkpoint_decides_where_the_caller_does_not() {
+        let r = Sampling::default().resolve(&sampled()).unwrap();
+        assert_eq!((r.temperature, r.top_p, r.top_k), (0.6, 0.9, 20));
+        let r = Sampling { top_k: Some(0), temperature: Some(0.0), ..Sampling::default() }.resolve(&sampled()).unwrap();
+        assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 0.9, 0));
+    }
+
+    #[test]
+    fn greedy_unless_someone_asks_to_sample() {
+        let silent = GenerationConfig { do_sample: Some(false), ..sampled() };
+        let r = Sampling::default().resolve(&silent).unwrap();
+        assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 1.0, 0));
+        let r = Sampling { top_p: Some(0.5), ..Sampling::default() }.resolve(&silent).unwrap();
+        assert_eq!((r.temperature, r.top_p), (1.0, 0.5));
+    }
+
+    #[test]
+    fn seeds_are_taken_or_drawn() {
+        let given = Sampling { seed: Some(7), ..Sampling::default() };
+        assert_eq!(given.resolve(&sampled()).unwrap().seed, 7);
+        let draw = || Sampling::default().resolve(&sampled()).unwrap().seed;
+        assert_ne!(draw(), draw());
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        let cases = [
+            (Sampling { temperature: Some(-1.0), ..Sampling::default() }, "temperature"),
+            (Sampling { temperature: Some(f32::NAN), ..Sampling::default() }, "temperature"),
+            (Sampling { top_p: Some(0.0), ..Sampling::default() }, "top_p"),
+            (Sampling { top_p: Some(1.1), ..Sampling::default() }, "top_p"),
+            (Sampling { min_p: Some(2.0), ..Sampling::default() }, "min_p"),
+            (Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }, "repetition_penalty"),
+        ];
+        for (sampling, field) in cases {
+            let error = sampling.resolve(&sampled()).unwrap_err();
+            assert!(error.is_input() && error.to_string().starts_with(field), "{error}");
+        }
+    }
+}

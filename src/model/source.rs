@@ -1,0 +1,90 @@
+//! Where a model comes from: a folder and a hub id are the same argument.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Told about downloads, one file at a time.
+pub trait Progress: Send {
+    /// A file of `total` bytes begins. What an earlier run left behind is announced by [`Progress::advance`].
+    fn start(&mut self, file: &str, total: u64);
+
+    /// So many more bytes of the file are there.
+    fn advance(&mut self, bytes: u64);
+
+    /// The file is complete.
+    fn finish(&mut self);
+
+    /// Something that a user should know, in one line, which is no failure.
+    fn notice(&mut self, text: &str);
+}
+
+/// Tells nobody.
+impl Progress for () {
+    fn start(&mut self, _file: &str, _total: u64) {}
+    fn advance(&mut self, _bytes: u64) {}
+    fn finish(&mut self) {}
+    fn notice(&mut self, _text: &str) {}
+}
+
+/// A model of the hub: `name` or `organisation/name`, with `@revision` for another than `main`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubId {
+    pub name: String,
+    /// A branch, a tag or a commit.
+    pub revision: String,
+}
+
+impl HubId {
+    /// `None` where the text cannot be an id by the hub's rules.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let word = |part: &str, more: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
+            !part.is_empty() && part.len() <= 96 && part.chars().all(allowed) && !part.contains("..")
+        };
+        let parts: Vec<&str> = name.split('/').collect();
+        let named = parts.len() <= 2
+            && parts.iter().all(|part| {
+                word(part, "-_.")
+                    && !part.starts_with(['-', '.'])
+                    && !part.ends_with(['-', '.'])
+                    && !part.contains("--")
+            });
+        let revised = word(revision, "-_./") && revision.split('/').all(|part| !part.is_empty() && part != ".");
+        (named && revised).then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+/// The folder of a model: `model` itself where it is a folder, else the hub's model of that id, downloaded into the
+/// shared cache where it is not there yet (see [`super::hub`]). With `offline` only the cache is looked at.
+///
+/// # Errors
+/// `model` is neither, or the hub cannot give it.
+pub fn resolve(model: &str, offline: bool, progress: &mut dyn Progress) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let fail = |reason: &str| Err(Error::Model { model: model.to_owned(), reason: reason.to_owned() });
+    if path.is_file() {
+        return fail("this is a file; a model is the folder around it");
+    }
+    match HubId::parse(model) {
+        None => fail("no such folder, nor an id of the hub (organisation/name)"),
+        Some(id) => download(&id, offline, progress),
+    }
+}
+
+#[cfg(feature = "hub")]
+fn download(id: &HubId, offline: bool, progress: &mut dyn Progress) -> Result<PathBuf> {
+    let mut hub = super::hub::Hub::from_env()?;
+    hub.offline |= offline;
+    hub.snapshot(id, progress)
+}
+
+#[cfg(not(feature = "hub"))]
+fn download(id: &HubId, _offline: bool, _progress: &mut dyn Progress) -> Result<PathBuf> {
+    let reason = "no such folder, and this build cannot download (feature `hub`)";
+    Err(Error::Model { model: id.name.clone(), reason: reason.to_owned() })
+}

@@ -1,0 +1,112 @@
+//! A checkpoint's tensors, by name, as the decoder's layers.
+
+use crate::error::Result;
+use crate::ops::{Ops, WeightView};
+
+use super::checkpoint::Checkpoint;
+use super::spec::ArchSpec;
+
+pub(super) struct Weights<O: Ops> {
+    pub embedding: O::Matrix,
+    pub layers: Vec<Layer<O>>,
+    pub final_norm: O::Vector,
+    /// `None` where the embedding table serves as the output projection.
+    pub head: Option<O::Matrix>,
+}
+
+pub(super) struct Layer<O: Ops> {
+    pub attention_norm: O::Vector,
+    /// Query, key and value projections, stacked.
+    pub qkv: O::Matrix,
+    pub qk_norm: Option<(O::Vector, O::Vector)>,
+    pub output: O::Matrix,
+    pub mlp_norm: O::Vector,
+    /// Gate and up projections, stacked.
+    pub gate_up: O::Matrix,
+    pub down: O::Matrix,
+}
+
+impl<O: Ops> Weights<O> {
+    /// Looks every tensor up, checks its shape against the specification and hands it to the device.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or would be left over.
+    pub fn load(ops: &O, spec: &ArchSpec, checkpoint: &Checkpoint) -> Result<Self> {
+        let source = Source { ops, checkpoint };
+        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (query, key_value) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let mut layers = Vec::new();
+        for index in 0..spec.layers {
+            let at = |name: &str| format!("model.layers.{index}.{name}");
+            layers.push(Layer {
+                attention_norm: source.vector(&at("input_layernorm.weight"), hidden)?,
+                qkv: source.linear(
+                    &[
+                        (&at("self_attn.q_proj"), query),
+                        (&at("self_attn.k_proj"), key_value),
+                        (&at("self_attn.v_proj"), key_value),
+                    ],
+                    hidden,
+                    spec.qkv_bias,
+                )?,
+                qk_norm: if spec.qk_norm {
+                    Some((
+                        source.vector(&at("self_attn.q_norm.weight"), spec.head_dim)?,
+                        source.vector(&at("self_attn.k_norm.weight"), spec.head_dim)?,
+                    ))
+                } else {
+                    None
+                },
+                output: source.linear(&[(&at("self_attn.o_proj"), hidden)], query, spec.output_bias)?,
+                mlp_norm: source.vector(&at("post_attention_layernorm.weight"), hidden)?,
+                gate_up: source.linear(
+                    &[(&at("mlp.gate_proj"), inner), (&at("mlp.up_proj"), inner)],
+                    hidden,
+                    spec.mlp_bias,
+                )?,
+                down: source.linear(&[(&at("mlp.down_proj"), hidden)], inner, spec.mlp_bias)?,
+            });
+        }
+        let head = if checkpoint.tied_embeddings() {
+            None
+        } else {
+            Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?)
+        };
+        let weights = Self {
+            embedding: source.linear(&[("model.embed_tokens", spec.vocab_size)], hidden, false)?,
+            layers,
+            final_norm: source.vector("model.norm.weight", hidden)?,
+            head,
+        };
+        checkpoint.finish()?;
+        Ok(weights)
+    }
+}
+
+struct Source<'a, O: Ops> {
+    ops: &'a O,
+    checkpoint: &'a Checkpoint,
+}
+
+impl<O: Ops> Source<'_, O> {
+    fn vector(&self, name: &str, len: usize) -> Result<O::Vector> {
+        self.ops.vector(self.checkpoint.tensor(name, &[len])?)
+    }
+
+    /// `blocks`: name without `.weight`, rows.
+    fn linear(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<O::Matrix> {
+        let weights: Vec<WeightView> = blocks
+            .iter()
+            .map(|(name, rows)| self.checkpoint.tensor(&format!("{name}.weight"), &[*rows, inputs]))
+            .collect::<Result<_>>()?;
+        let biases = if bias {
+            blocks
+                .iter()
+                .map(|(name, rows)| self.checkpoint.tensor(&format!("{name}.bias"), &[*rows]))
+                .collect::<Result<_>>()?
+        } else {
+            Vec::new()
+        };
+        self.ops.matrix(weights, biases)
+    }
+}

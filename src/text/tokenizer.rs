@@ -1,0 +1,129 @@
+//! `tokenizer.json`: text to token ids and back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokenizers::DecoderWrapper;
+
+use super::one_line;
+use super::stream::DecodeStream;
+use crate::error::{Error, Result};
+
+/// The tokenizer of a checkpoint. Clones share one vocabulary.
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    file: PathBuf,
+    inner: tokenizers::Tokenizer,
+    pieces: Pieces,
+}
+
+/// What one token is to its decoder; decides how a stream may cut the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pieces {
+    /// Every token is a run of bytes, written in the alphabet of GPT-2; the text is their concatenation.
+    Bytes,
+    /// Tokens are text; a run of `<0x41>` tokens is one piece, valid UTF-8 as a whole or not at all.
+    TextOrByte,
+    /// Tokens are text.
+    Text,
+}
+
+impl Pieces {
+    fn of(decoder: Option<&DecoderWrapper>) -> Self {
+        match decoder {
+            Some(DecoderWrapper::ByteLevel(_)) => Self::Bytes,
+            Some(DecoderWrapper::ByteFallback(_)) => Self::TextOrByte,
+            Some(DecoderWrapper::Sequence(sequence)) => match sequence.get_decoders() {
+                [only] => Self::of(Some(only)),
+                several if several.iter().any(|d| Self::of(Some(d)) == Self::TextOrByte) => Self::TextOrByte,
+                _ => Self::Text,
+            },
+            _ => Self::Text,
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Reads the contents of a `tokenizer.json`. Its truncation and padding are left out: a prompt is never cut or
+    /// filled up in silence.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] naming `file` where the bytes do not describe a tokenizer.
+    pub fn from_bytes(file: &Path, bytes: &[u8]) -> Result<Self> {
+        let bad =
+            |e: &dyn std::fmt::Display| Error::checkpoint(file, "tokenizer", "a tokenizer definition", one_line(e));
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| bad(&e))?;
+        inner.with_padding(None).with_truncation(None).map_err(|e| bad(&e))?;
+        let pieces = Pieces::of(inner.get_decoder());
+        Ok(Self { shared: Arc::new(Shared { file: file.to_owned(), inner, pieces }) })
+    }
+
+    /// Token ids of `text`. With `add_special`, those that the tokenizer puts around a whole text (a begin-of-text
+    /// token, say) are added. Special tokens spelled out in `text` become their ids either way.
+    ///
+    /// # Errors
+    /// The text holds something that the tokenizer has no token for.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.shared.inner.encode_fast(text, add_special).map_err(|e| {
+            Error::request("text", format!("text that {} can encode", self.shared.file.display()), one_line(e))
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD. With `skip_special`, special tokens leave no text.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an id that the tokenizer does not have.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        if let Some(id) = ids.iter().find(|id| self.id_to_token(**id).is_none()) {
+            return Err(Error::request("token_ids", format!("ids of a vocabulary of {}", self.vocab_size()), id));
+        }
+        self.decode_known(ids, skip_special)
+    }
+
+    /// Text of a sequence that arrives token by token.
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
+        DecodeStream::new(self.clone(), skip_special)
+    }
+
+    /// Number of tokens, added ones included. A model's embedding table may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.inner.get_vocab_size(true)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.shared.inner.token_to_id(token)
+    }
+
+    /// A token as the vocabulary spells it.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.shared.inner.id_to_token(id)
+    }
+
+    pub(super) fn pieces(&self) -> Pieces {
+        self.shared.pieces
+    }
+
+    pub(super) fn is_special(&self, token: &str) -> bool {
+        self.shared.inner.get_added_vocabulary().is_special_token(token)
+    }
+
+    /// As [`Tokenizer::decode`], where unknown ids leave no text.
+    pub(super) fn decode_known(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.shared
+            .inner
+            .decode(ids, skip_special)
+            .map_err(|e| Error::request("token_ids", "ids that decode to text", one_line(e)))
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("file", &self.shared.file).field("vocab_size", &self.vocab_size()).finish()
+    }
+}

@@ -1,0 +1,11 @@
+//! Agreement with `transformers`, whose answers the scripts in `tests/golden` wrote down: log-probabilities and greedy
+//! tokens, token ids of texts, rendered conversations.
+
+#[path = "golden/chat_templates.rs"]
+mod chat_templates;
+#[path = "golden/checkpoint.rs"]
+mod checkpoint;
+#[path = "golden/models.rs"]
+mod models;
+#[path = "golden/tokenizers.rs"]
+mod tokenizers;

@@ -1,0 +1,202 @@
+//! What `transformers` says about tiny random checkpoints of every architecture and rope kind, and what Burrstone says.
+//! `cargo test --release --test golden -- --nocapture` prints the largest
+//! differences of each case.
+
+use std::fmt;
+
+use burrstone::{DType, Device, Engine, FinishReason, Request};
+
+use crate::checkpoint::{Case, Prompt, case, cases};
+
+/// What two correct float32 computations may differ by in a log-probability: the figures are near 10, the models
+/// amplify a rounding error some hundred times, and the reference is written with six decimals.
+const FLOAT32: f64 = 2e-4;
+/// Two best tokens closer than this may change places in float32.
+const TIE: f64 = 1e-4;
+
+#[test]
+fn float32_activations_agree_with_float32_transformers() {
+    let mut failures = Failures::default();
+    for case in cases() {
+        let engine = Loaded::new(&case, Some(DType::F32));
+        let mut errors = Errors::default();
+        for (i, prompt) in case.prompts.iter().enumerate() {
+            for (at, found, expected) in engine.score(prompt) {
+                errors.add(found - expected);
+                failures.check((found - expected).abs() <= FLOAT32, || {
+                    format!("{}, prompt {i}, position {at}: log-probability {found}, expected {expected}", case.name)
+                });
+            }
+            engine.greedy(prompt, TIE, FLOAT32, &mut errors, |what| {
+                failures.add(format!("{}, prompt {i}, {what}", case.name))
+            });
+        }
+        println!("{:34} float32: max |Δ| {:.1e}, mean {:.1e}", case.name, errors.max(), errors.mean());
+    }
+    failures.finish();
+}
+
+/// The rule of the stored dtype: no further from float32 than `transformers` in that dtype is, over all prompts of a
+/// case. A maximum over a few hundred samples is itself a matter of luck, so a quarter is allowed on top; a mean is not,
+/// so a tenth.
+#[test]
+fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_transformers() {
+    let mut failures = Failures::default();
+    for case in cases() {
+        let engine = Loaded::new(&case, None);
+        let (mut ours, mut theirs) = (Errors::default(), Errors::default());
+        for prompt in &case.prompts {
+            for (_, found, expected) in engine.score(prompt) {
+                ours.add(found - expected);
+            }
+            prompt.native_error.iter().for_each(|error| theirs.add(*error));
+        }
+        println!(
+            "{:34} own dtype: max |Δ| {:.1e} (transformers {:.1e}), mean {:.1e} ({:.1e})",
+            case.name,
+            ours.max(),
+            theirs.max(),
+            ours.mean(),
+            theirs.mean()
+        );
+        failures.check(ours.max() <= 1.25 * theirs.max() + FLOAT32, || {
+            format!("{}: max |Δ log-probability| {:.5}, transformers {:.5}", case.name, ours.max(), theirs.max())
+        });
+        failures.check(ours.mean() <= 1.1 * theirs.mean() + FLOAT32, || {
+            format!("{}: mean |Δ log-probability| {:.6}, transformers {:.6}", case.name, ours.mean(), theirs.mean())
+        });
+
+        // Either of two tokens may be off by the largest error.
+        let allowed = 1.25 * theirs.max() + FLOAT32;
+        for (i, prompt) in case.prompts.iter().enumerate() {
+            engine.greedy(prompt, 2.0 * allowed, 2.0 * allowed, &mut Errors::default(), |what| {
+                failures.add(format!("{}, prompt {i}, {what}", case.name));
+            });
+        }
+    }
+    failures.finish();
+}
+
+#[test]
+fn generation_stops_at_each_end_token_of_the_generation_config() {
+    let case = case("llama-gqa");
+    let expected = &case.prompts[1].greedy;
+    // The first place from the third token on where a token appears for the first time.
+    let stop = (2..expected.len()).find(|&i| !expected[..i].contains(&expected[i])).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    case.write(folder.path());
+    let unused = case.config["eos_token_id"].as_u64().unwrap();
+    let config = serde_json::json!({ "eos_token_id": [unused, expected[stop]] });
+    std::fs::write(folder.path().join("generation_config.json"), config.to_string()).unwrap();
+    let engine = Engine::builder(folder.path().to_str().unwrap()).device(Device::Cpu).build().unwrap();
+
+    let request = || Request::tokens(case.prompts[1].tokens.clone()).temperature(0.0).max_tokens(expected.len());
+    let mut generation = engine.generate(request()).unwrap();
+    let tokens: Vec<u32> = generation.by_ref().map(|token| token.unwrap().id).collect();
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Stop));
+    assert!(tokens == expected[..stop] || tokens == expected[..=stop], "{tokens:?}, expected {:?}", &expected[..=stop]);
+
+    let mut generation = engine.generate(request().ignore_eos(true)).unwrap();
+    assert_eq!(generation.by_ref().count(), expected.len());
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+}
+
+/// A checkpoint on disk and its engine.
+struct Loaded {
+    engine: Engine,
+    _folder: tempfile::TempDir,
+}
+
+impl Loaded {
+    fn new(case: &Case, dtype: Option<DType>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        case.write(folder.path());
+        let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Cpu).dtype(dtype).build();
+        let engine = built.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        Self { engine, _folder: folder }
+    }
+
+    /// Position, log-probability found and expected, of each token but the first.
+    fn score<'a>(&self, prompt: &'a Prompt) -> impl Iterator<Item = (usize, f64, f64)> + use<'a> {
+        let score = self.engine.score(&prompt.tokens).unwrap();
+        assert_eq!(score.token_ids, prompt.tokens);
+        assert_eq!(score.logprobs.len(), prompt.tokens.len());
+        assert_eq!(score.logprobs[0], None);
+        let found: Vec<f64> = score.logprobs[1..].iter().map(|x| f64::from(x.unwrap())).collect();
+        (1..).zip(found).zip(&prompt.logprobs).map(|((at, found), expected)| (at, found, *expected))
+    }
+
+    /// Compares the greedy continuation, up to a step where another token is the best one and the reference sees the two
+    /// best within `tie`: from there on the texts differ for good.
+    fn greedy(&self, prompt: &Prompt, tie: f64, tolerance: f64, errors: &mut Errors, mut fail: impl FnMut(String)) {
+        let request =
+            Request::tokens(prompt.tokens.clone()).temperature(0.0).max_tokens(prompt.greedy.len()).ignore_eos(true);
+        let mut generation = self.engine.generate(request).unwrap();
+        assert_eq!(generation.prompt_tokens(), prompt.tokens);
+        let found: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
+        assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+        assert_eq!(found.len(), prompt.greedy.len());
+        for (step, token) in found.iter().enumerate() {
+            let (expected, logprob, margin) = (prompt.greedy[step], prompt.greedy_logprobs[step], prompt.margins[step]);
+            if token.id != expected {
+                if margin > tie {
+                    fail(format!("step {step}: token {}, expected {expected}, which leads by {margin}", token.id));
+                }
+                return;
+            }
+            let found = f64::from(token.logprob);
+            errors.add(found - logprob);
+            if (found - logprob).abs() > tolerance {
+                fail(format!("step {step}: log-probability {found} of token {expected}, expected {logprob}"));
+            }
+        }
+    }
+}
+
+/// Sizes of differences.
+#[derive(Default)]
+struct Errors(Vec<f64>);
+
+impl Errors {
+    fn add(&mut self, error: f64) {
+        // A NaN must not hide behind `max`.
+        self.0.push(if error.is_nan() { f64::INFINITY } else { error.abs() });
+    }
+
+    fn max(&self) -> f64 {
+        self.0.iter().copied().fold(0.0, f64::max)
+    }
+
+    fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+    }
+}
+
+/// All that went wrong, told at the end.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    fn check(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.add(what());
+        }
+    }
+
+    fn add(&mut self, what: String) {
+        self.0.push(what);
+    }
+
+    fn finish(self) {
+        assert!(self.0.is_empty(), "{self}");
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 40;
+        writeln!(f, "{} failures", self.0.len())?;
+        self.0.iter().take(SHOWN).try_for_each(|what| writeln!(f, "  {what}"))?;
+        if self.0.len() > SHOWN { writeln!(f, "  … and {} more", self.0.len() - SHOWN) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,180 @@
+//! A server that speaks as much of the hub's protocol as a download needs, and remembers what it was asked.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub const ID: &str = "mill/stone";
+
+/// One request: its path, and its headers with names in lower case.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub path: String,
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What the server holds and how it misbehaves.
+#[derive(Default)]
+pub struct State {
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// Requests without this token are turned away.
+    pub token: Option<String>,
+    /// File → how many bytes of each of the next downloads arrive before the connection is cut.
+    pub cuts: BTreeMap<String, Vec<usize>>,
+    /// Answers with whole files whatever range is asked for, once the length has been told.
+    pub ignores_ranges: bool,
+    /// Every request fails with this status.
+    pub status: Option<u16>,
+    pub log: Vec<Request>,
+}
+
+pub struct Server {
+    pub endpoint: String,
+    state: Arc<Mutex<State>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Server {
+    pub fn new(files: &[(&str, &[u8])]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        let state = Arc::new(Mutex::new(State { files, ..State::default() }));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shared, stopped, own) = (state.clone(), stop.clone(), endpoint.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (shared, own) = (shared.clone(), own.clone());
+                // A client that leaves early is not this server's failure.
+                std::thread::spawn(move || stream.and_then(|stream| answer(stream, &shared, &own)));
+            }
+        });
+        Self { endpoint, state, stop }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn take_log(&self) -> Vec<Request> {
+        std::mem::take(&mut self.state().log)
+    }
+
+    /// The byte from which each download of a file started; requests for the length alone are left out.
+    pub fn starts(&self, file: &str) -> Vec<usize> {
+        let range = |request: &Request| request.headers.get("range").cloned().unwrap_or_default();
+        let state = self.state();
+        let served = state.log.iter().filter(|request| request.path == format!("/cdn/{file}"));
+        let ranges = served.map(range).filter(|range| range != "bytes=0-0");
+        ranges.map(|range| range["bytes=".len()..].trim_end_matches('-').parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the listener, which then closes its socket.
+        TcpStream::connect(self.endpoint.trim_start_matches("http://")).ok();
+    }
+}
+
+fn answer(stream: TcpStream, state: &Mutex<State>, endpoint: &str) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':') {
+            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        }
+    }
+    let request = Request { path: path.clone(), headers };
+    let mut state = state.lock().unwrap();
+    state.log.push(request.clone());
+    let mut stream = reader.into_inner();
+
+    if let Some(status) = state.status {
+        return respond(&mut stream, status, "", b"");
+    }
+    let expected = state.token.as_ref().map(|token| format!("Bearer {token}"));
+    if expected.is_some() && request.headers.get("authorization") != expected.as_ref() {
+        return respond(&mut stream, 401, "", b"");
+    }
+    if [format!("/api/models/{ID}/revision/main"), format!("/api/models/{ID}/revision/v1%2Fb")].contains(&path) {
+        let siblings: Vec<_> = state.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
+        let body = serde_json::json!({"id": ID, "sha": COMMIT, "siblings": siblings}).to_string();
+        return respond(&mut stream, 200, "Content-Type: application/json\r\n", body.as_bytes());
+    }
+    if let Some(name) = path.strip_prefix(&format!("/{ID}/resolve/{COMMIT}/")) {
+        if !state.files.contains_key(name) {
+            return respond(&mut stream, 404, "", b"");
+        }
+        // Large files live elsewhere, small ones here.
+        let etag = etag(name);
+        let commit = format!("X-Repo-Commit: {COMMIT}\r\n");
+        return if name.ends_with(".safetensors") {
+            let headers = format!("{commit}X-Linked-Etag: {etag}\r\nLocation: {endpoint}/cdn/{name}\r\n");
+            respond(&mut stream, 302, &headers, b"")
+        } else {
+            send(&mut stream, &mut state, name, &request, &format!("{commit}ETag: {etag}\r\n"))
+        };
+    }
+    match path.strip_prefix("/cdn/") {
+        Some(name) => send(&mut stream, &mut state, name, &request, ""),
+        None => respond(&mut stream, 404, "", b""),
+    }
+}
+
+pub fn etag(name: &str) -> String {
+    format!("\"{}\"", blob(name))
+}
+
+/// Name of a file's blob in the cache.
+pub fn blob(name: &str) -> String {
+    name.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn send(
+    stream: &mut TcpStream,
+    state: &mut State,
+    name: &str,
+    request: &Request,
+    headers: &str,
+) -> std::io::Result<()> {
+    let file = &state.files[name];
+    let range = request.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
+    let (from, to) = range.and_then(|range| range.split_once('-')).unwrap_or_default();
+    let from = from.parse().unwrap_or(0);
+    let to = to.parse().map_or(file.len(), |last: usize| last + 1);
+    if from >= file.len() {
+        return respond(stream, 416, "", b"");
+    }
+    let whole = range.is_none() || state.ignores_ranges && to == file.len();
+    let part = if whole { &file[..] } else { &file[from..to] };
+    let span = format!("Content-Range: bytes {from}-{}/{}\r\n", to - 1, file.len());
+    let (status, span) = if whole { (200, "") } else { (206, &span[..]) };
+    let cuts = state.cuts.get_mut(name).filter(|cuts| to == file.len() && !cuts.is_empty());
+    let end = cuts.map_or(part.len(), |cuts| cuts.remove(0));
+    head(stream, status, &format!("{headers}{span}"), part.len())?;
+    stream.write_all(&part[..end])
+}
+
+fn respond(stream: &mut TcpStream, status: u16, headers: &str, body: &[u8]) -> std::io::Result<()> {
+    head(stream, status, headers, body.len())?;
+    stream.write_all(body)
+}
+
+fn head(stream: &mut TcpStream, status: u16, headers: &str, length: usize) -> std::io::Result<()> {
+    write!(stream, "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n")
+}

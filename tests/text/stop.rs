@@ -1,0 +1,77 @@
+use burrstone::text::StopMatcher;
+use proptest::prelude::*;
+
+/// The definition: the stop string that is complete first, the longest of several.
+fn naive<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
+    for end in 0..=text.len() {
+        let complete = |stop: &&String| text.as_bytes()[..end].ends_with(stop.as_bytes());
+        if let Some(length) = stops.iter().filter(complete).map(String::len).max() {
+            return (&text[..end - length], true);
+        }
+    }
+    (text, false)
+}
+
+/// What a stream in these pieces gives: the text before each piece was taken, the whole text, whether it stopped.
+fn streamed(pieces: &[String], stops: &[String]) -> (Vec<String>, String, bool) {
+    let mut matcher = StopMatcher::new(stops).unwrap();
+    let (mut so_far, mut text, mut stopped) = (Vec::new(), String::new(), false);
+    for piece in pieces {
+        let step = matcher.push(piece);
+        assert!(!(stopped && !step.text.is_empty()), "text after the stop");
+        text.push_str(&step.text);
+        stopped = step.stopped;
+        so_far.push(text.clone());
+    }
+    text.push_str(&matcher.finish());
+    (so_far, text, stopped)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Few letters, so that borders, overlaps and several stops at once are common.
+    #[test]
+    fn agrees_with_a_search_of_the_whole_text(
+        pieces in prop::collection::vec("[abé]{0,4}", 0..12),
+        stops in prop::collection::vec("[abé]{1,5}", 0..4),
+    ) {
+        let whole = pieces.concat();
+        let (so_far, text, stopped) = streamed(&pieces, &stops);
+        let (expected, expected_stop) = naive(&whole, &stops);
+        prop_assert_eq!(&text, expected);
+        prop_assert_eq!(stopped, expected_stop);
+
+        // No text waits without reason: what is missing after a piece begins a stop string.
+        let mut seen = String::new();
+        for (piece, out) in pieces.iter().zip(&so_far) {
+            seen.push_str(piece);
+            if naive(&seen, &stops).1 {
+                break;
+            }
+            let held = seen.strip_prefix(out.as_str()).unwrap();
+            prop_assert!(held.is_empty() || stops.iter().any(|s| s.starts_with(held)));
+        }
+    }
+}
+
+#[test]
+fn a_stop_string_across_token_borders_is_never_shown() {
+    let pieces = ["Hello ", "#", "#", " End"].map(str::to_owned);
+    let (so_far, text, stopped) = streamed(&pieces, &["## ".to_owned()]);
+    assert_eq!(so_far, ["Hello ", "Hello ", "Hello ", "Hello "]);
+    assert_eq!((text.as_str(), stopped), ("Hello ", true));
+}
+
+#[test]
+fn an_unfinished_stop_string_is_text_after_all() {
+    let pieces = ["a#", "#"].map(str::to_owned);
+    assert_eq!(streamed(&pieces, &["## ".to_owned()]).1, "a##");
+}
+
+#[test]
+fn an_empty_stop_string_is_refused() {
+    let error = StopMatcher::new(&[String::new()]).unwrap_err();
+    assert_eq!(error.to_string(), "stop: expected strings that are not empty, found an empty one");
+    assert!(error.is_input());
+}

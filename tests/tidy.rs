@@ -1,0 +1,77 @@
+//! The house rules that a machine can check.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn stems(folder: &str) -> BTreeSet<String> {
+    fs::read_dir(root().join(folder))
+        .unwrap_or_else(|e| panic!("{folder}: {e}"))
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect()
+}
+
+fn files_below(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, extensions, found);
+        } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
+            found.push(path);
+        }
+    }
+}
+
+/// A kernel has one name, and the name is its address in every room.
+#[test]
+fn every_kernel_is_in_every_room() {
+    let kernels = stems("codegen/specs");
+    assert!(!kernels.is_empty());
+    for room in ["src/cpu", "tests/reference", "tests/kernels", "benches/kernels"] {
+        let here = stems(room);
+        let missing: Vec<_> = kernels.difference(&here).collect();
+        assert!(missing.is_empty(), "{room} lacks {missing:?}");
+    }
+}
+
+/// What is tested or measured under a kernel's name has a specification, so that nothing stands outside the plan.
+#[test]
+fn oracles_tests_and_benches_belong_to_a_kernel() {
+    let kernels = stems("codegen/specs");
+    let extra: Vec<_> = stems("tests/reference").difference(&kernels).filter(|s| *s != "mod").cloned().collect();
+    assert!(extra.is_empty(), "tests/reference has {extra:?}, which no codegen/specs names");
+}
+
+/// `unsafe` lives where hardware is touched, and nowhere else.
+#[test]
+fn unsafe_stays_in_its_rooms() {
+    let mut sources = Vec::new();
+    files_below(&root().join("src"), &["rs"], &mut sources);
+    files_below(&root().join("codegen/src"), &["rs"], &mut sources);
+    for path in sources {
+        let inside = path.strip_prefix(root()).unwrap();
+        if ["src/device", "src/kernels", "src/cpu"].iter().any(|room| inside.starts_with(room)) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let word = text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+        assert!(!word, "{} uses unsafe", inside.display());
+    }
+}
+
+/// The top level is the plan's.
+#[test]
+fn the_top_level_has_no_strangers() {
+    let rooms = ["Cargo.toml", "Cargo.lock", "build.rs", "README.md", "rustfmt.toml"];
+    let rooms = rooms.into_iter().chain(["codegen", "csrc", "src", "tests", "benches", "tuning", "target"]);
+    let rooms: BTreeSet<_> = rooms.chain(["LICENSE-MIT", "LICENSE-APACHE"]).collect();
+    for entry in fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name();
+        let name = name.to_str().unwrap();
+        assert!(name.starts_with('.') || rooms.contains(name), "{name} is not in the plan of the house");
+    }
+}
