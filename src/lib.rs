@@ -1,11 +1,25 @@
 //! Burrstone: an LLM inference engine.
+//!
+//! [`Engine`] loads a checkpoint and answers requests. Below it, in this order: [`model`] (an architecture is data),
+//! [`ops`] (what a forward pass may ask of a device), [`cpu`] (the kernels), [`device`] (memory).
 
+pub mod cpu;
 pub mod device;
 mod dtype;
+mod engine;
 mod error;
 pub mod model;
 pub mod ops;
 pub mod text;
 
 pub use dtype::DType;
+pub use engine::{
+    Device, Engine, EngineBuilder, FinishReason, Generation, LoadReport, Prompt, Request, Sampling, Score, Timings,
+    Token, Usage,
+};
 pub use error::{Error, Result};
+
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "builtin-model"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

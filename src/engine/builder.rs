@@ -8,7 +8,8 @@ use std::time::Instant;
 use crate::cpu::{Cpu, CpuOptions};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Decoder, Forward, Limits, SourceOptions, resolve};
+use crate::model::source::{Progress, resolve};
+use crate::model::{Checkpoint, Decoder, Forward, Limits};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
@@ -75,7 +76,8 @@ pub struct EngineBuilder {
     threads: usize,
     context: Option<usize>,
     check_weights: bool,
-    source: SourceOptions,
+    offline: bool,
+    progress: Box<dyn Progress>,
 }
 
 impl EngineBuilder {
@@ -87,7 +89,8 @@ impl EngineBuilder {
             threads: 0,
             context: None,
             check_weights: false,
-            source: SourceOptions::default(),
+            offline: false,
+            progress: Box::new(()),
         }
     }
 
@@ -121,14 +124,26 @@ impl EngineBuilder {
         self
     }
 
+    /// Never touches the network; a hub id must be in the cache.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Who is told how downloads go on.
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
     /// Resolves and loads the model.
     ///
     /// # Errors
     /// The model cannot be found, downloaded or understood; the device is not there; memory is short.
-    pub fn build(self) -> Result<Engine> {
+    pub fn build(mut self) -> Result<Engine> {
         let started = Instant::now();
         let folder = match &self.model {
-            Some(model) => Some(resolve(model, &self.source)?),
+            Some(model) => Some(resolve(model, self.offline, &mut *self.progress)?),
             None => None,
         };
         let checkpoint = match &folder {
@@ -155,9 +170,8 @@ impl EngineBuilder {
             dtype,
         };
         // One sequence of full length; half of the free memory at most, so that the rest of the machine lives.
-        let affordable = available_memory().map_or(usize::MAX, |bytes| {
-            usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token()
-        });
+        let affordable = available_memory()
+            .map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token());
         let tokens = context.min(affordable).max(PAGE_SIZE);
         let shape = CacheShape { pages: tokens.div_ceil(PAGE_SIZE), ..per_token };
         let limits = Limits { batch_tokens: BATCH_TOKENS.min(context), cache: shape };
@@ -184,7 +198,8 @@ impl EngineBuilder {
             Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
             None => None,
         };
-        let runner = Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
+        let runner =
+            Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
         let runner = Mutex::new(runner);
         Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, runner })))

@@ -81,6 +81,7 @@ impl Generation {
             min_p: self.sampling.min_p,
             repetition_penalty: self.sampling.repetition_penalty,
             history: &self.tokens,
+            banned: &[],
             seed: self.sampling.seed,
             position: self.tokens.len() as u64,
         };

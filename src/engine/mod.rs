@@ -7,7 +7,7 @@ mod pages;
 mod request;
 mod runner;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::dtype::DType;
@@ -137,7 +137,18 @@ impl Engine {
     pub fn chat_template(&self) -> Result<ChatTemplate> {
         match &self.0.folder {
             Some(folder) => ChatTemplate::load(folder, None),
-            None => Err(self.without("it has no chat template")),
+            None => Err(self.without("it has no chat template; give one with --chat-template FILE")),
+        }
+    }
+
+    /// A chat template from a file, with the checkpoint's special tokens.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no chat template.
+    pub fn chat_template_from(&self, file: &Path) -> Result<ChatTemplate> {
+        match &self.0.folder {
+            Some(folder) => ChatTemplate::load(folder, Some(file)),
+            None => ChatTemplate::read(file),
         }
     }
 

@@ -76,6 +76,14 @@ impl ChatTemplate {
         super::chat_files::load(folder, instead)
     }
 
+    /// The template in a file, without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where it does not compile; [`Error::Io`] where it cannot be read.
+    pub fn read(file: &Path) -> Result<Self> {
+        super::chat_files::read_template(file)
+    }
+
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins. `extra`
     /// are further variables, as `apply_chat_template` takes them (`enable_thinking`, `tools`, …).
     ///

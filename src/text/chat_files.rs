@@ -12,17 +12,27 @@ use crate::error::{Error, Result};
 pub(super) fn load(folder: &Path, instead: Option<&Path>) -> Result<ChatTemplate> {
     let config = folder.join("tokenizer_config.json");
     let settings = read_object(&config)?.unwrap_or_default();
-    let (file, source) = match instead {
-        Some(file) => {
-            (file.to_owned(), read(file)?.ok_or_else(|| Error::io(file, std::io::ErrorKind::NotFound.into()))?)
+    let template = match instead {
+        Some(file) => read_template(file)?,
+        None => {
+            let (file, source) = find(folder, &config, &settings)?;
+            parse(file, &source)?
         }
-        None => find(folder, &config, &settings)?,
     };
-    let template = ChatTemplate::parse(&source).map_err(|e| match e {
+    Ok(template.with_special_tokens(special_tokens(folder, &settings)?))
+}
+
+/// See [`ChatTemplate::read`].
+pub(super) fn read_template(file: &Path) -> Result<ChatTemplate> {
+    let source = read(file)?.ok_or_else(|| Error::io(file, std::io::ErrorKind::NotFound.into()))?;
+    parse(file.to_owned(), &source)
+}
+
+fn parse(file: PathBuf, source: &str) -> Result<ChatTemplate> {
+    ChatTemplate::parse(source).map_err(|e| match e {
         Error::Request { field, expected, found } => Error::Checkpoint { file, field, expected, found },
         other => other,
-    })?;
-    Ok(template.with_special_tokens(special_tokens(folder, &settings)?))
+    })
 }
 
 /// The file that holds the template, and its source.

@@ -167,6 +167,12 @@ def define_cases():
     case("rope-yarn-not-truncated", "llama", shape, rope={**yarn, "truncate": False}, max_position_embeddings=256,
          head_dim=32, lengths=(1, 45, 130), teeth=[{"rope_parameters": {"truncate": True}}])
 
+    # Prompts that an engine may want to cut into pieces.
+    case("long-window", "mistral", (64, 96, 2, 4, 2, 200), sliding_window=70, lengths=(513, 700), steps=8,
+         teeth=[{"sliding_window": 69}])
+    case("long-dynamic", "llama", shape, rope={"rope_type": "dynamic", "factor": 4.0}, max_position_embeddings=256,
+         lengths=(250, 700), steps=8, teeth=[{"max_position_embeddings": 300}])
+
 
 def define_random_cases(count, seed):
     """Cases that nobody chose: architecture, shape, rope, dtype and lengths drawn at random."""

@@ -1,0 +1,129 @@
+//! Options that several commands share.
+
+use anyhow::Result;
+use burrstone::{Device, Engine, EngineBuilder, Request, Sampling};
+use clap::Args;
+
+use super::output;
+use super::values::{self, Precision};
+
+/// Which model, and how it runs.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A folder in Hugging Face format, or a hub id such as org/name or org/name@revision [default: the built-in model]
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// auto, cpu, cuda, cuda:N or sim (the CUDA kernels, on the CPU)
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub device: Device,
+
+    /// CPU threads [default: what the control group and the cores allow]
+    #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
+    pub threads: Option<usize>,
+
+    /// Precision of the activations; weights stay as they are stored
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    pub dtype: Precision,
+
+    /// Tokens that a sequence may hold [default: what the model and the memory allow]
+    #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
+    pub context: Option<usize>,
+
+    /// Read every weight first, and refuse NaN and infinities
+    #[arg(long)]
+    pub check: bool,
+
+    /// Take hub models from the local cache only
+    #[arg(long)]
+    pub offline: bool,
+
+    /// No progress, notes or timings on standard error
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+fn device(text: &str) -> Result<Device, &'static str> {
+    text.parse().map_err(|_| "expected auto, cpu, cuda, cuda:N or sim")
+}
+
+impl ModelArgs {
+    /// Loads the model, with progress on a terminal.
+    pub fn load(&self) -> Result<Engine> {
+        let mut builder = self.builder()?.device(self.device).dtype(self.dtype.dtype()).check_weights(self.check);
+        builder = builder.offline(self.offline).progress(output::Downloads::new(self.quiet));
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads);
+        }
+        if let Some(context) = self.context {
+            builder = builder.context(context);
+        }
+        Ok(builder.build()?)
+    }
+
+    fn builder(&self) -> Result<EngineBuilder> {
+        match &self.model {
+            Some(model) => Ok(Engine::builder(model)),
+            #[cfg(feature = "builtin-model")]
+            None => Ok(Engine::builtin()),
+            #[cfg(not(feature = "builtin-model"))]
+            None => Err(super::exit::bad_input("--model", "a folder or a hub id", "none, and this build has no model")),
+        }
+    }
+}
+
+/// How tokens are chosen, and when to stop.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// 0 takes the most likely token [default: the checkpoint's]
+    #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
+    temperature: Option<f32>,
+
+    /// Keep the smallest set of most likely tokens that reaches this probability, in (0, 1] [default: the checkpoint's]
+    #[arg(long, value_name = "P", value_parser = values::top_p, allow_negative_numbers = true)]
+    top_p: Option<f32>,
+
+    /// Keep this many most likely tokens; 0 keeps all [default: the checkpoint's]
+    #[arg(long, value_name = "K", value_parser = values::count, allow_negative_numbers = true)]
+    top_k: Option<usize>,
+
+    /// Drop tokens less likely than this fraction of the most likely one [default: the checkpoint's]
+    #[arg(long, value_name = "P", value_parser = values::min_p, allow_negative_numbers = true)]
+    min_p: Option<f32>,
+
+    /// Make tokens that occurred before less likely; 1 does nothing [default: the checkpoint's]
+    #[arg(long, value_name = "R", value_parser = values::penalty, allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+
+    /// The same seed draws the same tokens [default: a new one each time]
+    #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
+    seed: Option<u64>,
+
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = values::stop)]
+    stop: Vec<String>,
+
+    /// Go on past the model's end tokens
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    pub fn apply(&self, request: Request) -> Request {
+        Request {
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                seed: self.seed,
+            },
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            ..request
+        }
+    }
+}

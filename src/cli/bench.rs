@@ -1,0 +1,30 @@
+//! `burrstone bench`
+
+mod cost;
+mod latency;
+mod table;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+/// Measure how fast a model runs here, and how far that is from what the machine can do
+#[derive(Args)]
+#[command(after_help = "Examples:
+  burrstone bench latency --model ./Qwen3-0.6B")]
+pub struct Bench {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Latency(latency::Latency),
+}
+
+impl Bench {
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Latency(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Standard output and standard error. Text goes out as it is; a closed pipe is an error that ends the program in
+//! silence.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use anyhow::Result;
+use burrstone::model::source::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// Writes to standard output, at once.
+pub fn print(text: impl AsRef<[u8]>) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_ref())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Writes one JSON object and a line end to standard output.
+pub fn print_json(object: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(object)?;
+    line.push(b'\n');
+    print(line)
+}
+
+/// Writes a line to standard error.
+pub fn note(line: impl Display) {
+    // Nobody is left to tell when this fails.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Shows on standard error, if that is a terminal, that `what` is under way, until dropped.
+pub fn working(what: String, quiet: bool) -> impl Drop {
+    Working((!quiet && io::stderr().is_terminal()).then(|| {
+        let bar = ProgressBar::new_spinner().with_message(what);
+        bar.set_style(ProgressStyle::default_spinner());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar
+    }))
+}
+
+/// Bars for downloads, on standard error if that is a terminal.
+pub struct Downloads {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+}
+
+impl Downloads {
+    pub fn new(quiet: bool) -> Self {
+        Self { bar: None, quiet }
+    }
+}
+
+impl Progress for Downloads {
+    fn start(&mut self, file: &str, total: u64) {
+        if self.quiet || !io::stderr().is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::new(total).with_message(file.to_owned());
+        let style =
+            "{msg:40!} {bar:30} {binary_bytes:>10} of {binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta}";
+        // A template that indicatif refuses costs the look, not the download.
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        self.bar = Some(bar);
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        if !self.quiet {
+            note(text);
+        }
+    }
+}
+
+struct Working(Option<ProgressBar>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Bytes in binary units.
+pub fn size(bytes: u64) -> String {
+    const KIB: f64 = 1024.0;
+    let bytes = bytes as f64;
+    match bytes {
+        b if b < KIB => format!("{b} B"),
+        b if b < KIB * KIB => format!("{:.1} KiB", b / KIB),
+        b if b < KIB * KIB * KIB => format!("{:.1} MiB", b / KIB / KIB),
+        b => format!("{:.2} GiB", b / KIB / KIB / KIB),
+    }
+}

@@ -1,0 +1,101 @@
+//! Strict readings of values. Each says what it expects; the caller adds what it found.
+
+use std::str::FromStr;
+
+use burrstone::DType;
+use clap::ValueEnum;
+
+/// A list of token ids: `1,2,3`.
+#[derive(Clone, Debug)]
+pub struct TokenIds(pub Vec<u32>);
+
+impl FromStr for TokenIds {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ids = text.split(',').map(|id| id.trim().parse().ok()).collect::<Option<Vec<u32>>>();
+        ids.map(Self).ok_or("expected token ids, whole numbers with commas between them")
+    }
+}
+
+/// Precision of the activations.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Precision {
+    /// The checkpoint's own
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Precision {
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
+        }
+    }
+}
+
+fn number(text: &str, holds: impl Fn(f32) -> bool, expected: &'static str) -> Result<f32, &'static str> {
+    text.parse().ok().filter(|x: &f32| x.is_finite() && holds(*x)).ok_or(expected)
+}
+
+pub fn temperature(text: &str) -> Result<f32, &'static str> {
+    number(text, |x| x >= 0.0, "expected a number from 0 up")
+}
+
+pub fn top_p(text: &str) -> Result<f32, &'static str> {
+    number(text, |x| x > 0.0 && x <= 1.0, "expected a number above 0, at most 1")
+}
+
+pub fn min_p(text: &str) -> Result<f32, &'static str> {
+    number(text, |x| (0.0..=1.0).contains(&x), "expected a number from 0 to 1")
+}
+
+pub fn penalty(text: &str) -> Result<f32, &'static str> {
+    number(text, |x| x > 0.0, "expected a number above 0")
+}
+
+pub fn seed(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "expected a whole number from 0 to 18446744073709551615")
+}
+
+/// A number of things that may be none.
+pub fn count(text: &str) -> Result<usize, &'static str> {
+    text.parse().map_err(|_| "expected a whole number from 0 up")
+}
+
+/// A number of things that is at least one.
+pub fn positive(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
+}
+
+pub fn stop(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() { Err("expected a text that is not empty") } else { Ok(text.to_owned()) }
+}
+
+/// A number of bytes: `8GiB`, `500MB`, `1.5g`, `4096`.
+pub fn bytes(text: &str) -> Result<u64, &'static str> {
+    const EXPECTED: &str = "expected a size such as 8GiB, 500MB or 4096";
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "t" | "tib" => 1024f64.powi(4),
+        _ => return Err(EXPECTED),
+    };
+    let number: f64 = number.parse().map_err(|_| EXPECTED)?;
+    let bytes = (number * unit).round();
+    // Beyond this, not every whole number has a float.
+    if bytes <= 2f64.powi(53) { Ok(bytes as u64) } else { Err(EXPECTED) }
+}

@@ -1,0 +1,420 @@
+//! What kernels read and write: activations, weights, the paged cache, the batch.
+
+use crate::cpu::simd::{Bf16, Element, F16, F32, Isa, Kernel, Simd, with_element};
+use crate::device::Bytes;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{Batch, CacheShape, WeightView};
+
+/// Zeroed, page-aligned memory that the system hands out as it is touched.
+pub(crate) struct Pages(memmap2::MmapMut);
+
+impl Pages {
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
+        let no_room = |source: std::io::Error| Error::Device {
+            device: "cpu".to_owned(),
+            reason: format!("no room for {bytes} bytes: {source}"),
+        };
+        let map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(no_room)?;
+        #[cfg(target_os = "linux")]
+        if bytes >= 1 << 21 {
+            // Large pages are a wish: where there are none, small ones serve.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self(map))
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Makes room for at least `bytes`; what was in it is lost when it grows.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<()> {
+        if self.len() < bytes {
+            *self = Self::new(bytes.next_power_of_two())?;
+        }
+        Ok(())
+    }
+}
+
+/// `len` elements of activations, zeros at first.
+pub struct Buffer {
+    dtype: DType,
+    len: usize,
+    pages: Pages,
+}
+
+impl Buffer {
+    pub(crate) fn new(dtype: DType, len: usize) -> Result<Self> {
+        let bytes = len.checked_mul(dtype.size()).ok_or_else(|| too_large("buffer", len))?;
+        Ok(Self { dtype, len, pages: Pages::new(bytes)? })
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Overwrites the first elements, rounded to the buffer's dtype.
+    ///
+    /// # Errors
+    /// More values than the buffer has room for.
+    pub fn write(&mut self, values: &[f32]) -> Result<()> {
+        if values.len() > self.len {
+            return Err(Error::operator("write", "values", format!("at most {}", self.len), values.len()));
+        }
+        with_element!(self.dtype, E => Isa::best().run(Convert::<F32, E>::new(
+            values.as_ptr().cast(),
+            self.pages.as_mut_ptr(),
+            values.len(),
+        )));
+        Ok(())
+    }
+
+    /// The first `len` elements as f32.
+    ///
+    /// # Errors
+    /// `len` is more than the buffer has.
+    pub fn read(&self, len: usize) -> Result<Vec<f32>> {
+        if len > self.len {
+            return Err(Error::operator("read", "len", format!("at most {}", self.len), len));
+        }
+        let mut values = vec![0f32; len];
+        with_element!(self.dtype, E => Isa::best().run(Convert::<E, F32>::new(
+            self.pages.as_ptr(),
+            values.as_mut_ptr().cast(),
+            len,
+        )));
+        Ok(values)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.pages.as_ptr()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.pages.as_mut_ptr()
+    }
+
+    /// Fails unless the buffer is f32 and holds `len` elements.
+    pub(crate) fn check_wide(&self, op: &'static str, field: &'static str, len: Option<usize>) -> Result<()> {
+        if self.dtype != DType::F32 {
+            return Err(Error::operator(op, field, DType::F32, self.dtype));
+        }
+        self.check(op, field, len)
+    }
+
+    /// Fails unless the buffer holds `len` elements; `None` stands for a product that overflowed.
+    pub(crate) fn check(&self, op: &'static str, field: &'static str, len: Option<usize>) -> Result<()> {
+        match len {
+            Some(len) if len <= self.len => Ok(()),
+            Some(len) => Err(Error::operator(op, field, format!("at least {len} elements"), self.len)),
+            None => Err(Error::operator(op, field, "a size that fits memory", "an overflow")),
+        }
+    }
+}
+
+pub(crate) fn too_large(field: &'static str, len: usize) -> Error {
+    Error::operator("buffer", field, "a size that fits memory", len)
+}
+
+/// Copies `n` elements from one type to another. The pointers hold that many.
+struct Convert<A, B> {
+    from: *const u8,
+    to: *mut u8,
+    n: usize,
+    types: std::marker::PhantomData<(A, B)>,
+}
+
+impl<A: Element, B: Element> Convert<A, B> {
+    fn new(from: *const u8, to: *mut u8, n: usize) -> Self {
+        Self { from, to, n, types: std::marker::PhantomData }
+    }
+}
+
+impl<A: Element, B: Element> Kernel for Convert<A, B> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: both places hold `n` elements and are not the same, as `new`'s callers in this file see to.
+        unsafe { convert::<S, A, B>(s, self.from, self.to, self.n) }
+    }
+}
+
+/// Copies `n` elements from one type to another.
+///
+/// # Safety
+/// `n` elements are readable at `from` and writable at `to`, and the two do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn convert<S: Simd, A: Element, B: Element>(s: S, from: *const u8, to: *mut u8, n: usize) {
+    let whole = n - n % S::LANES;
+    let mut i = 0;
+    while i < whole {
+        // SAFETY: `i + LANES ≤ n`.
+        unsafe { B::store(s, to.add(i * B::SIZE), A::load(s, from.add(i * A::SIZE))) };
+        i += S::LANES;
+    }
+    if whole < n {
+        // SAFETY: `n - whole < LANES` elements are left.
+        unsafe {
+            let last = A::load_first(s, from.add(whole * A::SIZE), n - whole);
+            B::store_first(s, to.add(whole * B::SIZE), last, n - whole);
+        }
+    }
+}
+
+/// Rows of a [`Matrix`] as one tensor of the checkpoint holds them.
+pub(crate) struct Block {
+    pub(crate) data: Bytes,
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    /// Row of the matrix where this block begins.
+    pub(crate) start: usize,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// A linear layer's weight `[n, k]` as blocks of rows, in the bytes and dtypes of the checkpoint.
+pub struct Matrix {
+    pub(crate) blocks: Vec<Block>,
+    n: usize,
+    k: usize,
+}
+
+impl Matrix {
+    pub(crate) fn new(blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self> {
+        const OP: &str = "matrix";
+        if blocks.is_empty() {
+            return Err(Error::operator(OP, "blocks", "at least one", "none"));
+        }
+        if !biases.is_empty() && biases.len() != blocks.len() {
+            return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
+        }
+        let mut biases = biases.into_iter();
+        let mut k = None;
+        let mut start = 0usize;
+        let mut parts = Vec::with_capacity(blocks.len());
+        for view in blocks {
+            let &[rows, columns] = view.shape.as_slice() else {
+                let found = format!("{:?} in {}", view.shape, view.name);
+                return Err(Error::operator(OP, "shape", "[n, k]", found));
+            };
+            if columns == 0 || *k.get_or_insert(columns) != columns {
+                let expected = format!("rows of {} elements", k.filter(|&k| k > 0).unwrap_or(1));
+                return Err(Error::operator(OP, "shape", expected, format!("{:?} in {}", view.shape, view.name)));
+            }
+            check_bytes(OP, &view)?;
+            let bias = match biases.next() {
+                Some(bias) if bias.shape == [rows] => Some(widen(OP, &bias)?),
+                Some(bias) => {
+                    let found = format!("{:?} in {}", bias.shape, bias.name);
+                    return Err(Error::operator(OP, "bias", format!("[{rows}]"), found));
+                }
+                None => None,
+            };
+            parts.push(Block { data: view.data, dtype: view.dtype, rows, start, bias });
+            start = start.checked_add(rows).ok_or_else(|| too_large("rows", rows))?;
+        }
+        Ok(Self { blocks: parts, n: start, k: k.unwrap_or_default() })
+    }
+
+    /// Output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+}
+
+/// A gain `[n]`, kept as f32.
+pub struct Vector(pub(crate) Vec<f32>);
+
+impl Vector {
+    pub(crate) fn new(view: &WeightView) -> Result<Self> {
+        if view.shape.len() != 1 {
+            let found = format!("{:?} in {}", view.shape, view.name);
+            return Err(Error::operator("vector", "shape", "[n]", found));
+        }
+        Ok(Self(widen("vector", view)?))
+    }
+}
+
+fn check_bytes(op: &'static str, view: &WeightView) -> Result<usize> {
+    let elements = view.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+    let bytes = elements.and_then(|n| n.checked_mul(view.dtype.size()));
+    match (elements, bytes) {
+        (Some(elements), Some(bytes)) if bytes == view.data.len() => Ok(elements),
+        _ => {
+            let expected = format!("the bytes of {:?} in {}", view.shape, view.dtype);
+            Err(Error::operator(op, "data", expected, format!("{} bytes in {}", view.data.len(), view.name)))
+        }
+    }
+}
+
+fn widen(op: &'static str, view: &WeightView) -> Result<Vec<f32>> {
+    let n = check_bytes(op, view)?;
+    let mut values = vec![0f32; n];
+    let (from, to) = (view.data.as_ptr(), values.as_mut_ptr().cast());
+    match view.dtype {
+        DType::F32 => Isa::best().run(Convert::<F32, F32>::new(from, to, n)),
+        DType::BF16 => Isa::best().run(Convert::<Bf16, F32>::new(from, to, n)),
+        DType::F16 => Isa::best().run(Convert::<F16, F32>::new(from, to, n)),
+    }
+    Ok(values)
+}
+
+/// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
+pub struct Cache {
+    shape: CacheShape,
+    pages: Pages,
+}
+
+impl Cache {
+    pub(crate) fn new(shape: CacheShape) -> Result<Self> {
+        const OP: &str = "cache";
+        if !shape.page_size.is_power_of_two() {
+            return Err(Error::operator(OP, "page_size", "a power of two", shape.page_size));
+        }
+        let dims = [2, shape.layers, shape.pages, shape.page_size, shape.kv_heads, shape.head_dim, shape.dtype.size()];
+        let bytes = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots <= u32::MAX as usize);
+        match (bytes.filter(|&bytes| bytes <= isize::MAX as usize), slots) {
+            (Some(bytes), Some(_)) => Ok(Self { shape, pages: Pages::new(bytes)? }),
+            _ => Err(Error::operator(OP, "shape", "a size that fits memory", format!("{shape:?}"))),
+        }
+    }
+
+    pub fn shape(&self) -> CacheShape {
+        self.shape
+    }
+
+    /// All of it as f32, in the order of its shape.
+    ///
+    /// # Errors
+    /// No room for the copy.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        let n = 2 * self.shape.layers * self.plane();
+        let mut values = Vec::new();
+        values.try_reserve_exact(n).map_err(|_| too_large("cache", n))?;
+        values.resize(n, 0f32);
+        with_element!(self.shape.dtype, E => Isa::best().run(Convert::<E, F32>::new(
+            self.pages.as_ptr(),
+            values.as_mut_ptr().cast(),
+            n,
+        )));
+        Ok(values)
+    }
+
+    /// Elements between the keys of one layer and its values.
+    pub(crate) fn plane(&self) -> usize {
+        let CacheShape { pages, page_size, kv_heads, head_dim, .. } = self.shape;
+        pages * page_size * kv_heads * head_dim
+    }
+
+    /// Byte offset of a layer's keys; its values follow a [`Cache::plane`] later.
+    pub(crate) fn layer_offset(&self, layer: usize) -> usize {
+        2 * layer * self.plane() * self.shape.dtype.size()
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.pages.as_ptr()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.pages.as_mut_ptr()
+    }
+
+    pub(crate) fn check_layer(&self, op: &'static str, layer: usize) -> Result<()> {
+        if layer < self.shape.layers {
+            return Ok(());
+        }
+        Err(Error::operator(op, "layer", format!("below {}", self.shape.layers), layer))
+    }
+}
+
+/// A batch whose parts were checked against each other.
+#[derive(Default)]
+pub struct Step {
+    batch: Batch,
+    order: Vec<u32>,
+}
+
+impl Step {
+    pub(crate) fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.batch.tokens.len()
+    }
+
+    /// Takes over `batch`. Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no
+    /// two tokens share a slot.
+    pub(crate) fn upload(&mut self, batch: &Batch) -> Result<()> {
+        const OP: &str = "upload";
+        let tokens = batch.tokens.len();
+        for (field, len) in [("positions", batch.positions.len()), ("slots", batch.slots.len())] {
+            if len != tokens {
+                return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
+            }
+        }
+        if batch.rope.len() % (2 * tokens.max(1)) != 0 {
+            let expected = format!("cosines and sines for {tokens} tokens");
+            return Err(Error::operator(OP, "rope", expected, format!("{} factors", batch.rope.len())));
+        }
+        let mut end = 0usize;
+        for (i, span) in batch.spans.iter().enumerate() {
+            let next = span.start.checked_add(span.len);
+            if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
+                let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+            let first = span.kv_len - span.len;
+            let positions = &batch.positions[span.start..span.start + span.len];
+            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
+                let found = format!("{} at token {}", positions[at], span.start + at);
+                return Err(Error::operator(OP, "positions", first + at, found));
+            }
+            end = span.start + span.len;
+        }
+        if end != tokens {
+            return Err(Error::operator(OP, "spans", format!("all of {tokens} tokens"), format!("{end} covered")));
+        }
+        if let Some(&row) = batch.logit_rows.iter().find(|&&row| row as usize >= tokens) {
+            return Err(Error::operator(OP, "logit_rows", format!("below {tokens}"), row));
+        }
+        self.order.clone_from(&batch.slots);
+        self.order.sort_unstable();
+        if let Some(pair) = self.order.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
+        }
+        let to = &mut self.batch;
+        to.tokens.clone_from(&batch.tokens);
+        to.positions.clone_from(&batch.positions);
+        to.slots.clone_from(&batch.slots);
+        to.rope.clone_from(&batch.rope);
+        to.spans.clone_from(&batch.spans);
+        to.page_table.clone_from(&batch.page_table);
+        to.logit_rows.clone_from(&batch.logit_rows);
+        Ok(())
+    }
+}

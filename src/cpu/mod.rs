@@ -1,0 +1,180 @@
+//! The CPU: every kernel of [`Ops`] in vector code chosen at run time, on a small pool of threads.
+//!
+//! Arithmetic. The residual stream, matrix products and logits are f32; what feeds a product (norm, attention and
+//! activation outputs, queries) and the cache have the dtype of the activations; weights stay as the checkpoint stores
+//! them. Results depend on the instruction set, and on nothing else of the machine.
+
+mod act_mul;
+mod attention;
+mod buffer;
+mod embedding;
+mod matmul;
+mod pool;
+mod probe;
+mod rms_norm;
+mod rotary_kv_write;
+mod sample;
+mod simd;
+mod target_logprobs;
+mod tile;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use buffer::{Buffer, Cache, Matrix, Step, Vector};
+pub use probe::{Probe, probe, read_gb_s_of};
+pub use simd::Isa;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, RotaryKvWrite, Rows, SampleRow, Sampled, WeightView};
+use pool::Pool;
+
+/// Elements of the longest attention head: what kernels keep on their stacks.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+
+/// How a [`Cpu`] is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads that work, the caller among them; 0 takes what the cgroup and the affinity allow, at most one for each
+    /// physical core.
+    pub threads: usize,
+    /// `None` takes the best that the machine has.
+    pub isa: Option<Isa>,
+}
+
+/// The CPU as a device.
+pub struct Cpu {
+    isa: Isa,
+    pool: Pool,
+    scratch: Mutex<Scratch>,
+}
+
+/// Room that kernels keep from call to call.
+struct Scratch {
+    matmul: matmul::Scratch,
+    attention: attention::Scratch,
+    sample: Vec<Vec<f32>>,
+}
+
+impl Cpu {
+    /// # Errors
+    /// The machine lacks `options.isa`, or refuses threads or memory.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        let failed = |reason: String| Error::Device { device: "cpu".to_owned(), reason };
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        if !isa.is_present() {
+            return Err(failed(format!("this machine has no {isa}")));
+        }
+        let threads = if options.threads == 0 { pool::available_threads() } else { options.threads };
+        let pool = Pool::new(threads).map_err(|e| failed(format!("{threads} threads: {e}")))?;
+        let scratch = Mutex::new(Scratch {
+            matmul: matmul::Scratch::new(threads)?,
+            attention: attention::Scratch::new(threads)?,
+            sample: vec![Vec::new(); threads],
+        });
+        Ok(Self { isa, pool, scratch })
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        // Scratch holds nothing from one call to the next, so a panic leaves nothing half done in it.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ops for Cpu {
+    type Buffer = Buffer;
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Cache = Cache;
+    type Step = Step;
+
+    fn describe(&self) -> String {
+        let threads = self.threads();
+        format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    fn wide_dtype(&self, _activation: DType) -> DType {
+        DType::F32
+    }
+
+    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
+        Matrix::new(blocks, biases)
+    }
+
+    fn vector(&self, weight: WeightView) -> Result<Vector> {
+        Vector::new(&weight)
+    }
+
+    fn buffer(&self, dtype: DType, len: usize) -> Result<Buffer> {
+        Buffer::new(dtype, len)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        Cache::new(shape)
+    }
+
+    fn step(&self) -> Result<Step> {
+        Ok(Step::default())
+    }
+
+    fn upload(&self, batch: &Batch, step: &mut Step) -> Result<()> {
+        step.upload(batch)
+    }
+
+    fn embedding(&self, step: &Step, table: &Matrix, out: &mut Buffer) -> Result<()> {
+        embedding::embedding(self.isa, &self.pool, step, table, out)
+    }
+
+    fn rms_norm(
+        &self,
+        step: &Step,
+        rows: Rows,
+        width: usize,
+        residual: &mut Buffer,
+        delta: Option<&Buffer>,
+        weight: &Vector,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        rms_norm::rms_norm(self.isa, &self.pool, step, rows, width, residual, delta, weight, eps, out)
+    }
+
+    fn matmul(&self, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) -> Result<()> {
+        matmul::matmul(self.isa, &self.pool, &mut self.scratch().matmul, rows, x, weight, out)
+    }
+
+    fn rotary_kv_write(&self, step: &Step, args: RotaryKvWrite<'_, Self>) -> Result<()> {
+        rotary_kv_write::rotary_kv_write(self.isa, &self.pool, step, args)
+    }
+
+    fn attention(&self, step: &Step, args: Attention<'_, Self>) -> Result<()> {
+        attention::attention(self.isa, &self.pool, &mut self.scratch().attention, step, args)
+    }
+
+    fn act_mul(
+        &self,
+        rows: usize,
+        width: usize,
+        activation: Activation,
+        gate_up: &Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        act_mul::act_mul(self.isa, &self.pool, rows, width, activation, gate_up, out)
+    }
+
+    fn sample(&self, vocab: usize, logits: &mut Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>> {
+        sample::sample(self.isa, &self.pool, &mut self.scratch().sample, vocab, logits, rows)
+    }
+
+    fn target_logprobs(&self, vocab: usize, logits: &Buffer, targets: &[u32]) -> Result<Vec<f32>> {
+        target_logprobs::target_logprobs(self.isa, &self.pool, vocab, logits, targets)
+    }
+}

@@ -1,0 +1,193 @@
+//! Norms and rotates queries and keys, and writes keys and values to their slots.
+
+use crate::cpu::buffer::{Step, convert};
+use crate::cpu::pool::{Pool, Shareable};
+use crate::cpu::rms_norm::sum_of_squares;
+use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
+use crate::cpu::{Cpu, MAX_HEAD_DIM};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::RotaryKvWrite;
+
+const OP: &str = "rotary_kv_write";
+
+/// Elements that a task takes: some microseconds.
+const TASK: usize = 16 << 10;
+
+pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKvWrite<'_, Cpu>) -> Result<()> {
+    let RotaryKvWrite { qkv, query, cache, layer, heads, kv_heads, head_dim, rotary_dim, qk_norm } = args;
+    let (batch, shape) = (step.batch(), cache.shape());
+    let tokens = batch.tokens.len();
+    if (kv_heads, head_dim) != (shape.kv_heads, shape.head_dim) {
+        let expected = format!("{} key heads of {}", shape.kv_heads, shape.head_dim);
+        return Err(Error::operator(OP, "cache", expected, format!("{kv_heads} of {head_dim}")));
+    }
+    if head_dim == 0 || head_dim > MAX_HEAD_DIM {
+        return Err(Error::operator(OP, "head_dim", format!("1 to {MAX_HEAD_DIM}"), head_dim));
+    }
+    if rotary_dim % 2 != 0 || rotary_dim > head_dim {
+        return Err(Error::operator(OP, "rotary_dim", format!("an even number up to {head_dim}"), rotary_dim));
+    }
+    cache.check_layer(OP, layer)?;
+    let width = kv_heads
+        .checked_mul(2)
+        .and_then(|n| n.checked_add(heads))
+        .and_then(|n| n.checked_mul(head_dim))
+        .ok_or_else(|| Error::operator(OP, "heads", "a size that fits memory", heads))?;
+    qkv.check_wide(OP, "qkv", tokens.checked_mul(width))?;
+    query.check(OP, "query", tokens.checked_mul(heads * head_dim))?;
+    if batch.rope.len() != tokens * rotary_dim {
+        let expected = format!("{} factors", tokens * rotary_dim);
+        return Err(Error::operator(OP, "rope", expected, batch.rope.len()));
+    }
+    let slots = shape.pages * shape.page_size;
+    if let Some(slot) = batch.slots.iter().find(|&&slot| slot as usize >= slots) {
+        return Err(Error::operator(OP, "slots", format!("below {slots}"), slot));
+    }
+    let norm = match &qk_norm {
+        None => None,
+        Some(norm) => {
+            for (field, gain) in [("qk_norm.query", norm.query), ("qk_norm.key", norm.key)] {
+                if gain.0.len() != head_dim {
+                    return Err(Error::operator(OP, field, format!("{head_dim} elements"), gain.0.len()));
+                }
+            }
+            Some((norm.query.0.as_slice(), norm.key.0.as_slice(), norm.eps))
+        }
+    };
+    let plane = cache.plane() * shape.dtype.size();
+    // SAFETY: the layer is one of the cache's, so both planes lie inside it.
+    let (keys, values) = unsafe {
+        let keys = cache.as_mut_ptr().add(cache.layer_offset(layer));
+        (keys, keys.add(plane))
+    };
+    let call = Call {
+        qkv: Shareable::new(qkv.as_ptr().cast::<f32>().cast_mut()),
+        query: Shareable::new(query.as_mut_ptr()),
+        query_dtype: query.dtype(),
+        keys: Shareable::new(keys),
+        values: Shareable::new(values),
+        cache_dtype: shape.dtype,
+        page_size: shape.page_size,
+        slots: &batch.slots,
+        rope: &batch.rope,
+        heads,
+        kv_heads,
+        head_dim,
+        half: rotary_dim / 2,
+        norm,
+    };
+    let per_task = (TASK / width.max(1)).max(1);
+    pool.run(tokens.div_ceil(per_task), &|_, task| {
+        isa.run(Tokens { call: &call, from: task * per_task, to: tokens.min((task + 1) * per_task) });
+    });
+    Ok(())
+}
+
+/// `qkv` and `query` have a row for each token, `rope` two of `half`; `keys` and `values` are one layer's, and every slot
+/// lies inside them and belongs to one token.
+struct Call<'a> {
+    qkv: Shareable<f32>,
+    query: Shareable<u8>,
+    query_dtype: DType,
+    keys: Shareable<u8>,
+    values: Shareable<u8>,
+    cache_dtype: DType,
+    page_size: usize,
+    slots: &'a [u32],
+    rope: &'a [f32],
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    half: usize,
+    norm: Option<(&'a [f32], &'a [f32], f32)>,
+}
+
+struct Tokens<'a> {
+    call: &'a Call<'a>,
+    from: usize,
+    to: usize,
+}
+
+impl Kernel for Tokens<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for token in self.from..self.to {
+            with_element!(self.call.query_dtype, Q => self.call.queries::<S, Q>(s, token));
+            with_element!(self.call.cache_dtype, C => self.call.keys_and_values::<S, C>(s, token));
+        }
+    }
+}
+
+impl Call<'_> {
+    #[inline(always)]
+    fn queries<S: Simd, Q: Element>(&self, s: S, token: usize) {
+        let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        let norm = self.norm.map(|(query, _, eps)| (query, eps));
+        for head in 0..self.heads {
+            // SAFETY: both rows of this token have this head, and this task alone has the token.
+            unsafe {
+                let from = self.qkv.get().add(token * width + head * self.head_dim);
+                let to = self.query.get().add((token * self.heads + head) * self.head_dim * Q::SIZE);
+                self.head::<S, Q>(s, token, from, norm, to);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn keys_and_values<S: Simd, C: Element>(&self, s: S, token: usize) {
+        let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        let norm = self.norm.map(|(_, key, eps)| (key, eps));
+        let slot = self.slots[token] as usize;
+        let (page, place) = (slot / self.page_size, slot % self.page_size);
+        for head in 0..self.kv_heads {
+            let row = (page * self.kv_heads + head) * self.page_size + place;
+            let offset = row * self.head_dim * C::SIZE;
+            // SAFETY: this token's row of `qkv` has this head after the queries; the slot lies inside the planes, and
+            // this task alone has it.
+            unsafe {
+                let key = self.qkv.get().add(token * width + (self.heads + head) * self.head_dim);
+                let value = key.add(self.kv_heads * self.head_dim);
+                self.head::<S, C>(s, token, key, norm, self.keys.get().add(offset));
+                convert::<S, F32, C>(s, value.cast(), self.values.get().add(offset), self.head_dim);
+            }
+        }
+    }
+
+    /// One head: norm where asked, rotation of the leading part, rounding.
+    ///
+    /// # Safety
+    /// `head_dim` elements are readable at `from` and writable at `to`.
+    #[inline(always)]
+    unsafe fn head<S: Simd, E: Element>(
+        &self,
+        s: S,
+        token: usize,
+        from: *const f32,
+        norm: Option<(&[f32], f32)>,
+        to: *mut u8,
+    ) {
+        let (n, half) = (self.head_dim, self.half);
+        let mut head = [0f32; MAX_HEAD_DIM];
+        // SAFETY: `n ≤ MAX_HEAD_DIM` elements are readable.
+        unsafe { std::ptr::copy_nonoverlapping(from, head.as_mut_ptr(), n) };
+        if let Some((gain, eps)) = norm {
+            // SAFETY: `head` has `n` elements.
+            let squares = unsafe { sum_of_squares(s, head.as_ptr(), n) };
+            let scale = 1.0 / (squares / n as f32 + eps).sqrt();
+            for (x, gain) in head[..n].iter_mut().zip(gain) {
+                *x = (*x * scale) * gain;
+            }
+        }
+        let factors = &self.rope[token * 2 * half..][..2 * half];
+        let (cos, sin) = factors.split_at(half);
+        let (low, high) = head[..2 * half].split_at_mut(half);
+        for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+        // SAFETY: `n` elements are in `head`, and writable at `to`.
+        unsafe { convert::<S, F32, E>(s, head.as_ptr().cast(), to, n) };
+    }
+}

@@ -1,0 +1,278 @@
+//! Chooses the next token of each row of logits.
+//!
+//! No sort of the vocabulary: a histogram over the leading bits of the weights (which order as the weights do) finds
+//! the one bin in which a filter cuts, and only that bin is looked at closely.
+
+use std::sync::{Mutex, PoisonError};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::cpu::buffer::Buffer;
+use crate::cpu::pool::{Pool, Shareable};
+use crate::cpu::simd::{Isa, Kernel, Simd, exp};
+use crate::cpu::target_logprobs::{FindRange, log_sum_exp};
+use crate::error::{Error, Result};
+use crate::ops::{SampleRow, Sampled};
+
+const OP: &str = "sample";
+
+pub(crate) fn sample(
+    isa: Isa,
+    pool: &Pool,
+    scratch: &mut [Vec<f32>],
+    vocab: usize,
+    logits: &Buffer,
+    rows: &[SampleRow<'_>],
+) -> Result<Vec<Sampled>> {
+    logits.check_wide(OP, "logits", rows.len().checked_mul(vocab))?;
+    for row in rows {
+        check(row, vocab)?;
+    }
+    let base = Shareable::new(logits.as_ptr().cast::<f32>().cast_mut());
+    let chosen: Mutex<Vec<Option<Result<Sampled>>>> = Mutex::new(rows.iter().map(|_| None).collect());
+    pool.run_with(scratch, rows.len(), &|weights, i| {
+        // SAFETY: the buffer has row `i`, and nobody writes it.
+        let row = unsafe { std::slice::from_raw_parts(base.get().add(i * vocab).cast_const(), vocab) };
+        let token = choose(isa, i, row, weights, &rows[i]);
+        chosen.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(token);
+    });
+    chosen.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
+}
+
+fn check(row: &SampleRow<'_>, vocab: usize) -> Result<()> {
+    let wrong = |field, expected: &str, found: f32| Err(Error::operator(OP, field, expected, found));
+    if !(row.temperature >= 0.0 && row.temperature.is_finite()) {
+        return wrong("temperature", "a finite number from 0", row.temperature);
+    }
+    if !(row.top_p > 0.0 && row.top_p <= 1.0) {
+        return wrong("top_p", "above 0, at most 1", row.top_p);
+    }
+    if !(0.0..=1.0).contains(&row.min_p) {
+        return wrong("min_p", "0 to 1", row.min_p);
+    }
+    if !(row.repetition_penalty > 0.0 && row.repetition_penalty.is_finite()) {
+        return wrong("repetition_penalty", "a finite number above 0", row.repetition_penalty);
+    }
+    match row.history.iter().find(|&&token| token as usize >= vocab) {
+        Some(token) => Err(Error::operator(OP, "history", format!("ids below {vocab}"), token)),
+        None => Ok(()),
+    }
+}
+
+/// `weights` is room that this row may use.
+fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &SampleRow<'_>) -> Result<Sampled> {
+    let total = log_sum_exp(isa, logits).map_err(|bad| bad.error(OP, index))?;
+    weights.clear();
+    weights.extend_from_slice(logits);
+    adjust(weights, row);
+    let max = isa.run(FindRange(weights)).max;
+    if max == f32::NEG_INFINITY {
+        return Err(Error::operator(OP, "banned", "a token that is left", format!("none in row {index}")));
+    }
+    let token = if row.temperature == 0.0 {
+        weights.iter().position(|&x| x == max).unwrap_or_default()
+    } else {
+        isa.run(Weigh { row: weights, max, temperature: row.temperature });
+        let floor = least_weight(weights, row);
+        draw(weights, floor, uniform(row.seed, row.position))
+    };
+    Ok(Sampled { token: token as u32, logprob: total.logprob(logits[token]) })
+}
+
+/// Repetition penalty, once for each token of the history, and bans. A banned id beyond the vocabulary cannot be chosen
+/// anyway.
+fn adjust(logits: &mut [f32], row: &SampleRow<'_>) {
+    if row.repetition_penalty != 1.0 {
+        let mut seen = vec![0u64; logits.len().div_ceil(64)];
+        for &token in row.history {
+            let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
+            if seen[word] & bit == 0 {
+                seen[word] |= bit;
+                let logit = &mut logits[token as usize];
+                *logit = if *logit > 0.0 { *logit / row.repetition_penalty } else { *logit * row.repetition_penalty };
+            }
+        }
+    }
+    for &token in row.banned {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// `x = exp((x − max) / temperature)`: the likeliest token weighs 1.
+struct Weigh<'a> {
+    row: &'a mut [f32],
+    max: f32,
+    temperature: f32,
+}
+
+impl Kernel for Weigh<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (max, temperature) = (s.splat(self.max), s.splat(self.temperature));
+        let mut pieces = self.row.chunks_exact_mut(S::LANES);
+        for piece in &mut pieces {
+            // SAFETY: the piece is a vector.
+            unsafe {
+                let x = s.div(s.sub(s.load(piece.as_ptr()), max), temperature);
+                s.store(piece.as_mut_ptr(), exp(s, x));
+            }
+        }
+        let rest = pieces.into_remainder();
+        let mut lanes = [0f32; 16];
+        lanes[..rest.len()].copy_from_slice(rest);
+        // SAFETY: no vector has more than 16 lanes.
+        unsafe {
+            let x = s.div(s.sub(s.load(lanes.as_ptr()), max), temperature);
+            s.store(lanes.as_mut_ptr(), exp(s, x));
+        }
+        rest.copy_from_slice(&lanes[..rest.len()]);
+    }
+}
+
+/// A token stays if it weighs more than `weight`, or as much and its id is at most `last`.
+#[derive(Clone, Copy)]
+struct Floor {
+    weight: f32,
+    last: usize,
+}
+
+impl Floor {
+    fn keeps(self, token: usize, weight: f32) -> bool {
+        weight > self.weight || (weight == self.weight && token <= self.last)
+    }
+}
+
+/// Where top-k, top-p and min-p, in this order, cut the weights. Tokens as likely as the k-th stay with it.
+fn least_weight(weights: &[f32], row: &SampleRow<'_>) -> Floor {
+    let mut floor = Floor { weight: f32::MIN_POSITIVE, last: usize::MAX };
+    let by_count = row.top_k > 0 && row.top_k < weights.len();
+    if by_count || row.top_p < 1.0 {
+        let bins = Bins::new(weights);
+        let mut mass = bins.mass.iter().sum();
+        if by_count {
+            mass = bins.keep_count(weights, row.top_k, &mut floor);
+        }
+        if row.top_p < 1.0 {
+            bins.keep_mass(weights, f64::from(row.top_p) * mass, &mut floor);
+        }
+    }
+    if row.min_p > floor.weight {
+        floor = Floor { weight: row.min_p, last: usize::MAX };
+    }
+    floor
+}
+
+/// How many tokens, and how much weight, share the leading bits of their weights: 32 bins to a factor of two.
+struct Bins {
+    count: Vec<u32>,
+    mass: Vec<f64>,
+}
+
+impl Bins {
+    /// The bin of a weight from 0 to 1; a larger weight never has a smaller bin.
+    fn of(weight: f32) -> usize {
+        (weight.to_bits() >> 18) as usize
+    }
+
+    fn new(weights: &[f32]) -> Self {
+        let bins = Self::of(1.0) + 1;
+        let (mut count, mut mass) = (vec![0u32; bins], vec![0f64; bins]);
+        for &weight in weights {
+            let bin = Self::of(weight).min(bins - 1);
+            count[bin] += 1;
+            mass[bin] += f64::from(weight);
+        }
+        Self { count, mass }
+    }
+
+    /// The tokens of one bin that `floor` keeps, heaviest first, equals by id.
+    fn sorted(weights: &[f32], bin: usize, floor: Floor) -> Vec<(f32, usize)> {
+        let of_bin = |&(token, &weight): &(usize, &f32)| Self::of(weight) == bin && floor.keeps(token, weight);
+        let mut tokens: Vec<(f32, usize)> = weights.iter().enumerate().filter(of_bin).map(|(t, &w)| (w, t)).collect();
+        tokens.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        tokens
+    }
+
+    /// Raises `floor` to the `k`-th heaviest token; returns the weight of what it keeps.
+    fn keep_count(&self, weights: &[f32], k: usize, floor: &mut Floor) -> f64 {
+        let (mut count, mut mass) = (0, 0.0);
+        for bin in (0..self.count.len()).rev() {
+            let here = self.count[bin] as usize;
+            if count + here < k {
+                count += here;
+                mass += self.mass[bin];
+                continue;
+            }
+            let tokens = Self::sorted(weights, bin, *floor);
+            if let Some(&(weight, _)) = tokens.get(k - count - 1) {
+                *floor = Floor { weight, last: usize::MAX };
+            }
+            let kept = tokens.iter().take_while(|(weight, _)| *weight >= floor.weight);
+            return mass + kept.map(|&(weight, _)| f64::from(weight)).sum::<f64>();
+        }
+        mass
+    }
+
+    /// Raises `floor` to the token at which the heaviest together reach `target`.
+    fn keep_mass(&self, weights: &[f32], target: f64, floor: &mut Floor) {
+        let mut mass = 0.0;
+        for bin in (0..self.mass.len()).rev() {
+            if mass + self.mass[bin] < target {
+                mass += self.mass[bin];
+                continue;
+            }
+            for (weight, token) in Self::sorted(weights, bin, *floor) {
+                mass += f64::from(weight);
+                if mass >= target {
+                    *floor = Floor { weight, last: token };
+                    return;
+                }
+            }
+            return;
+        }
+    }
+}
+
+/// The token at which the running weight of those above the floor, in the order of their ids, passes `u` of the whole.
+fn draw(weights: &mut [f32], floor: Floor, u: f64) -> usize {
+    const PIECE: usize = 256;
+    for (token, weight) in weights.iter_mut().enumerate() {
+        if !floor.keeps(token, *weight) {
+            *weight = 0.0;
+        }
+    }
+    let sum = |piece: &[f32]| piece.iter().map(|&w| f64::from(w)).sum::<f64>();
+    let pieces: Vec<f64> = weights.chunks(PIECE).map(sum).collect();
+    let target = u * pieces.iter().sum::<f64>();
+    let mut mass = 0.0;
+    for (i, piece) in pieces.iter().enumerate() {
+        if mass + piece <= target && i + 1 < pieces.len() {
+            mass += piece;
+            continue;
+        }
+        for (token, &weight) in weights.iter().enumerate().skip(i * PIECE) {
+            if weight > 0.0 {
+                mass += f64::from(weight);
+                if mass > target {
+                    return token;
+                }
+            }
+        }
+    }
+    // Rounding may leave the target at the very end: the last token that is kept.
+    weights.iter().rposition(|&weight| weight > 0.0).unwrap_or_default()
+}
+
+/// A number in [0, 1) that depends on `seed` and `position` alone.
+fn uniform(seed: u64, position: u64) -> f64 {
+    let mut key = [0u8; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&position.to_le_bytes());
+    let bits = ChaCha8Rng::from_seed(key).next_u64() >> 11;
+    bits as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,210 @@
+//! AVX-512, with bf16 pair products where the machine has them: sixteen lanes, 32 registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, PairKernel, Pairs, Simd};
+
+/// Made only in [`run`] and [`run_pairs`], so a value proves that the machine has F, BW, VL and DQ.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Made only in [`run_pairs`]: as [`Avx512`], and BF16.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(());
+
+/// # Safety
+/// The machine has AVX-512 F, BW, VL and DQ, and AVX2, FMA and F16C.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512(()))
+}
+
+/// # Safety
+/// As [`run`], and the machine has AVX-512 BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+pub(crate) unsafe fn run_pairs<K: PairKernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512Bf16(()))
+}
+
+/// An intrinsic whose only demand is the feature.
+macro_rules! present {
+    ($e:expr) => {
+        // SAFETY: `self` proves that the machine has the features; no memory is touched.
+        unsafe { $e }
+    };
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        present!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: 64 bytes are readable, as the caller promises.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m512 {
+        // SAFETY: 32 bytes are readable, as the caller promises.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m512 {
+        // SAFETY: 32 bytes are readable, as the caller promises.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: 64 bytes are writable, as the caller promises.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    // Not `vcvtneps2bf16`: it needs BF16, and flushes subnormals.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: __m512) {
+        let half = present!({
+            let bits = _mm512_castps_si512(v);
+            // Half a unit in the last place, less one when the kept part is even: ties go to even.
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            // A NaN must stay one: set its quiet bit and do not round.
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet)))
+        });
+        // SAFETY: 32 bytes are writable, as the caller promises.
+        unsafe { _mm256_storeu_si256(p.cast(), half) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: __m512) {
+        // SAFETY: 32 bytes are writable, as the caller promises.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        present!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        present!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        present!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        present!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        present!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        present!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        present!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        present!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn exp2i(self, n: __m512) -> __m512 {
+        present!({
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        present!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
+    }
+    #[inline(always)]
+    fn sum4(self, v: [__m512; 4]) -> [f32; 4] {
+        let sums = present!({
+            let a = _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps::<1>(v[0]));
+            let b = _mm256_add_ps(_mm512_castps512_ps256(v[1]), _mm512_extractf32x8_ps::<1>(v[1]));
+            let c = _mm256_add_ps(_mm512_castps512_ps256(v[2]), _mm512_extractf32x8_ps::<1>(v[2]));
+            let d = _mm256_add_ps(_mm512_castps512_ps256(v[3]), _mm512_extractf32x8_ps::<1>(v[3]));
+            let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs))
+        });
+        let mut out = [0.0; 4];
+        // SAFETY: `out` has the 16 bytes that are written.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+        out
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: __m512) -> f32 {
+        present!(_mm512_reduce_max_ps(v))
+    }
+}
+
+/// Everything but the pair products is [`Avx512`]'s.
+macro_rules! inherit {
+    ($(fn $name:ident($($arg:ident: $t:ty),*) -> $out:ty;)*) => {
+        $(#[inline(always)]
+        fn $name(self, $($arg: $t),*) -> $out {
+            Avx512(()).$name($($arg),*)
+        })*
+    };
+    ($(unsafe fn $name:ident($($arg:ident: $t:ty),*) $(-> $out:ty)?;)*) => {
+        $(#[inline(always)]
+        unsafe fn $name(self, $($arg: $t),*) $(-> $out)? {
+            // SAFETY: the caller's promise is the same, and BF16 machines have all that `Avx512` needs.
+            unsafe { Avx512(()).$name($($arg),*) }
+        })*
+    };
+}
+
+impl Simd for Avx512Bf16 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const MANY_REGISTERS: bool = true;
+
+    inherit! {
+        unsafe fn load(p: *const f32) -> __m512;
+        unsafe fn load_bf16(p: *const u16) -> __m512;
+        unsafe fn load_f16(p: *const u16) -> __m512;
+        unsafe fn store(p: *mut f32, v: __m512);
+        unsafe fn store_bf16(p: *mut u16, v: __m512);
+        unsafe fn store_f16(p: *mut u16, v: __m512);
+    }
+    inherit! {
+        fn splat(x: f32) -> __m512;
+        fn add(a: __m512, b: __m512) -> __m512;
+        fn sub(a: __m512, b: __m512) -> __m512;
+        fn mul(a: __m512, b: __m512) -> __m512;
+        fn div(a: __m512, b: __m512) -> __m512;
+        fn fma(a: __m512, b: __m512, c: __m512) -> __m512;
+        fn max(a: __m512, b: __m512) -> __m512;
+        fn min(a: __m512, b: __m512) -> __m512;
+        fn round(a: __m512) -> __m512;
+        fn exp2i(n: __m512) -> __m512;
+        fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512;
+        fn sum4(v: [__m512; 4]) -> [f32; 4];
+        fn reduce_max(v: __m512) -> f32;
+    }
+}
+
+impl Pairs for Avx512Bf16 {
+    type P = __m512bh;
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u16) -> __m512bh {
+        // SAFETY: 64 bytes are readable, as the caller promises; both types are 64 bytes of plain bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(p.cast())) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, c: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+        present!(_mm512_dpbf16_ps(c, a, b))
+    }
+}

@@ -1,0 +1,216 @@
+//! One set of vector primitives, several instruction sets. Kernels are written once over [`Simd`] and compiled once per
+//! set; [`Isa::run`] picks the copy at run time.
+
+mod element;
+mod math;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+use std::fmt;
+
+pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_element};
+pub(crate) use math::{exp, gelu, gelu_tanh, silu};
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust, eight lanes; the compiler does what it can.
+    Portable,
+    /// Plain Rust in the shape of AVX-512 BF16 (16 lanes, many registers, bf16 pair products): runs anywhere, slowly,
+    /// the algorithms that otherwise need such a machine. For tests.
+    PortableWide,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ.
+    Avx512,
+    /// [`Isa::Avx512`] with bf16 pair products.
+    Avx512Bf16,
+    /// 64-bit Arm.
+    Neon,
+}
+
+impl Isa {
+    /// All that a machine may have, best first.
+    pub const ALL: [Isa; 6] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable, Isa::PortableWide];
+
+    /// Whether this machine has it.
+    pub fn is_present(self) -> bool {
+        match self {
+            Self::Portable | Self::PortableWide => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_present()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_present() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// The best one present.
+    pub fn best() -> Self {
+        Self::ALL.into_iter().find(|isa| isa.is_present()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether products of bf16 pairs are an instruction, so that bf16 × bf16 skips the conversion to f32.
+    pub fn has_pairs(self) -> bool {
+        matches!(self, Self::Avx512Bf16 | Self::PortableWide)
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::PortableWide => "portable-wide",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Neon => "neon",
+        }
+    }
+
+    /// Runs `kernel` compiled for this set; on a machine without it, the portable copy.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 if self.is_present() => {
+                // SAFETY: the features were just found.
+                unsafe { avx2::run(kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 if self.is_present() => {
+                // SAFETY: the features were just found.
+                unsafe { avx512::run(kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 if self.is_present() => {
+                // SAFETY: the features were just found, and include those of `Avx512`.
+                unsafe { avx512::run(kernel) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon if self.is_present() => {
+                // SAFETY: the feature was just found.
+                unsafe { neon::run(kernel) }
+            }
+            Self::PortableWide => kernel.run(portable::Portable::<16>),
+            _ => kernel.run(portable::Portable::<8>),
+        }
+    }
+
+    /// Like [`Isa::run`] for a kernel that needs [`Pairs`]; on a set without them, emulated.
+    pub(crate) fn run_pairs<K: PairKernel>(self, kernel: K) -> K::Out {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 if self.is_present() => {
+                // SAFETY: the features were just found.
+                unsafe { avx512::run_pairs(kernel) }
+            }
+            _ => kernel.run(portable::Portable::<16>),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Work to be compiled once per instruction set. `run`, and all it calls that touches vectors, must be
+/// `#[inline(always)]`: only then does it land inside the function that has the features.
+pub(crate) trait Kernel {
+    type Out;
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// A [`Kernel`] over sets with bf16 pair products.
+pub(crate) trait PairKernel {
+    type Out;
+    fn run<S: Pairs>(self, s: S) -> Self::Out;
+}
+
+/// The primitives. A value of the type is the proof that the machine has the set: it is made only in the entry points
+/// that [`Isa::run`] guards. Pointers need no alignment.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// A vector of [`Simd::LANES`] f32.
+    type V: Copy;
+    const LANES: usize;
+    /// Whether there are 32 vector registers rather than 16.
+    const MANY_REGISTERS: bool;
+
+    fn splat(self, x: f32) -> Self::V;
+
+    /// # Safety
+    /// `p` is readable for `LANES` elements; the same holds for the loads below.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
+
+    /// # Safety
+    /// `p` is writable for `LANES` elements; the same holds for the stores below, which round to nearest even.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    unsafe fn store_bf16(self, p: *mut u16, v: Self::V);
+    unsafe fn store_f16(self, p: *mut u16, v: Self::V);
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, fused where the set can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Where either is NaN: `b`, or NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even; |a| < 2²².
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2ⁿ` for integral `n` in −126 ..= 127.
+    fn exp2i(self, n: Self::V) -> Self::V;
+    /// `a < b ? x : y` per lane.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// Sums over the lanes of four vectors, each in the set's one order.
+    fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
+    fn reduce_max(self, v: Self::V) -> f32;
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The same order as [`Simd::sum4`].
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        self.sum4([v, v, v, v])[0]
+    }
+}
+
+/// Products of bf16 pairs, accumulated in f32.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Pairs: Simd {
+    /// `2 · LANES` bf16.
+    type P: Copy;
+
+    /// # Safety
+    /// `p` is readable for `2 · LANES` elements.
+    unsafe fn load_pairs(self, p: *const u16) -> Self::P;
+
+    /// `c[i] + a[2i+1] · b[2i+1] + a[2i] · b[2i]`.
+    fn dot_pairs(self, c: Self::V, a: Self::P, b: Self::P) -> Self::V;
+}

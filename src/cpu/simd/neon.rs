@@ -1,0 +1,149 @@
+//! 64-bit Arm: four lanes, 32 registers.
+
+use std::arch::aarch64::*;
+
+use super::{Kernel, Simd};
+
+/// Made only in [`run`], so a value proves that the machine has the feature.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(());
+
+/// # Safety
+/// The machine has NEON.
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Neon(()))
+}
+
+/// An intrinsic whose only demand is the feature.
+macro_rules! present {
+    ($e:expr) => {
+        // SAFETY: `self` proves that the machine has NEON; no memory is touched.
+        #[allow(unused_unsafe)]
+        unsafe {
+            $e
+        }
+    };
+}
+
+impl Simd for Neon {
+    type V = float32x4_t;
+    const LANES: usize = 4;
+    const MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> float32x4_t {
+        present!(vdupq_n_f32(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> float32x4_t {
+        // SAFETY: 16 bytes are readable, as the caller promises; read as bytes because they may be unaligned.
+        unsafe { vreinterpretq_f32_u8(vld1q_u8(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> float32x4_t {
+        // SAFETY: 8 bytes are readable, as the caller promises.
+        unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p.cast()))))) }
+    }
+    // The half-float conversions are not stable intrinsics everywhere: shift the exponent in place, scale, and mend
+    // infinities and NaNs.
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> float32x4_t {
+        // SAFETY: 8 bytes are readable, as the caller promises.
+        let bits = unsafe { vmovl_u16(vreinterpret_u16_u8(vld1_u8(p.cast()))) };
+        present!({
+            let sign = vshlq_n_u32::<16>(vandq_u32(bits, vdupq_n_u32(0x8000)));
+            let magnitude = vshlq_n_u32::<13>(vandq_u32(bits, vdupq_n_u32(0x7fff)));
+            // 2^112 moves the exponent's bias from 15 to 127, subnormals included.
+            let scaled = vmulq_f32(vreinterpretq_f32_u32(magnitude), vdupq_n_f32(f32::from_bits(0x7780_0000)));
+            let special = vcgeq_u32(magnitude, vdupq_n_u32(0x0f80_0000));
+            let infinite = vorrq_u32(magnitude, vdupq_n_u32(0x7f80_0000));
+            let value = vbslq_u32(special, infinite, vreinterpretq_u32_f32(scaled));
+            vreinterpretq_f32_u32(vorrq_u32(value, sign))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: float32x4_t) {
+        // SAFETY: 16 bytes are writable, as the caller promises.
+        unsafe { vst1q_u8(p.cast(), vreinterpretq_u8_f32(v)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: float32x4_t) {
+        let half = present!({
+            let bits = vreinterpretq_u32_f32(v);
+            // Half a unit in the last place, less one when the kept part is even: ties go to even.
+            let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+            let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+            // A NaN must stay one: set its quiet bit and do not round.
+            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+            let number = vceqq_f32(v, v);
+            vshrn_n_u32::<16>(vbslq_u32(number, rounded, quiet))
+        });
+        // SAFETY: 8 bytes are writable, as the caller promises.
+        unsafe { vst1_u8(p.cast(), vreinterpret_u8_u16(half)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: float32x4_t) {
+        let mut lanes = [0f32; 4];
+        // SAFETY: `lanes` has the 16 bytes that are written; 8 bytes are writable at `p`, as the caller promises.
+        unsafe {
+            vst1q_f32(lanes.as_mut_ptr(), v);
+            p.cast::<[u16; 4]>().write_unaligned(lanes.map(|x| half::f16::from_f32(x).to_bits()));
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        present!(vaddq_f32(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        present!(vsubq_f32(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        present!(vmulq_f32(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        present!(vdivq_f32(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        present!(vfmaq_f32(c, a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        present!(vmaxq_f32(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        present!(vminq_f32(a, b))
+    }
+    #[inline(always)]
+    fn round(self, a: float32x4_t) -> float32x4_t {
+        present!(vrndnq_f32(a))
+    }
+    #[inline(always)]
+    fn exp2i(self, n: float32x4_t) -> float32x4_t {
+        present!({
+            let biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+        })
+    }
+    #[inline(always)]
+    fn select_lt(self, a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_t) -> float32x4_t {
+        present!(vbslq_f32(vcltq_f32(a, b), x, y))
+    }
+    #[inline(always)]
+    fn sum4(self, v: [float32x4_t; 4]) -> [f32; 4] {
+        let sums = present!(vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
+        let mut out = [0.0; 4];
+        // SAFETY: `out` has the 16 bytes that are written.
+        unsafe { vst1q_f32(out.as_mut_ptr(), sums) };
+        out
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: float32x4_t) -> f32 {
+        present!(vmaxvq_f32(v))
+    }
+}

@@ -1,0 +1,134 @@
+//! Plain Rust over `N` lanes, eight or sixteen.
+
+use super::{Pairs, Simd};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable<const N: usize>;
+
+impl<const N: usize> Portable<N> {
+    #[inline(always)]
+    fn map2(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
+        std::array::from_fn(|i| f(a[i], b[i]))
+    }
+}
+
+impl<const N: usize> Simd for Portable<N> {
+    type V = [f32; N];
+    const LANES: usize = N;
+    const MANY_REGISTERS: bool = N == 16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; N] {
+        [x; N]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> [f32; N] {
+        // SAFETY: readable for N elements, as the caller promises.
+        unsafe { p.cast::<[f32; N]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> [f32; N] {
+        // SAFETY: readable for N elements, as the caller promises.
+        let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
+        bits.map(|b| f32::from_bits(u32::from(b) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> [f32; N] {
+        // SAFETY: readable for N elements, as the caller promises.
+        let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
+        bits.map(|b| half::f16::from_bits(b).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: [f32; N]) {
+        // SAFETY: writable for N elements, as the caller promises.
+        unsafe { p.cast::<[f32; N]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, v: [f32; N]) {
+        // SAFETY: writable for N elements, as the caller promises.
+        unsafe { p.cast::<[u16; N]>().write_unaligned(v.map(|x| half::bf16::from_f32(x).to_bits())) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: [f32; N]) {
+        // SAFETY: writable for N elements, as the caller promises.
+        unsafe { p.cast::<[u16; N]>().write_unaligned(v.map(|x| half::f16::from_f32(x).to_bits())) }
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
+        Self::map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
+        Self::map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
+        Self::map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
+        Self::map2(a, b, |a, b| a / b)
+    }
+    // Unfused: without the instruction `mul_add` is a library call per lane.
+    #[inline(always)]
+    fn fma(self, a: [f32; N], b: [f32; N], c: [f32; N]) -> [f32; N] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
+        Self::map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: [f32; N], b: [f32; N]) -> [f32; N] {
+        Self::map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round(self, a: [f32; N]) -> [f32; N] {
+        // Adding 1.5 · 2²³ leaves no bits behind the point, and rounds as every addition does.
+        const MAGIC: f32 = 12_582_912.0;
+        a.map(|x| (x + MAGIC) - MAGIC)
+    }
+    #[inline(always)]
+    fn exp2i(self, n: [f32; N]) -> [f32; N] {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: [f32; N], b: [f32; N], x: [f32; N], y: [f32; N]) -> [f32; N] {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn sum4(self, v: [[f32; N]; 4]) -> [f32; 4] {
+        v.map(|mut lanes| {
+            let mut width = N;
+            while width > 1 {
+                width /= 2;
+                for i in 0..width {
+                    lanes[i] += lanes[i + width];
+                }
+            }
+            lanes[0]
+        })
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: [f32; N]) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+}
+
+impl Pairs for Portable<16> {
+    type P = [u16; 32];
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u16) -> [u16; 32] {
+        // SAFETY: readable for 32 elements, as the caller promises.
+        unsafe { p.cast::<[u16; 32]>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, c: [f32; 16], a: [u16; 32], b: [u16; 32]) -> [f32; 16] {
+        let wide = |x: u16| f32::from_bits(u32::from(x) << 16);
+        std::array::from_fn(|i| {
+            let odd = c[i] + wide(a[2 * i + 1]) * wide(b[2 * i + 1]);
+            odd + wide(a[2 * i]) * wide(b[2 * i])
+        })
+    }
+}

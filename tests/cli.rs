@@ -1,0 +1,21 @@
+//! The program as a user runs it.
+#![cfg(all(feature = "cli", feature = "builtin-model"))]
+
+#[path = "cli/bench.rs"]
+mod bench;
+#[path = "cli/chat.rs"]
+mod chat;
+#[path = "golden/checkpoint.rs"]
+mod checkpoint;
+#[path = "cli/errors.rs"]
+mod errors;
+#[path = "cli/generate.rs"]
+mod generate;
+#[path = "cli/help.rs"]
+mod help;
+#[path = "cli/inspect.rs"]
+mod inspect;
+#[path = "cli/score.rs"]
+mod score;
+#[path = "cli/support.rs"]
+mod support;

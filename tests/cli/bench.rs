@@ -1,0 +1,40 @@
+use crate::support::{Checkpoint, run};
+
+#[test]
+fn latency_reports_figures_beside_floors() {
+    let args = ["bench", "latency", "--prefill", "8,24", "--decode", "4", "--depth", "8", "--repeat", "1"];
+    let report = run(&[&args[..], &["--json"]].concat()).json();
+    let figures = report["figures"].as_array().unwrap();
+    let what: Vec<_> = figures
+        .iter()
+        .map(|f| (f["phase"].as_str().unwrap(), f["tokens"].as_u64().unwrap(), f["unit"].as_str().unwrap()))
+        .collect();
+    assert_eq!(what, [("prefill", 8, "GFLOP/s"), ("prefill", 24, "GFLOP/s"), ("decode", 4, "GB/s")]);
+    for figure in figures {
+        let number = |name: &str| figure[name].as_f64().unwrap();
+        for name in ["seconds", "tokens_per_s", "rate", "machine", "floor_s", "of_floor"] {
+            assert!(number(name) > 0.0, "{name}: {figure}");
+        }
+        assert!((number("rate") / number("machine") / number("of_floor") - 1.0).abs() < 1e-9);
+        assert!((number("floor_s") / number("seconds") / number("of_floor") - 1.0).abs() < 1e-9);
+    }
+    assert_eq!(report["dtype"], "bf16");
+    assert!(report["load_s"].as_f64().unwrap() > 0.0);
+    if cfg!(target_os = "linux") {
+        assert!(report["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+
+    let table = run(&args).ok();
+    for part in ["prefill 8", "decode 4 at 8", "tokens/s", "GB/s", "of floor", "peak memory"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let message = run(&["bench", "latency", "--prefill", "1025"]).error(2).to_owned();
+    assert_eq!(message, "--prefill: expected at most 1024 tokens, the context, found 1025 tokens");
+    run(&["bench", "latency", "--depth", "1000", "--decode", "100"]).error(2);
+    let model = Checkpoint::golden("llama-gqa");
+    run(&["bench", "latency", "--model", model.path(), "--prefill", "1000000"]).error(2);
+}

@@ -1,0 +1,190 @@
+use std::io::Read as _;
+
+use serde_json::Value;
+
+use crate::support::{Checkpoint, comma, command, ids, run, tokenizer, with_input};
+
+/// A greedy continuation as JSON.
+fn greedy(more: &[&str]) -> Value {
+    run(&[&["generate", "--json", "--temperature", "0", "--max-tokens", "32"], more].concat()).json()
+}
+
+#[test]
+fn text_streams_to_stdout_and_one_line_of_timings_to_stderr() {
+    let plain = run(&["generate", "In the beginning", "--temperature", "0", "--max-tokens", "32"]);
+    assert_eq!(plain.err.lines().count(), 1, "{}", plain.err);
+    assert!(plain.err.contains("prefill") && plain.err.contains("tokens/s"), "{}", plain.err);
+    let text = plain.ok();
+    assert!(text.split_whitespace().count() > 10 && text.contains(" the "), "{text:?}");
+    assert!(text.ends_with('\n') && !text.contains('\u{1b}'), "{text:?}");
+    assert_eq!(greedy(&["In the beginning"])["text"].as_str().unwrap().trim_end(), text.trim_end());
+
+    let quiet = run(&["generate", "In the beginning", "--max-tokens", "2", "--quiet"]);
+    assert_eq!(quiet.err, "");
+}
+
+/// The first read of the pipe returns before all of the text is there.
+#[test]
+fn text_arrives_while_it_is_made() {
+    let mut child =
+        command(&["generate", "And", "--ignore-eos", "--max-tokens", "600", "--temperature", "0"]).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0; 1 << 16];
+    let first = out.read(&mut first).unwrap();
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(first > 0 && first < rest.len(), "{first} bytes, then {}", rest.len());
+}
+
+/// As in `burrstone generate | head -c 1`.
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = command(&["generate", "And", "--ignore-eos", "--max-tokens", "600", "--quiet"]).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
+fn json_is_one_object_of_the_promised_shape() {
+    let report = greedy(&["In the beginning"]);
+    let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["text", "token_ids", "logprobs", "finish_reason", "usage", "timings"]);
+    let tokens = ids(&report["token_ids"]);
+    assert_eq!(tokens.len(), 32);
+    assert_eq!(report["finish_reason"], "length");
+    assert_eq!(report["usage"]["completion_tokens"], 32);
+    assert_eq!(report["usage"]["prompt_tokens"], tokenizer().encode("In the beginning", true).unwrap().len());
+    assert_eq!(report["text"], tokenizer().decode(&tokens, true).unwrap());
+    let logprobs: Vec<f64> = report["logprobs"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    assert_eq!(logprobs.len(), 32);
+    assert!(logprobs.iter().all(|x| *x <= 0.0));
+    for time in ["load_s", "prefill_s", "decode_s"] {
+        assert!(report["timings"][time].as_f64().unwrap() > 0.0, "{time}");
+    }
+}
+
+#[test]
+fn prompts_come_from_everywhere() {
+    let expected = greedy(&["The king said"]);
+    let same = |report: Value| assert_eq!((&report["text"], &report["usage"]), (&expected["text"], &expected["usage"]));
+    let base = ["generate", "--json", "--temperature", "0", "--max-tokens", "32"];
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, "The king said").unwrap();
+    same(greedy(&["--prompt-file", file.to_str().unwrap()]));
+    same(with_input(&[&base[..], &["--prompt-file", "-"]].concat(), "The king said").json());
+    same(with_input(&base, "The king said").json());
+    same(greedy(&["--token-ids", &comma(&tokenizer().encode("The king said", true).unwrap())]));
+    same(greedy(&["--model", Checkpoint::builtin().path(), "The king said"]));
+    // An argument is not mixed with what is piped.
+    same(with_input(&[&base[..], &["The king said"]].concat(), "other words").json());
+
+    let default = run(&base);
+    assert!(default.err.contains("In the beginning"), "{}", default.err);
+    assert_eq!(default.json()["text"], greedy(&["In the beginning"])["text"]);
+}
+
+#[test]
+fn the_built_in_model_ends_by_itself_or_at_the_limit() {
+    let report = run(&["generate", "--json", "--seed", "1"]).json();
+    let completion = report["usage"]["completion_tokens"].as_u64().unwrap();
+    match report["finish_reason"].as_str().unwrap() {
+        "stop" => assert_eq!(*ids(&report["token_ids"]).last().unwrap(), 0),
+        "length" => assert_eq!(completion, 256),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    for dtype in ["bf16", "f32"] {
+        let with = |threads| greedy(&["And it came to pass", "--dtype", dtype, "--threads", threads]);
+        let one = with("1");
+        for threads in ["2", "3"] {
+            let several = with(threads);
+            assert_eq!(one["token_ids"], several["token_ids"], "{dtype}, {threads} threads");
+            assert_eq!(one["logprobs"], several["logprobs"], "{dtype}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn seeds_decide_what_is_drawn() {
+    let draw = |seed: &str| {
+        let args = ["generate", "Behold", "--json", "--temperature", "1", "--max-tokens", "24", "--seed", seed];
+        run(&args).json()["token_ids"].clone()
+    };
+    let first = draw("7");
+    assert_eq!(first, draw("7"));
+    assert!(["8", "9", "18446744073709551615"].iter().any(|seed| draw(seed) != first));
+}
+
+/// Each option reaches the sampler: it changes what a fixed seed draws, or makes it greedy.
+#[test]
+fn sampling_options_are_heard() {
+    let draw = |more: &[&str]| {
+        let base = ["generate", "Behold", "--json", "--max-tokens", "24", "--seed", "3", "--temperature", "2"];
+        ids(&run(&[&base, more].concat()).json()["token_ids"])
+    };
+    let greedy = ids(&greedy(&["Behold", "--max-tokens", "24"])["token_ids"]);
+    let free = draw(&[]);
+    assert_ne!(free, greedy);
+    assert_eq!(draw(&["--top-k", "1"]), greedy);
+    assert_eq!(draw(&["--top-p", "0.0001"]), greedy);
+    assert_eq!(draw(&["--min-p", "1"]), greedy);
+    assert_ne!(draw(&["--repetition-penalty", "50"]), free);
+}
+
+#[test]
+fn stop_texts_end_the_text_before_them() {
+    let whole = greedy(&["In the beginning"]);
+    let whole = whole["text"].as_str().unwrap();
+    let middle = (whole.len() / 2..).find(|at| whole.is_char_boundary(*at) && whole.is_char_boundary(at + 7)).unwrap();
+    let stop = &whole[middle..middle + 7];
+    let stopped = greedy(&["In the beginning", "--stop", "never to be seen", "--stop", stop]);
+    assert_eq!(stopped["text"], whole[..whole.find(stop).unwrap()]);
+    assert_eq!(stopped["finish_reason"], "stop");
+    let plain = run(&["generate", "In the beginning", "--temperature", "0", "--max-tokens", "32", "--stop", stop]).ok();
+    assert_eq!(plain.trim_end_matches('\n'), stopped["text"].as_str().unwrap().trim_end_matches('\n'));
+}
+
+#[test]
+fn end_tokens_end_unless_ignored() {
+    let model = Checkpoint::builtin();
+    let all = ids(&greedy(&["In the beginning"])["token_ids"]);
+    // Whatever comes fifth is an end token now.
+    model.edit("generation_config.json", |config| config["eos_token_id"] = serde_json::json!([0, all[4]]));
+    let first = all.iter().position(|id| *id == all[4]).unwrap();
+    let ended = greedy(&["In the beginning", "--model", model.path()]);
+    assert_eq!(ids(&ended["token_ids"]), all[..=first]);
+    assert_eq!(ended["finish_reason"], "stop");
+    assert_eq!(ended["text"], tokenizer().decode(&all[..first], true).unwrap());
+    let on = greedy(&["In the beginning", "--model", model.path(), "--ignore-eos"]);
+    assert_eq!(ids(&on["token_ids"]), all);
+}
+
+#[test]
+fn a_checkpoint_without_a_tokenizer_takes_and_gives_ids() {
+    let model = Checkpoint::golden("llama-gqa");
+    let base = ["generate", "--model", model.path(), "--token-ids", "1, 2,3", "--temperature", "0", "--max-tokens", "5"];
+    let report = run(&[&base[..], &["--json"]].concat()).json();
+    assert_eq!(report["text"], "");
+    let tokens = ids(&report["token_ids"]);
+    assert_eq!(run(&base).ok(), format!("{}\n", comma(&tokens)));
+
+    let refused = run(&["generate", "--model", model.path(), "some text"]);
+    assert!(refused.error(2).contains("no tokenizer.json"), "{refused:?}");
+}
+
+#[test]
+fn the_context_bounds_the_text() {
+    let report = greedy(&["--token-ids", "5,6,7,8,9", "--context", "12", "--max-tokens", "50", "--ignore-eos"]);
+    assert_eq!(report["finish_reason"], "length");
+    // The last token needs no place of its own.
+    assert_eq!(report["usage"]["completion_tokens"], 12 + 1 - 5);
+}

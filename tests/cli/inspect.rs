@@ -1,0 +1,69 @@
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::support::{Checkpoint, run};
+
+#[test]
+fn json_counts_every_byte_once() {
+    let report = run(&["inspect", "--json", "--tensors"]).json();
+    let weights = &report["weights"];
+    assert_eq!(weights["parameters"], 3_967_744);
+    assert_eq!(weights["bytes"], 2 * 3_967_744);
+    let sum = |group: &Value, field: &str| -> u64 {
+        group.as_object().unwrap().values().map(|amount| amount[field].as_u64().unwrap()).sum()
+    };
+    for field in ["tensors", "parameters", "bytes"] {
+        assert_eq!(sum(&weights["by_owner"], field), weights[field].as_u64().unwrap());
+        assert_eq!(sum(&weights["by_dtype"], field), weights[field].as_u64().unwrap());
+    }
+    assert_eq!(weights["by_owner"]["embedding"]["parameters"], 2048 * 256);
+    assert_eq!(weights["by_owner"]["feed_forward"]["parameters"], 5 * 3 * 256 * 640);
+    assert_eq!(weights["by_owner"]["head"], Value::Null);
+    assert_eq!(report["kv_cache"]["bytes_per_token"], json!({"f32": 5120, "bf16": 2560, "f16": 2560}));
+    assert_eq!(report["architecture"]["model_type"], "llama");
+    assert_eq!(report["architecture"]["tied_embeddings"], true);
+    assert_eq!(report["tensors"].as_array().unwrap().len(), 47);
+    assert_eq!(report["memory"], Value::Null);
+}
+
+#[test]
+fn a_budget_holds_weights_and_tokens() {
+    let report = run(&["inspect", "--json", "--memory", "16MiB"]).json();
+    let room = 16 * 1024 * 1024 - 2 * 3_967_744;
+    assert_eq!(report["memory"]["tokens"], json!({"f32": room / 5120, "bf16": room / 2560, "f16": room / 2560}));
+    let report = run(&["inspect", "--json", "--memory", "1MB"]).json();
+    assert_eq!(report["memory"]["tokens"]["f32"], 0);
+}
+
+#[test]
+fn people_get_the_same_numbers() {
+    let text = run(&["inspect", "--tensors", "--memory", "16MiB"]).ok();
+    for part in ["llama, 3.97 M parameters", "feed-forward", "2560", "full context", "model.norm.weight", "tokens"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn other_checkpoints() {
+    let model = Checkpoint::golden("llama-sharded");
+    let report = run(&["inspect", model.path(), "--json", "--tensors"]).json();
+    let files: std::collections::BTreeSet<_> =
+        report["tensors"].as_array().unwrap().iter().map(|t| t["file"].as_str().unwrap().to_owned()).collect();
+    assert!(files.len() > 1, "{files:?}");
+    assert!(run(&["inspect", "./no-such-folder/here"]).error(2).contains("no-such-folder"));
+}
+
+/// Weights of 256 GiB that are a hole in a file.
+#[test]
+fn weights_are_not_read() {
+    let model = Checkpoint::golden("llama-gqa");
+    let size: u64 = 256 << 30;
+    let header = json!({"big": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).to_string();
+    let mut file = std::fs::File::create(model.file("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + size).unwrap();
+    let report = run(&["inspect", model.path(), "--json"]).json();
+    assert_eq!(report["weights"]["bytes"], size);
+}

@@ -1,0 +1,24 @@
+//! Every CPU kernel against its oracle, on every instruction set that this machine has.
+
+#[path = "kernels/support.rs"]
+mod support;
+
+#[path = "reference/mod.rs"]
+mod reference;
+
+#[path = "kernels/act_mul.rs"]
+mod act_mul;
+#[path = "kernels/attention.rs"]
+mod attention;
+#[path = "kernels/embedding.rs"]
+mod embedding;
+#[path = "kernels/matmul.rs"]
+mod matmul;
+#[path = "kernels/rms_norm.rs"]
+mod rms_norm;
+#[path = "kernels/rotary_kv_write.rs"]
+mod rotary_kv_write;
+#[path = "kernels/sample.rs"]
+mod sample;
+#[path = "kernels/target_logprobs.rs"]
+mod target_logprobs;

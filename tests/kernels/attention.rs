@@ -1,0 +1,353 @@
+use burrstone::DType;
+use burrstone::cpu::{Buffer, Cache, Cpu, Isa, Step};
+use burrstone::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Span};
+use proptest::prelude::*;
+
+use crate::reference::attention::attend;
+use crate::support::*;
+
+/// A model's layer and some sequences, laid out in pages of their own in a shuffled order.
+#[derive(Clone, Debug)]
+struct Case {
+    group: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    page_size: usize,
+    window: Option<usize>,
+    query_dtype: DType,
+    cache_dtype: DType,
+    /// For each sequence: tokens already in the cache, tokens of this batch.
+    sequences: Vec<(usize, usize)>,
+}
+
+impl Case {
+    fn heads(&self) -> usize {
+        self.group * self.kv_heads
+    }
+
+    fn shape(&self) -> CacheShape {
+        let pages = self.sequences.iter().map(|(past, len)| (past + len).div_ceil(self.page_size)).sum();
+        CacheShape {
+            layers: 2,
+            pages,
+            page_size: self.page_size,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            dtype: self.cache_dtype,
+        }
+    }
+
+    /// Page `i` of the batch's table, in an order that is not the table's.
+    fn page(&self, i: usize) -> usize {
+        let pages = self.shape().pages;
+        let step = (1..pages + 1).rev().find(|s| gcd(*s, pages) == 1).unwrap_or(1);
+        (i * step + 1) % pages
+    }
+
+    /// The batch that holds tokens `from..to` of each sequence, counted from its beginning.
+    fn batch(&self, ranges: &[(usize, usize)]) -> Batch {
+        let (mut batch, mut pages) = (Batch::default(), 0);
+        for (&(past, len), &(from, to)) in self.sequences.iter().zip(ranges) {
+            let span = Span { start: batch.tokens.len(), len: to - from, kv_len: to, pages };
+            for position in from..to {
+                let page = self.page(pages + position / self.page_size);
+                batch.tokens.push(0);
+                batch.positions.push(position as u32);
+                batch.slots.push((page * self.page_size + position % self.page_size) as u32);
+            }
+            if to > from {
+                batch.spans.push(span);
+            }
+            pages += (past + len).div_ceil(self.page_size);
+        }
+        batch.page_table = (0..pages).map(|i| self.page(i) as u32).collect();
+        batch
+    }
+
+    fn attend(&self, cpu: &Cpu, step: &Step, query: &Buffer, cache: &Cache, out: &mut Buffer) {
+        let (heads, scale, window) = (self.heads(), scale(self.head_dim), self.window);
+        cpu.attention(step, Attention { query, cache, layer: 1, out, heads, scale, window }).unwrap();
+    }
+}
+
+fn scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
+    let sequence = (prop_oneof![Just(0), 0..2 * tokens], 1..tokens);
+    (
+        (1usize..8, 1usize..4, prop_oneof![(1usize..40).prop_map(|d| 2 * d), Just(128)]),
+        (0u32..7, proptest::option::of(1usize..150)),
+        (any_dtype(), any_dtype()),
+        proptest::collection::vec(sequence, 1..4),
+    )
+        .prop_map(|((group, kv_heads, head_dim), (page, window), dtypes, sequences)| Case {
+            group,
+            kv_heads,
+            head_dim,
+            page_size: 1 << page,
+            window,
+            query_dtype: dtypes.0,
+            cache_dtype: dtypes.1,
+            sequences,
+        })
+}
+
+/// Puts `qkv` through rotary_kv_write without a rotation: fills the cache, returns the queries.
+fn write(case: &Case, cpu: &Cpu, step: &Step, qkv: &[f32], cache: &mut Cache) -> Buffer {
+    let width = (case.heads() + 2 * case.kv_heads) * case.head_dim;
+    let tokens = qkv.len() / width;
+    let mut query = cpu.buffer(case.query_dtype, tokens * case.heads() * case.head_dim).unwrap();
+    let args = RotaryKvWrite {
+        qkv: &buffer(cpu, DType::F32, qkv),
+        query: &mut query,
+        cache,
+        layer: 1,
+        heads: case.heads(),
+        kv_heads: case.kv_heads,
+        head_dim: case.head_dim,
+        rotary_dim: 0,
+        qk_norm: None,
+    };
+    cpu.rotary_kv_write(step, args).unwrap();
+    query
+}
+
+/// Rows of `[q, k, v]` of one token of one sequence; sharpened queries, so that the softmax has something to choose.
+fn token(case: &Case, sequence: usize, position: usize) -> Vec<f32> {
+    let n = (case.heads() + 2 * case.kv_heads) * case.head_dim;
+    let mut row = numbers((sequence * 100_000 + position) as u64, n, DType::F32);
+    row[..case.heads() * case.head_dim].iter_mut().for_each(|x| *x *= 4.0);
+    row
+}
+
+fn rows(case: &Case, ranges: &[(usize, usize)]) -> Vec<f32> {
+    let one = |(s, &(from, to)): (usize, &(usize, usize))| (from..to).flat_map(move |p| token(case, s, p));
+    ranges.iter().enumerate().flat_map(one).collect()
+}
+
+/// Runs all sequences in the given chunks; returns the output rows of each sequence from its first token on.
+fn in_chunks(case: &Case, cpu: &Cpu, chunks: &[Vec<(usize, usize)>]) -> Vec<Vec<f32>> {
+    let mut cache = cpu.cache(case.shape()).unwrap();
+    let mut outs = vec![Vec::new(); case.sequences.len()];
+    let row = case.heads() * case.head_dim;
+    for ranges in chunks {
+        let batch = case.batch(ranges);
+        let mut step = cpu.step().unwrap();
+        cpu.upload(&batch, &mut step).unwrap();
+        let query = write(case, cpu, &step, &rows(case, ranges), &mut cache);
+        let mut out = cpu.buffer(case.query_dtype, query.len()).unwrap();
+        case.attend(cpu, &step, &query, &cache, &mut out);
+        let values = out.read(query.len()).unwrap();
+        let mut at = 0;
+        for (out, (from, to)) in outs.iter_mut().zip(ranges) {
+            out.extend(&values[at..at + (to - from) * row]);
+            at += (to - from) * row;
+        }
+    }
+    outs
+}
+
+proptest! {
+    #![proptest_config(cases(40))]
+
+    #[test]
+    fn agrees_with_the_oracle(isa in any_isa(), threads in 1usize..4, case in any_case(60)) {
+        let cpu = cpu(isa, threads);
+        let past: Vec<_> = case.sequences.iter().map(|&(past, _)| (0, past)).collect();
+        let now: Vec<_> = case.sequences.iter().map(|&(past, len)| (past, past + len)).collect();
+        let outs = in_chunks(&case, &cpu, &[past, now]);
+        let (d, heads) = (case.head_dim, case.heads());
+        let (mut got, mut plain, mut exact) = (Vec::new(), Vec::new(), Vec::new());
+        for (s, &(past, len)) in case.sequences.iter().enumerate() {
+            let at = |position: usize, head: usize, dtype: DType| -> Vec<f32> {
+                token(&case, s, position)[head * d..][..d].iter().map(|&x| round(x, dtype)).collect()
+            };
+            // The first, the last and one between: every position sees a different part.
+            for position in [past, past + len / 2, past + len - 1] {
+                let from = case.window.map_or(0, |w| (position + 1).saturating_sub(w));
+                for head in 0..heads {
+                    let kv = heads + head / case.group;
+                    let keys: Vec<_> = (from..=position).map(|p| at(p, kv, case.cache_dtype)).collect();
+                    let values: Vec<_> =
+                        (from..=position).map(|p| at(p, kv + case.kv_heads, case.cache_dtype)).collect();
+                    let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
+                    let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+                    let query = at(position, head, case.query_dtype);
+                    plain.extend(attend::<f32>(&query, &keys, &values, scale(d)));
+                    exact.extend(attend::<f64>(&query, &keys, &values, scale(d)));
+                    got.extend(&outs[s][(position * heads + head) * d..][..d]);
+                }
+            }
+        }
+        assert_close(&format!("{isa}"), case.query_dtype, &got, &plain, &exact);
+    }
+
+    /// A prompt cut anywhere, beside others or alone, on any number of threads: the same bits.
+    #[test]
+    fn chunks_and_neighbours_change_nothing(
+        isa in any_isa(),
+        case in any_case(100),
+        cuts in proptest::collection::vec(0usize..300, 0..4),
+    ) {
+        let whole: Vec<_> = case.sequences.iter().map(|&(past, len)| (0, past + len)).collect();
+        let at_once = in_chunks(&case, &cpu(isa, 1), &[whole.clone()]);
+        let mut borders = cuts.clone();
+        borders.extend([0, 400]);
+        borders.sort_unstable();
+        let chunks: Vec<Vec<(usize, usize)>> = borders
+            .windows(2)
+            .map(|cut| whole.iter().map(|&(_, end)| (cut[0].min(end), cut[1].min(end))).collect())
+            .collect();
+        let cut = in_chunks(&case, &cpu(isa, 3), &chunks);
+        for (s, (a, b)) in at_once.iter().zip(&cut).enumerate() {
+            assert_same_bits(&format!("{isa}, sequence {s}"), a, b);
+        }
+    }
+}
+
+/// Past several splits of the online softmax, decoded token by token at the end.
+#[test]
+fn a_long_sequence_decodes_as_it_prefills() {
+    for isa in isas() {
+        let case = Case {
+            group: 3,
+            kv_heads: 1,
+            head_dim: 16,
+            page_size: 32,
+            window: None,
+            query_dtype: DType::BF16,
+            cache_dtype: DType::BF16,
+            sequences: vec![(2600, 3)],
+        };
+        let at_once = in_chunks(&case, &cpu(isa, 2), &[vec![(0, 2603)]]);
+        let decoded = [vec![(0, 2600)], vec![(2600, 2601)], vec![(2601, 2602)], vec![(2602, 2603)]];
+        let decoded = in_chunks(&case, &cpu(isa, 2), &decoded);
+        assert_same_bits(&format!("{isa}"), &at_once[0], &decoded[0]);
+        let d = case.head_dim;
+        let at = |p: usize, head: usize| -> Vec<f32> {
+            token(&case, 0, p)[head * d..][..d].iter().map(|&x| round(x, DType::BF16)).collect()
+        };
+        let keys: Vec<_> = (0..2603).map(|p| at(p, 3)).collect();
+        let values: Vec<_> = (0..2603).map(|p| at(p, 4)).collect();
+        let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
+        let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let plain = attend::<f32>(&at(2602, 2), &keys, &values, scale(d));
+        let exact = attend::<f64>(&at(2602, 2), &keys, &values, scale(d));
+        assert_close("last", DType::BF16, &at_once[0][(2602 * 3 + 2) * d..], &plain, &exact);
+    }
+}
+
+/// What lies in the cache beyond a sequence, or before its window, is nobody's: not even a NaN of it shows.
+#[test]
+fn stale_cache_entries_do_not_show() {
+    let case = Case {
+        group: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        page_size: 16,
+        window: Some(20),
+        query_dtype: DType::F32,
+        cache_dtype: DType::F32,
+        sequences: vec![(100, 1)],
+    };
+    for isa in isas() {
+        let cpu = cpu(isa, 1);
+        let clean = in_chunks(&case, &cpu, &[vec![(0, 100)], vec![(100, 101)]]);
+        let mut cache = cpu.cache(case.shape()).unwrap();
+        let width = (case.heads() + 2) * case.head_dim;
+        let mut step = cpu.step().unwrap();
+        cpu.upload(&case.batch(&[(0, 101)]), &mut step).unwrap();
+        write(&case, &cpu, &step, &vec![f32::NAN; 101 * width], &mut cache);
+        cpu.upload(&case.batch(&[(81, 101)]), &mut step).unwrap();
+        write(&case, &cpu, &step, &rows(&case, &[(81, 101)]), &mut cache);
+        cpu.upload(&case.batch(&[(100, 101)]), &mut step).unwrap();
+        let query = write(&case, &cpu, &step, &rows(&case, &[(100, 101)]), &mut cache);
+        let mut out = cpu.buffer(DType::F32, query.len()).unwrap();
+        case.attend(&cpu, &step, &query, &cache, &mut out);
+        let out = out.read(query.len()).unwrap();
+        assert_same_bits(&format!("{isa}"), &out, &clean[0][100 * 16..]);
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let cpu = cpu(Isa::best(), 1);
+    let case = Case {
+        group: 2,
+        kv_heads: 2,
+        head_dim: 4,
+        page_size: 4,
+        window: None,
+        query_dtype: DType::F32,
+        cache_dtype: DType::F32,
+        sequences: vec![(0, 6)],
+    };
+    let cache = cpu.cache(case.shape()).unwrap();
+    let good = case.batch(&[(0, 6)]);
+    let query = cpu.buffer(DType::F32, 96).unwrap();
+    let attend = |batch: &Batch, layer, heads, room: usize, window| {
+        let mut step = cpu.step().unwrap();
+        cpu.upload(batch, &mut step)?;
+        let mut out = cpu.buffer(DType::F32, room).unwrap();
+        let (query, cache) = (&query, &cache);
+        cpu.attention(&step, Attention { query, cache, layer, out: &mut out, heads, scale: 1.0, window })
+    };
+    attend(&good, 1, 4, 96, None).unwrap();
+    assert_refused(attend(&good, 2, 4, 96, None), "attention", "layer");
+    assert_refused(attend(&good, 1, 3, 96, None), "attention", "heads");
+    assert_refused(attend(&good, 1, 4, 95, None), "attention", "out");
+    assert_refused(attend(&good, 1, 6, 200, None), "attention", "query");
+    assert_refused(attend(&good, 1, 4, 96, Some(0)), "attention", "window");
+    let mut short = good.clone();
+    short.page_table.pop();
+    assert_refused(attend(&short, 1, 4, 96, None), "attention", "page_table");
+    let mut beyond = good.clone();
+    beyond.page_table[1] = 2;
+    assert_refused(attend(&beyond, 1, 4, 96, None), "attention", "page_table");
+
+    let spoilt = |spoil: fn(&mut Batch)| {
+        let mut batch = good.clone();
+        spoil(&mut batch);
+        attend(&batch, 1, 4, 96, None)
+    };
+    assert_refused(spoilt(|b| b.positions[3] = 9), "upload", "positions");
+    assert_refused(spoilt(|b| b.positions.push(0)), "upload", "positions");
+    assert_refused(spoilt(|b| b.slots[3] = b.slots[0]), "upload", "slots");
+    assert_refused(spoilt(|b| b.spans[0].len = 5), "upload", "positions");
+    assert_refused(spoilt(|b| b.spans[0].len = 0), "upload", "spans");
+    assert_refused(spoilt(|b| b.spans[0].len = usize::MAX), "upload", "spans");
+    assert_refused(spoilt(|b| b.spans.clear()), "upload", "spans");
+    assert_refused(spoilt(|b| b.rope.push(1.0)), "upload", "rope");
+    assert_refused(spoilt(|b| b.logit_rows.push(6)), "upload", "logit_rows");
+    assert_refused(spoilt(|b| b.spans[0].pages = usize::MAX), "attention", "page_table");
+}
+
+#[test]
+fn a_norm_of_the_wrong_length_is_refused() {
+    let cpu = cpu(Isa::best(), 1);
+    let shape = CacheShape { layers: 1, pages: 1, page_size: 4, kv_heads: 1, head_dim: 4, dtype: DType::F32 };
+    let mut cache = cpu.cache(shape).unwrap();
+    let step = step_of(&cpu, &[0], &[]);
+    let qkv = buffer(&cpu, DType::F32, &[0.0; 12]);
+    let mut query = cpu.buffer(DType::F32, 4).unwrap();
+    let (good, bad) = (view(&[1.0; 4], &[4], DType::F32), view(&[1.0; 3], &[3], DType::F32));
+    let (good, bad) = (cpu.vector(good).unwrap(), cpu.vector(bad).unwrap());
+    let args = RotaryKvWrite {
+        qkv: &qkv,
+        query: &mut query,
+        cache: &mut cache,
+        layer: 0,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        rotary_dim: 0,
+        qk_norm: Some(QkNorm { query: &good, key: &bad, eps: 1e-6 }),
+    };
+    assert_refused(cpu.rotary_kv_write(&step, args), "rotary_kv_write", "qk_norm.key");
+}

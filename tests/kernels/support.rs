@@ -1,0 +1,134 @@
+//! What the kernel tests share: data, machines, tolerances.
+
+use burrstone::DType;
+use burrstone::cpu::{Buffer, Cpu, CpuOptions, Isa, Step};
+use burrstone::device::Bytes;
+use burrstone::ops::{Batch, Ops, Span, WeightView};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+pub fn isas() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_present()).collect()
+}
+
+pub fn cpu(isa: Isa, threads: usize) -> Cpu {
+    Cpu::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
+}
+
+pub fn any_isa() -> impl Strategy<Value = Isa> {
+    proptest::sample::select(isas())
+}
+
+pub fn any_dtype() -> impl Strategy<Value = DType> {
+    proptest::sample::select(vec![DType::F32, DType::BF16, DType::F16])
+}
+
+pub fn cases(n: u32) -> ProptestConfig {
+    ProptestConfig { cases: n, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// A number of its own for each `(seed, index)`: SplitMix64.
+pub fn bits(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// `n` numbers in −1..1, as `dtype` can hold them.
+pub fn numbers(seed: u64, n: usize, dtype: DType) -> Vec<f32> {
+    (0..n as u64).map(|i| round((bits(seed, i) >> 40) as f32 / (1 << 23) as f32 - 1.0, dtype)).collect()
+}
+
+pub fn round(x: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+        DType::F16 => f16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
+pub fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
+    let bytes = |x: &f32| match dtype {
+        DType::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+        DType::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(bytes).collect()
+}
+
+/// A tensor at an odd address, as in a checkpoint whose header is.
+pub fn view(values: &[f32], shape: &[usize], dtype: DType) -> WeightView {
+    let mut bytes = vec![0xff];
+    bytes.extend(encode(values, dtype));
+    let data = Bytes::from(bytes);
+    let data = data.slice(1..data.len()).unwrap();
+    WeightView { name: "w".to_owned(), dtype, shape: shape.to_vec(), data }
+}
+
+pub fn buffer(cpu: &Cpu, dtype: DType, values: &[f32]) -> Buffer {
+    let mut buffer = cpu.buffer(dtype, values.len()).unwrap();
+    buffer.write(values).unwrap();
+    buffer
+}
+
+/// One sequence of `tokens`, each at its own slot of page 0.
+pub fn step_of(cpu: &Cpu, tokens: &[u32], logit_rows: &[u32]) -> Step {
+    let n = tokens.len();
+    let batch = Batch {
+        tokens: tokens.to_vec(),
+        positions: (0..n as u32).collect(),
+        slots: (0..n as u32).collect(),
+        rope: Vec::new(),
+        spans: vec![Span { start: 0, len: n, kv_len: n, pages: 0 }],
+        page_table: vec![0],
+        logit_rows: logit_rows.to_vec(),
+    };
+    let mut step = cpu.step().unwrap();
+    cpu.upload(&batch, &mut step).unwrap();
+    step
+}
+
+/// Half a unit in the last place of 1.
+fn rounding(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 0.5f64.powi(8),
+        DType::F16 => 0.5f64.powi(11),
+        _ => 0.5f64.powi(24),
+    }
+}
+
+/// Within twice the error of the plain f32 implementation and twice the rounding of the result; and alike as a whole.
+#[track_caller]
+pub fn assert_close(what: &str, dtype: DType, got: &[f32], plain: &[f32], exact: &[f64]) {
+    assert_eq!((got.len(), plain.len()), (exact.len(), exact.len()), "{what}: lengths");
+    let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    let plain_error = plain.iter().zip(exact).fold(0.0f64, |a, (&p, e)| a.max((f64::from(p) - e).abs()));
+    // A subnormal's rounding is absolute.
+    let least = if dtype == DType::F16 { 0.5f64.powi(25) } else { 0.0 };
+    let bound = 2.0 * plain_error + 2.0 * (rounding(dtype) * largest).max(least);
+    let (mut cross, mut squares) = (0.0, 0.0);
+    for (i, (&x, &e)) in got.iter().zip(exact).enumerate() {
+        let error = (f64::from(x) - e).abs();
+        assert!(error <= bound, "{what}: element {i} is {x}, not {e}: off by {error:e}, allowed {bound:e}");
+        cross += f64::from(x) * e;
+        squares += f64::from(x).powi(2) + e * e;
+    }
+    let distance = if squares == 0.0 { 0.0 } else { 1.0 - 2.0 * cross / squares };
+    assert!(distance < 1e-5, "{what}: distance {distance:e}");
+}
+
+#[track_caller]
+pub fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) {
+    assert_eq!(a.len(), b.len(), "{what}: lengths");
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert_eq!(a.to_bits(), b.to_bits(), "{what}: element {i}: {a} and {b}");
+    }
+}
+
+/// An operator's refusal names the operator and the field.
+#[track_caller]
+pub fn assert_refused<T>(result: burrstone::Result<T>, op: &str, field: &str) {
+    let message = result.err().expect("refused").to_string();
+    assert!(message.starts_with(&format!("operator {op}: {field}: expected ")), "{message}");
+}

@@ -1,0 +1,37 @@
+use burrstone::ops::SampleRow;
+
+/// Probability of each token after penalty, bans, temperature, top-k, top-p and min-p: by sorting, in f64. Temperature
+/// above 0.
+pub fn distribution(logits: &[f32], row: &SampleRow<'_>) -> Vec<f64> {
+    let mut x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+    let mut seen = row.history.to_vec();
+    seen.sort_unstable();
+    seen.dedup();
+    for t in seen {
+        let logit = &mut x[t as usize];
+        let penalty = f64::from(row.repetition_penalty);
+        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    }
+    for &t in row.banned {
+        x[t as usize] = f64::NEG_INFINITY;
+    }
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut p: Vec<f64> = x.iter().map(|x| ((x - max) / f64::from(row.temperature)).exp()).collect();
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[b].total_cmp(&p[a]).then(a.cmp(&b)));
+    if row.top_k > 0 && row.top_k < p.len() {
+        let least = p[order[row.top_k - 1]];
+        p.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
+    }
+    let total: f64 = p.iter().sum();
+    let mut sum = 0.0;
+    for &t in &order {
+        if sum >= f64::from(row.top_p) * total {
+            p[t] = 0.0;
+        }
+        sum += p[t];
+    }
+    p.iter_mut().filter(|p| **p < f64::from(row.min_p)).for_each(|p| *p = 0.0);
+    let total: f64 = p.iter().sum();
+    p.iter().map(|p| p / total).collect()
+}
