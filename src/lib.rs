@@ -18,3 +18,8 @@ pub use engine::{
     Token, Usage,
 };
 pub use error::{Error, Result};
+
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "builtin-model"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

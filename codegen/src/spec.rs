@@ -41,7 +41,8 @@ pub fn read_all(folder: &Path) -> Result<Vec<Spec>, Error> {
     let mut specs = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(at(folder))? {
         let path = entry.map_err(at(folder))?.path();
-        let Some(name) = path.file_stem().and_then(|s| s.to_str()).filter(|_| path.extension() == Some("toml".as_ref()))
+        let Some(name) =
+            path.file_stem().and_then(|s| s.to_str()).filter(|_| path.extension() == Some("toml".as_ref()))
         else {
             return Err(Error { file: path, reason: "expected a file named <kernel>.toml".to_owned() });
         };
@@ -59,7 +60,11 @@ fn parse(name: &str, text: &str) -> Result<Spec, String> {
     let first = spec.problems.first().ok_or("expected at least one [[problem]]")?;
     for (index, problem) in spec.problems.iter().enumerate() {
         if fields(problem) != fields(first) {
-            return Err(format!("problem {index}: expected the fields {:?}, found {:?}", fields(first), fields(problem)));
+            return Err(format!(
+                "problem {index}: expected the fields {:?}, found {:?}",
+                fields(first),
+                fields(problem)
+            ));
         }
         for (field, value) in problem {
             if std::mem::discriminant(value) != std::mem::discriminant(&first[field]) {

@@ -59,7 +59,8 @@ impl Progress for Downloads {
             return;
         }
         let bar = ProgressBar::new(total).with_message(file.to_owned());
-        let style = "{msg:40!} {bar:30} {binary_bytes:>10} of {binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta}";
+        let style =
+            "{msg:40!} {bar:30} {binary_bytes:>10} of {binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta}";
         // A template that indicatif refuses costs the look, not the download.
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);

@@ -448,8 +448,8 @@ unsafe fn reset(state: State, rows: usize, width: usize) {
 unsafe fn store_tile<S: Simd, const MR: usize, const NR: usize>(s: S, sums: &[[S::V; NR]; MR], to: *mut f32) {
     let mut i = 0;
     while i < MR * NR {
-        let at = |j: usize| sums[(i + j) / NR][(i + j) % NR];
-        let four = s.sum4([at(0), at(1), at(2), at(3)]);
+        let [a, b, c, d] = [i, i + 1, i + 2, i + 3];
+        let four = s.sum4([sums[a / NR][a % NR], sums[b / NR][b % NR], sums[c / NR][c % NR], sums[d / NR][d % NR]]);
         for (j, sum) in four.into_iter().enumerate() {
             // SAFETY: the element lies in the tile.
             unsafe { *to.add((i + j) / NR * TILE + (i + j) % NR) = sum };

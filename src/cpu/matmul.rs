@@ -7,9 +7,7 @@
 
 use crate::cpu::buffer::{Block, Buffer, Matrix, Pages};
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::{
-    Bf16, Isa, Kernel, PairKernel, Paired, Pairs, Product, Simd, Single, Weight, with_element,
-};
+use crate::cpu::simd::{Bf16, Isa, Kernel, PairKernel, Paired, Pairs, Product, Simd, Single, Weight, with_element};
 use crate::cpu::tile::{block_steps, direct, pack, packed, packed_shape, step_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -110,7 +108,7 @@ enum Part {
     Prepare { first: usize, panel: usize },
     /// Rows `first..first + count` of a block, from memory.
     Direct { block: usize, first: usize, count: usize },
-    /// Rows `first..first + count` of a block, packed to `columns`.
+    /// Rows `first..first + count` of a block, packed to `columns`, with the tiles' sums behind.
     Packed { block: usize, first: usize, count: usize, columns: *mut u8 },
 }
 
@@ -126,7 +124,7 @@ impl Call<'_> {
             });
             return Ok(());
         }
-        let (panel, room) = self.isa.run(PanelShape);
+        let (panel, room) = self.isa.run(PanelShape { rows: self.rows });
         for pages in columns.iter_mut() {
             pages.reserve(room)?;
         }
@@ -265,6 +263,8 @@ impl Call<'_> {
         let bytes = step_bytes::<S>();
         let steps = self.k.div_ceil(P::STEP);
         let panels = self.rows.div_ceil(MR);
+        // SAFETY: the room begins with a block of packed columns.
+        let sums = unsafe { columns.add(PACKED_COLUMNS * block_steps::<S>() * bytes).cast::<f32>() };
         let mut from = 0;
         while from < steps {
             let depth = block_steps::<S>().min(steps - from);
@@ -277,7 +277,7 @@ impl Call<'_> {
                     block.data.as_ptr().wrapping_add(element * W::SIZE)
                 };
                 // SAFETY: rows `first + n..` up to `first + count` are rows of the block with `k` elements from `from`
-                // on; `columns` has room for a block of all of them, rounded up to panels.
+                // on; `columns` has room for a block of all of them, rounded up to tiles.
                 unsafe { pack::<S, P, W>(s, source, NR.min(count - n), NR, k, columns.add(n * depth * bytes)) };
                 n += NR;
             }
@@ -286,12 +286,15 @@ impl Call<'_> {
                 let mut n = 0;
                 while n < count {
                     // SAFETY: the panel is where `prepare` put it, the columns where the loop above did, both `depth`
-                    // steps deep.
-                    let sums = unsafe {
+                    // steps deep; the tile's sums have their place behind the columns.
+                    unsafe {
                         let (a, b) = (self.prepared.add(offset), columns.add(n * depth * bytes));
-                        packed::<S, P, MR, NR>(s, a, b, depth)
-                    };
-                    self.emit_tile::<S, MR, NR>(s, block, panel * MR, first + n, count - n, &sums, ends);
+                        let tile = sums.add(panel * MR * PACKED_COLUMNS + n * MR);
+                        add_tile(s, &packed::<S, P, MR, NR>(s, a, b, depth), tile, ends.first);
+                        if ends.last {
+                            self.emit_tile::<MR, NR>(block, panel * MR, first + n, count - n, tile);
+                        }
+                    }
                     n += NR;
                 }
             }
@@ -299,32 +302,24 @@ impl Call<'_> {
         }
     }
 
+    /// Writes a finished tile, `[MR, NR]`, to `out` as far as that goes.
+    ///
+    /// # Safety
+    /// The tile is readable; its columns are this task's.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn emit_tile<S: Simd, const MR: usize, const NR: usize>(
+    unsafe fn emit_tile<const MR: usize, const NR: usize>(
         &self,
-        s: S,
         block: &Block,
         m: usize,
         n: usize,
         columns: usize,
-        sums: &[[S::V; NR]; MR],
-        ends: Ends,
+        tile: *const f32,
     ) {
-        let mut flat = [[0f32; NR]; MR];
-        let mut i = 0;
-        while i < MR * NR {
-            // Tiles are 4 × 3 and 6 × 4: a multiple of four.
-            let at = |j: usize| sums[(i + j) / NR][(i + j) % NR];
-            let four = s.sum4([at(0), at(1), at(2), at(3)]);
-            for (j, sum) in four.into_iter().enumerate() {
-                flat[(i + j) / NR][(i + j) % NR] = sum;
-            }
-            i += 4;
-        }
-        for (r, row) in flat.iter().enumerate().take(self.rows - m) {
-            for (c, &sum) in row.iter().enumerate().take(columns) {
-                self.emit(block, m + r, n + c, sum, ends);
+        let ends = Ends { first: true, last: true };
+        for r in 0..MR.min(self.rows - m) {
+            for c in 0..NR.min(columns) {
+                // SAFETY: the element lies in the tile.
+                self.emit(block, m + r, n + c, unsafe { *tile.add(r * NR + c) }, ends);
             }
         }
     }
@@ -337,11 +332,39 @@ impl Call<'_> {
         unsafe {
             let out = self.out.add(m * self.n + block.start + n);
             let mut total = if ends.first { sum } else { *out + sum };
-            if ends.last && let Some(bias) = &block.bias {
+            if ends.last
+                && let Some(bias) = &block.bias
+            {
                 total += bias.get_unchecked(n);
             }
             *out = total;
         }
+    }
+}
+
+/// Adds the sums of a tile over one block of `k` to those of the blocks before.
+///
+/// # Safety
+/// `MR · NR` elements, a multiple of four, are at `to`.
+#[inline(always)]
+unsafe fn add_tile<S: Simd, const MR: usize, const NR: usize>(
+    s: S,
+    sums: &[[S::V; NR]; MR],
+    to: *mut f32,
+    first: bool,
+) {
+    let mut i = 0;
+    while i < MR * NR {
+        let [a, b, c, d] = [i, i + 1, i + 2, i + 3];
+        let four = s.sum4([sums[a / NR][a % NR], sums[b / NR][b % NR], sums[c / NR][c % NR], sums[d / NR][d % NR]]);
+        for (j, sum) in four.into_iter().enumerate() {
+            // SAFETY: the element lies in the tile.
+            unsafe {
+                let to = to.add(i + j);
+                *to = if first { sum } else { *to + sum };
+            }
+        }
+        i += 4;
     }
 }
 
@@ -352,15 +375,19 @@ struct Ends {
     last: bool,
 }
 
-/// Rows of a panel of `x`, and bytes that a task's packed columns take.
-struct PanelShape;
+/// Rows of a panel of `x`, and bytes that a task's packed columns and sums take.
+struct PanelShape {
+    rows: usize,
+}
 
 impl Kernel for PanelShape {
     type Out = (usize, usize);
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> (usize, usize) {
-        (packed_shape::<S>().0, PACKED_COLUMNS * block_steps::<S>() * step_bytes::<S>())
+        let panel = packed_shape::<S>().0;
+        let sums = self.rows.next_multiple_of(panel) * 4;
+        (panel, PACKED_COLUMNS * (block_steps::<S>() * step_bytes::<S>() + sums))
     }
 }
 

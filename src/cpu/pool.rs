@@ -113,12 +113,7 @@ impl Pool {
     }
 
     /// [`Pool::run`] with a value of its own for each thread: `scratch` has at least [`Pool::threads`] of them.
-    pub(crate) fn run_with<T: Send>(
-        &self,
-        scratch: &mut [T],
-        tasks: usize,
-        task: &(dyn Fn(&mut T, usize) + Sync),
-    ) {
+    pub(crate) fn run_with<T: Send>(&self, scratch: &mut [T], tasks: usize, task: &(dyn Fn(&mut T, usize) + Sync)) {
         assert!(scratch.len() >= self.threads(), "one scratch per thread");
         let base = Shareable::new(scratch.as_mut_ptr());
         self.run(tasks, &|thread, index| {

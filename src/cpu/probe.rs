@@ -43,8 +43,11 @@ pub fn probe(cpu: &Cpu) -> Result<Probe> {
     let bytes = unsafe { std::slice::from_raw_parts(pages.as_ptr(), BYTES) };
     let read_gb_s = read_gb_s_of(cpu, bytes);
     let f32_gflop_s = flop_rate(&cpu.pool, |steps| cpu.isa.run(Singles(steps)));
-    let bf16_gflop_s =
-        if cpu.isa.has_pairs() { flop_rate(&cpu.pool, |steps| cpu.isa.run_pairs(Products(steps))) } else { f32_gflop_s };
+    let bf16_gflop_s = if cpu.isa.has_pairs() {
+        flop_rate(&cpu.pool, |steps| cpu.isa.run_pairs(Products(steps)))
+    } else {
+        f32_gflop_s
+    };
     Ok(Probe { read_gb_s, f32_gflop_s, bf16_gflop_s })
 }
 

@@ -66,7 +66,8 @@ pub(crate) fn rms_norm(
 fn gathered<'a>(op: &'static str, step: &'a Step, rows: Rows) -> Result<Option<&'a [u32]>> {
     let Rows::Logits { start, end } = rows else { return Ok(None) };
     let all = &step.batch().logit_rows;
-    let found = || Error::operator(op, "rows", format!("a range of {} logit rows", all.len()), format!("{start}..{end}"));
+    let found =
+        || Error::operator(op, "rows", format!("a range of {} logit rows", all.len()), format!("{start}..{end}"));
     all.get(start..end).map(Some).ok_or_else(found)
 }
 
@@ -200,7 +201,8 @@ unsafe fn scaled<S: Simd, E: Element>(s: S, x: *const f32, weight: *const f32, s
         let left = n - i;
         // SAFETY: `left < LANES` elements are left.
         unsafe {
-            let (x, weight) = (F32::load_first(s, x.add(i).cast(), left), F32::load_first(s, weight.add(i).cast(), left));
+            let (x, weight) =
+                (F32::load_first(s, x.add(i).cast(), left), F32::load_first(s, weight.add(i).cast(), left));
             E::store_first(s, to.add(i * E::SIZE), s.mul(s.mul(x, scale), weight), left);
         }
     }

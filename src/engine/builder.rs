@@ -170,9 +170,8 @@ impl EngineBuilder {
             dtype,
         };
         // One sequence of full length; half of the free memory at most, so that the rest of the machine lives.
-        let affordable = available_memory().map_or(usize::MAX, |bytes| {
-            usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token()
-        });
+        let affordable = available_memory()
+            .map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token());
         let tokens = context.min(affordable).max(PAGE_SIZE);
         let shape = CacheShape { pages: tokens.div_ceil(PAGE_SIZE), ..per_token };
         let limits = Limits { batch_tokens: BATCH_TOKENS.min(context), cache: shape };
@@ -199,7 +198,8 @@ impl EngineBuilder {
             Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
             None => None,
         };
-        let runner = Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
+        let runner =
+            Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
         let runner = Mutex::new(runner);
         Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, runner })))

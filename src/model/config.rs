@@ -137,7 +137,7 @@ fn kv_heads(fields: &Fields, family: &Family, heads: usize) -> Result<usize> {
         None if absent => family.kv_heads.unwrap_or(heads),
         None => heads,
     };
-    if heads % kv_heads != 0 {
+    if !heads.is_multiple_of(kv_heads) {
         return Err(fields.error(KEY, format_args!("a divisor of num_attention_heads ({heads})"), kv_heads));
     }
     Ok(kv_heads)
@@ -154,7 +154,7 @@ fn head_dim(fields: &Fields, family: &Family, hidden_size: usize, heads: usize) 
         let found = format!("{heads} heads for a hidden_size of {hidden_size}");
         return Err(fields.error("num_attention_heads", "a number that leaves a head some dimensions", found));
     }
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(fields.error(KEY, "an even number, as dimensions rotate in pairs", head_dim));
     }
     Ok(head_dim)

@@ -218,7 +218,10 @@ impl Transfer<'_> {
             let before = meter.reported;
             let error = match repo.download_with_progress(name, &mut meter) {
                 Ok(_) => match self.verify(&path, meter.total) {
-                    Ok(()) => return Ok(meter.progress.finish()),
+                    Ok(()) => {
+                        meter.progress.finish();
+                        return Ok(());
+                    }
                     Err(error) => error,
                 },
                 Err(ApiError::RequestError(e)) if matches!(*e, ureq::Error::StatusCode(416)) => {

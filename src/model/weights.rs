@@ -67,8 +67,11 @@ impl<O: Ops> Weights<O> {
                 down: source.linear(&[(&at("mlp.down_proj"), hidden)], inner, spec.mlp_bias)?,
             });
         }
-        let head =
-            if checkpoint.tied_embeddings() { None } else { Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?) };
+        let head = if checkpoint.tied_embeddings() {
+            None
+        } else {
+            Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?)
+        };
         let weights = Self {
             embedding: source.linear(&[("model.embed_tokens", spec.vocab_size)], hidden, false)?,
             layers,

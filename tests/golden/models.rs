@@ -27,7 +27,9 @@ fn float32_activations_agree_with_float32_transformers() {
                     format!("{}, prompt {i}, position {at}: log-probability {found}, expected {expected}", case.name)
                 });
             }
-            engine.greedy(prompt, TIE, FLOAT32, &mut errors, |what| failures.add(format!("{}, prompt {i}, {what}", case.name)));
+            engine.greedy(prompt, TIE, FLOAT32, &mut errors, |what| {
+                failures.add(format!("{}, prompt {i}, {what}", case.name))
+            });
         }
         println!("{:34} float32: max |Δ| {:.1e}, mean {:.1e}", case.name, errors.max(), errors.mean());
     }

@@ -102,11 +102,7 @@ impl Report {
         Self {
             model: model.to_owned(),
             architecture: Architecture::of(spec),
-            weights: Weights {
-                total: census.total,
-                by_owner: census.owners,
-                by_dtype: census.dtypes,
-            },
+            weights: Weights { total: census.total, by_owner: census.owners, by_dtype: census.dtypes },
             kv_cache: KvCache { default_dtype: spec.dtype.name(), bytes_per_token: per_token.to_vec() },
             memory: memory.map(|budget_bytes| {
                 let room = budget_bytes.saturating_sub(weight_bytes);

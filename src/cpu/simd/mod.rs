@@ -38,8 +38,7 @@ pub enum Isa {
 
 impl Isa {
     /// All that a machine may have, best first.
-    pub const ALL: [Isa; 6] =
-        [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable, Isa::PortableWide];
+    pub const ALL: [Isa; 6] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable, Isa::PortableWide];
 
     /// Whether this machine has it.
     pub fn is_present(self) -> bool {
@@ -47,9 +46,7 @@ impl Isa {
             Self::Portable | Self::PortableWide => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
-                    && is_x86_feature_detected!("f16c")
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {

@@ -1,0 +1,194 @@
+//! The engine as a Rust program meets it, on the built-in model.
+#![cfg(feature = "builtin-model")]
+
+use burrstone::text::Message;
+use burrstone::{DType, Device, Engine, Error, FinishReason, Request};
+
+fn engine() -> Engine {
+    Engine::builtin().threads(2).build().unwrap()
+}
+
+fn ids(engine: &Engine, request: Request) -> Vec<u32> {
+    engine.generate(request).unwrap().map(|token| token.unwrap().id).collect()
+}
+
+fn text(engine: &Engine, request: Request) -> String {
+    engine.generate(request).unwrap().map(|token| token.unwrap().text).collect()
+}
+
+fn greedy(prompt: &str) -> Request {
+    Request::text(prompt).temperature(0.0).max_tokens(24)
+}
+
+fn refused<T>(result: Result<T, Error>) -> String {
+    match result {
+        Ok(_) => panic!("accepted"),
+        Err(error) => {
+            assert!(error.is_input(), "{error}");
+            let line = error.to_string();
+            assert!(!line.contains('\n'), "{line}");
+            line
+        }
+    }
+}
+
+#[test]
+fn the_same_request_gives_the_same_tokens_in_any_engine_and_on_any_number_of_threads() {
+    let sampled = || greedy("And the king said").temperature(1.0).seed(5);
+    let expected = ids(&engine(), sampled());
+    assert_eq!(expected.len(), 24);
+    for threads in [1, 2, 3] {
+        let other = Engine::builtin().threads(threads).build().unwrap();
+        assert_eq!(ids(&other, sampled()), expected, "{threads} threads");
+    }
+    assert_ne!(ids(&engine(), sampled().seed(6)), expected);
+}
+
+#[test]
+fn generations_of_one_engine_do_not_disturb_each_other() {
+    let engine = engine();
+    let prompts = ["In the beginning", "And the king said unto him, ", "Blessed are"];
+    let alone: Vec<_> = prompts.iter().map(|prompt| ids(&engine, greedy(prompt))).collect();
+    let mut open: Vec<_> = prompts.iter().map(|prompt| engine.generate(greedy(prompt)).unwrap()).collect();
+    let mut together = vec![Vec::new(); prompts.len()];
+    for _ in 0..24 {
+        for (generation, tokens) in open.iter_mut().zip(&mut together) {
+            tokens.extend(generation.next().map(|token| token.unwrap().id));
+        }
+    }
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn an_engine_serves_several_threads() {
+    let engine = engine();
+    let expected = ids(&engine, greedy("In the beginning"));
+    let found: Vec<Vec<u32>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(|| ids(&engine, greedy("In the beginning")))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    assert!(found.iter().all(|tokens| *tokens == expected));
+}
+
+#[test]
+fn dropped_and_finished_generations_give_their_memory_back() {
+    let engine = engine();
+    let context = engine.report().context;
+    let long = vec![5u32; context - 1];
+    for round in 0..3 {
+        let mut dropped = engine.generate(Request::tokens(long.clone()).max_tokens(2)).unwrap();
+        dropped.next().unwrap().unwrap_or_else(|e| panic!("round {round}: {e}"));
+        drop(dropped);
+        let finished = engine.generate(Request::tokens(long.clone()).max_tokens(1)).unwrap();
+        assert_eq!(finished.map(Result::unwrap).count(), 1, "round {round}");
+    }
+}
+
+#[test]
+fn a_full_cache_fails_one_generation_with_the_numbers_and_no_other() {
+    let engine = engine();
+    let long = vec![5u32; engine.report().kv_tokens - 64];
+    let mut first = engine.generate(Request::tokens(long.clone()).temperature(0.0).max_tokens(40)).unwrap();
+    first.next().unwrap().unwrap();
+    let mut second = engine.generate(Request::tokens(long)).unwrap();
+    let error = refused(second.next().unwrap());
+    assert!(error.contains("KV cache") && error.contains(&engine.report().kv_tokens.to_string()), "{error}");
+    assert!(second.next().is_none());
+    assert_eq!(first.map(Result::unwrap).count(), 39);
+}
+
+#[test]
+fn the_context_ends_a_generation() {
+    let engine = Engine::builtin().context(40).build().unwrap();
+    assert_eq!(engine.report().context, 40);
+    let request = || Request::tokens(vec![41, 78, 259]).temperature(0.0).ignore_eos(true);
+    let mut generation = engine.generate(request()).unwrap();
+    // The last token is chosen from a full context and never fed back.
+    assert_eq!(generation.by_ref().map(Result::unwrap).count(), 38);
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+    let error = refused(engine.generate(Request::tokens(vec![1; 41])));
+    assert!(error.contains("at most 40 tokens") && error.contains("41 tokens"), "{error}");
+    let error = refused(engine.score(&[1; 41]));
+    assert!(error.contains("at most 40 tokens"), "{error}");
+    refused(Engine::builtin().context(0).build());
+    refused(Engine::builtin().context(1025).build());
+}
+
+#[test]
+fn prompts_that_cannot_be_served_are_refused() {
+    let engine = engine();
+    refused(engine.generate(Request::text("")));
+    refused(engine.generate(Request::tokens(Vec::new())));
+    refused(engine.score(&[]));
+    let error = refused(engine.generate(Request::tokens(vec![1, 2048])));
+    assert!(error.contains("token 1") && error.contains("2048"), "{error}");
+    assert!(refused(engine.score(&[7, 4_000_000_000])).contains("4000000000"));
+    refused(engine.generate(greedy("x").max_tokens(0)));
+    assert!(refused(engine.generate(greedy("x").temperature(-1.0))).starts_with("temperature"));
+    assert!(refused(engine.generate(greedy("x").stop(""))).starts_with("stop"));
+    let error = refused(engine.generate(Request::messages(vec![Message::user("hello")])));
+    assert!(error.contains("chat template"), "{error}");
+}
+
+#[test]
+fn a_stop_text_ends_the_text_before_itself() {
+    let engine = engine();
+    let whole = text(&engine, greedy("In the beginning").max_tokens(60));
+    let stop: String = whole.chars().skip(20).take(7).collect();
+    let at = whole.find(&stop).unwrap();
+    let mut generation = engine.generate(greedy("In the beginning").max_tokens(60).stop(stop)).unwrap();
+    let cut: String = generation.by_ref().map(|token| token.unwrap().text).collect();
+    assert_eq!(cut, whole[..at]);
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Stop));
+    assert!(generation.usage().completion_tokens < 60);
+}
+
+#[test]
+fn the_pieces_of_a_text_make_the_whole() {
+    let engine = engine();
+    let request = || Request::text("In the beginning").temperature(1.2).seed(11).max_tokens(80).ignore_eos(true);
+    let whole = engine.tokenizer().unwrap().decode(&ids(&engine, request()), true).unwrap();
+    assert_eq!(text(&engine, request()), whole);
+}
+
+#[test]
+fn scores_agree_with_the_log_probabilities_of_generation() {
+    let engine = engine();
+    let mut generation = engine.generate(greedy("And it came to pass").max_tokens(30)).unwrap();
+    let tokens: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
+    let prompt = generation.prompt_tokens();
+    let all: Vec<u32> = prompt.iter().copied().chain(tokens.iter().map(|token| token.id)).collect();
+    let score = engine.score(&all).unwrap();
+    // The same bits: a token's result does not depend on whether it came alone or among others.
+    let generated: Vec<_> = tokens.iter().map(|token| Some(token.logprob)).collect();
+    assert_eq!(score.logprobs[prompt.len()..], generated);
+    let sum: f64 = score.logprobs.iter().flatten().map(|&x| f64::from(x)).sum();
+    let expected = (-sum / (all.len() - 1) as f64).exp();
+    assert!((score.perplexity.unwrap() - expected).abs() < 1e-9 * expected);
+    assert_eq!(engine.score(&all[..1]).unwrap().perplexity, None);
+}
+
+#[test]
+fn the_precision_of_activations_is_a_choice() {
+    let tokens = engine().tokenizer().unwrap().encode("In the beginning God created the heaven", true).unwrap();
+    let score = |dtype| Engine::builtin().dtype(dtype).build().unwrap().score(&tokens).unwrap().logprobs;
+    let (own, bf16, f16, f32) =
+        (score(None), score(Some(DType::BF16)), score(Some(DType::F16)), score(Some(DType::F32)));
+    assert_eq!(own, bf16);
+    assert!(f16 != f32 && bf16 != f32 && bf16 != f16);
+    for (a, b) in bf16.iter().zip(&f32).skip(1) {
+        assert!((a.unwrap() - b.unwrap()).abs() < 0.1, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn devices_that_are_not_there_are_an_error_value() {
+    for device in [Device::Cuda(0), Device::Sim] {
+        let error = Engine::builtin().device(device).build().err().unwrap();
+        assert!(matches!(error, Error::Device { .. }) && error.to_string().contains(&device.to_string()), "{error}");
+    }
+    for name in ["auto", "cpu", "cuda:3", "sim"] {
+        assert_eq!(name.parse::<Device>().unwrap().to_string(), name);
+    }
+    assert!("gpu".parse::<Device>().is_err() && "cuda:x".parse::<Device>().is_err());
+}
