@@ -38,7 +38,8 @@ fn templates_render_as_transformers_renders_them() {
             match (found, run.expected, run.error) {
                 (Ok(found), Some(expected), None) if found == expected => {}
                 // Another engine words its own errors; a template's own words must arrive.
-                (Err(found), None, Some(error)) if found.to_string().contains(&error) || error.contains("is undefined") => {}
+                (Err(found), None, Some(error))
+                    if found.to_string().contains(&error) || error.contains("is undefined") => {}
                 (found, expected, error) => failures.push(format!(
                     "{name}, conversation {i}\n   found    {found:?}\n   expected {:?}",
                     expected.ok_or(error)
