@@ -1,5 +1,5 @@
-//! Between text and token ids: streams against whole decodes, stop strings against a naive search, chat templates
-//! against what `transformers` 5 renders.
+//! Between text and token ids: streams against whole decodes, stop strings against a naive search, where templates are
+//! found. What `transformers` makes of texts and templates is in `golden`.
 
 #[path = "text/chat.rs"]
 mod chat;

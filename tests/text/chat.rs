@@ -1,37 +1,14 @@
 use std::path::Path;
 
 use burrstone::text::{ChatTemplate, Message};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
-/// One entry of `chat.json`, see `chat.py`.
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    template: String,
-    messages: Vec<Message>,
-    prompt: bool,
-    extra: Map<String, Value>,
-    text: Option<String>,
-    /// The words of `raise_exception`, or nothing where another error arose.
-    error: Option<String>,
-}
-
+/// The marks of what training learns from go, where they are marks.
 #[test]
-fn renders_as_transformers_does() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("chat.json")).unwrap();
-    for case in &cases {
-        let rendered = ChatTemplate::parse(&case.template).unwrap().render(&case.messages, case.prompt, &case.extra);
-        match (rendered, &case.text, &case.error) {
-            (Ok(text), Some(expected), None) => assert_eq!(&text, expected, "{}", case.name),
-            (Err(error), None, Some(expected)) => {
-                let message = error.to_string();
-                assert!(message.contains(expected.as_str()), "{}: {message:?} and {expected:?}", case.name);
-                assert!(error.is_input() && !message.contains('\n'));
-            }
-            (rendered, ..) => panic!("{}: {rendered:?}, expected {:?} {:?}", case.name, case.text, case.error),
-        }
-    }
+fn generation_tags_are_taken_out_of_templates_only() {
+    let template = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{{{% endraw %}\
+                    {%- generation -%} {% set x = 1 %}{{ messages[0].content }} {%- endgeneration %}{{ x is defined }}";
+    assert_eq!(say(&ChatTemplate::parse(template).unwrap()), "{% generation %}{% generation %}{{hiFalse");
 }
 
 fn say(template: &ChatTemplate) -> String {

@@ -1,0 +1,198 @@
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::{Checkpoint, comma, run};
+
+/// Runs on a damaged checkpoint: exit code 2 and a line that names the file and has these parts.
+#[track_caller]
+fn refused(model: &Checkpoint, more: &[&str], parts: &[&str]) {
+    let ran = run(&[&["generate", "--model", model.path(), "--token-ids", "1,2,3", "--max-tokens", "2"], more].concat());
+    let message = ran.error(2);
+    for part in ["expected ", ", found "].iter().chain(parts) {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+}
+
+#[test]
+fn a_truncated_shard() {
+    let model = Checkpoint::golden("llama-sharded");
+    let shard = fs::read_dir(model.0.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.to_str().unwrap().contains("00002-of"))
+        .unwrap();
+    let bytes = fs::read(&shard).unwrap();
+    fs::write(&shard, &bytes[..bytes.len() - 100]).unwrap();
+    refused(&model, &[], &[shard.to_str().unwrap()]);
+}
+
+/// Rewrites the one weight file of a checkpoint, header and all.
+fn rewrite(model: &Checkpoint, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>, &mut Vec<u8>)) {
+    let file = model.file("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
+    let mut header = serde_json::from_slice(&rest[..length]).unwrap();
+    let mut data = rest[length..].to_vec();
+    change(&mut header, &mut data);
+    let header = serde_json::to_vec(&header).unwrap();
+    let parts = [&(header.len() as u64).to_le_bytes(), header.as_slice(), data.as_slice()];
+    fs::write(&file, parts.concat()).unwrap();
+}
+
+#[test]
+fn a_wrong_shape() {
+    let model = Checkpoint::golden("llama-gqa");
+    rewrite(&model, |header, _| {
+        let shape = header["model.norm.weight"]["shape"].as_array_mut().unwrap();
+        shape.insert(0, json!(1));
+    });
+    refused(&model, &[], &["model.safetensors", "model.norm.weight", "shape"]);
+}
+
+#[test]
+fn a_missing_tensor() {
+    let model = Checkpoint::golden("llama-gqa");
+    rewrite(&model, |header, _| {
+        let tensor = header.remove("model.norm.weight").unwrap();
+        header.insert("model.unrelated.weight".to_owned(), tensor);
+    });
+    refused(&model, &[], &["model.safetensors", "model.norm.weight"]);
+}
+
+#[test]
+fn an_oversized_header() {
+    let model = Checkpoint::golden("llama-gqa");
+    let file = model.file("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    refused(&model, &[], &["model.safetensors", "header"]);
+}
+
+#[test]
+fn an_unknown_rope_kind() {
+    let model = Checkpoint::golden("llama-gqa");
+    model.edit("config.json", |config| {
+        config.as_object_mut().unwrap().remove("rope_parameters");
+        config["rope_theta"] = json!(10000.0);
+        config["rope_scaling"] = json!({"rope_type": "spiral", "factor": 2.0});
+    });
+    refused(&model, &[], &["config.json", "rope", "spiral"]);
+}
+
+#[test]
+fn a_weight_that_is_no_number_where_asked_for() {
+    let model = Checkpoint::builtin();
+    rewrite(&model, |header, data| {
+        let place = &header["model.norm.weight"]["data_offsets"];
+        let at = place[0].as_u64().unwrap() as usize + 2 * 5;
+        data[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    });
+    refused(&model, &["--check"], &["model.safetensors", "model.norm.weight[5]", "NaN"]);
+    // Nobody asked: the weights are not all read at load.
+    assert_eq!(run(&["inspect", model.path()]).code, Some(0));
+    run(&["generate", "--check", "--max-tokens", "1"]).ok();
+}
+
+#[test]
+fn a_prompt_longer_than_the_context() {
+    let long = comma(&vec![5; 1025]);
+    let ran = run(&["generate", "--token-ids", &long]);
+    assert_eq!(ran.error(2), "prompt: expected at most 1024 tokens, the context, found 1025 tokens");
+    run(&["score", "--token-ids", &long]).error(2);
+    run(&["generate", "--context", "2000", "a"]).error(2);
+}
+
+#[test]
+fn prompts_that_are_none() {
+    assert_eq!(run(&["generate", ""]).error(2), "prompt: expected a text, found an empty one");
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let file = empty.path().to_str().unwrap();
+    assert_eq!(run(&["generate", "--prompt-file", file]).error(2), "prompt: expected a text, found an empty one");
+    let gone = run(&["generate", "--prompt-file", "no/such/file"]);
+    assert!(gone.error(2).starts_with("no/such/file: "), "{gone:?}");
+    let latin = tempfile::NamedTempFile::new().unwrap();
+    fs::write(latin.path(), b"caf\xe9").unwrap();
+    assert!(run(&["generate", "--prompt-file", latin.path().to_str().unwrap()]).error(2).contains("UTF-8"));
+    let model = Checkpoint::builtin();
+    assert!(run(&["generate", "--model", model.path()]).error(2).starts_with("prompt: expected a PROMPT"));
+}
+
+#[test]
+fn a_token_id_out_of_range() {
+    let ran = run(&["generate", "--token-ids", "1,2048"]);
+    assert_eq!(ran.error(2), "prompt: token 1: expected an id below 2048, the vocabulary's size, found 2048");
+    run(&["score", "--token-ids", "2048"]).error(2);
+}
+
+#[test]
+fn models_that_are_none() {
+    assert!(run(&["generate", "--model", "./no-such-folder", "a"]).error(2).contains("no-such-folder"));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(run(&["generate", "--model", empty.path().to_str().unwrap(), "a"]).error(2).contains("config.json"));
+    let model = Checkpoint::builtin();
+    fs::write(model.file("tokenizer.json"), "{}").unwrap();
+    assert!(run(&["generate", "--model", model.path(), "a"]).error(2).contains("tokenizer.json: tokenizer: expected"));
+}
+
+#[test]
+fn values_out_of_range_are_refused_before_anything_is_loaded() {
+    let cases: [(&[&str], &str); 17] = [
+        (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
+        (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
+        (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
+        (&["--top-p", "0"], r#"--top-p <P>: expected a number above 0, at most 1, found "0""#),
+        (&["--top-p", "1.5"], r#"--top-p <P>: expected a number above 0, at most 1, found "1.5""#),
+        (&["--top-k", "-1"], r#"--top-k <K>: expected a whole number from 0 up, found "-1""#),
+        (&["--min-p", "2"], r#"--min-p <P>: expected a number from 0 to 1, found "2""#),
+        (&["--repetition-penalty", "0"], r#"--repetition-penalty <R>: expected a number above 0, found "0""#),
+        (
+            &["--seed", "18446744073709551616"],
+            r#"--seed <N>: expected a whole number from 0 to 18446744073709551615, found "18446744073709551616""#,
+        ),
+        (&["--max-tokens", "0"], r#"--max-tokens <N>: expected a whole number from 1 up, found "0""#),
+        (&["--max-tokens", "many"], r#"--max-tokens <N>: expected a whole number from 1 up, found "many""#),
+        (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 up, found "0""#),
+        (&["--context", "-5"], r#"--context <TOKENS>: expected a whole number from 1 up, found "-5""#),
+        (&["--stop", ""], r#"--stop <TEXT>: expected a text that is not empty, found """#),
+        (&["--dtype", "f8"], r#"--dtype <DTYPE>: expected one of auto, f32, bf16, f16, found "f8""#),
+        (&["--device", "gpu"], r#"--device <DEVICE>: expected auto, cpu, cuda, cuda:N or sim, found "gpu""#),
+        (
+            &["--token-ids", "1,-2"],
+            r#"--token-ids <1,2,3>: expected token ids, whole numbers with commas between them, found "1,-2""#,
+        ),
+    ];
+    for (args, message) in cases {
+        // The model does not exist: nobody got as far as looking for it.
+        assert_eq!(run(&[&["generate", "--model", "./nowhere"], args].concat()).error(2), message);
+    }
+}
+
+#[test]
+fn usage_errors_are_one_line_too() {
+    for args in [
+        &["generate", "--no-such-option"][..],
+        &["generate", "a", "--token-ids", "1"],
+        &["generate", "a", "--prompt-file", "b"],
+        &["generate", "a", "b"],
+        &["generate", "--seed"],
+        &["frobnicate"],
+        &["inspect", "--memory", "much"],
+        &["completions", "tcsh"],
+    ] {
+        run(args).error(2);
+    }
+    // No command at all is a cry for help.
+    let help = run(&[]);
+    assert!(help.code == Some(2) && help.err.contains("Usage:"), "{help:?}");
+}
+
+#[test]
+fn devices_that_are_not_there_are_failures() {
+    for device in ["cuda", "cuda:1", "sim"] {
+        let ran = run(&["generate", "a", "--device", device]);
+        assert!(ran.error(1).starts_with("device "), "{ran:?}");
+    }
+}
