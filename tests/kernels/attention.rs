@@ -196,7 +196,7 @@ proptest! {
         cuts in proptest::collection::vec(0usize..300, 0..4),
     ) {
         let whole: Vec<_> = case.sequences.iter().map(|&(past, len)| (0, past + len)).collect();
-        let at_once = in_chunks(&case, &cpu(isa, 1), &[whole.clone()]);
+        let at_once = in_chunks(&case, &cpu(isa, 1), std::slice::from_ref(&whole));
         let mut borders = cuts.clone();
         borders.extend([0, 400]);
         borders.sort_unstable();
