@@ -55,9 +55,9 @@ impl Error {
     ) -> Self {
         Self::Checkpoint {
             file: file.to_owned(),
-            field: field.into(),
-            expected: expected.to_string(),
-            found: found.to_string(),
+            field: printable(&field.into()),
+            expected: printable(&expected.to_string()),
+            found: printable(&found.to_string()),
         }
     }
 
@@ -77,4 +77,17 @@ impl Error {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
+}
+
+/// Text that a file had a say in, with its control characters spelled out: an error is one line, and does not write
+/// to the terminal what it pleases.
+fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+        line
+    })
 }

@@ -14,12 +14,14 @@ use crate::error::{Error, Result};
 
 const OP: &str = "matmul";
 
-/// Up to this many rows the weight is used as it comes.
-const FEW_ROWS: usize = 8;
+/// Up to this many rows the weight is used as it comes: beyond, packing it costs less than converting it for every
+/// three rows.
+const FEW_ROWS: usize = 16;
 /// Rows that are prepared at once; more only take more room.
 const CHUNK_ROWS: usize = 512;
-/// Rows of the weight that a task packs: a multiple of every tile's width.
-const PACKED_COLUMNS: usize = 48;
+/// At most so many rows of the weight are packed by a task: a multiple of every tile's width, and a block of them with
+/// the sums of its tiles fits the second-level cache.
+const PACKED_COLUMNS: usize = 96;
 /// Bytes of weight that a task reads where rows are few: long enough to stream, short enough to share out evenly.
 const DIRECT_BYTES: usize = 128 << 10;
 
@@ -124,13 +126,17 @@ impl Call<'_> {
             });
             return Ok(());
         }
-        let (panel, room) = self.isa.run(PanelShape { rows: self.rows });
+        let (panel, tile, room) = self.isa.run(PanelShape { rows: self.rows });
         for pages in columns.iter_mut() {
             pages.reserve(room)?;
         }
         pool.run(self.rows.div_ceil(panel), &|_, task| self.part(Part::Prepare { first: task * panel, panel }));
-        pool.run_with(columns, self.tasks(PACKED_COLUMNS), &|pages, task| {
-            let (block, first, count) = self.task(task, PACKED_COLUMNS);
+        // As many tasks as the threads can share evenly.
+        let n: usize = self.blocks.iter().map(|block| block.rows).sum();
+        let rounds = n.div_ceil(pool.threads() * PACKED_COLUMNS);
+        let width = n.div_ceil(pool.threads() * rounds.max(1)).next_multiple_of(tile).min(PACKED_COLUMNS);
+        pool.run_with(columns, self.tasks(width), &|pages, task| {
+            let (block, first, count) = self.task(task, width);
             self.part(Part::Packed { block, first, count, columns: pages.as_mut_ptr() });
         });
         Ok(())
@@ -375,19 +381,19 @@ struct Ends {
     last: bool,
 }
 
-/// Rows of a panel of `x`, and bytes that a task's packed columns and sums take.
+/// Rows of a panel of `x` and of one of the weight, and bytes that a task's packed columns and sums take.
 struct PanelShape {
     rows: usize,
 }
 
 impl Kernel for PanelShape {
-    type Out = (usize, usize);
+    type Out = (usize, usize, usize);
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize) {
-        let panel = packed_shape::<S>().0;
+    fn run<S: Simd>(self, _: S) -> (usize, usize, usize) {
+        let (panel, tile) = packed_shape::<S>();
         let sums = self.rows.next_multiple_of(panel) * 4;
-        (panel, PACKED_COLUMNS * (block_steps::<S>() * step_bytes::<S>() + sums))
+        (panel, tile, PACKED_COLUMNS * (block_steps::<S>() * step_bytes::<S>() + sums))
     }
 }
 

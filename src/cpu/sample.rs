@@ -150,16 +150,11 @@ impl Floor {
 /// Where top-k, top-p and min-p, in this order, cut the weights. Tokens as likely as the k-th stay with it.
 fn least_weight(weights: &[f32], row: &SampleRow<'_>) -> Floor {
     let mut floor = Floor { weight: f32::MIN_POSITIVE, last: usize::MAX };
-    let by_count = row.top_k > 0 && row.top_k < weights.len();
-    if by_count || row.top_p < 1.0 {
-        let bins = Bins::new(weights);
-        let mut mass = bins.mass.iter().sum();
-        if by_count {
-            mass = bins.keep_count(weights, row.top_k, &mut floor);
-        }
-        if row.top_p < 1.0 {
-            bins.keep_mass(weights, f64::from(row.top_p) * mass, &mut floor);
-        }
+    if row.top_k > 0 && row.top_k < weights.len() {
+        floor = top_k(weights, row.top_k, floor);
+    }
+    if row.top_p < 1.0 {
+        floor = top_p(weights, row.top_p, floor);
     }
     if row.min_p > floor.weight {
         floor = Floor { weight: row.min_p, last: usize::MAX };
@@ -167,86 +162,79 @@ fn least_weight(weights: &[f32], row: &SampleRow<'_>) -> Floor {
     floor
 }
 
-/// How many tokens, and how much weight, share the leading bits of their weights: 32 bins to a factor of two.
-struct Bins {
-    count: Vec<u32>,
-    mass: Vec<f64>,
+/// Bins of the leading bits of a weight from 0 to 1: 32 to a factor of two. A larger weight never has a smaller bin.
+const BINS: usize = bin(1.0) + 1;
+
+const fn bin(weight: f32) -> usize {
+    (weight.to_bits() >> 18) as usize
 }
 
-impl Bins {
-    /// The bin of a weight from 0 to 1; a larger weight never has a smaller bin.
-    fn of(weight: f32) -> usize {
-        (weight.to_bits() >> 18) as usize
-    }
+/// The tokens of one bin that `floor` keeps, heaviest first, equals by id.
+fn sorted(weights: &[f32], wanted: usize, floor: Floor) -> Vec<(f32, usize)> {
+    let of_bin = |&(token, &weight): &(usize, &f32)| bin(weight) == wanted && floor.keeps(token, weight);
+    let mut tokens: Vec<(f32, usize)> = weights.iter().enumerate().filter(of_bin).map(|(t, &w)| (w, t)).collect();
+    tokens.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    tokens
+}
 
-    fn new(weights: &[f32]) -> Self {
-        let bins = Self::of(1.0) + 1;
-        let (mut count, mut mass) = (vec![0u32; bins], vec![0f64; bins]);
-        for &weight in weights {
-            let bin = Self::of(weight).min(bins - 1);
-            count[bin] += 1;
-            mass[bin] += f64::from(weight);
+/// Raises `floor` to the `k`-th heaviest token.
+fn top_k(weights: &[f32], k: usize, floor: Floor) -> Floor {
+    let mut counts = vec![0u32; BINS];
+    for &weight in weights {
+        counts[bin(weight).min(BINS - 1)] += 1;
+    }
+    let mut left = k;
+    for wanted in (0..BINS).rev() {
+        let here = counts[wanted] as usize;
+        if here < left {
+            left -= here;
+            continue;
         }
-        Self { count, mass }
+        return match sorted(weights, wanted, floor).get(left - 1) {
+            Some(&(weight, _)) => Floor { weight, last: usize::MAX },
+            None => floor,
+        };
     }
+    floor
+}
 
-    /// The tokens of one bin that `floor` keeps, heaviest first, equals by id.
-    fn sorted(weights: &[f32], bin: usize, floor: Floor) -> Vec<(f32, usize)> {
-        let of_bin = |&(token, &weight): &(usize, &f32)| Self::of(weight) == bin && floor.keeps(token, weight);
-        let mut tokens: Vec<(f32, usize)> = weights.iter().enumerate().filter(of_bin).map(|(t, &w)| (w, t)).collect();
-        tokens.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        tokens
-    }
-
-    /// Raises `floor` to the `k`-th heaviest token; returns the weight of what it keeps.
-    fn keep_count(&self, weights: &[f32], k: usize, floor: &mut Floor) -> f64 {
-        let (mut count, mut mass) = (0, 0.0);
-        for bin in (0..self.count.len()).rev() {
-            let here = self.count[bin] as usize;
-            if count + here < k {
-                count += here;
-                mass += self.mass[bin];
-                continue;
-            }
-            let tokens = Self::sorted(weights, bin, *floor);
-            if let Some(&(weight, _)) = tokens.get(k - count - 1) {
-                *floor = Floor { weight, last: usize::MAX };
-            }
-            let kept = tokens.iter().take_while(|(weight, _)| *weight >= floor.weight);
-            return mass + kept.map(|&(weight, _)| f64::from(weight)).sum::<f64>();
-        }
-        mass
-    }
-
-    /// Raises `floor` to the token at which the heaviest together reach `target`.
-    fn keep_mass(&self, weights: &[f32], target: f64, floor: &mut Floor) {
-        let mut mass = 0.0;
-        for bin in (0..self.mass.len()).rev() {
-            if mass + self.mass[bin] < target {
-                mass += self.mass[bin];
-                continue;
-            }
-            for (weight, token) in Self::sorted(weights, bin, *floor) {
-                mass += f64::from(weight);
-                if mass >= target {
-                    *floor = Floor { weight, last: token };
-                    return;
-                }
-            }
-            return;
+/// Raises `floor` to the token at which the heaviest together reach `p` of all that it keeps.
+fn top_p(weights: &[f32], p: f32, floor: Floor) -> Floor {
+    let mut masses = vec![0f64; BINS];
+    for (token, &weight) in weights.iter().enumerate() {
+        if floor.keeps(token, weight) {
+            masses[bin(weight).min(BINS - 1)] += f64::from(weight);
         }
     }
+    let target = f64::from(p) * masses.iter().sum::<f64>();
+    let mut mass = 0.0;
+    for wanted in (0..BINS).rev() {
+        if mass + masses[wanted] < target {
+            mass += masses[wanted];
+            continue;
+        }
+        for (weight, token) in sorted(weights, wanted, floor) {
+            mass += f64::from(weight);
+            if mass >= target {
+                return Floor { weight, last: token };
+            }
+        }
+        return floor;
+    }
+    floor
 }
 
 /// The token at which the running weight of those above the floor, in the order of their ids, passes `u` of the whole.
 fn draw(weights: &mut [f32], floor: Floor, u: f64) -> usize {
     const PIECE: usize = 256;
-    for (token, weight) in weights.iter_mut().enumerate() {
-        if !floor.keeps(token, *weight) {
+    for weight in weights.iter_mut() {
+        *weight = if *weight < floor.weight { 0.0 } else { *weight };
+    }
+    if let Some(rest) = weights.get_mut(floor.last.saturating_add(1)..) {
+        for weight in rest.iter_mut().filter(|weight| **weight == floor.weight) {
             *weight = 0.0;
         }
     }
-    let sum = |piece: &[f32]| piece.iter().map(|&w| f64::from(w)).sum::<f64>();
     let pieces: Vec<f64> = weights.chunks(PIECE).map(sum).collect();
     let target = u * pieces.iter().sum::<f64>();
     let mut mass = 0.0;
@@ -266,6 +254,17 @@ fn draw(weights: &mut [f32], floor: Floor, u: f64) -> usize {
     }
     // Rounding may leave the target at the very end: the last token that is kept.
     weights.iter().rposition(|&weight| weight > 0.0).unwrap_or_default()
+}
+
+/// Eight sums side by side: one would wait for itself at every addition.
+fn sum(weights: &[f32]) -> f64 {
+    let mut sums = [0f64; 8];
+    for eight in weights.chunks(8) {
+        for (sum, &weight) in sums.iter_mut().zip(eight) {
+            *sum += f64::from(weight);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// A number in [0, 1) that depends on `seed` and `position` alone.

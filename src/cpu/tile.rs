@@ -77,24 +77,44 @@ pub(crate) unsafe fn packed<S: Simd, P: Product<S>, const MR: usize, const NR: u
     b: *const u8,
     steps: usize,
 ) -> [[S::V; NR]; MR] {
-    let bytes = step_bytes::<S>();
     let mut sums = [[s.zero(); NR]; MR];
+    let (a_step, b_step) = (MR * step_bytes::<S>(), NR * step_bytes::<S>());
     let (mut a, mut b) = (a, b);
-    for _ in 0..steps {
-        // SAFETY: both pointers are at a step inside their panel.
+    // Two steps at a time: the loop's own instructions would take places that the products need.
+    for _ in 0..steps / 2 {
+        // SAFETY: both pointers are two steps or more from the end of their panel.
         unsafe {
-            let columns: [P::R; NR] = load_all::<S, P, NR>(s, b);
-            for (r, row) in sums.iter_mut().enumerate() {
-                let x = P::load(s, a.add(r * bytes));
-                for (sum, &column) in row.iter_mut().zip(&columns) {
-                    *sum = P::accumulate(s, *sum, x, column);
-                }
-            }
-            a = a.add(MR * bytes);
-            b = b.add(NR * bytes);
+            packed_step::<S, P, MR, NR>(s, a, b, &mut sums);
+            packed_step::<S, P, MR, NR>(s, a.add(a_step), b.add(b_step), &mut sums);
+            (a, b) = (a.add(2 * a_step), b.add(2 * b_step));
         }
     }
+    if steps % 2 == 1 {
+        // SAFETY: both pointers are at the last step of their panel.
+        unsafe { packed_step::<S, P, MR, NR>(s, a, b, &mut sums) };
+    }
     sums
+}
+
+/// # Safety
+/// A step of a panel of `MR` rows is at `a`, one of `NR` rows at `b`.
+#[inline(always)]
+unsafe fn packed_step<S: Simd, P: Product<S>, const MR: usize, const NR: usize>(
+    s: S,
+    a: *const u8,
+    b: *const u8,
+    sums: &mut [[S::V; NR]; MR],
+) {
+    // SAFETY: the caller's promise covers all rows of both.
+    unsafe {
+        let columns: [P::R; NR] = load_all::<S, P, NR>(s, b);
+        for (r, row) in sums.iter_mut().enumerate() {
+            let x = P::load(s, a.add(r * step_bytes::<S>()));
+            for (sum, &column) in row.iter_mut().zip(&columns) {
+                *sum = P::accumulate(s, *sum, x, column);
+            }
+        }
+    }
 }
 
 /// # Safety

@@ -5,7 +5,8 @@
 //!
 //! 1. A field that the family uses is read and checked.
 //! 2. A field that is known to leave a forward pass alone (see [`families::harmless`]) may say anything.
-//! 3. Any other field may say only what switches nothing on: `null`, `false`, `0`, or something empty.
+//! 3. Any other field may say only what switches nothing on: `null`, `false`, `0`, or something empty; or `true`, for
+//!    the few whose absence means true (see [`families::ALWAYS_TRUE`]).
 //!
 //! All else is an error that names the field. A checkpoint whose unknown field really changes nothing loads once that
 //! field is `null`.
@@ -87,6 +88,11 @@ impl ArchSpec {
             context,
             dtype: dtype(&fields, stored)?,
         };
+        for key in families::ALWAYS_TRUE {
+            if fields.flag(key)? == Some(false) {
+                return Err(fields.error(key, "true, as in every model of this architecture", false));
+            }
+        }
         fields.finish(families::harmless)?;
         Ok(spec)
     }

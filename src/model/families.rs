@@ -108,12 +108,14 @@ pub(super) const FAMILIES: &[Family] = &[
     },
 ];
 
+/// Fields that no architecture here has, and that would change the mathematics by being false.
+pub(super) const ALWAYS_TRUE: [&str; 4] = ["is_causal", "causal", "scale_attn_weights", "use_rope"];
+
 /// Whether a field of `config.json` that no architecture here reads is known to leave a forward pass as it is: names,
 /// training, sampling, token ids, and how other programs run the model.
 pub(super) fn harmless(key: &str) -> bool {
     key.starts_with('_')
         || key.starts_with("unsloth_")
-        || key.starts_with("transformers")
         || key.ends_with("_token_id")
         || key.ends_with("_token_ids")
         || key.contains("dropout")
@@ -140,6 +142,8 @@ const HARMLESS: &[&str] = &[
     "name_or_path",
     "tags",
     "tokenizer_class",
+    "transformers.js_config",
+    "transformers_version",
     "version",
     // Training.
     "gradient_checkpointing",

@@ -227,7 +227,7 @@ TEMPLATES = {
     ),
     "string methods": (
         "{% set s = messages[-1].content %}[{{ s.strip() }}][{{ s.lstrip() }}][{{ s.rstrip() }}][{{ s.upper() }}][{{ s.lower() }}]"
-        "[{{ s.title() }}][{{ s.capitalize() }}][{{ s.replace('e', '3') }}][{{ s.split() | join('_') }}][{{ s.split('e', 1)[0] }}]"
+        "[{{ messages[-1].role.title() }}][{{ s.capitalize() }}][{{ s.replace('e', '3') }}][{{ s.split() | join('_') }}][{{ s.split('e', 1)[0] }}]"
         "[{{ s.startswith('  A') }}][{{ s.endswith('\\n') }}][{{ s.find('e') }}][{{ s.count('e') }}][{{ s.strip(' A?\\n') }}]"
         "[{{ 'a\\nb\\n'.splitlines() | join('+') }}][{{ ', '.join(['x', 'y']) }}][{{ 'abc'[1:] }}][{{ 'abc'[::-1] }}][{{ s|length }}]"
         "[{{ '12'.isdigit() }}][{{ 'ab'.isalpha() }}][{{ ' '.isspace() }}]",

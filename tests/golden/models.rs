@@ -8,9 +8,9 @@ use burrstone::{DType, Device, Engine, FinishReason, Request};
 
 use crate::checkpoint::{Case, Prompt, case, cases};
 
-/// What two correct float32 computations may differ by in a log-probability: the figures are near 10, the models
-/// amplify a rounding error some hundred times, and the reference is written with six decimals.
-const FLOAT32: f64 = 2e-4;
+/// What two correct float32 computations may differ by in a log-probability. The committed cases differ by 1e-5 at most;
+/// other shapes amplify rounding errors more, and the reference is written with six decimals.
+const FLOAT32: f64 = 1e-4;
 /// Two best tokens closer than this may change places in float32.
 const TIE: f64 = 1e-4;
 
@@ -37,8 +37,7 @@ fn float32_activations_agree_with_float32_transformers() {
 }
 
 /// The rule of the stored dtype: no further from float32 than `transformers` in that dtype is, over all prompts of a
-/// case. A maximum over a few hundred samples is itself a matter of luck, so a quarter is allowed on top; a mean is not,
-/// so a tenth.
+/// case. A maximum over a few hundred samples is itself a matter of luck, so a quarter is allowed on top; a mean is not.
 #[test]
 fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_transformers() {
     let mut failures = Failures::default();
@@ -62,7 +61,7 @@ fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_tra
         failures.check(ours.max() <= 1.25 * theirs.max() + FLOAT32, || {
             format!("{}: max |Δ log-probability| {:.5}, transformers {:.5}", case.name, ours.max(), theirs.max())
         });
-        failures.check(ours.mean() <= 1.1 * theirs.mean() + FLOAT32, || {
+        failures.check(ours.mean() <= theirs.mean() + FLOAT32, || {
             format!("{}: mean |Δ log-probability| {:.6}, transformers {:.6}", case.name, ours.mean(), theirs.mean())
         });
 

@@ -141,12 +141,17 @@ fn unknown_fields_may_not_say_anything() {
         ("num_local_experts", json!(8)),
         ("per_layer_config", json!({"0": {"head_dim": 4}})),
         ("is_encoder_decoder", json!(true)),
+        ("transformers_weights", json!("other.safetensors")),
+        ("experts_per_token", json!(2)),
     ] {
         refused(json!({key: value}), &[key, "not known", &value.to_string()]);
     }
     for inert in [json!(null), json!(false), json!(0), json!(0.0), json!(""), json!([]), json!({})] {
         read(&changed(json!({"a_field_of_tomorrow": inert}))).unwrap();
     }
+    refused(json!({"two\nlines\u{1b}": 1}), &[r"two\nlines\u{1b}", "found 1"]);
+    refused(json!({"is_causal": false}), &["is_causal", "true", "found false"]);
+    read(&changed(json!({"is_causal": true}))).unwrap();
     let long = "x".repeat(1000);
     let Err(error) = read(&changed(json!({"novelty": long}))) else { panic!("an unknown field was read") };
     assert!(error.to_string().len() < 400, "{error}");
