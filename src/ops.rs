@@ -96,7 +96,7 @@ pub enum Activation {
 }
 
 /// Arguments of [`Ops::rotary_kv_write`].
-pub struct RotaryKvWrite<'a, O: Ops + ?Sized> {
+pub struct RotaryKvWrite<'a, O: Ops> {
     /// `[tokens, (heads + 2 · kv_heads) · head_dim]`: queries, keys, values.
     pub qkv: &'a O::Buffer,
     /// Rotated queries, `[tokens, heads, head_dim]`.
@@ -113,14 +113,14 @@ pub struct RotaryKvWrite<'a, O: Ops + ?Sized> {
 }
 
 /// Gains of the per-head norm of queries and keys.
-pub struct QkNorm<'a, O: Ops + ?Sized> {
+pub struct QkNorm<'a, O: Ops> {
     pub query: &'a O::Vector,
     pub key: &'a O::Vector,
     pub eps: f32,
 }
 
 /// Arguments of [`Ops::attention`].
-pub struct Attention<'a, O: Ops + ?Sized> {
+pub struct Attention<'a, O: Ops> {
     /// `[tokens, heads, head_dim]`.
     pub query: &'a O::Buffer,
     /// Keys and values, those of this batch included.

@@ -377,7 +377,7 @@ impl Step {
                 return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
             }
         }
-        if batch.rope.len() % (2 * tokens.max(1)) != 0 {
+        if !batch.rope.len().is_multiple_of(2 * tokens.max(1)) {
             let expected = format!("cosines and sines for {tokens} tokens");
             return Err(Error::operator(OP, "rope", expected, format!("{} factors", batch.rope.len())));
         }

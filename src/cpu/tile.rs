@@ -146,25 +146,25 @@ pub(crate) unsafe fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: u
     let mut sums = [[s.zero(); NR]; MR];
     let (whole, rest) = (k / P::STEP, k % P::STEP);
     for i in 0..whole {
-        for n in 0..NR {
+        for (n, &weight) in w.iter().enumerate() {
             // SAFETY: step `i` lies inside the rows of both.
             unsafe {
-                let column = W::load_step(s, w[n].add(i * P::STEP * W::SIZE));
-                for m in 0..MR {
+                let column = W::load_step(s, weight.add(i * P::STEP * W::SIZE));
+                for (m, sums) in sums.iter_mut().enumerate() {
                     let row = P::load(s, x.add(m * x_stride + i * bytes));
-                    sums[m][n] = P::accumulate(s, sums[m][n], row, column);
+                    sums[n] = P::accumulate(s, sums[n], row, column);
                 }
             }
         }
     }
     if rest > 0 {
-        for n in 0..NR {
+        for (n, &weight) in w.iter().enumerate() {
             // SAFETY: `rest < STEP` elements are left in the weight's row; the prepared row has a whole step.
             unsafe {
-                let column = W::load_last(s, w[n].add(whole * P::STEP * W::SIZE), rest);
-                for m in 0..MR {
+                let column = W::load_last(s, weight.add(whole * P::STEP * W::SIZE), rest);
+                for (m, sums) in sums.iter_mut().enumerate() {
                     let row = P::load(s, x.add(m * x_stride + whole * bytes));
-                    sums[m][n] = P::accumulate(s, sums[m][n], row, column);
+                    sums[n] = P::accumulate(s, sums[n], row, column);
                 }
             }
         }

@@ -20,8 +20,8 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // eʳ = 1 + r + r² q(r)
     let mut q = s.splat(1.395_031_1e-3);
     q = s.fma(q, r, s.splat(8.368_906e-3));
-    q = s.fma(q, r, s.splat(4.166_620_8e-2));
-    q = s.fma(q, r, s.splat(1.666_651_9e-1));
+    q = s.fma(q, r, s.splat(4.166_621e-2));
+    q = s.fma(q, r, s.splat(1.666_652e-1));
     q = s.fma(q, r, s.splat(0.5));
     let y = s.add(s.fma(q, s.mul(r, r), r), s.splat(1.0));
     s.select_lt(x, s.splat(EXP_MIN), s.zero(), s.mul(y, s.exp2i(n)))
@@ -38,7 +38,7 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let cubic = s.fma(s.mul(s.mul(x, x), s.splat(0.044_715)), x, x);
-    let e = exp(s, s.mul(cubic, s.splat(-1.595_769_1)));
+    let e = exp(s, s.mul(cubic, s.splat(-1.595_769)));
     s.div(x, s.add(s.splat(1.0), e))
 }
 
@@ -46,15 +46,15 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     const P: [f32; 10] = [
-        3.136_782_4e-5,
+        3.136_782_5e-5,
         2.362_145_3e-1,
         2.445_606_1e-1,
         1.724_284_6e-1,
-        3.290_593_1e-1,
+        3.290_593e-1,
         -2.322_183e-1,
         5.467_698e-1,
-        -3.853_921_5e-1,
-        9.093_482_5e-2,
+        -3.853_921_6e-1,
+        9.093_483e-2,
         -2.388_409_8e-3,
     ];
     let magnitude = s.max(x, s.sub(s.zero(), x));

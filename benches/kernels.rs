@@ -1,0 +1,38 @@
+//! Every kernel on the layers of real models, with the floor of this machine beside: `cargo bench --bench kernels`.
+
+#[path = "kernels/support.rs"]
+mod support;
+
+#[path = "kernels/act_mul.rs"]
+mod act_mul;
+#[path = "kernels/attention.rs"]
+mod attention;
+#[path = "kernels/embedding.rs"]
+mod embedding;
+#[path = "kernels/matmul.rs"]
+mod matmul;
+#[path = "kernels/rms_norm.rs"]
+mod rms_norm;
+#[path = "kernels/rotary_kv_write.rs"]
+mod rotary_kv_write;
+#[path = "kernels/sample.rs"]
+mod sample;
+#[path = "kernels/target_logprobs.rs"]
+mod target_logprobs;
+
+fn main() {
+    let mut criterion = criterion::Criterion::default().configure_from_args();
+    for bench in [
+        act_mul::bench,
+        attention::bench,
+        embedding::bench,
+        matmul::bench,
+        rms_norm::bench,
+        rotary_kv_write::bench,
+        sample::bench,
+        target_logprobs::bench,
+    ] {
+        bench(&mut criterion, &support::Lab::new());
+    }
+    criterion.final_summary();
+}

@@ -1,0 +1,122 @@
+//! What the benches share: the machine with its floors, the shapes of real models, and one way to measure.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use burrstone::DType;
+use burrstone::cpu::{Buffer, Cpu, CpuOptions, Matrix, Probe, Step, probe};
+use burrstone::device::Bytes;
+use burrstone::ops::{Batch, Ops, Span, WeightView};
+use criterion::{Criterion, Throughput};
+
+/// A model's layer.
+pub struct Model {
+    pub name: &'static str,
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub inter: usize,
+    pub vocab: usize,
+}
+
+pub const MODELS: [Model; 3] = [
+    Model { name: "160m", hidden: 768, heads: 12, kv_heads: 12, head_dim: 64, inter: 2048, vocab: 32_000 },
+    Model { name: "1b", hidden: 2048, heads: 32, kv_heads: 8, head_dim: 64, inter: 8192, vocab: 128_256 },
+    Model { name: "qwen3-0.6b", hidden: 1024, heads: 16, kv_heads: 8, head_dim: 128, inter: 3072, vocab: 151_936 },
+];
+
+/// Activations, weights and cache.
+pub const DTYPE: DType = DType::BF16;
+
+/// Weights larger than any cache, so that every call reads its own from memory.
+const WEIGHTS: usize = 256 << 20;
+
+/// This machine, its rates taken just before the kernels'.
+pub struct Lab {
+    pub cpu: Cpu,
+    probe: Probe,
+}
+
+/// What a call must do at least.
+pub struct Work {
+    pub bytes: usize,
+    pub flops: usize,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let cpu = Cpu::new(CpuOptions::default()).expect("a CPU");
+        let probe = probe(&cpu).expect("room for the probe");
+        Self { cpu, probe }
+    }
+
+    /// Times `call`, and prints its best against the floor: what memory and arithmetic need, whichever is longer.
+    pub fn measure(&self, criterion: &mut Criterion, kernel: &str, case: &str, work: Work, mut call: impl FnMut()) {
+        let best = Cell::new(Duration::MAX);
+        let mut group = criterion.benchmark_group(kernel);
+        group.sample_size(10).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(200));
+        group.throughput(Throughput::Bytes(work.bytes as u64));
+        group.bench_function(case, |bencher| {
+            bencher.iter_custom(|iterations| {
+                let start = Instant::now();
+                (0..iterations).for_each(|_| call());
+                let time = start.elapsed();
+                best.set(best.get().min(time.div_f64(iterations as f64)));
+                time
+            });
+        });
+        group.finish();
+        if best.get() == Duration::MAX {
+            return;
+        }
+        let time = best.get().as_secs_f64();
+        let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
+        let floor = (gb / self.probe.read_gb_s).max(gflop / self.probe.bf16_gflop_s);
+        println!(
+            "{kernel}/{case}: best {:.3} ms, {:.1} GB/s of {:.1}, {:.1} GFLOP/s of {:.1}: {:.0} % of the floor",
+            time * 1e3,
+            gb / time,
+            self.probe.read_gb_s,
+            gflop / time,
+            self.probe.bf16_gflop_s,
+            100.0 * floor / time,
+        );
+    }
+
+    /// As many matrices `[n, k]` as there are weights for, to be used in turn.
+    pub fn matrices(&self, n: usize, k: usize) -> Vec<Matrix> {
+        let len = n * k * DTYPE.size();
+        let all = Bytes::from(vec![0x3cu8; WEIGHTS.max(len)]);
+        let one = |i: usize| {
+            let data = all.slice(i * len..(i + 1) * len).expect("inside");
+            let view = WeightView { name: "weight".to_owned(), dtype: DTYPE, shape: vec![n, k], data };
+            self.cpu.matrix(vec![view], Vec::new()).expect("a matrix")
+        };
+        (0..(WEIGHTS / len).max(1)).map(one).collect()
+    }
+
+    pub fn buffer(&self, dtype: DType, len: usize) -> Buffer {
+        let mut buffer = self.cpu.buffer(dtype, len).expect("a buffer");
+        let values: Vec<f32> = (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
+        buffer.write(&values).expect("the values");
+        buffer
+    }
+
+    /// One sequence: `len` tokens after `past`, in pages of 16.
+    pub fn step(&self, past: usize, len: usize, rotary_dim: usize) -> Step {
+        let range = past as u32..(past + len) as u32;
+        let batch = Batch {
+            tokens: (0..len as u32).map(|t| t * 7919 % 32_000).collect(),
+            positions: range.clone().collect(),
+            slots: range.collect(),
+            rope: vec![0.5; len * rotary_dim],
+            spans: vec![Span { start: 0, len, kv_len: past + len, pages: 0 }],
+            page_table: (0..(past + len).div_ceil(16) as u32).collect(),
+            logit_rows: vec![len as u32 - 1],
+        };
+        let mut step = self.cpu.step().expect("a step");
+        self.cpu.upload(&batch, &mut step).expect("a batch");
+        step
+    }
+}
