@@ -6,6 +6,7 @@ mod bench;
 #[path = "cli/chat.rs"]
 mod chat;
 #[path = "golden/checkpoint.rs"]
+#[allow(dead_code, reason = "only the checkpoints are of use here, not the expected answers")]
 mod checkpoint;
 #[path = "cli/errors.rs"]
 mod errors;

@@ -172,10 +172,23 @@ impl Lines {
         matches!(self, Self::Terminal(_))
     }
 
-    /// The next line, continued ones joined; `None` at the end.
+    /// The next line, continued ones joined; `None` at the end. Ctrl-C at the prompt forgets what was typed.
     fn next(&mut self) -> Result<Option<String>> {
         let mut whole = String::new();
-        while let Some(line) = self.raw(if whole.is_empty() { "> " } else { ". " })? {
+        loop {
+            let line = match self {
+                Self::Pipe(lines) => lines.next().transpose()?,
+                Self::Terminal(editor) => match editor.readline(if whole.is_empty() { "> " } else { ". " }) {
+                    Ok(line) => Some(line),
+                    Err(ReadlineError::Eof) => None,
+                    Err(ReadlineError::Interrupted) => {
+                        whole.clear();
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            let Some(line) = line else { return Ok(Some(whole).filter(|text| !text.is_empty())) };
             match line.strip_suffix('\\') {
                 Some(part) => {
                     whole += part;
@@ -189,19 +202,6 @@ impl Lines {
                     return Ok(Some(whole));
                 }
             }
-        }
-        Ok(Some(whole).filter(|text| !text.is_empty()))
-    }
-
-    fn raw(&mut self, prompt: &str) -> Result<Option<String>> {
-        match self {
-            Self::Pipe(lines) => Ok(lines.next().transpose()?),
-            Self::Terminal(editor) => match editor.readline(prompt) {
-                Ok(line) => Ok(Some(line)),
-                Err(ReadlineError::Eof) => Ok(None),
-                Err(ReadlineError::Interrupted) => Err(Interrupted.into()),
-                Err(error) => Err(error.into()),
-            },
         }
     }
 }

@@ -33,7 +33,9 @@ pub fn bad_input(field: &str, expected: impl fmt::Display, found: impl fmt::Disp
 /// Runs a command to its exit code. A panic, which is a defect of this program, ends like any other failure.
 pub fn run(command: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
-        let message = info.payload_as_str().unwrap_or("panic");
+        let payload = info.payload();
+        let message = payload.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
         let place = info.location().map_or_else(String::new, |at| format!(" ({}:{})", at.file(), at.line()));
         say(&format!("defect: {}{place}", message.replace('\n', " ")));
     }));

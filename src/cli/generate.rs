@@ -76,7 +76,7 @@ impl Generate {
         let mut printer = Printer::new(&engine, self.json);
 
         interrupt.hold();
-        while let Some(token) = generation.next() {
+        for token in generation.by_ref() {
             printer.take(token?)?;
             if interrupt.noted() {
                 break;

@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Args, Debug)]
 #[group(multiple = false)]
 pub struct PromptArgs {
-    /// Text to continue [default: standard input if piped, else, with the built-in model, "In the beginning"]
+    /// Text to continue [default: what is piped in, without its last line end; else, with the built-in model, "In the
+    /// beginning"]
     prompt: Option<String>,
 
     /// Read the prompt from a file; - is standard input
@@ -110,5 +111,7 @@ fn piped(impatient: bool) -> Result<Option<String>> {
         io::stdin().lock().read_to_end(&mut bytes)?;
     }
     let text = text(Path::new("standard input"), bytes)?;
-    Ok(Some(text).filter(|text| !text.trim().is_empty()))
+    // `echo` and here-documents end in one that nobody means.
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Some(text.to_owned()).filter(|text| !text.trim().is_empty()))
 }

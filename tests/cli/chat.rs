@@ -46,7 +46,8 @@ fn commands_are_not_turns() {
     let said = expected(&[Message::user("Say it.")]);
     let told = expected(&[Message::system("You are Moses."), Message::user("Say it.")]);
     assert_ne!(said, told);
-    let input = "Say it.\n/reset\nSay it.\n/system You are Moses.\nSay it.\n/reset\nSay it.\n/system\nSay it.\n/exit\nNo.\n";
+    let input =
+        "Say it.\n/reset\nSay it.\n/system You are Moses.\nSay it.\n/reset\nSay it.\n/system\nSay it.\n/exit\nNo.\n";
     let out = with_input(&options(&model), input).ok();
     assert_eq!(out, format!("{said}\n{said}\n{told}\n{told}\n{said}\n"));
 

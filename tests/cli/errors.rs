@@ -7,7 +7,8 @@ use crate::support::{Checkpoint, comma, run};
 /// Runs on a damaged checkpoint: exit code 2 and a line that names the file and has these parts.
 #[track_caller]
 fn refused(model: &Checkpoint, more: &[&str], parts: &[&str]) {
-    let ran = run(&[&["generate", "--model", model.path(), "--token-ids", "1,2,3", "--max-tokens", "2"], more].concat());
+    let ran =
+        run(&[&["generate", "--model", model.path(), "--token-ids", "1,2,3", "--max-tokens", "2"], more].concat());
     let message = ran.error(2);
     for part in ["expected ", ", found "].iter().chain(parts) {
         assert!(message.contains(part), "{part:?} is not in {message:?}");

@@ -1,4 +1,5 @@
 use std::io::Read as _;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -6,7 +7,8 @@ use crate::support::{Checkpoint, comma, command, ids, run, tokenizer, with_input
 
 /// A greedy continuation as JSON.
 fn greedy(more: &[&str]) -> Value {
-    run(&[&["generate", "--json", "--temperature", "0", "--max-tokens", "32"], more].concat()).json()
+    let limit: &[&str] = if more.contains(&"--max-tokens") { &[] } else { &["--max-tokens", "32"] };
+    run(&[&["generate", "--json", "--temperature", "0"], limit, more].concat()).json()
 }
 
 #[test]
@@ -78,7 +80,8 @@ fn prompts_come_from_everywhere() {
     std::fs::write(&file, "The king said").unwrap();
     same(greedy(&["--prompt-file", file.to_str().unwrap()]));
     same(with_input(&[&base[..], &["--prompt-file", "-"]].concat(), "The king said").json());
-    same(with_input(&base, "The king said").json());
+    // Of piped text, the last line end is the shell's.
+    same(with_input(&base, "The king said\n").json());
     same(greedy(&["--token-ids", &comma(&tokenizer().encode("The king said", true).unwrap())]));
     same(greedy(&["--model", Checkpoint::builtin().path(), "The king said"]));
     // An argument is not mixed with what is piped.
@@ -87,6 +90,16 @@ fn prompts_come_from_everywhere() {
     let default = run(&base);
     assert!(default.err.contains("In the beginning"), "{}", default.err);
     assert_eq!(default.json()["text"], greedy(&["In the beginning"])["text"]);
+}
+
+/// Programs that start others often leave them a pipe that nobody writes to.
+#[test]
+fn a_silent_pipe_is_not_waited_for_forever() {
+    let mut child = command(&["generate", "--max-tokens", "3"]).stdin(Stdio::piped()).spawn().unwrap();
+    let silent = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && String::from_utf8(output.stderr).unwrap().contains("In the beginning"));
+    drop(silent);
 }
 
 #[test]
@@ -171,7 +184,8 @@ fn end_tokens_end_unless_ignored() {
 #[test]
 fn a_checkpoint_without_a_tokenizer_takes_and_gives_ids() {
     let model = Checkpoint::golden("llama-gqa");
-    let base = ["generate", "--model", model.path(), "--token-ids", "1, 2,3", "--temperature", "0", "--max-tokens", "5"];
+    let base =
+        ["generate", "--model", model.path(), "--token-ids", "1, 2,3", "--temperature", "0", "--max-tokens", "5"];
     let report = run(&[&base[..], &["--json"]].concat()).json();
     assert_eq!(report["text"], "");
     let tokens = ids(&report["token_ids"]);

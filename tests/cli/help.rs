@@ -2,16 +2,8 @@ use crate::support::run;
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    let commands: [&[&str]; 8] = [
-        &[],
-        &["generate"],
-        &["score"],
-        &["chat"],
-        &["inspect"],
-        &["bench"],
-        &["bench", "latency"],
-        &["completions"],
-    ];
+    let commands: [&[&str]; 8] =
+        [&[], &["generate"], &["score"], &["chat"], &["inspect"], &["bench"], &["bench", "latency"], &["completions"]];
     for command in commands {
         let help = run(&[command, &["--help"]].concat()).ok();
         let example = format!("  burrstone {}", command.join(" "));

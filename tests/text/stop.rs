@@ -18,7 +18,7 @@ fn streamed(pieces: &[String], stops: &[String]) -> (Vec<String>, String, bool) 
     let (mut so_far, mut text, mut stopped) = (Vec::new(), String::new(), false);
     for piece in pieces {
         let step = matcher.push(piece);
-        assert!(!(stopped && !step.text.is_empty()), "text after the stop");
+        assert!(!stopped || step.text.is_empty(), "text after the stop");
         text.push_str(&step.text);
         stopped = step.stopped;
         so_far.push(text.clone());
