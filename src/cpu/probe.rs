@@ -102,18 +102,16 @@ impl Read<'_> {
     #[inline(always)]
     fn go<S: Simd, const STREAMS: usize>(&self, s: S) -> f32 {
         const LINE: usize = 64;
-        // Streams lie a page apart, as rows of a weight do.
-        const PAGE: usize = 4096;
         let mut sums = [s.zero(); 4];
-        for group in self.chunk.chunks_exact(STREAMS * PAGE) {
-            for at in (0..PAGE).step_by(LINE) {
-                for stream in 0..STREAMS {
-                    for j in 0..LINE / (4 * S::LANES) {
-                        // SAFETY: a line at `at` of a page of the group.
-                        let v = unsafe { s.load(group.as_ptr().add(stream * PAGE + at + j * 4 * S::LANES).cast()) };
-                        let sum = &mut sums[(stream + j) % 4];
-                        *sum = s.max(*sum, v);
-                    }
+        // Each stream runs through its own part of the chunk.
+        let part = self.chunk.len() / STREAMS / LINE * LINE;
+        for at in (0..part).step_by(LINE) {
+            for stream in 0..STREAMS {
+                for j in 0..LINE / (4 * S::LANES) {
+                    // SAFETY: a line at `at` of the stream's part.
+                    let v = unsafe { s.load(self.chunk.as_ptr().add(stream * part + at + j * 4 * S::LANES).cast()) };
+                    let sum = &mut sums[(stream + j) % 4];
+                    *sum = s.max(*sum, v);
                 }
             }
         }

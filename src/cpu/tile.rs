@@ -80,18 +80,24 @@ pub(crate) unsafe fn packed<S: Simd, P: Product<S>, const MR: usize, const NR: u
     let mut sums = [[s.zero(); NR]; MR];
     let (a_step, b_step) = (MR * step_bytes::<S>(), NR * step_bytes::<S>());
     let (mut a, mut b) = (a, b);
-    // Two steps at a time: the loop's own instructions would take places that the products need.
-    for _ in 0..steps / 2 {
-        // SAFETY: both pointers are two steps or more from the end of their panel.
+    // Four steps at a time: a core whose front end is shared with another thread feels every instruction of the loop
+    // that is not a product.
+    for _ in 0..steps / 4 {
+        // SAFETY: both pointers are four steps or more from the end of their panel.
         unsafe {
             packed_step::<S, P, MR, NR>(s, a, b, &mut sums);
             packed_step::<S, P, MR, NR>(s, a.add(a_step), b.add(b_step), &mut sums);
-            (a, b) = (a.add(2 * a_step), b.add(2 * b_step));
+            packed_step::<S, P, MR, NR>(s, a.add(2 * a_step), b.add(2 * b_step), &mut sums);
+            packed_step::<S, P, MR, NR>(s, a.add(3 * a_step), b.add(3 * b_step), &mut sums);
+            (a, b) = (a.add(4 * a_step), b.add(4 * b_step));
         }
     }
-    if steps % 2 == 1 {
-        // SAFETY: both pointers are at the last step of their panel.
-        unsafe { packed_step::<S, P, MR, NR>(s, a, b, &mut sums) };
+    for _ in 0..steps % 4 {
+        // SAFETY: both pointers are at a step inside their panel.
+        unsafe {
+            packed_step::<S, P, MR, NR>(s, a, b, &mut sums);
+            (a, b) = (a.add(a_step), b.add(b_step));
+        }
     }
     sums
 }
