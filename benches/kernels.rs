@@ -28,6 +28,7 @@ mod target_logprobs;
 
 fn main() {
     let mut criterion = criterion::Criterion::default().configure_from_args();
+    let mut lab = support::Lab::new();
     for bench in [
         act_mul::bench,
         attention::bench,
@@ -38,7 +39,8 @@ fn main() {
         sample::bench,
         target_logprobs::bench,
     ] {
-        bench(&mut criterion, &support::Lab::new());
+        lab.probe();
+        bench(&mut criterion, &lab);
     }
     criterion.final_summary();
 }
