@@ -57,7 +57,7 @@ impl Lab {
             });
         });
         group.finish();
-        let Some(probe) = probe.filter(|_| best.get() < Duration::MAX) else { return };
+        let Some(probe) = self.probe.filter(|_| best.get() < Duration::MAX) else { return };
         let time = best.get().as_secs_f64();
         let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
         let floor = (gb / probe.read_gb_s).max(gflop / probe.bf16_gflop_s);
