@@ -118,8 +118,8 @@ impl Call<'_> {
     fn run(&self, pool: &Pool, columns: &mut [Pages]) -> Result<()> {
         if self.rows <= FEW_ROWS {
             (0..self.rows).for_each(|first| self.part(Part::Prepare { first, panel: 1 }));
-            let row_bytes = self.k * 2;
-            let width = (DIRECT_BYTES / row_bytes.max(1)).next_multiple_of(4).clamp(4, 256);
+            let most = (DIRECT_BYTES / (self.k * 2)).clamp(4, 256);
+            let width = self.share(most, 4, pool.threads());
             pool.run(self.tasks(width), &|_, task| {
                 let (block, first, count) = self.task(task, width);
                 self.part(Part::Direct { block, first, count });
@@ -131,15 +131,19 @@ impl Call<'_> {
             pages.reserve(room)?;
         }
         pool.run(self.rows.div_ceil(panel), &|_, task| self.part(Part::Prepare { first: task * panel, panel }));
-        // As many tasks as the threads can share evenly.
-        let n: usize = self.blocks.iter().map(|block| block.rows).sum();
-        let rounds = n.div_ceil(pool.threads() * PACKED_COLUMNS);
-        let width = n.div_ceil(pool.threads() * rounds.max(1)).next_multiple_of(tile).min(PACKED_COLUMNS);
+        let width = self.share(PACKED_COLUMNS, tile, pool.threads());
         pool.run_with(columns, self.tasks(width), &|pages, task| {
             let (block, first, count) = self.task(task, width);
             self.part(Part::Packed { block, first, count, columns: pages.as_mut_ptr() });
         });
         Ok(())
+    }
+
+    /// Rows of the weight for a task: about `most`, in whole tiles, and so that the threads get as many tasks each.
+    fn share(&self, most: usize, tile: usize, threads: usize) -> usize {
+        let n: usize = self.blocks.iter().map(|block| block.rows).sum();
+        let rounds = n.div_ceil(threads * most).max(1);
+        n.div_ceil(threads * rounds).next_multiple_of(tile).min(most.next_multiple_of(tile))
     }
 
     fn tasks(&self, width: usize) -> usize {
@@ -187,30 +191,37 @@ impl Call<'_> {
 
     #[inline(always)]
     fn direct<S: Simd, P: Product<S>, W: Weight<S, P>>(&self, s: S, block: &Block, first: usize, count: usize) {
-        let whole = count - count % 4;
-        let mut i = 0;
-        while i < whole {
-            self.direct_rows::<S, P, W, 4>(s, block, first + i);
-            i += 4;
+        // Four rows a quarter of the part from each other: so each of the four streams runs on from row to row, however
+        // short the rows are.
+        let quarter = count / 4;
+        for i in 0..quarter {
+            self.direct_rows::<S, P, W, 4>(s, block, first + i, quarter);
         }
-        while i < count {
-            self.direct_rows::<S, P, W, 1>(s, block, first + i);
-            i += 1;
+        for i in 4 * quarter..count {
+            self.direct_rows::<S, P, W, 1>(s, block, first + i, 0);
         }
     }
 
-    /// `NR` rows of a block against all rows of `x`.
+    /// `NR` rows of a block, `apart` from each other, against all rows of `x`.
     #[inline(always)]
-    fn direct_rows<S: Simd, P: Product<S>, W: Weight<S, P>, const NR: usize>(&self, s: S, block: &Block, first: usize) {
+    fn direct_rows<S: Simd, P: Product<S>, W: Weight<S, P>, const NR: usize>(
+        &self,
+        s: S,
+        block: &Block,
+        first: usize,
+        apart: usize,
+    ) {
+        let rows: [usize; NR] = std::array::from_fn(|n| first + n * apart);
         let block_k = block_steps::<S>() * P::STEP;
         let mut from = 0;
         while from < self.k {
+            let k = block_k.min(self.k - from);
             let mut m = 0;
             while m < self.rows {
                 match self.rows - m {
-                    1 => self.direct_tile::<S, P, W, 1, NR>(s, block, first, m, from, block_k),
-                    2 => self.direct_tile::<S, P, W, 2, NR>(s, block, first, m, from, block_k),
-                    _ => self.direct_tile::<S, P, W, 3, NR>(s, block, first, m, from, block_k),
+                    1 => self.direct_tile::<S, P, W, 1, NR>(s, block, rows, m, from, k),
+                    2 => self.direct_tile::<S, P, W, 2, NR>(s, block, rows, m, from, k),
+                    _ => self.direct_tile::<S, P, W, 3, NR>(s, block, rows, m, from, k),
                 }
                 m += 3;
             }
@@ -218,41 +229,36 @@ impl Call<'_> {
         }
     }
 
+    /// `NR` rows of a block against `MR` rows of `x` from `m`, over `k` elements from `from`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn direct_tile<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NR: usize>(
         &self,
         s: S,
         block: &Block,
-        first: usize,
+        rows: [usize; NR],
         m: usize,
         from: usize,
-        block_k: usize,
+        k: usize,
     ) {
         let x_stride = self.k.div_ceil(P::STEP) * step_bytes::<S>();
-        let k = block_k.min(self.k - from);
         let data = block.data.as_ptr();
         let mut w = [data; NR];
-        for (n, row) in w.iter_mut().enumerate() {
-            *row = data.wrapping_add(((first + n) * self.k + from) * W::SIZE);
+        for (row, at) in rows.into_iter().zip(&mut w) {
+            *at = data.wrapping_add((row * self.k + from) * W::SIZE);
         }
-        // SAFETY: rows `first..first + NR` are rows of the block, `m..m + MR` prepared rows of `x`, and `from` is a
-        // multiple of a step below `k`, so both have the `k` elements that are read.
+        // SAFETY: `rows` are rows of the block, `m..m + MR` prepared rows of `x`, and `from` is a multiple of a step, with
+        // `k` elements behind it in both.
         let sums = unsafe {
             let x = self.prepared.add(m * x_stride + from / P::STEP * step_bytes::<S>());
             direct::<S, P, W, MR, NR>(s, x, x_stride, w, k)
         };
         let ends = Ends { first: from == 0, last: from + k == self.k };
         for (r, row) in sums.iter().enumerate() {
-            if NR == 4 {
-                let four = s.sum4([row[0], row[1 % NR], row[2 % NR], row[3 % NR]]);
-                for (n, sum) in four.into_iter().enumerate() {
-                    self.emit(block, m + r, first + n, sum, ends);
-                }
-            } else {
-                for (n, &sum) in row.iter().enumerate() {
-                    self.emit(block, m + r, first + n, s.sum(sum), ends);
-                }
+            // A lone row's sum is taken four times, and the others dropped.
+            let four = s.sum4([row[0], row[1 % NR], row[2 % NR], row[3 % NR]]);
+            for (n, sum) in rows.into_iter().zip(four) {
+                self.emit(block, m + r, n, sum, ends);
             }
         }
     }

@@ -198,3 +198,93 @@ impl<S: Pairs> Weight<S, Paired> for Bf16 {
         unsafe { s.load_pairs(p.cast()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Isa, Kernel};
+
+    /// Loads every 16-bit pattern as `E`, and stores it again.
+    struct RoundTrip<E>(std::marker::PhantomData<E>);
+
+    impl<E: Element> Kernel for RoundTrip<E> {
+        type Out = (Vec<f32>, Vec<u16>);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> (Vec<f32>, Vec<u16>) {
+            let patterns: Vec<u16> = (0..=u16::MAX).collect();
+            let (mut wide, mut back) = (vec![0f32; 1 << 16], vec![0u16; 1 << 16]);
+            for i in (0..1 << 16).step_by(S::LANES) {
+                // SAFETY: the lanes divide 2¹⁶, and all three have that many elements of their type.
+                unsafe {
+                    let v = E::load(s, patterns.as_ptr().add(i).cast());
+                    s.store(wide.as_mut_ptr().add(i), v);
+                    E::store(s, back.as_mut_ptr().add(i).cast(), v);
+                }
+            }
+            (wide, back)
+        }
+    }
+
+    /// Rounds f32 values to `E`.
+    struct Round<'a, E>(&'a [f32], std::marker::PhantomData<E>);
+
+    impl<E: Element> Kernel for Round<'_, E> {
+        type Out = Vec<u16>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<u16> {
+            let mut out = vec![0u16; self.0.len()];
+            for (from, to) in self.0.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
+                // SAFETY: both have the chunk's elements, at most a vector.
+                unsafe {
+                    let v = F32::load_first(s, from.as_ptr().cast(), from.len());
+                    E::store_first(s, to.as_mut_ptr().cast(), v, to.len());
+                }
+            }
+            out
+        }
+    }
+
+    fn present() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_present())
+    }
+
+    fn check<E: Element>(widen: impl Fn(u16) -> f32, narrow: impl Fn(f32) -> u16) {
+        // Every pattern, every point half-way between two neighbours, and the f32s beside it.
+        let mut values = Vec::new();
+        for pattern in 0..u16::MAX {
+            let (a, b) = (widen(pattern), widen(pattern + 1));
+            if a.is_finite() && b.is_finite() {
+                let middle = ((f64::from(a) + f64::from(b)) / 2.0) as f32;
+                values.extend([middle, middle.next_up(), middle.next_down()]);
+            }
+        }
+        values.extend([f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 65520.0, 65519.996, 1e-30, -0.0]);
+        for isa in present() {
+            let (wide, back) = isa.run(RoundTrip::<E>(std::marker::PhantomData));
+            for pattern in 0..=u16::MAX {
+                let (x, expected) = (wide[usize::from(pattern)], widen(pattern));
+                if expected.is_nan() {
+                    assert!(x.is_nan() && widen(back[usize::from(pattern)]).is_nan(), "{isa}: NaN {pattern:#06x}");
+                } else {
+                    assert_eq!(x.to_bits(), expected.to_bits(), "{isa}: loading {pattern:#06x}");
+                    assert_eq!(back[usize::from(pattern)], pattern, "{isa}: storing {x}");
+                }
+            }
+            for (&x, y) in values.iter().zip(isa.run(Round::<E>(&values, std::marker::PhantomData))) {
+                assert_eq!(y, narrow(x), "{isa}: rounding {x} ({:#010x})", x.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_exact_and_rounds_to_even() {
+        check::<Bf16>(|p| half::bf16::from_bits(p).to_f32(), |x| half::bf16::from_f32(x).to_bits());
+    }
+
+    #[test]
+    fn f16_is_exact_and_rounds_to_even() {
+        check::<F16>(|p| half::f16::from_bits(p).to_f32(), |x| half::f16::from_f32(x).to_bits());
+    }
+}

@@ -1,5 +1,5 @@
 //! Elementary functions on vectors. Coefficients are our own weighted least-squares fits in high precision; the error
-//! bounds are checked against float64 in `tests/kernels/math.rs`.
+//! bounds are checked against float64 below.
 
 use super::Simd;
 
@@ -69,4 +69,56 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let square = s.mul(s.mul(x, x), s.splat(-0.5));
     let tail = s.mul(s.mul(exp(s, square), p), s.splat(0.5));
     s.mul(x, s.select_lt(x, s.zero(), tail, s.sub(s.splat(1.0), tail)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Isa, Kernel};
+
+    /// `exp` of a slice whose length is a multiple of every vector's.
+    struct Exp<'a>(&'a [f32]);
+
+    impl Kernel for Exp<'_> {
+        type Out = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut out = vec![0f32; self.0.len()];
+            for (from, to) in self.0.chunks_exact(S::LANES).zip(out.chunks_exact_mut(S::LANES)) {
+                // SAFETY: both are vectors.
+                unsafe { s.store(to.as_mut_ptr(), exp(s, s.load(from.as_ptr()))) };
+            }
+            out
+        }
+    }
+
+    fn present() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_present())
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let x: Vec<f32> = (0..1 << 18).map(|i| -87.3 + 175.6 * i as f32 / (1 << 18) as f32).collect();
+        for isa in present() {
+            for (&x, y) in x.iter().zip(isa.run(Exp(&x))) {
+                let exact = f64::from(x).exp();
+                let unit = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
+                let error = (f64::from(y) - exact).abs() / unit;
+                assert!(error <= 2.0, "{isa}: exp({x}) = {y}, off by {error} units");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_at_its_ends() {
+        let mut x = [f32::NEG_INFINITY, -1e30, -87.4, 0.0, -0.0, 89.0, f32::INFINITY, f32::NAN].repeat(2);
+        x.extend([0.0; 16]);
+        for isa in present() {
+            let y = isa.run(Exp(&x));
+            assert_eq!(y[..5], [0.0, 0.0, 0.0, 1.0, 1.0], "{isa}");
+            assert!(y[5] > 2e38 && y[5].is_finite() && y[6] == y[5], "{isa}: {y:?}");
+            assert!(y[7].is_nan(), "{isa}: {y:?}");
+        }
+    }
 }
