@@ -3,6 +3,12 @@
 #[path = "kernels/support.rs"]
 mod support;
 
+/// The shapes of `codegen/specs`: what is measured is what is tested.
+#[allow(dead_code, reason = "tests and benches each read the fields that they need")]
+mod problems {
+    include!(concat!(env!("OUT_DIR"), "/problems.rs"));
+}
+
 #[path = "reference/mod.rs"]
 mod reference;
 

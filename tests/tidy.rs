@@ -38,6 +38,21 @@ fn every_kernel_is_in_every_room() {
     }
 }
 
+/// Rust asks for a list of modules; a kernel that is missing from one would be neither tested nor measured.
+#[test]
+fn every_kernel_is_in_every_list() {
+    for list in ["src/cpu/mod.rs", "tests/kernels.rs", "tests/reference/mod.rs", "benches/kernels.rs"] {
+        let text = fs::read_to_string(root().join(list)).unwrap();
+        for kernel in stems("codegen/specs") {
+            assert!(text.contains(&format!("mod {kernel};\n")), "{list} lacks {kernel}");
+        }
+    }
+    let benches = fs::read_to_string(root().join("benches/kernels.rs")).unwrap();
+    for kernel in stems("codegen/specs") {
+        assert!(benches.contains(&format!("{kernel}::bench,")), "benches/kernels.rs does not run {kernel}");
+    }
+}
+
 /// What is tested or measured under a kernel's name has a specification, so that nothing stands outside the plan.
 #[test]
 fn oracles_tests_and_benches_belong_to_a_kernel() {

@@ -2,11 +2,12 @@ use burrstone::DType;
 use burrstone::ops::{CacheShape, Ops, RotaryKvWrite};
 use criterion::Criterion;
 
-use crate::support::{DTYPE, Lab, MODELS, Work};
+use crate::problems::rotary_kv_write::PROBLEMS;
+use crate::support::{DTYPE, Lab, Work};
 
 pub fn bench(criterion: &mut Criterion, lab: &Lab) {
-    for model in &MODELS {
-        let (heads, kv_heads, head_dim) = (model.heads, model.kv_heads, model.head_dim);
+    for problem in PROBLEMS {
+        let (heads, kv_heads, head_dim) = (problem.heads, problem.kv_heads, problem.head_dim);
         let width = (heads + 2 * kv_heads) * head_dim;
         for rows in [1, 512] {
             let step = lab.step(0, rows, head_dim);
@@ -16,7 +17,7 @@ pub fn bench(criterion: &mut Criterion, lab: &Lab) {
             let qkv = lab.buffer(DType::F32, rows * width);
             let mut query = lab.buffer(DTYPE, rows * heads * head_dim);
             let work = Work { bytes: rows * width * (4 + DTYPE.size()), flops: 3 * rows * width };
-            lab.measure(criterion, "rotary_kv_write", &format!("{}/{rows}", model.name), work, || {
+            lab.measure(criterion, "rotary_kv_write", &format!("{}/{rows}", problem.label), work, || {
                 let args = RotaryKvWrite {
                     qkv: &qkv,
                     query: &mut query,

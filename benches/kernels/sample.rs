@@ -2,7 +2,8 @@ use burrstone::DType;
 use burrstone::ops::{Ops, SampleRow};
 use criterion::Criterion;
 
-use crate::support::{Lab, MODELS, Work};
+use crate::problems::sample::PROBLEMS;
+use crate::support::{Lab, Work};
 
 pub fn bench(criterion: &mut Criterion, lab: &Lab) {
     let greedy = SampleRow {
@@ -22,14 +23,14 @@ pub fn bench(criterion: &mut Criterion, lab: &Lab) {
         ("top-p", SampleRow { temperature: 1.0, top_p: 0.9, ..greedy.clone() }),
         ("top-k", SampleRow { temperature: 1.0, top_k: 50, ..greedy }),
     ];
-    for model in &MODELS {
-        let mut logits = lab.buffer(DType::F32, model.vocab);
-        let values: Vec<f32> = (0..model.vocab).map(|i| (i * 7919 % 10_007) as f32 / 1000.0).collect();
+    for problem in PROBLEMS {
+        let mut logits = lab.buffer(DType::F32, problem.vocab);
+        let values: Vec<f32> = (0..problem.vocab).map(|i| (i * 7919 % 10_007) as f32 / 1000.0).collect();
         logits.write(&values).expect("the logits");
         for (case, row) in &cases {
-            let work = Work { bytes: 4 * model.vocab, flops: 13 * model.vocab };
-            lab.measure(criterion, "sample", &format!("{}/{case}", model.name), work, || {
-                lab.cpu.sample(model.vocab, &mut logits, std::slice::from_ref(row)).expect("a token");
+            let work = Work { bytes: 4 * problem.vocab, flops: 13 * problem.vocab };
+            lab.measure(criterion, "sample", &format!("{}/{case}", problem.label), work, || {
+                lab.cpu.sample(problem.vocab, &mut logits, std::slice::from_ref(row)).expect("a token");
             });
         }
     }

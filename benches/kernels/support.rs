@@ -1,4 +1,4 @@
-//! What the benches share: the machine with its floors, the shapes of real models, and one way to measure.
+//! What the benches share: the machine with its floors, and one way to measure.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -8,23 +8,6 @@ use burrstone::cpu::{Buffer, Cpu, CpuOptions, Matrix, Probe, Step, probe};
 use burrstone::device::Bytes;
 use burrstone::ops::{Batch, Ops, Span, WeightView};
 use criterion::{Criterion, Throughput};
-
-/// A model's layer.
-pub struct Model {
-    pub name: &'static str,
-    pub hidden: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub inter: usize,
-    pub vocab: usize,
-}
-
-pub const MODELS: [Model; 3] = [
-    Model { name: "160m", hidden: 768, heads: 12, kv_heads: 12, head_dim: 64, inter: 2048, vocab: 32_000 },
-    Model { name: "1b", hidden: 2048, heads: 32, kv_heads: 8, head_dim: 64, inter: 8192, vocab: 128_256 },
-    Model { name: "qwen3-0.6b", hidden: 1024, heads: 16, kv_heads: 8, head_dim: 128, inter: 3072, vocab: 151_936 },
-];
 
 /// Activations, weights and cache.
 pub const DTYPE: DType = DType::BF16;
@@ -74,7 +57,7 @@ impl Lab {
             });
         });
         group.finish();
-        let Some(probe) = probe.filter(|_| best.get() < Duration::MAX) else { return };
+        let Some(probe) = self.probe.filter(|_| best.get() < Duration::MAX) else { return };
         let time = best.get().as_secs_f64();
         let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
         let floor = (gb / probe.read_gb_s).max(gflop / probe.bf16_gflop_s);

@@ -3,6 +3,7 @@ use burrstone::cpu::Isa;
 use burrstone::ops::{Activation, Ops};
 use proptest::prelude::*;
 
+use crate::problems::act_mul::PROBLEMS;
 use crate::reference::Real;
 use crate::reference::act_mul::{gelu, gelu_tanh, silu};
 use crate::support::*;
@@ -25,7 +26,7 @@ proptest! {
         isa in any_isa(),
         threads in 1usize..4,
         rows in 1usize..6,
-        width in prop_oneof![1usize..100, 8000usize..9000],
+        width in prop_oneof![1usize..100, one_of(PROBLEMS, |p| p.width)],
         activation in proptest::sample::select(ALL.to_vec()),
         dtype in any_dtype(),
     ) {

@@ -3,6 +3,7 @@ use burrstone::cpu::{Buffer, Cache, Cpu, Isa, Step};
 use burrstone::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Span};
 use proptest::prelude::*;
 
+use crate::problems::attention::PROBLEMS;
 use crate::reference::attention::attend;
 use crate::support::*;
 
@@ -81,7 +82,10 @@ fn gcd(a: usize, b: usize) -> usize {
 fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
     let sequence = (prop_oneof![Just(0), 0..2 * tokens], 1..tokens);
     (
-        (1usize..8, 1usize..4, prop_oneof![(1usize..40).prop_map(|d| 2 * d), Just(128)]),
+        prop_oneof![
+            4 => (1usize..8, 1usize..4, prop_oneof![(1usize..40).prop_map(|d| 2 * d), Just(128)]),
+            1 => one_of(PROBLEMS, |p| (p.heads / p.kv_heads, p.kv_heads, p.head_dim)),
+        ],
         (0u32..7, proptest::option::of(1usize..150)),
         (any_dtype(), any_dtype()),
         proptest::collection::vec(sequence, 1..4),

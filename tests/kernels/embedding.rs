@@ -3,6 +3,7 @@ use burrstone::cpu::Isa;
 use burrstone::ops::Ops;
 use proptest::prelude::*;
 
+use crate::problems::embedding::PROBLEMS;
 use crate::reference::embedding::embedding;
 use crate::support::*;
 
@@ -14,7 +15,7 @@ proptest! {
         isa in any_isa(),
         threads in 1usize..4,
         sizes in proptest::collection::vec(1usize..20, 1..4),
-        width in prop_oneof![1usize..100, Just(2048)],
+        width in prop_oneof![1usize..100, one_of(PROBLEMS, |p| p.width)],
         dtype in any_dtype(),
         picks in proptest::collection::vec(any::<u32>(), 1..40),
     ) {

@@ -3,6 +3,7 @@ use burrstone::cpu::{Isa, Matrix};
 use burrstone::ops::Ops;
 use proptest::prelude::*;
 
+use crate::problems::matmul::PROBLEMS;
 use crate::reference::matmul::matmul;
 use crate::support::*;
 
@@ -80,6 +81,20 @@ proptest! {
             let some = product(isa, threads, rows, &x[first * k..], x_dtype, &layer.matrix);
             assert_same_bits(&format!("{isa}, {rows} rows"), &some, &all[first * n..]);
         }
+    }
+}
+
+/// The layers of real models, whole.
+#[test]
+fn the_layers_that_are_measured_agree_with_the_oracle() {
+    for problem in PROBLEMS {
+        let (n, k) = (problem.n, problem.k);
+        let layer = layer(Isa::best(), &[n], k, DType::BF16, false);
+        let x = numbers(1, k, DType::BF16);
+        let got = product(Isa::best(), 2, 1, &x, DType::BF16, &layer.matrix);
+        let plain = matmul::<f32>(&x, &layer.values, None, 1, n, k);
+        let exact = matmul::<f64>(&x, &layer.values, None, 1, n, k);
+        assert_close(problem.label, DType::F32, &got, &plain, &exact);
     }
 }
 

@@ -3,6 +3,7 @@ use burrstone::cpu::Isa;
 use burrstone::ops::{Ops, Rows};
 use proptest::prelude::*;
 
+use crate::problems::rms_norm::PROBLEMS;
 use crate::reference::rms_norm::rms_norm;
 use crate::support::*;
 
@@ -14,7 +15,7 @@ proptest! {
         isa in any_isa(),
         threads in 1usize..4,
         tokens in 1usize..30,
-        width in prop_oneof![1usize..200, 1000usize..1100],
+        width in prop_oneof![1usize..200, one_of(PROBLEMS, |p| p.width)],
         dtype in any_dtype(),
         out_dtype in any_dtype(),
         add in any::<bool>(),

@@ -3,8 +3,17 @@ use burrstone::cpu::Isa;
 use burrstone::ops::{Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Span};
 use proptest::prelude::*;
 
+use crate::problems::rotary_kv_write::PROBLEMS;
 use crate::reference::rotary_kv_write::head;
 use crate::support::*;
+
+/// Heads, those of keys and values, their dimension, and how much of it rotates.
+fn any_heads() -> impl Strategy<Value = (usize, usize, usize, usize)> {
+    let drawn = (1usize..4, 1usize..4, 1usize..40).prop_flat_map(|(group, kv_heads, half)| {
+        (Just(group * kv_heads), Just(kv_heads), Just(2 * half), (0..=half).prop_map(|r| 2 * r))
+    });
+    prop_oneof![drawn, one_of(PROBLEMS, |p| (p.heads, p.kv_heads, p.head_dim, p.head_dim))]
+}
 
 proptest! {
     #![proptest_config(cases(60))]
@@ -14,8 +23,7 @@ proptest! {
         isa in any_isa(),
         threads in 1usize..4,
         tokens in 1usize..12,
-        (heads, kv_heads) in (1usize..4).prop_flat_map(|kv| ((1usize..4).prop_map(move |g| g * kv), Just(kv))),
-        (d, rotary) in (1usize..40).prop_flat_map(|d| (Just(2 * d), (0..=d).prop_map(|r| 2 * r))),
+        (heads, kv_heads, d, rotary) in any_heads(),
         dtype in any_dtype(),
         norm in any::<bool>(),
     ) {

@@ -3,6 +3,7 @@ use burrstone::cpu::{Cpu, Isa};
 use burrstone::ops::{Ops, SampleRow, Sampled};
 use proptest::prelude::*;
 
+use crate::problems::sample::PROBLEMS;
 use crate::reference::sample::distribution;
 use crate::reference::target_logprobs::log_softmax;
 use crate::support::*;
@@ -81,6 +82,27 @@ proptest! {
         for (i, logits) in logits.chunks(1000).enumerate() {
             let alone = sample(&cpu(isa, 1), logits, std::slice::from_ref(&row));
             prop_assert_eq!(together[i], alone[0]);
+        }
+    }
+}
+
+/// Over the vocabularies of real models, only tokens that the sorting oracle keeps are drawn.
+#[test]
+fn filters_hold_for_real_vocabularies() {
+    let cpu = cpu(Isa::best(), 2);
+    for problem in PROBLEMS {
+        let logits: Vec<f32> = numbers(4, problem.vocab, DType::F32).iter().map(|x| 20.0 * x).collect();
+        for row in [
+            SampleRow { top_k: 50, ..PLAIN },
+            SampleRow { top_p: 0.2, ..PLAIN },
+            SampleRow { min_p: 0.5, ..PLAIN },
+            SampleRow { top_k: 1000, top_p: 0.5, min_p: 0.1, ..PLAIN },
+        ] {
+            let kept = distribution(&logits, &row);
+            for position in 0..20 {
+                let drawn = sample(&cpu, &logits, &[SampleRow { position, ..row.clone() }])[0];
+                assert!(kept[drawn.token as usize] > 0.0, "{}: {drawn:?} with {row:?}", problem.label);
+            }
         }
     }
 }

@@ -31,6 +31,14 @@ pub fn any_dtype() -> impl Strategy<Value = DType> {
     proptest::sample::select(vec![DType::F32, DType::BF16, DType::F16])
 }
 
+/// One of the shapes that are measured.
+pub fn one_of<P: 'static, T: Clone + std::fmt::Debug + 'static>(
+    problems: &'static [P],
+    shape: impl Fn(&P) -> T,
+) -> impl Strategy<Value = T> {
+    proptest::sample::select(problems.iter().map(shape).collect::<Vec<T>>())
+}
+
 /// `n` cases, or as many as `PROPTEST_CASES` says; the same in every run: a test that fails can be run again.
 pub fn cases(n: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
