@@ -23,7 +23,7 @@ const CHUNK_ROWS: usize = 512;
 /// the sums of its tiles fits the second-level cache.
 const PACKED_COLUMNS: usize = 96;
 /// Bytes of weight that a task reads where rows are few: long enough to stream, short enough to share out evenly.
-const DIRECT_BYTES: usize = 128 << 10;
+const DIRECT_BYTES: usize = 512 << 10;
 
 /// Room that lasts from call to call.
 pub(crate) struct Scratch {
@@ -118,7 +118,7 @@ impl Call<'_> {
     fn run(&self, pool: &Pool, columns: &mut [Pages]) -> Result<()> {
         if self.rows <= FEW_ROWS {
             (0..self.rows).for_each(|first| self.part(Part::Prepare { first, panel: 1 }));
-            let most = (DIRECT_BYTES / (self.k * 2)).clamp(4, 256);
+            let most = (DIRECT_BYTES / (self.k * 2)).clamp(4, 1024);
             let width = self.share(most, 4, pool.threads());
             pool.run(self.tasks(width), &|_, task| {
                 let (block, first, count) = self.task(task, width);
