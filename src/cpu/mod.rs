@@ -21,7 +21,7 @@ mod tile;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Cache, Matrix, Step, Vector};
-pub use probe::{Probe, probe, read_gb_s_of};
+pub use probe::{Probe, probe};
 pub use simd::Isa;
 
 use crate::dtype::DType;

@@ -58,7 +58,7 @@ const CHUNK: usize = 256 << 10;
 /// and eight streams a thread. The best of the three medians: a shared machine's memory changes its pace within
 /// seconds, and what runs beside the probe sees the usual pace, not the best moment. Fewer bytes than a chunk have no
 /// rate, 0.
-pub fn read_gb_s_of(cpu: &Cpu, bytes: &[u8]) -> f64 {
+fn read_gb_s_of(cpu: &Cpu, bytes: &[u8]) -> f64 {
     let tasks = bytes.len() / CHUNK;
     let mut rates: [Vec<f64>; 3] = Default::default();
     let start = Instant::now();
