@@ -1,0 +1,27 @@
+#ifndef BURRSTONE_ABI_ATTENTION_DECODE_H
+#define BURRSTONE_ABI_ATTENTION_DECODE_H
+#include "types.h"
+
+/* Softmax attention of one query, or a few, of each sequence over the paged cache. */
+typedef struct attention_decode_args {
+    device_ptr query;        /* [tokens, heads, head_dim] */
+    device_ptr out;          /* [tokens, heads, head_dim] */
+    device_ptr keys;         /* one layer: [pages, kv_heads, page_size, head_dim] */
+    device_ptr values;       /* the same */
+    device_ptr key_scales;   /* int8 cache: f32 [pages, kv_heads, page_size]; else 0 */
+    device_ptr value_scales; /* the same */
+    device_ptr spans;        /* attention_span [spans] */
+    device_ptr page_table;   /* u32 */
+    uint32_t spans_len;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t page_size;
+    uint32_t window; /* a query at p sees p - window + 1 ..= p; 0 sees all */
+    float scale;     /* of the scores, before the softmax */
+    float soft_cap;  /* scores become soft_cap * tanh(score / soft_cap); 0 leaves them */
+    float key_scale; /* fp8 cache: x = stored * scale */
+    float value_scale;
+} attention_decode_args;
+
+#endif

@@ -1,0 +1,35 @@
+#ifndef BURRSTONE_ABI_ATTENTION_PREFILL_H
+#define BURRSTONE_ABI_ATTENTION_PREFILL_H
+#include "types.h"
+
+/* A tile of queries of one sequence. */
+typedef struct attention_tile {
+    uint32_t span;
+    /* First query of the tile, counted from the span's start. */
+    uint32_t first;
+} attention_tile;
+
+/* Causal softmax attention of many queries of each sequence over the paged cache. */
+typedef struct attention_prefill_args {
+    device_ptr query;        /* [tokens, heads, head_dim] */
+    device_ptr out;          /* [tokens, heads, head_dim] */
+    device_ptr keys;         /* one layer: [pages, kv_heads, page_size, head_dim] */
+    device_ptr values;       /* the same */
+    device_ptr key_scales;   /* int8 cache: f32 [pages, kv_heads, page_size]; else 0 */
+    device_ptr value_scales; /* the same */
+    device_ptr spans;        /* attention_span */
+    device_ptr tiles;        /* attention_tile [tiles_len], each of at most the variant's `queries` */
+    device_ptr page_table;   /* u32 */
+    uint32_t tiles_len;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t page_size;
+    uint32_t window; /* a query at p sees p - window + 1 ..= p; 0 sees all */
+    float scale;     /* of the scores, before the softmax */
+    float soft_cap;  /* scores become soft_cap * tanh(score / soft_cap); 0 leaves them */
+    float key_scale; /* fp8 cache: x = stored * scale */
+    float value_scale;
+} attention_prefill_args;
+
+#endif

@@ -1,0 +1,29 @@
+#ifndef BURRSTONE_ABI_ROTARY_KV_WRITE_H
+#define BURRSTONE_ABI_ROTARY_KV_WRITE_H
+#include "types.h"
+
+/* Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache. */
+typedef struct rotary_kv_write_args {
+    device_ptr qkv;          /* [tokens, heads + 2 kv_heads, head_dim] */
+    device_ptr query;        /* [tokens, heads, head_dim] */
+    device_ptr keys;         /* one layer: [pages, kv_heads, page_size, head_dim] */
+    device_ptr values;       /* the same */
+    device_ptr key_scales;   /* int8 cache: f32 [pages, kv_heads, page_size]; else 0 */
+    device_ptr value_scales; /* the same */
+    device_ptr slots;        /* u32 [tokens]: page * page_size + offset, or BURRSTONE_NO_SLOT */
+    device_ptr rope;         /* f32 [tokens, 2, rotary_dim / 2]: cosines, sines */
+    device_ptr query_gain;   /* [head_dim] or 0: no norm */
+    device_ptr key_gain;     /* [head_dim] or 0 */
+    uint32_t tokens;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t rotary_dim; /* element i pairs with i + rotary_dim / 2 */
+    uint32_t page_size;
+    float eps;
+    float gain_offset;
+    float key_scale; /* fp8 cache: stored = x / scale, one for the whole layer */
+    float value_scale;
+} rotary_kv_write_args;
+
+#endif

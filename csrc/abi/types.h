@@ -1,0 +1,27 @@
+/* What argument structs are made of. Plain C with fixed widths: bindgen makes the Rust twin, src/kernels/abi.rs. */
+#ifndef BURRSTONE_ABI_TYPES_H
+#define BURRSTONE_ABI_TYPES_H
+
+#ifndef __CUDACC_RTC__
+#include <stdint.h>
+#endif
+
+/* An address in the device's memory; 0 where an optional array is absent. */
+typedef uint64_t device_ptr;
+
+/* One sequence's share of a batch. */
+typedef struct attention_span {
+    /* First token of the sequence in the flat batch. */
+    uint32_t start;
+    /* Tokens of the sequence in this batch; 0 in a row that only pads a captured step. */
+    uint32_t len;
+    /* Tokens in the cache once this batch is written; the last query sits at position kv_len - 1. */
+    uint32_t kv_len;
+    /* First entry of the sequence in the page table. */
+    uint32_t pages;
+} attention_span;
+
+/* The slot of a token that only pads a captured step: nothing is written for it. */
+#define BURRSTONE_NO_SLOT 0xffffffffu
+
+#endif
