@@ -21,6 +21,4 @@ pub(crate) use driver::Launch;
 pub use memory::{Memory, Readback};
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
-#[cfg(feature = "sim")]
-pub use variant::SimEntry;
-pub use variant::{ARCHS, Cubin, Kernel, Value, Variant};
+pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};

@@ -24,8 +24,8 @@ pub struct Variant {
     /// The one of its kind that is always built.
     pub fallback: bool,
     pub cubins: &'static [Cubin],
-    #[cfg(feature = "sim")]
-    pub sim: SimEntry,
+    /// `None` where the build had no C++ compiler, or not the feature `sim`.
+    pub sim: Option<SimEntry>,
 }
 
 /// A variant's value on one axis.
@@ -49,7 +49,6 @@ pub struct Cubin {
 }
 
 /// A variant compiled as C++ for the simulator.
-#[cfg(feature = "sim")]
 #[derive(Clone, Copy, Debug)]
 pub struct SimEntry {
     /// Runs one thread: called on a fiber of the simulator with the argument struct and the block's shared memory.
