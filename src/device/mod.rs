@@ -2,5 +2,7 @@
 //! (streams, modules, events, graph capture) move in beside it.
 
 mod bytes;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use bytes::Bytes;
