@@ -23,6 +23,24 @@ pub struct WeightView {
     pub data: Bytes,
 }
 
+impl WeightView {
+    /// Elements of the shape.
+    ///
+    /// # Errors
+    /// The data are not of the shape and the dtype.
+    pub(crate) fn elements(&self, op: &'static str) -> Result<usize> {
+        let elements = self.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(self.dtype.size()));
+        match (elements, bytes) {
+            (Some(elements), Some(bytes)) if bytes == self.data.len() => Ok(elements),
+            _ => {
+                let expected = format!("the bytes of {:?} in {}", self.shape, self.dtype);
+                Err(Error::operator(op, "data", expected, format!("{} bytes in {}", self.data.len(), self.name)))
+            }
+        }
+    }
+}
+
 /// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheShape {
@@ -132,6 +150,36 @@ impl Batch {
             return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
         }
         Ok(())
+    }
+}
+
+impl Batch {
+    /// What indices lead to is there: a device that is not the CPU could only fault.
+    ///
+    /// # Errors
+    /// A token is not in a vocabulary of `vocab`, a slot or a page not in the cache; a row of `samples` makes no sense.
+    pub(crate) fn check_within(&self, vocab: usize, cache: &CacheShape) -> Result<()> {
+        const OP: &str = "upload";
+        let outside = |ids: &[u32], limit: usize| ids.iter().copied().find(|&id| id as usize >= limit);
+        let slots = cache.pages * cache.page_size;
+        for (field, ids, limit) in [
+            ("tokens", &self.tokens, vocab),
+            ("targets", &self.targets, vocab),
+            ("slots", &self.slots, slots),
+            ("page_table", &self.page_table, cache.pages),
+        ] {
+            if let Some(id) = outside(ids, limit) {
+                return Err(Error::operator(OP, field, format!("below {limit}"), id));
+            }
+        }
+        for (i, span) in self.spans.iter().enumerate() {
+            let end = span.pages.checked_add(span.kv_len.div_ceil(cache.page_size));
+            if end.is_none_or(|end| end > self.page_table.len()) {
+                let expected = format!("pages within a table of {}", self.page_table.len());
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+        }
+        self.samples.iter().try_for_each(|row| row.check(vocab))
     }
 }
 

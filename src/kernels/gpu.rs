@@ -56,6 +56,12 @@ impl Gpu {
         Ok(Self { stream, dtype })
     }
 
+    /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
+    /// has it; bf16 for wider ones; f16 on Volta and Turing, which have no bf16.
+    pub fn default_dtype(arch: u32, stored: DType) -> DType {
+        if stored == DType::F16 || arch < 80 { DType::F16 } else { DType::BF16 }
+    }
+
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
@@ -64,7 +70,7 @@ impl Gpu {
     fn weights(&self, views: &[WeightView]) -> Result<Memory> {
         let mut total = 0usize;
         for view in views {
-            let len = view.elements()?;
+            let len = view.elements("weight")?;
             total = total.checked_add(len).ok_or_else(|| Error::operator("matrix", "n", "a size that fits memory", len))?;
         }
         let mut memory = self.stream.alloc(self.dtype, total)?;
@@ -142,3 +148,131 @@ impl Cache {
         Ok((keys..keys + plane, keys + plane..keys + 2 * plane))
     }
 }
+
+impl Ops for Gpu {
+    type Buffer = Memory;
+    type Matrix = Matrix;
+    type Vector = Memory;
+    type Cache = Cache;
+    type Step = Step;
+    type Recording = Graph;
+
+    fn describe(&self) -> String {
+        let info = self.stream.info();
+        format!("{} ({}, {} multiprocessors)", info.device, info.name, info.processors)
+    }
+
+    fn wide_dtype(&self, activation: DType) -> DType {
+        activation
+    }
+
+    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
+        const OP: &str = "matrix";
+        if !biases.is_empty() && biases.len() != blocks.len() {
+            return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
+        }
+        let (mut n, mut k) = (0usize, None);
+        for (i, view) in blocks.iter().enumerate() {
+            let &[rows, columns] = view.shape.as_slice() else {
+                return Err(Error::operator(OP, "shape", "[n, k]", format!("{:?} in {}", view.shape, view.name)));
+            };
+            if *k.get_or_insert(columns) != columns {
+                return Err(Error::operator(OP, "shape", "one k", format!("{:?} in {}", view.shape, view.name)));
+            }
+            if let Some(bias) = biases.get(i).filter(|bias| bias.shape != [rows]) {
+                return Err(Error::operator(OP, "bias", format!("[{rows}]"), format!("{:?}", bias.shape)));
+            }
+            n += rows;
+        }
+        let k = k.ok_or_else(|| Error::operator(OP, "blocks", "at least one", "none"))?;
+        let bias = if biases.is_empty() { None } else { Some(self.weights(&biases)?) };
+        Ok(Matrix { weight: self.weights(&blocks)?, bias, n, k })
+    }
+
+    fn vector(&self, weight: WeightView) -> Result<Memory> {
+        self.weights(&[weight])
+    }
+
+    fn buffer(&self, dtype: DType, len: usize) -> Result<Memory> {
+        self.stream.alloc(dtype, len)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        let dims = [2, shape.layers, shape.pages, shape.kv_heads, shape.page_size, shape.head_dim];
+        let len = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots < u32::MAX as usize);
+        let (Some(len), Some(_)) = (len, slots) else {
+            return Err(Error::operator("cache", "shape", "slots that 32 bits can number", format!("{shape:?}")));
+        };
+        Ok(Cache { memory: self.stream.alloc(shape.dtype, len)?, shape })
+    }
+
+    fn step(&self) -> Result<Step> {
+        Step::new(&self.stream)
+    }
+
+    fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {
+        step.upload(batch)
+    }
+    fn embedding(&self, step: &Step, table: &Matrix, out: &mut Memory) -> Result<()> {
+        let args = Embedding {
+            table: table.weight.slice(),
+            rows: step.tokens()?,
+            out: out.slice_mut(),
+            tokens: step.shape().tokens,
+            width: table.k,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn gather_rows(
+        &self,
+        step: &Step,
+        rows: Range<usize>,
+        width: usize,
+        x: &Memory,
+        out: &mut Memory,
+    ) -> Result<()> {
+        let tokens = rows.len();
+        let rows = step.logit_rows(rows)?;
+        Embedding { table: x.slice(), rows, out: out.slice_mut(), tokens, width }.launch(&self.stream)
+    }
+
+    fn rms_norm(
+        &self,
+        rows: usize,
+        width: usize,
+        residual: &mut Memory,
+        delta: Option<&Memory>,
+        weight: &Memory,
+        eps: f32,
+        out: &mut Memory,
+    ) -> Result<()> {
+        let args = RmsNorm {
+            residual: residual.slice_mut(),
+            delta: delta.map(Memory::slice),
+            weight: weight.slice(),
+            bias: None,
+            out: out.slice_mut(),
+            scales: None,
+            rows,
+            width,
+            eps,
+            weight_offset: 0.0,
+            norm: Norm::Rms,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn matmul(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory) -> Result<()> {
+        let args = MatMul {
+            x: x.slice(),
+            weight: weight.weight.slice(),
+            bias: weight.bias.as_ref().map(Memory::slice),
+            out: out.slice_mut(),
+            m: rows,
+            n: weight.n,
+            k: weight.k,
+        };
+        args.launch(&self.stream)
+    }

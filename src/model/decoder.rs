@@ -44,6 +44,7 @@ pub struct Decoder<O: Ops> {
     spec: ArchSpec,
     weights: Weights<O>,
     cache: O::Cache,
+    cache_shape: CacheShape,
     step: O::Step,
     activations: Activations<O>,
     /// Rows that the logits buffer holds.
@@ -137,9 +138,14 @@ impl<O: Ops> Decoder<O> {
         ops.matmul(rows, gated, &layer.down, delta)
     }
 
+    fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
+        batch.check_within(self.spec.vocab_size, &self.cache_shape)?;
+        self.ops.upload(batch, &mut self.step)
+    }
+
     /// All layers up to the last attention, for the uploaded step.
     fn layers(&mut self, tokens: usize) -> Result<()> {
-        let Self { ops, spec, weights, cache, step, activations: a, .. } = self;
+        let Self { ops, spec, weights, cache, cache_shape: limits.cache, step, activations: a, .. } = self;
         let hidden = spec.hidden_size;
         ops.embedding(step, &weights.embedding, &mut a.stream.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {
@@ -235,18 +241,18 @@ impl<O: Ops> Forward for Decoder<O> {
     }
 
     fn run(&mut self, batch: &Batch) -> Result<()> {
-        let shape = self.ops.upload(batch, &mut self.step)?;
+        let shape = self.upload(batch)?;
         self.layers(shape.tokens)
     }
 
     fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
-        let shape = self.ops.upload(batch, &mut self.step)?;
+        let shape = self.upload(batch)?;
         self.choose(shape)?;
         self.ops.sampled(&mut self.step)
     }
 
     fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let shape = self.ops.upload(batch, &mut self.step)?;
+        let shape = self.upload(batch)?;
         self.forward(shape, |ops, step, rows, vocab, logits| ops.target_logprobs(step, rows, vocab, logits))?;
         self.ops.scored(&mut self.step)
     }
