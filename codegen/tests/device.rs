@@ -86,9 +86,9 @@ fn resources_are_read_and_held_against_the_gate() {
     for toolchain in toolchains().into_iter().take(1) {
         let copy = Copy::new();
         // An array that is indexed at run time lives in local memory.
-        let table = "int table[8]; for (int k = 0; k < 8; ++k) table[k] = values[k]; for (int i = thread";
+        let table = "int table[32]; for (int k = 0; k < 32; ++k) table[k] = values[k]; for (int i = thread";
         copy.replace("csrc/kernels/scale.cu", "for (int i = thread", table);
-        copy.replace("csrc/kernels/scale.cu", "* args.factor)", "* args.factor * table[i % 8])");
+        copy.replace("csrc/kernels/scale.cu", "* args.factor)", "* args.factor * table[i % 32])");
         copy.replace("codegen/specs/scale.toml", "registers = 40", "registers = 4");
         copy.replace("codegen/specs/scale.toml", "shared_bytes = 1024", "shared_bytes = 511");
         let tree = copy.tree();
@@ -97,7 +97,7 @@ fn resources_are_read_and_held_against_the_gate() {
         let store = Store { own: &own, shared: None, scratch: &scratch };
         let cubins = build(&toolchain, &tree, kernels.iter(), store, &|_| ()).unwrap();
         let scale = cubins.iter().find(|cubin| cubin.variant.name == "scale__f32_v1_t128").unwrap();
-        assert_eq!((scale.arch, scale.used.shared_bytes, scale.used.local_bytes), (Arch::ALL[1], 512, 32));
+        assert_eq!((scale.arch, scale.used.shared_bytes, scale.used.local_bytes), (Arch::ALL[1], 512, 128));
         assert!((8..64).contains(&scale.used.registers));
         let errors: Vec<_> = over_budget(&cubins).iter().map(ToString::to_string).collect();
         assert_eq!(errors.len(), 12 + 12 + 6);
@@ -113,7 +113,7 @@ fn resources_are_read_and_held_against_the_gate() {
         assert!(
             errors
                 .iter()
-                .any(|e| e.ends_with("scale__i32_v1_t64 on sm_75: gate.local_bytes: expected at most 0, found 32"))
+                .any(|e| e.ends_with("scale__i32_v1_t64 on sm_75: gate.local_bytes: expected at most 0, found 128"))
         );
         assert_eq!(report(&cubins).lines().count(), 1 + 14);
     }
