@@ -34,18 +34,24 @@
 //! ```
 //!
 //! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
-//! as Rust, [`host`] compiles them for the simulator.
+//! as Rust, [`host`] compiles them for the simulator, [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
+//! for GPUs, reads what they use and holds that against their gates.
 
 mod arch;
+mod cache;
 pub mod cubin;
+pub mod device;
 pub mod discover;
 mod expand;
 pub mod host;
-pub mod nvidia;
+mod nvcc;
+mod nvidia;
+pub mod occupancy;
 mod parallel;
 pub mod render;
 mod sources;
 pub mod spec;
+pub mod toolchain;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
