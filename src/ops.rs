@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::device::Bytes;
+use crate::device::{Bytes, Counters};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -301,6 +301,11 @@ pub trait Ops: Send + Sync + Sized + 'static {
 
     /// What this is, for people: instruction set, threads.
     fn describe(&self) -> String;
+
+    /// What the device was asked to do so far; nothing is counted on the CPU.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
 
     /// The dtype in which matrix products and the residual stream are kept when activations are `activation`.
     fn wide_dtype(&self, activation: DType) -> DType;

@@ -10,6 +10,7 @@ mod runner;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{ArchSpec, GenerationConfig};
@@ -179,6 +180,12 @@ impl Engine {
 
     pub fn report(&self) -> &LoadReport {
         &self.0.report
+    }
+
+    /// What the device was asked to do since the engine was built: launches, replays, copies. Nothing is counted on the
+    /// CPU.
+    pub fn counters(&self) -> Counters {
+        self.0.runner().forward.counters()
     }
 
     fn prompt(&self, prompt: Prompt) -> Result<Vec<u32>> {

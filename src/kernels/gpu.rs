@@ -11,7 +11,7 @@ use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, MatMul, Norm, PageCopy, QkGains, RmsNorm,
     RotaryKvWrite, Sample, TargetLogprobs,
 };
-use crate::device::{Graph, Memory, Stream};
+use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Batch, CacheShape, Ops, Sampled, StepShape, WeightView};
@@ -160,6 +160,10 @@ impl Ops for Gpu {
     fn describe(&self) -> String {
         let info = self.stream.info();
         format!("{} ({}, {} multiprocessors)", info.device, info.name, info.processors)
+    }
+
+    fn counters(&self) -> Counters {
+        self.stream.counters()
     }
 
     fn wide_dtype(&self, activation: DType) -> DType {

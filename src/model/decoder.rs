@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RecordingKey, RotaryKvWrite, Sampled, StepShape};
@@ -16,6 +17,9 @@ use super::weights::{Layer, Weights};
 pub trait Forward: Send {
     /// What runs it, for people.
     fn describe(&self) -> String;
+
+    /// What the device was asked to do so far; nothing is counted on the CPU.
+    fn counters(&self) -> Counters;
 
     /// Runs one step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
@@ -238,6 +242,10 @@ type Read<O> = fn(&O, &mut <O as Ops>::Step, Range<usize>, usize, &mut <O as Ops
 impl<O: Ops> Forward for Decoder<O> {
     fn describe(&self) -> String {
         self.ops.describe()
+    }
+
+    fn counters(&self) -> Counters {
+        self.ops.counters()
     }
 
     fn run(&mut self, batch: &Batch) -> Result<()> {
