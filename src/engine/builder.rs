@@ -250,7 +250,8 @@ impl EngineBuilder {
                 Box::new(Decoder::load(cpu, &spec, &checkpoint, dtype, limits)?)
             }
             Target::Gpu(stream) => {
-                Box::new(Decoder::load(Gpu::new(stream, dtype)?, &spec, &checkpoint, dtype, limits)?)
+                let gpu = Gpu::new(stream, dtype, limits.batch_tokens)?;
+                Box::new(Decoder::load(gpu, &spec, &checkpoint, dtype, limits)?)
             }
         };
         let report = LoadReport {

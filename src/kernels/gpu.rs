@@ -21,6 +21,8 @@ pub struct Gpu {
     stream: Stream,
     /// Of activations and weights.
     dtype: DType,
+    /// Tokens of the largest step.
+    batch_tokens: usize,
 }
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
@@ -39,10 +41,11 @@ pub struct Cache {
 
 impl Gpu {
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
+    /// `batch_tokens` is the size of the largest step.
     ///
     /// # Errors
     /// The kernels have no such dtype on this device.
-    pub fn new(stream: Stream, dtype: DType) -> Result<Self> {
+    pub fn new(stream: Stream, dtype: DType, batch_tokens: usize) -> Result<Self> {
         let arch = stream.arch();
         match dtype {
             DType::F16 => {}
@@ -53,7 +56,7 @@ impl Gpu {
             }
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
-        Ok(Self { stream, dtype })
+        Ok(Self { stream, dtype, batch_tokens })
     }
 
     /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
@@ -212,7 +215,7 @@ impl Ops for Gpu {
     }
 
     fn step(&self) -> Result<Step> {
-        Step::new(&self.stream)
+        Step::new(&self.stream, self.batch_tokens)
     }
 
     fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {

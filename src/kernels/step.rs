@@ -20,13 +20,12 @@ pub(super) const TILE_QUERIES: usize = 16;
 /// Alignment of a section, in words: kernels read 16 bytes at a time.
 const ALIGN: usize = 4;
 
-/// The largest batch of decodes that is recorded: beyond it a step is so long that launches no longer count.
-const LARGEST_BUCKET: usize = 512;
-
 /// A step on a device.
 pub struct Step {
     memory: Memory,
     stream: Stream,
+    /// Tokens of the largest step.
+    largest: usize,
     /// The words of the next upload, kept for their room.
     words: Vec<u32>,
     sections: Sections,
@@ -57,12 +56,15 @@ const TILE_WORDS: usize = size_of::<attention_tile>() / 4;
 const SAMPLE_WORDS: usize = size_of::<sample_row>() / 4;
 
 impl Step {
+    /// A step of at most `largest` tokens.
+    ///
     /// # Errors
     /// The device has no room.
-    pub(super) fn new(stream: &Stream) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, largest: usize) -> Result<Self> {
         Ok(Self {
             memory: stream.alloc(DType::U32, 0)?,
             stream: stream.clone(),
+            largest,
             words: Vec::new(),
             sections: Sections::default(),
             shape: StepShape { tokens: 0, logit_rows: 0, recording: None },
@@ -79,8 +81,12 @@ impl Step {
         let decodes = batch.spans.iter().all(|span| span.len == 1)
             && batch.logit_rows.len() == batch.spans.len()
             && batch.samples.len() == batch.spans.len();
-        let bucket = batch.spans.len().next_power_of_two();
-        let bucket = (decodes && bucket <= LARGEST_BUCKET).then_some(bucket);
+        if batch.tokens.len() > self.largest {
+            let expected = format!("at most {}", self.largest);
+            return Err(Error::operator("upload", "tokens", expected, batch.tokens.len()));
+        }
+        // Buckets are powers of two, and the largest batch, whatever its size.
+        let bucket = decodes.then(|| batch.spans.len().next_power_of_two().min(self.largest));
         self.lay_out(batch, bucket);
         self.grow(bucket.unwrap_or(batch.logit_rows.len()))?;
         self.memory.write(&self.words)?;
