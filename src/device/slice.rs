@@ -112,6 +112,13 @@ impl<'a> SliceMut<'a> {
         SliceMut::new(self.slice.address, self.slice.dtype, self.slice.len)
     }
 
+    /// The elements before `mid`, and those from there on; `None` where it leaves them.
+    pub fn split_at(self, mid: usize) -> Option<(SliceMut<'a>, SliceMut<'a>)> {
+        let (before, after) = (self.slice.range(0..mid)?, self.slice.range(mid..self.slice.len)?);
+        let owned = |part: Slice<'a>| Self::new(part.address, part.dtype, part.len);
+        Some((owned(before), owned(after)))
+    }
+
     /// A part of it; `None` where the range leaves it.
     pub fn range(self, range: Range<usize>) -> Option<SliceMut<'a>> {
         let part = self.slice.range(range)?;

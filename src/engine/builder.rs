@@ -250,7 +250,7 @@ impl EngineBuilder {
                 Box::new(Decoder::load(cpu, &spec, &checkpoint, dtype, limits)?)
             }
             Target::Gpu(stream) => {
-                let gpu = Gpu::new(stream, dtype, limits.batch_tokens)?;
+                let gpu = Gpu::new(stream, dtype, limits.batch_tokens, spec.vocab_size)?;
                 Box::new(Decoder::load(gpu, &spec, &checkpoint, dtype, limits)?)
             }
         };

@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use super::step::{Step, TILE_QUERIES};
 use super::{
-    ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, MatMul, Norm, PageCopy, QkGains, RmsNorm,
-    RotaryKvWrite, Sample, TargetLogprobs,
+    ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul, Norm,
+    PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -23,6 +23,7 @@ pub struct Gpu {
     dtype: DType,
     /// Tokens of the largest step.
     batch_tokens: usize,
+    vocab: usize,
 }
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
@@ -41,11 +42,11 @@ pub struct Cache {
 
 impl Gpu {
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
-    /// `batch_tokens` is the size of the largest step.
+    /// `batch_tokens` is the size of the largest step, `vocab` that of the model's vocabulary.
     ///
     /// # Errors
     /// The kernels have no such dtype on this device.
-    pub fn new(stream: Stream, dtype: DType, batch_tokens: usize) -> Result<Self> {
+    pub fn new(stream: Stream, dtype: DType, batch_tokens: usize, vocab: usize) -> Result<Self> {
         let arch = stream.arch();
         match dtype {
             DType::F16 => {}
@@ -56,7 +57,7 @@ impl Gpu {
             }
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
-        Ok(Self { stream, dtype, batch_tokens })
+        Ok(Self { stream, dtype, batch_tokens, vocab })
     }
 
     /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
@@ -140,15 +141,44 @@ impl Iterator for Converted<'_> {
 }
 
 impl Cache {
-    /// The layer's keys and values.
-    fn layer(&self, layer: usize) -> Result<(Range<usize>, Range<usize>)> {
-        let shape = &self.shape;
-        if layer >= shape.layers {
-            return Err(Error::operator("cache", "layer", format!("below {}", shape.layers), layer));
+    /// Elements of the keys, or of the values, of one layer.
+    fn plane(&self) -> usize {
+        self.shape.pages * self.shape.kv_heads * self.shape.page_size * self.shape.head_dim
+    }
+
+    /// Where the layer's keys begin; its values follow.
+    fn layer(&self, layer: usize) -> Result<usize> {
+        if layer >= self.shape.layers {
+            return Err(Error::operator("cache", "layer", format!("below {}", self.shape.layers), layer));
         }
-        let plane = shape.pages * shape.kv_heads * shape.page_size * shape.head_dim;
-        let keys = 2 * layer * plane;
-        Ok((keys..keys + plane, keys + plane..keys + 2 * plane))
+        Ok(2 * layer * self.plane())
+    }
+
+    /// One layer, to read.
+    fn read(&self, layer: usize) -> Result<KvCache<'_>> {
+        let (start, plane) = (self.layer(layer)?, self.plane());
+        let inside = |from: usize| {
+            let wrong = || Error::operator("cache", "memory", "all layers", self.memory.len());
+            self.memory.slice().range(from..from + plane).ok_or_else(wrong)
+        };
+        Ok(KvCache {
+            keys: inside(start)?,
+            values: inside(start + plane)?,
+            scales: KvScales::ONE,
+            kv_heads: self.shape.kv_heads,
+            head_dim: self.shape.head_dim,
+            page_size: self.shape.page_size,
+        })
+    }
+
+    /// One layer, to write.
+    fn write(&mut self, layer: usize) -> Result<KvCacheMut<'_>> {
+        let (start, plane, shape) = (self.layer(layer)?, self.plane(), self.shape);
+        let len = self.memory.len();
+        let wrong = || Error::operator("cache", "memory", "all layers", len);
+        let both = self.memory.slice_mut().range(start..start + 2 * plane).ok_or_else(wrong)?;
+        let (keys, values) = both.split_at(plane).ok_or_else(wrong)?;
+        Ok(KvCacheMut { keys, values, scales: KvScalesMut::None, pages: shape.pages, page_size: shape.page_size })
     }
 }
 
@@ -215,7 +245,7 @@ impl Ops for Gpu {
     }
 
     fn step(&self) -> Result<Step> {
-        Step::new(&self.stream, self.batch_tokens)
+        Step::new(&self.stream, self.batch_tokens, self.vocab)
     }
 
     fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {
@@ -283,3 +313,105 @@ impl Ops for Gpu {
         };
         args.launch(&self.stream)
     }
+
+    fn rotary_kv_write(&self, step: &Step, args: ops::RotaryKvWrite<'_, Self>) -> Result<()> {
+        let gains = args.qk_norm.map(|norm| QkGains {
+            query: norm.query.slice(),
+            key: norm.key.slice(),
+            eps: norm.eps,
+            offset: 0.0,
+        });
+        let launch = RotaryKvWrite {
+            qkv: args.qkv.slice(),
+            query: args.query.slice_mut(),
+            cache: args.cache.write(args.layer)?,
+            slots: step.slots()?,
+            rope: step.rope()?,
+            gains,
+            tokens: step.shape().tokens,
+            heads: args.heads,
+            kv_heads: args.kv_heads,
+            head_dim: args.head_dim,
+            rotary_dim: args.rotary_dim,
+        };
+        launch.launch(&self.stream)
+    }
+
+    fn attention(&self, step: &Step, args: ops::Attention<'_, Self>) -> Result<()> {
+        let (query, out, heads) = (args.query.slice(), args.out.slice_mut(), args.heads);
+        let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
+        let scoring = Scoring { scale: args.scale, soft_cap: None, window: args.window };
+        if step.is_decode() {
+            AttentionDecode { query, out, cache, spans, page_table, heads, scoring }.launch(&self.stream)
+        } else {
+            let (tiles, tile_queries) = (step.tiles()?, TILE_QUERIES);
+            let launch =
+                AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };
+            launch.launch(&self.stream)
+        }
+    }
+
+    fn act_mul(
+        &self,
+        rows: usize,
+        width: usize,
+        activation: Activation,
+        gate_up: &Memory,
+        out: &mut Memory,
+    ) -> Result<()> {
+        let (gate_up, out) = (gate_up.slice(), out.slice_mut());
+        ActMul { gate_up, out, scales: None, rows, width, activation }.launch(&self.stream)
+    }
+
+    fn copy_pages(&self, pairs: &[(u32, u32)], cache: &mut Cache) -> Result<()> {
+        let shape = cache.shape;
+        if let Some((from, to)) = pairs.iter().find(|(from, to)| *from.max(to) as usize >= shape.pages) {
+            let expected = format!("pages below {}", shape.pages);
+            return Err(Error::operator("page_copy", "pairs", expected, format!("{from} to {to}")));
+        }
+        let words: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
+        let mut table = self.stream.alloc(DType::U32, words.len())?;
+        table.write(&words)?;
+        let copy = PageCopy {
+            cache: cache.memory.slice_mut(),
+            pairs: table.slice(),
+            count: pairs.len(),
+            planes: 2 * shape.layers,
+            pages: shape.pages,
+            page: shape.kv_heads * shape.page_size * shape.head_dim,
+        };
+        copy.launch(&self.stream)
+    }
+
+    fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Memory) -> Result<()> {
+        let last = rows.end == step.shape().logit_rows;
+        let words = step.samples(rows)?;
+        let (rows, lists, results) = (words.rows, words.lists, words.results);
+        Sample { logits: logits.slice_mut(), rows, lists, results, vocab }.launch(&self.stream)?;
+        // The results of all groups of rows go to the host in one copy, behind the last.
+        if last { step.collect_samples() } else { Ok(()) }
+    }
+
+    fn sampled(&self, step: &mut Step) -> Result<Vec<Sampled>> {
+        step.sampled()
+    }
+
+    fn target_logprobs(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &Memory) -> Result<()> {
+        let last = rows.end == step.shape().logit_rows;
+        let (targets, out) = step.targets(rows)?;
+        TargetLogprobs { logits: logits.slice(), targets, out, vocab }.launch(&self.stream)?;
+        if last { step.collect_scores() } else { Ok(()) }
+    }
+
+    fn scored(&self, step: &mut Step) -> Result<Vec<f32>> {
+        step.scored()
+    }
+
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.stream.capture(work)
+    }
+
+    fn replay(&self, recording: &Graph) -> Result<()> {
+        recording.replay()
+    }
+}
