@@ -15,6 +15,8 @@ mod act_mul;
 mod attention;
 #[path = "kernels/embedding.rs"]
 mod embedding;
+#[path = "kernels/gather_rows.rs"]
+mod gather_rows;
 #[path = "kernels/matmul.rs"]
 mod matmul;
 #[path = "kernels/rms_norm.rs"]
@@ -33,6 +35,7 @@ fn main() {
         act_mul::bench,
         attention::bench,
         embedding::bench,
+        gather_rows::bench,
         matmul::bench,
         rms_norm::bench,
         rotary_kv_write::bench,

@@ -8,6 +8,8 @@
 //! Same bits in any company: every output element is reduced in an order that depends on its own inputs alone, never
 //! on the number of tokens in the batch, on how a prompt was cut into chunks, or on the number of threads.
 
+use std::ops::Range;
+
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -73,15 +75,6 @@ pub struct Batch {
     pub page_table: Vec<u32>,
     /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
     pub logit_rows: Vec<u32>,
-}
-
-/// Which rows a kernel works on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// Every token of the batch.
-    All,
-    /// `logit_rows[start..end]`, gathered to the front of the output.
-    Logits { start: usize, end: usize },
 }
 
 /// How two halves of a gated feed-forward layer meet: `activation(gate) * up`.
@@ -202,13 +195,12 @@ pub trait Ops: Send + Sized + 'static {
     /// `out[t] = table[tokens[t]]`.
     fn embedding(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
 
-    /// `residual += delta` (where given, over all rows), then `out = residual / rms(residual) * weight` over `rows`.
-    /// Rows are `width` long.
+    /// `residual += delta` (where given), then `out = residual / rms(residual) * weight`, for the first `rows` rows of
+    /// all: `[rows, width]`.
     #[allow(clippy::too_many_arguments)]
     fn rms_norm(
         &self,
-        step: &Self::Step,
-        rows: Rows,
+        rows: usize,
         width: usize,
         residual: &mut Self::Buffer,
         delta: Option<&Self::Buffer>,
@@ -225,6 +217,17 @@ pub trait Ops: Send + Sized + 'static {
 
     /// Causal softmax attention of each query over its sequence in the paged cache, grouped heads included.
     fn attention(&self, step: &Self::Step, args: Attention<'_, Self>) -> Result<()>;
+
+    /// `out[i] = x[logit_rows[start + i]]` for the step's `logit_rows[rows]`, `rows` being `start..end`: rows of `width`
+    /// elements, `[tokens, width] → [end - start, width]`, both of one dtype.
+    fn gather_rows(
+        &self,
+        step: &Self::Step,
+        rows: Range<usize>,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
 
     /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
     fn act_mul(

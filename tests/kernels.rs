@@ -18,6 +18,8 @@ mod act_mul;
 mod attention;
 #[path = "kernels/embedding.rs"]
 mod embedding;
+#[path = "kernels/gather_rows.rs"]
+mod gather_rows;
 #[path = "kernels/matmul.rs"]
 mod matmul;
 #[path = "kernels/rms_norm.rs"]

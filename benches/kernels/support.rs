@@ -90,8 +90,13 @@ impl Lab {
         buffer
     }
 
-    /// One sequence: `len` tokens after `past`, in pages of 16.
+    /// One sequence: `len` tokens after `past`, in pages of 16; the logits of the last are wanted.
     pub fn step(&self, past: usize, len: usize, rotary_dim: usize) -> Step {
+        self.step_with_logits(past, len, rotary_dim, vec![len as u32 - 1])
+    }
+
+    /// The same, with the logits of `logit_rows`.
+    pub fn step_with_logits(&self, past: usize, len: usize, rotary_dim: usize, logit_rows: Vec<u32>) -> Step {
         let range = past as u32..(past + len) as u32;
         let batch = Batch {
             tokens: (0..len as u32).map(|t| t * 7919 % 32_000).collect(),
@@ -100,7 +105,7 @@ impl Lab {
             rope: vec![0.5; len * rotary_dim],
             spans: vec![Span { start: 0, len, kv_len: past + len, pages: 0 }],
             page_table: (0..(past + len).div_ceil(16) as u32).collect(),
-            logit_rows: vec![len as u32 - 1],
+            logit_rows,
         };
         let mut step = self.cpu.step().expect("a step");
         self.cpu.upload(&batch, &mut step).expect("a batch");

@@ -8,6 +8,7 @@ mod act_mul;
 mod attention;
 mod buffer;
 mod embedding;
+mod gather_rows;
 mod matmul;
 mod pool;
 mod probe;
@@ -18,6 +19,7 @@ mod simd;
 mod target_logprobs;
 mod tile;
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Cache, Matrix, Step, Vector};
@@ -26,7 +28,7 @@ pub use simd::Isa;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, RotaryKvWrite, Rows, SampleRow, Sampled, WeightView};
+use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, RotaryKvWrite, SampleRow, Sampled, WeightView};
 use pool::Pool;
 
 /// Elements of the longest attention head: what kernels keep on their stacks.
@@ -135,8 +137,7 @@ impl Ops for Cpu {
 
     fn rms_norm(
         &self,
-        step: &Step,
-        rows: Rows,
+        rows: usize,
         width: usize,
         residual: &mut Buffer,
         delta: Option<&Buffer>,
@@ -144,7 +145,7 @@ impl Ops for Cpu {
         eps: f32,
         out: &mut Buffer,
     ) -> Result<()> {
-        rms_norm::rms_norm(self.isa, &self.pool, step, rows, width, residual, delta, weight, eps, out)
+        rms_norm::rms_norm(self.isa, &self.pool, rows, width, residual, delta, weight, eps, out)
     }
 
     fn matmul(&self, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) -> Result<()> {
@@ -157,6 +158,10 @@ impl Ops for Cpu {
 
     fn attention(&self, step: &Step, args: Attention<'_, Self>) -> Result<()> {
         attention::attention(self.isa, &self.pool, &mut self.scratch().attention, step, args)
+    }
+
+    fn gather_rows(&self, step: &Step, rows: Range<usize>, width: usize, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        gather_rows::gather_rows(&self.pool, step, rows, width, x, out)
     }
 
     fn act_mul(

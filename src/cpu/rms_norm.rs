@@ -1,11 +1,10 @@
 //! `residual += delta`, then `out = residual / rms(residual) · weight`.
 
-use crate::cpu::buffer::{Buffer, Step, Vector};
+use crate::cpu::buffer::{Buffer, Vector};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::Rows;
 
 const OP: &str = "rms_norm";
 
@@ -16,8 +15,7 @@ const TASK: usize = 16 << 10;
 pub(crate) fn rms_norm(
     isa: Isa,
     pool: &Pool,
-    step: &Step,
-    rows: Rows,
+    rows: usize,
     width: usize,
     residual: &mut Buffer,
     delta: Option<&Buffer>,
@@ -25,88 +23,45 @@ pub(crate) fn rms_norm(
     eps: f32,
     out: &mut Buffer,
 ) -> Result<()> {
-    let tokens = step.tokens();
     if weight.0.len() != width {
         return Err(Error::operator(OP, "weight", format!("{width} elements"), weight.0.len()));
     }
-    residual.check_wide(OP, "residual", tokens.checked_mul(width))?;
+    let elements = rows.checked_mul(width);
+    residual.check_wide(OP, "residual", elements)?;
     if let Some(delta) = delta {
-        delta.check_wide(OP, "delta", tokens.checked_mul(width))?;
+        delta.check_wide(OP, "delta", elements)?;
     }
-    let gathered = gathered(OP, step, rows)?;
-    let count = gathered.map_or(tokens, <[u32]>::len);
-    out.check(OP, "out", count.checked_mul(width))?;
-
+    out.check(OP, "out", elements)?;
     let call = Call {
         width,
         residual: Shareable::new(residual.as_mut_ptr().cast()),
+        delta: delta.map(|delta| Shareable::new(delta.as_ptr().cast::<f32>().cast_mut())),
         weight: &weight.0,
         eps,
         out: Shareable::new(out.as_mut_ptr()),
         out_dtype: out.dtype(),
-        gathered,
     };
-    let delta = delta.map(|delta| Shareable::new(delta.as_ptr().cast::<f32>().cast_mut()));
     let per_task = (TASK / width.max(1)).max(1);
-    if let (Some(delta), Some(_)) = (delta, gathered) {
-        pool.run(tokens.div_ceil(per_task), &|_, task| {
-            let (from, to) = (task * per_task, tokens.min((task + 1) * per_task));
-            isa.run(Add { call: &call, delta, from, to });
-        });
-    }
-    let delta = delta.filter(|_| gathered.is_none());
-    pool.run(count.div_ceil(per_task), &|_, task| {
-        let (from, to) = (task * per_task, count.min((task + 1) * per_task));
-        isa.run(Norm { call: &call, delta, from, to });
+    pool.run(rows.div_ceil(per_task), &|_, task| {
+        isa.run(Norm { call: &call, from: task * per_task, to: rows.min((task + 1) * per_task) });
     });
     Ok(())
 }
 
-/// The rows of the batch that `rows` gathers; `None` for all.
-fn gathered<'a>(op: &'static str, step: &'a Step, rows: Rows) -> Result<Option<&'a [u32]>> {
-    let Rows::Logits { start, end } = rows else { return Ok(None) };
-    let all = &step.batch().logit_rows;
-    let found =
-        || Error::operator(op, "rows", format!("a range of {} logit rows", all.len()), format!("{start}..{end}"));
-    all.get(start..end).map(Some).ok_or_else(found)
-}
-
-/// `residual` has a row of `width` f32 for each token, `weight` has `width`, `out` a row for each that is normed.
+/// `residual`, `delta` and `out` have rows of `width`, `weight` has `width` elements.
 struct Call<'a> {
     width: usize,
     residual: Shareable<f32>,
+    delta: Option<Shareable<f32>>,
     weight: &'a [f32],
     eps: f32,
     out: Shareable<u8>,
     out_dtype: DType,
-    gathered: Option<&'a [u32]>,
 }
 
-/// Adds `delta` to rows `from..to` of the residual.
-struct Add<'a> {
-    call: &'a Call<'a>,
-    delta: Shareable<f32>,
-    from: usize,
-    to: usize,
-}
-
-impl Kernel for Add<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let width = self.call.width;
-        for row in self.from..self.to {
-            // SAFETY: both have this row, and no other task has it.
-            unsafe { add(s, self.call.residual.get().add(row * width), self.delta.get().add(row * width), width) };
-        }
-    }
-}
-
-/// Norms rows `from..to`, after adding `delta` where given.
+/// Rows `from..to`, which no other task has.
 struct Norm<'a> {
     call: &'a Call<'a>,
-    delta: Option<Shareable<f32>>,
     from: usize,
     to: usize,
 }
@@ -116,18 +71,17 @@ impl Kernel for Norm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Call { width, residual, weight, eps, out, out_dtype, gathered } = *self.call;
+        let Call { width, residual, delta, weight, eps, out, out_dtype } = self.call;
+        let width = *width;
         for row in self.from..self.to {
-            let source = gathered.map_or(row, |gathered| gathered[row] as usize);
-            // SAFETY: `source` is a token of the batch, so both have that row; only where rows are not gathered is it
-            // written, and then this task alone has it. `out` has row `row`, which this task alone has.
+            // SAFETY: all have this row, and this task alone has it.
             unsafe {
-                let x = residual.get().add(source * width);
-                if let Some(delta) = self.delta {
-                    add(s, x, delta.get().add(source * width), width);
+                let x = residual.get().add(row * width);
+                if let Some(delta) = delta {
+                    add(s, x, delta.get().add(row * width), width);
                 }
                 let scale = 1.0 / (sum_of_squares(s, x, width) / width as f32 + eps).sqrt();
-                with_element!(out_dtype, E => {
+                with_element!(*out_dtype, E => {
                     let to = out.get().add(row * width * E::SIZE);
                     scaled::<S, E>(s, x, weight.as_ptr(), scale, to, width);
                 });

@@ -4,6 +4,7 @@
 pub mod act_mul;
 pub mod attention;
 pub mod embedding;
+pub mod gather_rows;
 pub mod matmul;
 pub mod rms_norm;
 pub mod rotary_kv_write;

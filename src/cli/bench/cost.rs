@@ -8,6 +8,8 @@ use burrstone::model::ArchSpec;
 pub struct Cost {
     /// Parameters of the layers' matrix products.
     layers: u64,
+    /// Those of them that come after the last attention: a prompt needs them for its last token alone.
+    tail: u64,
     /// Parameters of the output projection.
     head: u64,
     weight_bytes_each: u64,
@@ -25,6 +27,7 @@ impl Cost {
         let attention = hidden * head_dim * (2 * heads + 2 * kv_heads);
         Self {
             layers: spec.layers as u64 * (attention + 3 * hidden * inner),
+            tail: hidden * head_dim * heads + 3 * hidden * inner,
             head: spec.vocab_size as u64 * hidden,
             weight_bytes_each: spec.dtype.size() as u64,
             kv_bytes_per_position_and_layer: 2 * kv_heads * head_dim * activations.size() as u64,
@@ -51,7 +54,7 @@ impl Cost {
                 w * (w + 1) / 2 + (n - w) * w
             })
             .sum();
-        2 * (self.layers * n + self.head + pairs * self.attention_each)
+        2 * (self.layers * n - self.tail * (n - 1) + self.head + pairs * self.attention_each)
     }
 }
 
@@ -62,6 +65,7 @@ mod tests {
     fn cost(windows: Vec<Option<usize>>) -> Cost {
         Cost {
             layers: 1000,
+            tail: 50,
             head: 100,
             weight_bytes_each: 2,
             kv_bytes_per_position_and_layer: 8,
@@ -76,7 +80,7 @@ mod tests {
         for window in [None, Some(1), Some(3), Some(100)] {
             for tokens in 1..12 {
                 let pairs: usize = (0..tokens).map(|p| (p + 1).min(window.unwrap_or(usize::MAX))).sum();
-                let expected = 2 * (1000 * tokens + 100 + pairs * 10);
+                let expected = 2 * (950 * tokens + 50 + 100 + pairs * 10);
                 assert_eq!(cost(vec![window]).prefill_flops(tokens), expected as u64, "{window:?} {tokens}");
             }
         }
