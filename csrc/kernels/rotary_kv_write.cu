@@ -17,6 +17,39 @@ template <class T> struct HeadUnit {
     Grain<T> high;
 };
 
+// How a head falls into units.
+struct HeadShape {
+    // Elements that turn with a partner each, and those that do not turn.
+    unsigned half, rest;
+    unsigned pairs;
+    bool whole;
+
+    BURRSTONE_DEVICE HeadShape(unsigned half, unsigned dim, bool whole)
+        : half(half), rest(dim - 2 * half), pairs((half + GRAIN - 1) / GRAIN), whole(whole) {}
+    BURRSTONE_DEVICE unsigned units() const { return pairs + (rest + GRAIN - 1) / GRAIN; }
+};
+
+template <class T> BURRSTONE_DEVICE HeadUnit<T> load_unit(const HeadShape &shape, const T *head, unsigned u, Site site = here()) {
+    HeadUnit<T> x = {};
+    if (u < shape.pairs) {
+        x.low = load_grain(head, shape.half, u * GRAIN, shape.whole, site);
+        x.high = load_grain(head + shape.half, shape.half, u * GRAIN, shape.whole, site);
+    } else {
+        x.low = load_grain(head + 2 * shape.half, shape.rest, (u - shape.pairs) * GRAIN, shape.whole, site);
+    }
+    return x;
+}
+
+template <class T>
+BURRSTONE_DEVICE void store_unit(const HeadShape &shape, T *head, unsigned u, HeadUnit<float> y, Site site = here()) {
+    if (u < shape.pairs) {
+        store_grain(head, shape.half, u * GRAIN, shape.whole, y.low, site);
+        store_grain(head + shape.half, shape.half, u * GRAIN, shape.whole, y.high, site);
+    } else {
+        store_grain(head + 2 * shape.half, shape.rest, (u - shape.pairs) * GRAIN, shape.whole, y.low, site);
+    }
+}
+
 // The sum over a head has one order, like that over a row: unit u belongs to chain u % HEAD_CHAINS.
 constexpr int HEAD_CHAINS = 16;
 
@@ -44,23 +77,12 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
     // Slots come from the device, where nobody checked them; BURRSTONE_NO_SLOT is none.
     const bool absent = head >= heads || slot >= args.slot_count;
 
-    const unsigned half = value ? 0 : args.rotary_dim / 2, rest = d - 2 * half;
-    const unsigned pairs = (half + GRAIN - 1) / GRAIN, singles = (rest + GRAIN - 1) / GRAIN;
-    const unsigned units = absent ? 0 : pairs + singles;
     const bool whole = (args.rotary_dim / 2) % GRAIN == 0 && has_grains<float>(args.rope, d) &&
                        has_grains<T>(args.qkv | args.query | args.query_gain | args.key_gain, d) &&
                        has_grains<Cache>(args.keys | args.values, d);
+    const HeadShape shape(value ? 0 : args.rotary_dim / 2, d, whole);
+    const unsigned units = absent ? 0 : shape.units();
 
-    const auto unit = [&](const T *row, unsigned u) {
-        HeadUnit<T> x = {};
-        if (u < pairs) {
-            x.low = load_grain(row, half, u * GRAIN, whole);
-            x.high = load_grain(row + half, half, u * GRAIN, whole);
-        } else {
-            x.low = load_grain(row + 2 * half, rest, (u - pairs) * GRAIN, whole);
-        }
-        return x;
-    };
     const T *x = pointer<const T>(args.qkv) + (token * heads + head) * d;
     const device_ptr gain = query ? args.query_gain : value ? 0 : args.key_gain;
 
@@ -72,7 +94,7 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
             BURRSTONE_UNROLL
             for (int c = 0; c < OWN_CHAINS; ++c) {
                 if (first + c * LANES >= units) break;
-                const HeadUnit<T> v = unit(x, first + c * LANES);
+                const HeadUnit<T> v = load_unit(shape, x, first + c * LANES);
                 BURRSTONE_UNROLL
                 for (int e = 0; e < GRAIN; ++e) {
                     const float low = to_float(v.low.v[e]), high = to_float(v.high.v[e]);
@@ -91,21 +113,21 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
 
     const float *cosines = pointer<const float>(args.rope) + token * args.rotary_dim;
     const auto turned = [&](unsigned u) {
-        const HeadUnit<T> raw = unit(x, u);
+        const HeadUnit<T> raw = load_unit(shape, x, u);
         HeadUnit<float> y;
         BURRSTONE_UNROLL
         for (int e = 0; e < GRAIN; ++e) y.low.v[e] = to_float(raw.low.v[e]), y.high.v[e] = to_float(raw.high.v[e]);
         if (gain) {
-            const HeadUnit<T> g = unit(pointer<const T>(gain), u);
+            const HeadUnit<T> g = load_unit(shape, pointer<const T>(gain), u);
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e) {
                 y.low.v[e] *= norm * (to_float(g.low.v[e]) + args.gain_offset);
                 y.high.v[e] *= norm * (to_float(g.high.v[e]) + args.gain_offset);
             }
         }
-        if (u < pairs) {
-            const Grain<float> cosine = load_grain(cosines, half, u * GRAIN, whole);
-            const Grain<float> sine = load_grain(cosines + half, half, u * GRAIN, whole);
+        if (u < shape.pairs) {
+            const Grain<float> cosine = load_grain(cosines, shape.half, u * GRAIN, whole);
+            const Grain<float> sine = load_grain(cosines + shape.half, shape.half, u * GRAIN, whole);
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e) {
                 const float low = y.low.v[e], high = y.high.v[e];
@@ -134,20 +156,13 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
             store(pointer<float>(value ? args.value_scales : args.key_scales) + entry, dequantizer<Cache>(largest));
     }
 
-    const auto put = [&](auto *row, unsigned u, const HeadUnit<float> &y, float by) {
-        if (u < pairs) {
-            store_grain(row, half, u * GRAIN, whole, times(y.low, by));
-            store_grain(row + half, half, u * GRAIN, whole, times(y.high, by));
-        } else {
-            store_grain(row + 2 * half, rest, (u - pairs) * GRAIN, whole, times(y.low, by));
-        }
-    };
     for (unsigned u = lane; u < units; u += LANES) {
         const HeadUnit<float> y = turned(u);
         if (query)
-            put(pointer<T>(args.query) + (token * args.heads + head) * d, u, y, 1.0f);
+            store_unit(shape, pointer<T>(args.query) + (token * args.heads + head) * d, u, y);
         else
-            put(pointer<Cache>(value ? args.values : args.keys) + entry * d, u, y, factor);
+            store_unit(shape, pointer<Cache>(value ? args.values : args.keys) + entry * d, u,
+                       {times(y.low, factor), times(y.high, factor)});
     }
 }
 
