@@ -8,6 +8,8 @@ mod bytes;
 mod cuda;
 mod driver;
 mod memory;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod slice;
 mod stream;
 mod variant;
