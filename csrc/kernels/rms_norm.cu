@@ -21,10 +21,10 @@ template <class V> struct rms_norm_shared {
     Shared<float, V::threads> largest;
 };
 
-template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms_norm_shared<V> &shared) {
+template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_args &args, rms_norm_shared<V> &shared) {
     using T = typename V::dtype;
     using Out = typename V::out;
-    using Walk = Row<V::threads>;
+    using Walk = Row<V::threads, WHOLE>;
     constexpr bool CENTRED = V::norm::centred;
 
     const uint32_t width = args.width;
@@ -33,23 +33,13 @@ template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms
     const T *delta = args.delta ? pointer<const T>(args.delta) + first : nullptr;
     const T *weight = pointer<const T>(args.weight);
     const T *bias = pointer<const T>(args.bias);
-    const bool whole = has_grains<T>(args.residual | args.delta | args.weight | args.bias, width) &&
-                       has_grains<Out>(args.out, width);
 
-    // All loads before the first use, so that they are under way together.
-    Grain<T> kept[Walk::KEPT] = {};
-    Grain<T> added[Walk::KEPT] = {};
-    Walk::each(width, [&](uint32_t at, int, int k) {
-        if (k < 0) return;
-        kept[k] = load_grain(residual, width, at, whole);
-        if (delta) added[k] = load_grain(delta, width, at, whole);
-    });
-
+    typename Walk::template Kept<T> kept;
     typename Walk::Chains sum, squares;
     Walk::each(width, [&](uint32_t at, int chain, int k) {
-        Grain<T> x = k >= 0 ? kept[k] : load_grain(residual, width, at, whole);
+        Grain<T> x = load_grain(residual, width, at, WHOLE);
         if (delta) {
-            const Grain<T> d = k >= 0 ? added[k] : load_grain(delta, width, at, whole);
+            const Grain<T> d = load_grain(delta, width, at, WHOLE);
             Grain<float> total;
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e) {
@@ -57,9 +47,9 @@ template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms
                 // What is normed is what the next layer will read.
                 x.v[e] = from_float<T>(total.v[e]);
             }
-            store_grain(residual, width, at, whole, total);
-            if (k >= 0) kept[k] = x;
+            store_grain(residual, width, at, WHOLE, total);
         }
+        if (k >= 0) kept.grains[k] = x;
         BURRSTONE_UNROLL
         for (int e = 0; e < GRAIN; ++e) {
             const float v = to_float(x.v[e]);
@@ -69,7 +59,9 @@ template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms
                 squares.v[chain] = fma_(v, v, squares.v[chain]);
         }
     });
-    const auto grain = [&](uint32_t at, int k) { return k >= 0 ? kept[k] : load_grain(residual, width, at, whole); };
+    const auto grain = [&](uint32_t at, int k) {
+        return k >= 0 ? kept.grains[k] : load_grain(residual, width, at, WHOLE);
+    };
 
     float mean = 0.0f;
     if constexpr (CENTRED) {
@@ -79,7 +71,7 @@ template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms
             const Grain<T> x = grain(at, k);
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e) {
-                const float v = at + e < width ? to_float(x.v[e]) - mean : 0.0f;
+                const float v = WHOLE || at + e < width ? to_float(x.v[e]) - mean : 0.0f;
                 squares.v[chain] = fma_(v, v, squares.v[chain]);
             }
         });
@@ -87,8 +79,8 @@ template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms
     const float factor = rsqrt_(Walk::reduce(squares, Sum{}, shared.squares) / float(width) + args.eps);
 
     const auto normed = [&](uint32_t at, int k) {
-        const Grain<T> x = grain(at, k), gain = load_grain(weight, width, at, whole);
-        const Grain<T> shift = bias ? load_grain(bias, width, at, whole) : Grain<T>{};
+        const Grain<T> x = grain(at, k), gain = load_grain(weight, width, at, WHOLE);
+        const Grain<T> shift = bias ? load_grain(bias, width, at, WHOLE) : Grain<T>{};
         Grain<float> y;
         BURRSTONE_UNROLL
         for (int e = 0; e < GRAIN; ++e) {
@@ -98,7 +90,17 @@ template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms
         return y;
     };
     float *scale = pointer<float>(args.scales) + block_index_x();
-    store_row<V>(pointer<Out>(args.out) + first, width, whole, normed, scale, shared.largest);
+    store_row<V, WHOLE>(pointer<Out>(args.out) + first, width, normed, scale, shared.largest);
+}
+
+template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms_norm_shared<V> &shared) {
+    using T = typename V::dtype;
+    const bool whole = has_grains<T>(args.residual | args.delta | args.weight | args.bias, args.width) &&
+                       has_grains<typename V::out>(args.out, args.width);
+    if (whole)
+        norm_row<V, true>(args, shared);
+    else
+        norm_row<V, false>(args, shared);
 }
 
 } // namespace burrstone

@@ -56,12 +56,17 @@ BURRSTONE_DEVICE void store_grain(T *row, uint32_t width, uint32_t at, bool whol
 // block: it has one chain a thread.
 constexpr int CHAINS = 512;
 
-// A row in a block of THREADS: thread t has grains t, t + THREADS, ...
-template <int THREADS> struct Row {
+// A row in a block of THREADS: thread t has grains t, t + THREADS, ... WHOLE: see has_grains.
+template <int THREADS, bool WHOLE> struct Row {
     static constexpr int OWN_CHAINS = CHAINS / THREADS;
     static_assert(OWN_CHAINS * THREADS == CHAINS && OWN_CHAINS <= 4, "blocks of 128, 256 or 512");
-    // Grains that a thread keeps in registers from pass to pass: with 256 threads, rows of 8192 are read once.
-    static constexpr int KEPT = 4;
+    // Grains that a thread keeps in registers from pass to pass: with 256 threads, rows of 8192 are read once. Ragged
+    // rows are rare, and their registers hold predicates.
+    static constexpr int KEPT = WHOLE ? 4 : 0;
+    // Room for them, from pass to pass.
+    template <class T> struct Kept {
+        Grain<T> grains[KEPT > 0 ? KEPT : 1] = {};
+    };
 
     struct Chains {
         float v[OWN_CHAINS] = {};
@@ -95,11 +100,12 @@ template <int THREADS> struct Row {
     }
 
   private:
-    template <int N, class Op> static BURRSTONE_DEVICE void halve(float (&values)[N], Op op) {
-        BURRSTONE_UNROLL
-        for (int half = N / 2; half > 0; half /= 2) {
+    // Recursion, for the indices to be constants.
+    template <int N, class Op> static BURRSTONE_DEVICE void halve(float *values, Op op) {
+        if constexpr (N > 1) {
             BURRSTONE_UNROLL
-            for (int i = 0; i < half; ++i) values[i] = op(values[i], values[i + half]);
+            for (int i = 0; i < N / 2; ++i) values[i] = op(values[i], values[i + N / 2]);
+            halve<N / 2>(values, op);
         }
     }
 };
@@ -123,11 +129,11 @@ BURRSTONE_DEVICE Grain<float> times(Grain<float> grain, float factor) {
 }
 
 // Writes a row whose grains are value(at, kept), and in the quantized types its scale.
-template <class V, class F>
-BURRSTONE_DEVICE void store_row(typename V::out *row, uint32_t width, bool whole, F value, float *scale,
+template <class V, bool WHOLE, class F>
+BURRSTONE_DEVICE void store_row(typename V::out *row, uint32_t width, F value, float *scale,
                                 Shared<float, V::threads> &scratch, Site site = here()) {
     using Out = typename V::out;
-    using Walk = Row<V::threads>;
+    using Walk = Row<V::threads, WHOLE>;
     float factor = 1.0f;
     if constexpr (QUANTIZED_MAX<Out> > 0.0f) {
         typename Walk::Chains largest;
@@ -135,7 +141,7 @@ BURRSTONE_DEVICE void store_row(typename V::out *row, uint32_t width, bool whole
             const Grain<float> y = value(at, k);
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e)
-                if (at + e < width) largest.v[chain] = max_(largest.v[chain], abs_(y.v[e]));
+                if (WHOLE || at + e < width) largest.v[chain] = max_(largest.v[chain], abs_(y.v[e]));
         });
         const float top = Walk::reduce(largest, Max{}, scratch, site);
         if (thread_index() == 0) store(scale, dequantizer<Out>(top), site);
@@ -144,7 +150,7 @@ BURRSTONE_DEVICE void store_row(typename V::out *row, uint32_t width, bool whole
     Walk::each(width, [&](uint32_t at, int, int k) {
         Grain<float> y = value(at, k);
         if constexpr (QUANTIZED_MAX<Out> > 0.0f) y = times(y, factor);
-        store_grain(row, width, at, whole, y, site);
+        store_grain(row, width, at, WHOLE, y, site);
     });
 }
 
