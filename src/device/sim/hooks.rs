@@ -246,7 +246,9 @@ unsafe extern "C" fn burrstone_sim_global(address: u64, bytes: u32, code: u32, f
                 let below = after.checked_sub(1).map(|i| run.global[i]);
                 let above = run.global.get(after).copied();
                 let nearest = match (below, above) {
-                    (Some(below), Some(above)) if above.0 - address < address - below.0 - below.1.min(address - below.0) => {
+                    (Some(below), Some(above))
+                        if above.0 - address < address - below.0 - below.1.min(address - below.0) =>
+                    {
                         Some(above)
                     }
                     (below, above) => below.or(above),

@@ -27,21 +27,14 @@ pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
 use memory::{Buffer, Memory};
 
+use super::variant::SimEntry;
+
 /// A fiber's stack: far more than a kernel's frames, and only the pages that are touched cost memory.
 const STACK_BYTES: usize = 256 << 10;
 /// Alignment of shared memory: what 128-byte swizzled tiles need.
 const SHARED_ALIGNMENT: usize = 1024;
 /// Largest shared memory of a block on any architecture (sm_90).
 const MAX_SHARED_BYTES: u32 = 227 << 10;
-
-/// A kernel variant compiled for the simulator.
-#[derive(Debug, Clone, Copy)]
-pub struct SimEntry {
-    /// Runs one thread: the argument struct, and the block's shared memory.
-    pub run: unsafe extern "C" fn(*const c_void, *mut c_void),
-    /// Bytes of shared memory of a block.
-    pub shared_bytes: &'static u32,
-}
 
 /// What a launch did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
