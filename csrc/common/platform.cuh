@@ -12,13 +12,10 @@
 #endif
 
 // Before a loop whose body indexes registers: unrolled whole, so that they are registers.
-// BURRSTONE_NO_UNROLL: not at all, where registers are worth more.
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_UNROLL
-#define BURRSTONE_NO_UNROLL
 #else
 #define BURRSTONE_UNROLL _Pragma("unroll")
-#define BURRSTONE_NO_UNROLL _Pragma("unroll 1")
 #endif
 
 namespace burrstone {

@@ -71,7 +71,6 @@ template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_
         fetch(start + Tile::K);
         // With few rows, the threads of the others only load.
         if (first_row + down < args.m) {
-            BURRSTONE_NO_UNROLL
             for (int g = 0; g < Tile::K; g += GRAIN) {
                 Grain<T> x[Tile::M], w[Tile::N];
                 BURRSTONE_UNROLL
