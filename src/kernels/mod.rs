@@ -8,6 +8,19 @@
 
 #[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
 mod abi;
+mod act_mul;
+mod call;
+mod embedding;
+mod matmul;
+mod page_copy;
+mod rms_norm;
+mod rotary_kv_write;
 mod tables;
 
+pub use act_mul::ActMul;
+pub use embedding::Embedding;
+pub use matmul::MatMul;
+pub use page_copy::PageCopy;
+pub use rms_norm::{Norm, RmsNorm};
+pub use rotary_kv_write::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};
 pub use tables::KERNELS as ALL;
