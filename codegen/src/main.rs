@@ -1,5 +1,6 @@
 //! The generator as a program: what there is, why something is not, and what it compiles to.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,9 +25,9 @@ use clap::{Args, Parser, Subcommand};
   burrstone-codegen check"
 )]
 struct Cli {
-    /// The repository.
-    #[arg(long, global = true, value_name = "FOLDER", default_value = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).as_os_str().to_owned())]
-    root: PathBuf,
+    /// The repository [default: the one that this program was built in].
+    #[arg(long, global = true, value_name = "FOLDER")]
+    root: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -69,30 +70,31 @@ struct Compile {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(errors) => {
-            errors.iter().for_each(|error| eprintln!("error: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    let (text, errors) = match run(&Cli::parse()) {
+        Ok(text) => (text, Vec::new()),
+        Err(errors) => (String::new(), errors),
+    };
+    // Whoever listens may have heard enough: `list | head`.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    errors.iter().for_each(|error| eprintln!("error: {error}"));
+    if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run(cli: &Cli) -> Result<(), Vec<String>> {
-    let tree = Tree::at(&cli.root);
+/// What the command has to say.
+fn run(cli: &Cli) -> Result<String, Vec<String>> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let tree = Tree::at(cli.root.as_deref().or(own).unwrap_or(Path::new(".")));
     match &cli.command {
-        Command::List(chosen) => list(&chosen.from(&tree)?),
-        Command::Pruned(chosen) => pruned(&chosen.from(&tree)?),
-        Command::Build(compile) => compile.run(&tree, false)?,
-        Command::Report(compile) => compile.run(&tree, true)?,
-        Command::Bindings => write_if_changed(&tree.bindings(), &bindings(&tree)?).map_err(one)?,
-        Command::Check => check(&tree)?,
+        Command::List(chosen) => Ok(list(&chosen.from(&tree)?)),
+        Command::Pruned(chosen) => Ok(pruned(&chosen.from(&tree)?)),
+        Command::Build(compile) => compile.run(&tree, place),
+        Command::Report(compile) => compile.run(&tree, |cubins, _| Ok(device::report(cubins))),
+        Command::Bindings => write_if_changed(&tree.bindings(), &bindings(&tree)?).map(|()| String::new()).map_err(one),
+        Command::Check => check(&tree),
     }
-    Ok(())
 }
 
-fn list(kernels: &[Kernel]) {
+fn list(kernels: &[Kernel]) -> String {
     let rows: Vec<_> = kernels
         .iter()
         .flat_map(|kernel| &kernel.variants)
@@ -100,20 +102,20 @@ fn list(kernels: &[Kernel]) {
             [variant.name.clone(), words(&variant.archs), if variant.fallback { "fallback" } else { "" }.into()]
         })
         .collect();
-    print!("{}", aligned(&rows, 3));
+    aligned(&rows, 3)
 }
 
-fn pruned(kernels: &[Kernel]) {
+fn pruned(kernels: &[Kernel]) -> String {
     let pruned = kernels.iter().flat_map(|kernel| &kernel.pruned);
     let rows: Vec<_> = pruned.map(|p| [p.name.clone(), words(&p.archs), p.why.clone()]).collect();
-    print!("{}", aligned(&rows, 3));
+    aligned(&rows, 3)
 }
 
 fn words(archs: &[Arch]) -> String {
     archs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn check(tree: &Tree) -> Result<(), Vec<String>> {
+fn check(tree: &Tree) -> Result<String, Vec<String>> {
     tree.kernels().map_err(one)?;
     let file = tree.bindings();
     let committed = std::fs::read_to_string(&file).map_err(|e| vec![format!("{}: {e}", file.display())])?;
@@ -122,7 +124,7 @@ fn check(tree: &Tree) -> Result<(), Vec<String>> {
         let again = "cargo run -p burrstone-codegen --features bindings -- bindings";
         return Err(vec![format!("{}:{line}: not what csrc/abi says; write it anew with `{again}`", file.display())]);
     }
-    Ok(())
+    Ok(String::new())
 }
 
 /// The first line, counted from one, in which two texts differ.
@@ -157,7 +159,11 @@ impl Chosen {
 }
 
 impl Compile {
-    fn run(&self, tree: &Tree, print: bool) -> Result<(), Vec<String>> {
+    fn run(
+        &self,
+        tree: &Tree,
+        finish: impl Fn(&[Cubin], &Path) -> Result<String, Vec<String>>,
+    ) -> Result<String, Vec<String>> {
         let kernels = self.chosen.from(tree)?;
         let read = |name: &str| match name {
             "BURRSTONE_CUDA_ARCHS" => self.archs.clone().map(Into::into),
@@ -174,26 +180,26 @@ impl Compile {
         let tell = |p: Progress| eprintln!("[{}/{}] {} {}", p.done, p.total, p.name, p.arch);
         eprintln!("{}", toolchain.name());
         let cubins = device::build(&toolchain, tree, kernels.iter(), store, &tell).map_err(one)?;
-        if print {
-            print!("{}", device::report(&cubins));
-        } else {
-            place(&cubins, &out)?;
-        }
+        let text = finish(&cubins, &out)?;
         let over = device::over_budget(&cubins);
-        if over.is_empty() { Ok(()) } else { Err(over.iter().map(Error::to_string).collect()) }
+        if over.is_empty() {
+            return Ok(text);
+        }
+        // The table helps with what is wrong in it.
+        eprint!("{text}");
+        Err(over.iter().map(Error::to_string).collect())
     }
 }
 
 /// Puts each cubin where its architecture and name say.
-fn place(cubins: &[Cubin], out: &Path) -> Result<(), Vec<String>> {
+fn place(cubins: &[Cubin], out: &Path) -> Result<String, Vec<String>> {
     for cubin in cubins {
         let folder = out.join(cubin.arch.to_string());
         let file = folder.join(format!("{}.cubin", cubin.variant.name));
         let placed = std::fs::create_dir_all(&folder).and_then(|()| std::fs::copy(&cubin.file, &file));
         placed.map_err(|e| vec![format!("{}: {e}", file.display())])?;
     }
-    println!("{} cubins in {}", cubins.len(), out.display());
-    Ok(())
+    Ok(format!("{} cubins in {}\n", cubins.len(), out.display()))
 }
 
 fn one(error: Error) -> Vec<String> {

@@ -1,20 +1,19 @@
 // Generated from csrc/abi: cargo run -p burrstone-codegen --features bindings -- bindings
 
-
 pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
-#[doc = " An address in the device's memory; 0 where an optional array is absent."]
+/// An address in the device's memory; 0 where an optional array is absent.
 pub type device_ptr = u64;
-#[doc = " One sequence's share of a batch."]
+/// One sequence's share of a batch.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_span {
-    #[doc = " First token of the sequence in the flat batch."]
+    /// First token of the sequence in the flat batch.
     pub start: u32,
-    #[doc = " Tokens of the sequence in this batch; 0 in a row that only pads a captured step."]
+    /// Tokens of the sequence in this batch; 0 in a row that only pads a captured step.
     pub len: u32,
-    #[doc = " Tokens in the cache once this batch is written; the last query sits at position kv_len - 1."]
+    /// Tokens in the cache once this batch is written; the last query sits at position kv_len - 1.
     pub kv_len: u32,
-    #[doc = " First entry of the sequence in the page table."]
+    /// First entry of the sequence in the page table.
     pub pages: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -26,17 +25,17 @@ const _: () = {
     ["Offset of field: attention_span::kv_len"][::core::mem::offset_of!(attention_span, kv_len) - 8usize];
     ["Offset of field: attention_span::pages"][::core::mem::offset_of!(attention_span, pages) - 12usize];
 };
-#[doc = " out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]."]
+/// out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i].
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct act_mul_args {
-    #[doc = " [rows, 2 width]"]
+    /// [rows, 2 width]
     pub gate_up: device_ptr,
-    #[doc = " [rows, width]"]
+    /// [rows, width]
     pub out: device_ptr,
     pub rows: u32,
     pub width: u32,
-    #[doc = " 0 SiLU, 1 GELU by tanh, 2 GELU by erf"]
+    /// 0 SiLU, 1 GELU by tanh, 2 GELU by erf
     pub activation: u32,
     pub padding: u32,
 }
@@ -51,38 +50,38 @@ const _: () = {
     ["Offset of field: act_mul_args::activation"][::core::mem::offset_of!(act_mul_args, activation) - 24usize];
     ["Offset of field: act_mul_args::padding"][::core::mem::offset_of!(act_mul_args, padding) - 28usize];
 };
-#[doc = " Softmax attention of one query, or a few, of each sequence over the paged cache."]
+/// Softmax attention of one query, or a few, of each sequence over the paged cache.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_decode_args {
-    #[doc = " [tokens, heads, head_dim]"]
+    /// [tokens, heads, head_dim]
     pub query: device_ptr,
-    #[doc = " [tokens, heads, head_dim]"]
+    /// [tokens, heads, head_dim]
     pub out: device_ptr,
-    #[doc = " one layer: [pages, kv_heads, page_size, head_dim]"]
+    /// one layer: [pages, kv_heads, page_size, head_dim]
     pub keys: device_ptr,
-    #[doc = " the same"]
+    /// the same
     pub values: device_ptr,
-    #[doc = " int8 cache: f32 [pages, kv_heads, page_size]; else 0"]
+    /// int8 cache: f32 [pages, kv_heads, page_size]; else 0
     pub key_scales: device_ptr,
-    #[doc = " the same"]
+    /// the same
     pub value_scales: device_ptr,
-    #[doc = " attention_span [spans]"]
+    /// attention_span [spans]
     pub spans: device_ptr,
-    #[doc = " u32"]
+    /// u32
     pub page_table: device_ptr,
     pub spans_len: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
     pub page_size: u32,
-    #[doc = " a query at p sees p - window + 1 ..= p; 0 sees all"]
+    /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
-    #[doc = " of the scores, before the softmax"]
+    /// of the scores, before the softmax
     pub scale: f32,
-    #[doc = " scores become soft_cap * tanh(score / soft_cap); 0 leaves them"]
+    /// scores become soft_cap * tanh(score / soft_cap); 0 leaves them
     pub soft_cap: f32,
-    #[doc = " fp8 cache: x = stored * scale"]
+    /// fp8 cache: x = stored * scale
     pub key_scale: f32,
     pub value_scale: f32,
 }
@@ -121,12 +120,12 @@ const _: () = {
     ["Offset of field: attention_decode_args::value_scale"]
         [::core::mem::offset_of!(attention_decode_args, value_scale) - 100usize];
 };
-#[doc = " A tile of queries of one sequence."]
+/// A tile of queries of one sequence.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_tile {
     pub span: u32,
-    #[doc = " First query of the tile, counted from the span's start."]
+    /// First query of the tile, counted from the span's start.
     pub first: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -136,40 +135,40 @@ const _: () = {
     ["Offset of field: attention_tile::span"][::core::mem::offset_of!(attention_tile, span) - 0usize];
     ["Offset of field: attention_tile::first"][::core::mem::offset_of!(attention_tile, first) - 4usize];
 };
-#[doc = " Causal softmax attention of many queries of each sequence over the paged cache."]
+/// Causal softmax attention of many queries of each sequence over the paged cache.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_prefill_args {
-    #[doc = " [tokens, heads, head_dim]"]
+    /// [tokens, heads, head_dim]
     pub query: device_ptr,
-    #[doc = " [tokens, heads, head_dim]"]
+    /// [tokens, heads, head_dim]
     pub out: device_ptr,
-    #[doc = " one layer: [pages, kv_heads, page_size, head_dim]"]
+    /// one layer: [pages, kv_heads, page_size, head_dim]
     pub keys: device_ptr,
-    #[doc = " the same"]
+    /// the same
     pub values: device_ptr,
-    #[doc = " int8 cache: f32 [pages, kv_heads, page_size]; else 0"]
+    /// int8 cache: f32 [pages, kv_heads, page_size]; else 0
     pub key_scales: device_ptr,
-    #[doc = " the same"]
+    /// the same
     pub value_scales: device_ptr,
-    #[doc = " attention_span"]
+    /// attention_span
     pub spans: device_ptr,
-    #[doc = " attention_tile [tiles_len], each of at most the variant's `queries`"]
+    /// attention_tile [tiles_len], each of at most the variant's `queries`
     pub tiles: device_ptr,
-    #[doc = " u32"]
+    /// u32
     pub page_table: device_ptr,
     pub tiles_len: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
     pub page_size: u32,
-    #[doc = " a query at p sees p - window + 1 ..= p; 0 sees all"]
+    /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
-    #[doc = " of the scores, before the softmax"]
+    /// of the scores, before the softmax
     pub scale: f32,
-    #[doc = " scores become soft_cap * tanh(score / soft_cap); 0 leaves them"]
+    /// scores become soft_cap * tanh(score / soft_cap); 0 leaves them
     pub soft_cap: f32,
-    #[doc = " fp8 cache: x = stored * scale"]
+    /// fp8 cache: x = stored * scale
     pub key_scale: f32,
     pub value_scale: f32,
 }
@@ -213,15 +212,15 @@ const _: () = {
     ["Offset of field: attention_prefill_args::value_scale"]
         [::core::mem::offset_of!(attention_prefill_args, value_scale) - 108usize];
 };
-#[doc = " out[t] = table[rows[t]]; a gather of rows of any table."]
+/// out[t] = table[rows[t]]; a gather of rows of any table.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct embedding_args {
-    #[doc = " [tokens, width]"]
+    /// [tokens, width]
     pub out: device_ptr,
-    #[doc = " [table_rows, width]"]
+    /// [table_rows, width]
     pub table: device_ptr,
-    #[doc = " u32 [tokens], each below table_rows"]
+    /// u32 [tokens], each below table_rows
     pub rows: device_ptr,
     pub tokens: u32,
     pub width: u32,
@@ -240,17 +239,17 @@ const _: () = {
     ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 32usize];
     ["Offset of field: embedding_args::padding"][::core::mem::offset_of!(embedding_args, padding) - 36usize];
 };
-#[doc = " out = x weight^T + bias."]
+/// out = x weight^T + bias.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct matmul_args {
-    #[doc = " [m, k]"]
+    /// [m, k]
     pub x: device_ptr,
-    #[doc = " [n, k]"]
+    /// [n, k]
     pub weight: device_ptr,
-    #[doc = " [n] or 0"]
+    /// [n] or 0
     pub bias: device_ptr,
-    #[doc = " [m, n]"]
+    /// [m, n]
     pub out: device_ptr,
     pub m: u32,
     pub n: u32,
@@ -270,13 +269,13 @@ const _: () = {
     ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 40usize];
     ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 44usize];
 };
-#[doc = " Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1]."]
+/// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct page_copy_args {
-    #[doc = " planes planes, plane_bytes apart"]
+    /// planes planes, plane_bytes apart
     pub cache: device_ptr,
-    #[doc = " u32 [count, 2]: from, to"]
+    /// u32 [count, 2]: from, to
     pub pairs: device_ptr,
     pub plane_bytes: u64,
     pub page_bytes: u64,
@@ -294,26 +293,26 @@ const _: () = {
     ["Offset of field: page_copy_args::count"][::core::mem::offset_of!(page_copy_args, count) - 32usize];
     ["Offset of field: page_copy_args::planes"][::core::mem::offset_of!(page_copy_args, planes) - 36usize];
 };
-#[doc = " residual += delta where given; out = norm(residual) * (weight + weight_offset) + bias."]
+/// residual += delta where given; out = norm(residual) * (weight + weight_offset) + bias.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct rms_norm_args {
-    #[doc = " [rows, width], written only where delta is given"]
+    /// [rows, width], written only where delta is given
     pub residual: device_ptr,
-    #[doc = " [rows, width] or 0"]
+    /// [rows, width] or 0
     pub delta: device_ptr,
-    #[doc = " [width]"]
+    /// [width]
     pub weight: device_ptr,
-    #[doc = " [width] or 0"]
+    /// [width] or 0
     pub bias: device_ptr,
-    #[doc = " [rows, width]"]
+    /// [rows, width]
     pub out: device_ptr,
-    #[doc = " f32 [rows]: what a quantized output must be multiplied by; 0 where it is not quantized"]
+    /// f32 [rows]: what a quantized output must be multiplied by; 0 where it is not quantized
     pub scales: device_ptr,
     pub rows: u32,
     pub width: u32,
     pub eps: f32,
-    #[doc = " 1 where a checkpoint stores gains less one"]
+    /// 1 where a checkpoint stores gains less one
     pub weight_offset: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -331,40 +330,40 @@ const _: () = {
     ["Offset of field: rms_norm_args::eps"][::core::mem::offset_of!(rms_norm_args, eps) - 56usize];
     ["Offset of field: rms_norm_args::weight_offset"][::core::mem::offset_of!(rms_norm_args, weight_offset) - 60usize];
 };
-#[doc = " Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache."]
+/// Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct rotary_kv_write_args {
-    #[doc = " [tokens, heads + 2 kv_heads, head_dim]"]
+    /// [tokens, heads + 2 kv_heads, head_dim]
     pub qkv: device_ptr,
-    #[doc = " [tokens, heads, head_dim]"]
+    /// [tokens, heads, head_dim]
     pub query: device_ptr,
-    #[doc = " one layer: [pages, kv_heads, page_size, head_dim]"]
+    /// one layer: [pages, kv_heads, page_size, head_dim]
     pub keys: device_ptr,
-    #[doc = " the same"]
+    /// the same
     pub values: device_ptr,
-    #[doc = " int8 cache: f32 [pages, kv_heads, page_size]; else 0"]
+    /// int8 cache: f32 [pages, kv_heads, page_size]; else 0
     pub key_scales: device_ptr,
-    #[doc = " the same"]
+    /// the same
     pub value_scales: device_ptr,
-    #[doc = " u32 [tokens]: page * page_size + offset, or BURRSTONE_NO_SLOT"]
+    /// u32 [tokens]: page * page_size + offset, or BURRSTONE_NO_SLOT
     pub slots: device_ptr,
-    #[doc = " f32 [tokens, 2, rotary_dim / 2]: cosines, sines"]
+    /// f32 [tokens, 2, rotary_dim / 2]: cosines, sines
     pub rope: device_ptr,
-    #[doc = " [head_dim] or 0: no norm"]
+    /// [head_dim] or 0: no norm
     pub query_gain: device_ptr,
-    #[doc = " [head_dim] or 0"]
+    /// [head_dim] or 0
     pub key_gain: device_ptr,
     pub tokens: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
-    #[doc = " element i pairs with i + rotary_dim / 2"]
+    /// element i pairs with i + rotary_dim / 2
     pub rotary_dim: u32,
     pub page_size: u32,
     pub eps: f32,
     pub gain_offset: f32,
-    #[doc = " fp8 cache: stored = x / scale, one for the whole layer"]
+    /// fp8 cache: stored = x / scale, one for the whole layer
     pub key_scale: f32,
     pub value_scale: f32,
 }
@@ -404,12 +403,12 @@ const _: () = {
     ["Offset of field: rotary_kv_write_args::value_scale"]
         [::core::mem::offset_of!(rotary_kv_write_args, value_scale) - 116usize];
 };
-#[doc = " A token that was seen before."]
+/// A token that was seen before.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct sample_seen {
     pub token: u32,
-    #[doc = " How often it was generated; 0 where only the prompt has it."]
+    /// How often it was generated; 0 where only the prompt has it.
     pub generated: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -419,7 +418,7 @@ const _: () = {
     ["Offset of field: sample_seen::token"][::core::mem::offset_of!(sample_seen, token) - 0usize];
     ["Offset of field: sample_seen::generated"][::core::mem::offset_of!(sample_seen, generated) - 4usize];
 };
-#[doc = " A token's additive bias."]
+/// A token's additive bias.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct sample_bias {
@@ -433,30 +432,30 @@ const _: () = {
     ["Offset of field: sample_bias::token"][::core::mem::offset_of!(sample_bias, token) - 0usize];
     ["Offset of field: sample_bias::bias"][::core::mem::offset_of!(sample_bias, bias) - 4usize];
 };
-#[doc = " How the next token of one row is chosen. Offsets count 4-byte words from sample_args.lists."]
+/// How the next token of one row is chosen. Offsets count 4-byte words from sample_args.lists.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct sample_row {
-    #[doc = " The draw, in [0, 1): a function of the request's seed and the position, computed by the host."]
+    /// The draw, in [0, 1): a function of the request's seed and the position, computed by the host.
     pub uniform: f64,
-    #[doc = " 0 takes the most likely token, the lowest id among equals"]
+    /// 0 takes the most likely token, the lowest id among equals
     pub temperature: f32,
-    #[doc = " 0 keeps all"]
+    /// 0 keeps all
     pub top_k: u32,
-    #[doc = " 1 keeps all"]
+    /// 1 keeps all
     pub top_p: f32,
-    #[doc = " 0 keeps all"]
+    /// 0 keeps all
     pub min_p: f32,
     pub repetition_penalty: f32,
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
-    #[doc = " offset of sample_seen [seen_len], each token once"]
+    /// offset of sample_seen [seen_len], each token once
     pub seen: u32,
     pub seen_len: u32,
-    #[doc = " offset of sample_bias [biases_len], each token once; -infinity bans"]
+    /// offset of sample_bias [biases_len], each token once; -infinity bans
     pub biases: u32,
     pub biases_len: u32,
-    #[doc = " offset of a bitmask of vocab bits, set where a token is allowed; 0xffffffff: none"]
+    /// offset of a bitmask of vocab bits, set where a token is allowed; 0xffffffff: none
     pub mask: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -479,14 +478,14 @@ const _: () = {
     ["Offset of field: sample_row::biases_len"][::core::mem::offset_of!(sample_row, biases_len) - 48usize];
     ["Offset of field: sample_row::mask"][::core::mem::offset_of!(sample_row, mask) - 52usize];
 };
-#[doc = " A chosen token."]
+/// A chosen token.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct sample_result {
     pub token: u32,
-    #[doc = " under the model: before temperature, penalties and filters"]
+    /// under the model: before temperature, penalties and filters
     pub logprob: f32,
-    #[doc = " 0 chosen; 1 a logit is NaN or +infinity, in column `token`; 2 no token is left"]
+    /// 0 chosen; 1 a logit is NaN or +infinity, in column `token`; 2 no token is left
     pub status: u32,
     pub padding: u32,
 }
@@ -499,17 +498,17 @@ const _: () = {
     ["Offset of field: sample_result::status"][::core::mem::offset_of!(sample_result, status) - 8usize];
     ["Offset of field: sample_result::padding"][::core::mem::offset_of!(sample_result, padding) - 12usize];
 };
-#[doc = " Chooses one token for each row of logits."]
+/// Chooses one token for each row of logits.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct sample_args {
-    #[doc = " f32 [rows_len, vocab]; penalties and biases are applied in place"]
+    /// f32 [rows_len, vocab]; penalties and biases are applied in place
     pub logits: device_ptr,
-    #[doc = " sample_row [rows_len]"]
+    /// sample_row [rows_len]
     pub rows: device_ptr,
-    #[doc = " what the rows' offsets lead to"]
+    /// what the rows' offsets lead to
     pub lists: device_ptr,
-    #[doc = " sample_result [rows_len]"]
+    /// sample_result [rows_len]
     pub results: device_ptr,
     pub rows_len: u32,
     pub vocab: u32,
@@ -525,15 +524,15 @@ const _: () = {
     ["Offset of field: sample_args::rows_len"][::core::mem::offset_of!(sample_args, rows_len) - 32usize];
     ["Offset of field: sample_args::vocab"][::core::mem::offset_of!(sample_args, vocab) - 36usize];
 };
-#[doc = " out[i] = log softmax(logits[i])[targets[i]]; NaN where a logit of the row is NaN or +infinity."]
+/// out[i] = log softmax(logits[i])[targets[i]]; NaN where a logit of the row is NaN or +infinity.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct target_logprobs_args {
-    #[doc = " f32 [rows, vocab]"]
+    /// f32 [rows, vocab]
     pub logits: device_ptr,
-    #[doc = " u32 [rows]"]
+    /// u32 [rows]
     pub targets: device_ptr,
-    #[doc = " f32 [rows]"]
+    /// f32 [rows]
     pub out: device_ptr,
     pub rows: u32,
     pub vocab: u32,
