@@ -33,7 +33,8 @@ fn watch_inputs(tree: &Tree) {
     for input in tree.inputs() {
         println!("cargo::rerun-if-changed={}", input.display());
     }
-    for name in Environment::VARIABLES.iter().chain(&["BURRSTONE_SIM_SANITIZE", "CXX", "CXXFLAGS", "DOCS_RS"]) {
+    let own = ["BURRSTONE_CUDA_PROBES", "BURRSTONE_SIM_SANITIZE", "CXX", "CXXFLAGS", "DOCS_RS"];
+    for name in Environment::VARIABLES.iter().chain(&own) {
         println!("cargo::rerun-if-env-changed={name}");
     }
 }
@@ -56,14 +57,18 @@ fn compile_for_the_simulator(tree: &Tree, kernels: &[Kernel], out: &Path) -> Res
     Ok(true)
 }
 
-/// Cubins of every kernel, where there is a CUDA compiler, and within their budgets.
+/// Cubins within their budgets, with the feature and where there is a CUDA compiler: of every kernel, and of the probes
+/// where tests on a GPU want them.
 fn compile_for_gpus<'a>(
     tree: &Tree,
     kernels: &'a [Kernel],
     root: &Path,
     out: &Path,
 ) -> Result<Vec<Cubin<'a>>, Vec<String>> {
-    if documentation_only() || kernels.iter().all(|kernel| kernel.variants.is_empty()) {
+    let probes = std::env::var_os("BURRSTONE_CUDA_PROBES").is_some();
+    let wanted = |kernel: &&Kernel| !kernel.variants.is_empty() && (probes || kernel.spec.role == Role::Kernel);
+    let feature = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
+    if !feature || documentation_only() || !kernels.iter().any(|kernel| wanted(&kernel)) {
         return Ok(Vec::new());
     }
     let environment = Environment::new(&|name| std::env::var_os(name));
@@ -72,7 +77,7 @@ fn compile_for_gpus<'a>(
     let Some(toolchain) = found.toolchain else { return Ok(Vec::new()) };
     let shared = environment.path("BURRSTONE_CUBIN_CACHE");
     let store = Store { own: &out.join("cubins"), shared: shared.as_deref(), scratch: &out.join("nvcc") };
-    let cubins = device::build(&toolchain, tree, kernels.iter(), store, &|_| ()).map_err(one)?;
+    let cubins = device::build(&toolchain, tree, kernels.iter().filter(wanted), store, &|_| ()).map_err(one)?;
     let over = device::over_budget(&cubins);
     if over.is_empty() { Ok(cubins) } else { Err(over.iter().map(Error::to_string).collect()) }
 }

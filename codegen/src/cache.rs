@@ -65,8 +65,8 @@ impl Cache {
     /// One cannot be removed.
     pub fn keep_only<'a>(&self, kept: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
         let kept: std::collections::BTreeSet<_> = kept.collect();
-        let others = self.entries.values().filter(|path| !kept.contains(path.as_path()) && path.exists());
-        others.map(|path| std::fs::remove_file(path).map_err(Error::io(path))).collect()
+        let mut others = self.entries.values().filter(|path| !kept.contains(path.as_path()) && path.exists());
+        others.try_for_each(|path| std::fs::remove_file(path).map_err(Error::io(path)))
     }
 
     fn path(&self, key: &str, bytes: &[u8]) -> PathBuf {

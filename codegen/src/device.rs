@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::cubin::Resources;
 use crate::occupancy::{Occupancy, most_shared_bytes, predict};
 use crate::toolchain::{Job, Toolchain};
-use crate::{Arch, Error, Kernel, Tree, Variant};
+use crate::{Arch, Error, Kernel, Tree, Variant, table};
 
 /// A variant's cubin for one architecture.
 #[derive(Debug)]
@@ -136,21 +136,7 @@ pub fn report(cubins: &[Cubin]) -> String {
             format!("{}%", occupancy.filled),
         ]
     }));
-    aligned(&rows)
-}
-
-/// Columns as wide as their widest cell; the first two to the left, numbers to the right.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: Vec<_> = (0..N).map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).enumerate();
-        let cells =
-            cells.map(|(i, (cell, &width))| if i < 2 { format!("{cell:width$}") } else { format!("{cell:>width$}") });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
+    table::aligned(&rows, 2)
 }
 
 #[cfg(test)]

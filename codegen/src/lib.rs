@@ -38,6 +38,8 @@
 //! for GPUs, reads what they use and holds that against their gates.
 
 mod arch;
+#[cfg(feature = "bindings")]
+pub mod bindings;
 mod cache;
 pub mod cubin;
 pub mod device;
@@ -51,6 +53,7 @@ mod parallel;
 pub mod render;
 mod sources;
 pub mod spec;
+pub mod table;
 pub mod toolchain;
 
 use std::fmt;
@@ -96,6 +99,16 @@ impl Tree {
     /// The repository at `root`.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned() }
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The generated argument structs.
+    pub fn bindings(&self) -> PathBuf {
+        self.root.join("src/kernels/abi.rs")
     }
 
     /// The folder that kernels' includes start from.

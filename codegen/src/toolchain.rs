@@ -37,6 +37,9 @@ pub struct Job<'a> {
     unit: String,
 }
 
+/// What becomes of a job's cubin. It is called by several threads.
+pub type Done<'a> = dyn Fn(&Job, &[u8]) -> Result<(), Error> + Sync + 'a;
+
 /// The architectures that were asked for.
 #[derive(Debug, PartialEq)]
 enum Wanted {
@@ -149,13 +152,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// The messages of a compiler that refuses a unit.
-    pub fn compile(
-        &self,
-        csrc: &Path,
-        scratch: &Path,
-        jobs: &[&Job],
-        done: &(dyn Fn(&Job, &[u8]) -> Result<(), Error> + Sync),
-    ) -> Result<(), Error> {
+    pub fn compile(&self, csrc: &Path, scratch: &Path, jobs: &[&Job], done: &Done) -> Result<(), Error> {
         match &self.compiler {
             Compiler::Nvrtc(nvrtc) => {
                 let compile = |job: &&Job| {
