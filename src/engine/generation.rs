@@ -81,9 +81,10 @@ impl Generation {
             min_p: self.sampling.min_p,
             repetition_penalty: self.sampling.repetition_penalty,
             history: &self.tokens,
-            banned: &[],
+            prompt_len: self.prompt_tokens,
             seed: self.sampling.seed,
             position: self.tokens.len() as u64,
+            ..SampleRow::GREEDY
         };
         let new = &self.tokens[self.sequence.len..];
         let sampled = self.engine.runner().extend(&mut self.sequence, new, row)?;
