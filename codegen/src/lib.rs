@@ -1,30 +1,72 @@
-//! The kernel generator: specifications of `codegen/specs/` in, Rust out.
+//! The kernel generator: specifications in, code out.
 //!
-//! A specification is named after its kernel and holds what every room needs to agree on. So far these are the
-//! problems: the shapes that tests and benches both run, so that what is measured is what was checked.
+//! A specification, `codegen/specs/<kernel>.toml`, holds what every room needs to agree on about a kernel: the shapes
+//! that tests and benches both run, the axes that its variants differ in, what is legal, what runs untuned, and what a
+//! variant may use.
 //!
 //! ```toml
 //! summary = "One sentence."
 //!
-//! [[problem]]
+//! [[problem]]                  # a shape to test and to measure
 //! label = "1b gate_up"
 //! n = 16384
 //! k = 2048
+//!
+//! [[axis]]                     # in the order of a variant's name
+//! name = "dtype"               # texts are types in namespace burrstone
+//! key = true                   # decided by the problem: every value needs its fallback
+//! values = ["bf16", "f16"]
+//!
+//! [[axis]]
+//! name = "threads"             # every kernel has it: the size of its blocks
+//! tag = "t"                    # in the name: t256
+//! values = [128, 256]
+//!
+//! [[rule]]                     # an expression over the axes and `arch`
+//! legal = "dtype != 'bf16' or arch >= 80"
+//! why = "Volta and Turing have no bf16"
+//!
+//! [fallback]                   # one value for each axis that is not a key
+//! threads = 256
+//!
+//! [gate]                       # checked after compilation
+//! registers = 64
 //! ```
+//!
+//! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
+//! as Rust, [`host`] compiles them for the simulator.
 
-mod render;
-mod spec;
+mod arch;
+mod expand;
+pub mod host;
+mod parallel;
+pub mod render;
+mod sources;
+pub mod spec;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use spec::{Spec, Value, read_all};
+pub use arch::Arch;
+pub use expand::{Kernel, Pruned, Variant};
+pub use spec::{Role, Spec, Value};
 
-/// A specification that cannot be read or does not make sense.
+/// What is wrong with a specification, a kernel or a file.
 #[derive(Debug)]
 pub struct Error {
     pub file: PathBuf,
     pub reason: String,
+}
+
+impl Error {
+    pub(crate) fn new(file: &Path, reason: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), reason: reason.into() }
+    }
+
+    /// The operating system's refusal to do something with `file`.
+    pub(crate) fn io(file: &Path) -> impl Fn(std::io::Error) -> Self {
+        move |e| Self::new(file, e.to_string())
+    }
 }
 
 impl fmt::Display for Error {
@@ -35,14 +77,58 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Reads every specification in `specs` and writes one Rust module a kernel to `out`, if that changes the file.
+/// The repository as the generator sees it.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    /// The repository at `root`.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The folder that kernels' includes start from.
+    pub fn csrc(&self) -> PathBuf {
+        self.root.join("csrc")
+    }
+
+    /// The folders and files that are read, as far as they exist.
+    pub fn inputs(&self) -> impl Iterator<Item = PathBuf> {
+        [self.specs(Role::Kernel), self.specs(Role::Probe), self.csrc()].into_iter().filter(|input| input.exists())
+    }
+
+    /// All kernels and probes, by name, kernels first.
+    ///
+    /// # Errors
+    /// A specification is wrong or cannot be read, or a kernel and a probe share a name.
+    pub fn kernels(&self) -> Result<Vec<Kernel>, Error> {
+        let mut specs = spec::read_all(&self.specs(Role::Kernel), Role::Kernel)?;
+        for probe in spec::read_all(&self.specs(Role::Probe), Role::Probe)? {
+            if specs.iter().any(|spec| spec.name == probe.name) {
+                return Err(Error::new(&probe.file, "expected a name that no kernel has"));
+            }
+            specs.push(probe);
+        }
+        specs.into_iter().map(Kernel::expand).collect()
+    }
+
+    fn specs(&self, role: Role) -> PathBuf {
+        self.root.join("codegen").join(match role {
+            Role::Kernel => "specs",
+            Role::Probe => "probes",
+        })
+    }
+}
+
+/// Writes a generated file, unless it says the same already.
 ///
 /// # Errors
-/// A specification is wrong, or a file cannot be read or written.
-pub fn generate(specs: &Path, out: &Path) -> Result<(), Error> {
-    let text = render::problems(&read_all(specs)?);
-    if std::fs::read_to_string(out).is_ok_and(|old| old == text) {
+/// It cannot be written.
+pub fn write_if_changed(file: &Path, text: &str) -> Result<(), Error> {
+    if std::fs::read(file).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(());
     }
-    std::fs::write(out, text).map_err(|e| Error { file: out.to_owned(), reason: e.to_string() })
+    std::fs::write(file, text).map_err(Error::io(file))
 }

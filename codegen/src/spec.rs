@@ -1,7 +1,8 @@
-//! Reading and checking `specs/<kernel>.toml`.
+//! Reading and checking `specs/<kernel>.toml` and `probes/<probe>.toml`.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -14,50 +15,147 @@ pub struct Spec {
     /// The kernel's name: the file's stem.
     #[serde(skip)]
     pub name: String,
+    /// The file it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
+    /// What the engine does with it.
+    #[serde(skip)]
+    pub role: Role,
     /// What it computes, in one sentence.
     pub summary: String,
     /// Shapes to test and to measure; all problems of a kernel have the same fields.
-    #[serde(rename = "problem")]
+    #[serde(rename = "problem", default)]
     pub problems: Vec<BTreeMap<String, Value>>,
+    /// What variants differ in, in the order of their names. Empty while a kernel has no device code.
+    #[serde(rename = "axis", default)]
+    pub axes: Vec<Axis>,
+    /// What makes a variant illegal.
+    #[serde(rename = "rule", default)]
+    pub rules: Vec<Rule>,
+    /// A value for each axis that is not a key: the variant that runs where nothing was tuned.
+    #[serde(default)]
+    pub fallback: BTreeMap<String, Value>,
+    #[serde(default)]
+    pub gate: Gate,
 }
 
-/// A field of a problem.
-#[derive(Debug, Deserialize, PartialEq)]
+/// Kernels are for the engine; probes exercise one primitive of `csrc/common` in the tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    #[default]
+    Kernel,
+    Probe,
+}
+
+/// A field of a problem, or a value on an axis.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(untagged)]
 pub enum Value {
-    Size(usize),
+    Int(u32),
     Text(String),
 }
 
-/// All specifications of a folder, by name.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+/// Something that variants differ in.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Axis {
+    /// The member of the template's `variant`: a type if the values are texts, else a constant.
+    pub name: String,
+    /// What stands before the value in a variant's name; numbers need one.
+    #[serde(default)]
+    pub tag: String,
+    /// Decided by the problem, not by tuning.
+    #[serde(default)]
+    pub key: bool,
+    pub values: Vec<Value>,
+}
+
+/// A condition that every legal variant fulfils.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// A minijinja expression over the axes and `arch`.
+    pub legal: String,
+    /// Why not where it does not hold.
+    pub why: String,
+}
+
+/// What a compiled variant may use at most.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// Registers a thread.
+    pub registers: Option<u32>,
+    /// Shared memory a block, in bytes.
+    pub shared_bytes: Option<u32>,
+    /// Local memory a thread, in bytes: spilled registers and arrays that are indexed at run time.
+    #[serde(default)]
+    pub local_bytes: u32,
+}
+
+/// All specifications of a folder, by name. There need not be a folder of probes.
 ///
 /// # Errors
 /// A file cannot be read, is not a specification, or contradicts itself.
-pub fn read_all(folder: &Path) -> Result<Vec<Spec>, Error> {
-    let at = |file: &Path| {
-        let file = file.to_owned();
-        move |e: std::io::Error| Error { file, reason: e.to_string() }
-    };
+pub fn read_all(folder: &Path, role: Role) -> Result<Vec<Spec>, Error> {
     let mut specs = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(at(folder))? {
-        let path = entry.map_err(at(folder))?.path();
+    if role == Role::Probe && !folder.exists() {
+        return Ok(specs);
+    }
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
         let Some(name) =
             path.file_stem().and_then(|s| s.to_str()).filter(|_| path.extension() == Some("toml".as_ref()))
         else {
-            return Err(Error { file: path, reason: "expected a file named <kernel>.toml".to_owned() });
+            return Err(Error::new(&path, "expected a file named <kernel>.toml"));
         };
-        let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-        specs.push(parse(name, &text).map_err(|reason| Error { file: path.clone(), reason })?);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut spec = parse(name, role, &text).map_err(|reason| Error::new(&path, reason))?;
+        spec.file = path;
+        specs.push(spec);
     }
     specs.sort_by(|a: &Spec, b: &Spec| a.name.cmp(&b.name));
     Ok(specs)
 }
 
-fn parse(name: &str, text: &str) -> Result<Spec, String> {
-    let mut spec: Spec = toml::from_str(text).map_err(|e| e.to_string())?;
+pub(crate) fn parse(name: &str, role: Role, text: &str) -> Result<Spec, String> {
+    if !is_identifier(name) {
+        return Err(format!("expected a name of lower-case letters, digits and underscores, found {name:?}"));
+    }
+    let mut spec: Spec = toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        format!("line {line}: {}", e.message().replace('\n', " "))
+    })?;
     spec.name = name.to_owned();
+    spec.role = role;
+    check_problems(&spec)?;
+    check_axes(&spec)?;
+    check_fallback(&spec)?;
+    Ok(spec)
+}
+
+/// A name that C++ and Rust both take, and that keeps `__` for the border between kernel and values.
+fn is_identifier(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && !text.contains("__")
+        && !text.ends_with('_')
+}
+
+fn check_problems(spec: &Spec) -> Result<(), String> {
     let fields = |problem: &BTreeMap<String, Value>| problem.keys().cloned().collect::<Vec<_>>();
-    let first = spec.problems.first().ok_or("expected at least one [[problem]]")?;
+    let Some(first) = spec.problems.first() else {
+        return if spec.role == Role::Probe { Ok(()) } else { Err("expected at least one [[problem]]".to_owned()) };
+    };
     for (index, problem) in spec.problems.iter().enumerate() {
         if fields(problem) != fields(first) {
             return Err(format!(
@@ -75,7 +173,71 @@ fn parse(name: &str, text: &str) -> Result<Spec, String> {
             return Err(format!("problem {index}: expected a label"));
         }
     }
-    Ok(spec)
+    Ok(())
+}
+
+fn check_axes(spec: &Spec) -> Result<(), String> {
+    if spec.axes.is_empty() {
+        return if spec.rules.is_empty() && spec.fallback.is_empty() && spec.gate == Gate::default() {
+            Ok(())
+        } else {
+            Err("expected an [[axis]] where there are rules, a fallback or a gate".to_owned())
+        };
+    }
+    let mut names = BTreeSet::new();
+    for axis in &spec.axes {
+        let name = &axis.name;
+        if !is_identifier(name) || name == "arch" {
+            return Err(format!("axis {name:?}: expected an identifier other than arch"));
+        }
+        if !names.insert(name) {
+            return Err(format!("axis {name}: expected once, found twice"));
+        }
+        let first = axis.values.first().ok_or_else(|| format!("axis {name}: expected values, found none"))?;
+        for (index, value) in axis.values.iter().enumerate() {
+            if std::mem::discriminant(value) != std::mem::discriminant(first) {
+                return Err(format!("axis {name}: expected values of one type, found {value}"));
+            }
+            if axis.values[..index].contains(value) {
+                return Err(format!("axis {name}: expected {value} once, found it twice"));
+            }
+            if matches!(value, Value::Text(text) if !is_identifier(text)) {
+                return Err(format!("axis {name}: expected the names of types, found {value:?}"));
+            }
+        }
+        if axis.tag.is_empty() && matches!(first, Value::Int(_)) {
+            return Err(format!("axis {name}: expected a tag, for its values are numbers"));
+        }
+        if !axis.tag.is_empty() && !is_identifier(&axis.tag) {
+            return Err(format!("axis {name}: tag: expected lower-case letters, found {:?}", axis.tag));
+        }
+    }
+    let threads = spec.axes.iter().find(|axis| axis.name == "threads").ok_or("expected an axis named threads")?;
+    for value in &threads.values {
+        if !matches!(value, Value::Int(n) if (32..=1024).contains(n) && n % 32 == 0) {
+            return Err(format!("axis threads: expected whole warps of 32 up to 1024, found {value}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_fallback(spec: &Spec) -> Result<(), String> {
+    for axis in &spec.axes {
+        match spec.fallback.get(&axis.name) {
+            Some(_) if axis.key => {
+                return Err(format!("fallback.{}: expected none, for the problem decides this key", axis.name));
+            }
+            Some(value) if !axis.values.contains(value) => {
+                return Err(format!("fallback.{}: expected a value of the axis, found {value}", axis.name));
+            }
+            None if !axis.key => return Err(format!("fallback.{}: expected a value, found none", axis.name)),
+            _ => {}
+        }
+    }
+    match spec.fallback.keys().find(|name| spec.axes.iter().all(|axis| axis.name != **name)) {
+        Some(name) => Err(format!("fallback.{name}: expected the name of an axis")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -83,27 +245,64 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "summary = 's'\n[[problem]]\nlabel = 'a'\nn = 1\n";
+    const AXES: &str = "[[axis]]\nname = 'dtype'\nkey = true\nvalues = ['bf16', 'f16']\n\
+                        [[axis]]\nname = 'threads'\ntag = 't'\nvalues = [128, 256]\n\
+                        [fallback]\nthreads = 256\n";
+
+    fn parse(text: &str) -> Result<Spec, String> {
+        super::parse("matmul", Role::Kernel, text)
+    }
 
     #[test]
     fn a_good_one_is_read() {
-        let spec = parse("matmul", GOOD).unwrap();
+        let spec = parse(&format!("{GOOD}{AXES}[gate]\nregisters = 64\n")).unwrap();
         assert_eq!(spec.name, "matmul");
-        assert_eq!(spec.problems[0]["n"], Value::Size(1));
+        assert_eq!(spec.problems[0]["n"], Value::Int(1));
+        assert_eq!(spec.axes[1].values, [Value::Int(128), Value::Int(256)]);
+        assert_eq!(spec.gate, Gate { registers: Some(64), shared_bytes: None, local_bytes: 0 });
+    }
+
+    #[test]
+    fn a_kernel_may_wait_for_its_axes_and_a_probe_has_no_problems() {
+        assert_eq!(parse(GOOD).unwrap().axes, []);
+        let probe = super::parse("shfl", Role::Probe, &format!("summary = 's'\n{AXES}")).unwrap();
+        assert_eq!(probe.problems, []);
     }
 
     #[test]
     fn mistakes_are_named() {
+        let whole = format!("{GOOD}{AXES}");
         let cases = [
             ("summary = 's'\nproblem = []\n".to_owned(), "at least one"),
             (format!("{GOOD}[[problem]]\nlabel = 'b'\n"), "problem 1: expected the fields"),
             (format!("{GOOD}[[problem]]\nlabel = 'b'\nn = 'x'\n"), "problem 1: n: expected one type"),
             (GOOD.replace("label", "labels"), "problem 0: expected a label"),
-            (format!("colour = 1\n{GOOD}"), "unknown field"),
+            (format!("colour = 1\n{GOOD}"), "line 1: unknown field"),
             (GOOD.replace("n = 1", "n = -1"), "did not match"),
+            (format!("{GOOD}[gate]\nregisters = 64\n"), "expected an [[axis]]"),
+            (whole.replace("dtype", "arch"), "expected an identifier other than arch"),
+            (whole.replace("'dtype'", "'d__type'"), "expected an identifier"),
+            (whole.replace("'dtype'\nkey = true", "'threads'"), "axis threads: expected once, found twice"),
+            (whole.replace("['bf16', 'f16']", "[]"), "axis dtype: expected values"),
+            (whole.replace("'f16'", "16"), "axis dtype: expected values of one type, found 16"),
+            (whole.replace("'f16'", "'bf16'"), "axis dtype: expected bf16 once"),
+            (whole.replace("'f16'", "'bf 16'"), "axis dtype: expected the names of types"),
+            (whole.replace("tag = 't'\n", ""), "axis threads: expected a tag"),
+            (whole.replace("'t'", "'_'"), "axis threads: tag"),
+            (whole.replace("'threads'", "'warps'"), "expected an axis named threads"),
+            (whole.replace("128", "100"), "axis threads: expected whole warps of 32 up to 1024, found 100"),
+            (whole.replace("threads = 256", "dtype = 'f16'"), "fallback.dtype: expected none"),
+            (
+                whole.replace("threads = 256", "threads = 64"),
+                "fallback.threads: expected a value of the axis, found 64",
+            ),
+            (whole.replace("threads = 256", ""), "fallback.threads: expected a value, found none"),
+            (format!("{GOOD}{AXES}vec = 1\n"), "fallback.vec: expected the name of an axis"),
+            (format!("{GOOD}{AXES}[gate]\nwarps = 1\n"), "unknown field `warps`"),
         ];
         for (text, expected) in cases {
-            let error = parse("matmul", &text).unwrap_err();
-            assert!(error.contains(expected), "{error}");
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(expected) && !error.contains('\n'), "{error:?} lacks {expected:?}");
         }
     }
 }

@@ -2,7 +2,17 @@
 #ifndef BURRSTONE_ABI_TYPES_H
 #define BURRSTONE_ABI_TYPES_H
 
-#ifndef __CUDACC_RTC__
+#ifdef __CUDACC_RTC__
+/* NVRTC brings no <stdint.h>. */
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long int64_t;
+typedef unsigned long uint64_t;
+#else
 #include <stdint.h>
 #endif
 

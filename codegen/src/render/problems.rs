@@ -1,13 +1,14 @@
-//! Specifications as Rust source.
+//! The problems of specifications as Rust.
 
 use std::fmt::Write;
 
-use crate::spec::{Spec, Value};
+use crate::expand::Kernel;
+use crate::spec::{Role, Spec, Value};
 
 /// One module a kernel, with a `Problem` struct and the table `PROBLEMS`.
-pub fn problems(specs: &[Spec]) -> String {
+pub fn problems(kernels: &[Kernel]) -> String {
     let mut out = String::from("// Generated from codegen/specs by burrstone-codegen.\n");
-    for spec in specs {
+    for spec in kernels.iter().map(|kernel| &kernel.spec).filter(|spec| spec.role == Role::Kernel) {
         // Writing to a String cannot fail.
         let _ = module(&mut out, spec);
     }
@@ -19,7 +20,7 @@ fn module(out: &mut String, spec: &Spec) -> std::fmt::Result {
     writeln!(out, "    #[derive(Clone, Copy, Debug)]\n    pub struct Problem {{")?;
     for (field, value) in &spec.problems[0] {
         let kind = match value {
-            Value::Size(_) => "usize",
+            Value::Int(_) => "usize",
             Value::Text(_) => "&'static str",
         };
         writeln!(out, "        pub {field}: {kind},")?;
@@ -29,7 +30,7 @@ fn module(out: &mut String, spec: &Spec) -> std::fmt::Result {
         write!(out, "        Problem {{")?;
         for (field, value) in problem {
             match value {
-                Value::Size(size) => write!(out, " {field}: {size},")?,
+                Value::Int(size) => write!(out, " {field}: {size},")?,
                 Value::Text(text) => write!(out, " {field}: {text:?},")?,
             }
         }
@@ -41,13 +42,13 @@ fn module(out: &mut String, spec: &Spec) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::parse;
 
     #[test]
     fn a_module_holds_its_problems() {
-        let field = |name: &str, value| (name.to_owned(), value);
-        let problem = [field("label", Value::Text("a \"b\"".to_owned())), field("n", Value::Size(7))].into();
-        let spec = Spec { name: "matmul".to_owned(), summary: "Multiplies.".to_owned(), problems: vec![problem] };
-        let text = problems(&[spec]);
+        let spec = "summary = 'Multiplies.'\n[[problem]]\nlabel = 'a \"b\"'\nn = 7\n";
+        let kernel = Kernel::expand(parse("matmul", Role::Kernel, spec).unwrap()).unwrap();
+        let text = problems(&[kernel]);
         assert!(text.contains("/// Multiplies.\npub mod matmul {"));
         assert!(text.contains("pub n: usize,"));
         assert!(text.contains(r#"Problem { label: "a \"b\"", n: 7, },"#));

@@ -1,0 +1,135 @@
+//! Kernels compiled for this machine's processor, for the simulator to run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::expand::Kernel;
+use crate::render::cuda;
+use crate::sources::Sources;
+use crate::{Error, Tree, parallel, write_if_changed};
+
+/// A C++ compiler with the flags that simulated kernels are compiled with.
+#[derive(Debug)]
+pub struct Compiler {
+    tool: cc::Tool,
+    version: String,
+    sanitize: String,
+}
+
+impl Compiler {
+    /// The C++ compiler for `target`: `CXX`, or the system's. `sanitize` is a list for `-fsanitize=`, or empty.
+    ///
+    /// # Errors
+    /// One line about why there is none.
+    pub fn find(tree: &Tree, target: &str, host: &str, sanitize: &str) -> Result<Self, String> {
+        let mut build = cc::Build::new();
+        build.cargo_metadata(false).cargo_warnings(false).cpp(true).std("c++17").target(target).host(host);
+        // Warnings are errors: a kernel that compiles with one here may not compile for some GPU.
+        build.warnings(true).extra_warnings(true).warnings_into_errors(true).debug(!sanitize.is_empty());
+        // Line numbers in a fault name the kernel's file as the repository does.
+        build.opt_level(2).flag(format!("-fmacro-prefix-map={}=csrc", tree.csrc().display()));
+        build.flag("-fno-exceptions").flag("-fno-rtti").define("BURRSTONE_SIM", None).include(tree.csrc());
+        if !sanitize.is_empty() {
+            build.flag(format!("-fsanitize={sanitize}")).flag("-fno-sanitize-recover=all");
+            build.flag("-fno-omit-frame-pointer");
+        }
+        let tool = build.try_get_compiler().map_err(|e| one_line(&e.to_string()))?;
+        if tool.is_like_msvc() {
+            return Err(format!("expected g++ or clang++, found {}", tool.path().display()));
+        }
+        let version = Command::new(tool.path()).arg("--version").output();
+        let version = version.map_err(|e| format!("{}: {e}", tool.path().display()))?;
+        Ok(Self { tool, version: String::from_utf8_lossy(&version.stdout).into_owned(), sanitize: sanitize.to_owned() })
+    }
+
+    /// Compiles all variants of each kernel, and the C++ side of the simulator, to objects in `out`. What was
+    /// compiled before from the same sources is kept.
+    ///
+    /// # Errors
+    /// The compiler refuses a unit, or a file cannot be read or written.
+    pub fn objects(&self, tree: &Tree, kernels: &[Kernel], out: &Path) -> Result<Vec<PathBuf>, Error> {
+        std::fs::create_dir_all(out).map_err(Error::io(out))?;
+        let mut sources = Sources::new(&tree.csrc());
+        let command = format!("{:?}", self.tool.to_command());
+        let settings = [command.as_str(), self.version.as_str()];
+        let mut units = Vec::new();
+        for (name, text) in texts(tree, kernels)? {
+            let object = out.join(format!("{name}-{}.o", &sources.key(&text, &settings)?[..16]));
+            let unit = out.join(format!("{name}.cpp"));
+            write_if_changed(&unit, &text)?;
+            units.push((unit, object));
+        }
+        let objects: Vec<_> = units.iter().map(|(_, object)| object.clone()).collect();
+        forget_others(out, &objects)?;
+        units.retain(|(_, object)| !object.exists());
+        parallel::map(units, |(unit, object)| self.compile(&unit, &object)).into_iter().collect::<Result<(), _>>()?;
+        Ok(objects)
+    }
+
+    /// Makes one library in `out` of `objects`, and tells cargo to link it: for a build script.
+    ///
+    /// # Errors
+    /// There is no archiver, or it fails.
+    pub fn link(&self, objects: &[PathBuf], out: &Path) -> Result<(), Error> {
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let mut library = cc::Build::new();
+        library.cpp(true).out_dir(out).objects(objects);
+        library.try_compile("burrstone_sim").map_err(|e| Error::new(out, one_line(&e.to_string())))?;
+        for (sanitizer, runtime) in [("address", "asan"), ("undefined", "ubsan")] {
+            if self.sanitize.split(',').any(|name| name == sanitizer) {
+                println!("cargo::rustc-link-lib=dylib={runtime}");
+            }
+        }
+        Ok(())
+    }
+
+    fn compile(&self, unit: &Path, object: &Path) -> Result<(), Error> {
+        let partial = object.with_extension("partial");
+        let mut command = self.tool.to_command();
+        let output = command.arg("-c").arg(unit).arg("-o").arg(&partial).output();
+        let output = output.map_err(Error::io(self.tool.path()))?;
+        if !output.status.success() {
+            return Err(Error::new(unit, String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        std::fs::rename(&partial, object).map_err(Error::io(object))
+    }
+}
+
+/// The units to compile, by name: each kernel's variants, and whatever `csrc/sim` has.
+fn texts(tree: &Tree, kernels: &[Kernel]) -> Result<Vec<(String, String)>, Error> {
+    let with_variants = kernels.iter().filter(|kernel| !kernel.variants.is_empty());
+    let mut units: Vec<_> =
+        with_variants.map(|kernel| (format!("kernel_{}", kernel.spec.name), cuda::whole(kernel))).collect();
+    let folder = tree.csrc().join("sim");
+    if folder.exists() {
+        let mut runtime = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+            let path = entry.map_err(Error::io(&folder))?.path();
+            if let (Some("cpp"), Some(stem)) =
+                (path.extension().and_then(|e| e.to_str()), path.file_stem().and_then(|s| s.to_str()))
+            {
+                runtime.push((format!("sim_{stem}"), format!("#include \"sim/{stem}.cpp\"\n")));
+            }
+        }
+        runtime.sort();
+        units.extend(runtime);
+    }
+    Ok(units)
+}
+
+/// Removes objects of sources as they once were.
+fn forget_others(out: &Path, objects: &[PathBuf]) -> Result<(), Error> {
+    for entry in std::fs::read_dir(out).map_err(Error::io(out))? {
+        let path = entry.map_err(Error::io(out))?.path();
+        if path.extension().is_some_and(|e| e == "o") && !objects.contains(&path) {
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

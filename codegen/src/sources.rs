@@ -1,0 +1,112 @@
+//! What a translation unit is made of, and a key for what follows from it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+
+/// The text of a translation unit's includes, by path. Each file is read once.
+#[derive(Debug)]
+pub struct Sources {
+    root: PathBuf,
+    files: BTreeMap<PathBuf, String>,
+}
+
+impl Sources {
+    /// Sources whose includes are found from `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), files: BTreeMap::new() }
+    }
+
+    /// Hashes everything that a compilation's result depends on: `unit`, each file that it includes, directly or
+    /// not, and `settings` (compiler, version, flags).
+    ///
+    /// Includes under conditions that do not hold count as well: the key changes too often, never too seldom.
+    ///
+    /// # Errors
+    /// An included file does not exist or cannot be read.
+    pub fn key(&mut self, unit: &str, settings: &[&str]) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for setting in settings {
+            part(setting.as_bytes());
+        }
+        part(unit.as_bytes());
+        for file in self.includes(unit)? {
+            part(file.as_os_str().as_encoded_bytes());
+            part(self.files[&file].as_bytes());
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The files that `unit` includes, directly or not, from the root: in the order of their first mention.
+    fn includes(&mut self, unit: &str) -> Result<Vec<PathBuf>, Error> {
+        let mut found: Vec<PathBuf> = Vec::new();
+        let mut next = mentioned(unit);
+        while let Some(name) = next.pop() {
+            let file = PathBuf::from(&name);
+            if found.contains(&file) {
+                continue;
+            }
+            if !self.files.contains_key(&file) {
+                let path = self.root.join(&file);
+                let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+                self.files.insert(file.clone(), text);
+            }
+            next.extend(mentioned(&self.files[&file]));
+            found.push(file);
+        }
+        Ok(found)
+    }
+}
+
+/// The names in a text's `#include "…"` lines. Those in angle brackets are the system's.
+fn mentioned(text: &str) -> Vec<String> {
+    let quoted = |line: &str| {
+        let rest = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
+        Some(rest.trim_start().strip_prefix('"')?.split_once('"')?.0.to_owned())
+    };
+    text.lines().filter_map(quoted).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("common")).unwrap();
+        std::fs::write(root.path().join("a.cu"), "#include <stdint.h>\n#include \"common/b.cuh\"\n").unwrap();
+        std::fs::write(root.path().join("common/b.cuh"), "# include \"common/c.cuh\"\n#include \"a.cu\"\n").unwrap();
+        std::fs::write(root.path().join("common/c.cuh"), "int x;\n").unwrap();
+        root
+    }
+
+    const UNIT: &str = "#include \"a.cu\"\nint y;\n";
+
+    #[test]
+    fn a_key_depends_on_all_that_is_included() {
+        let root = tree();
+        let key = |unit, settings: &[&str]| Sources::new(root.path()).key(unit, settings).unwrap();
+        let first = key(UNIT, &["-O2"]);
+        assert_eq!(first.len(), 64);
+        assert_eq!(first, key(UNIT, &["-O2"]));
+        assert_ne!(first, key(UNIT, &["-O", "2"]));
+        assert_ne!(first, key("#include \"a.cu\"\nint z;\n", &["-O2"]));
+        std::fs::write(root.path().join("common/c.cuh"), "int X;\n").unwrap();
+        assert_ne!(first, key(UNIT, &["-O2"]));
+    }
+
+    #[test]
+    fn a_missing_include_is_named() {
+        let root = tree();
+        std::fs::remove_file(root.path().join("common/c.cuh")).unwrap();
+        let error = Sources::new(root.path()).key(UNIT, &[]).unwrap_err().to_string();
+        assert!(error.contains("common/c.cuh: "), "{error}");
+    }
+}

@@ -1,0 +1,43 @@
+// What every kernel includes, and the entry of a variant.
+#ifndef BURRSTONE_COMMON_KERNEL_CUH
+#define BURRSTONE_COMMON_KERNEL_CUH
+
+#include "common/math.cuh"
+#include "common/memory.cuh"
+#include "common/platform.cuh"
+#include "common/reduce.cuh"
+#include "common/sync.cuh"
+#include "common/thread.cuh"
+#include "common/types.cuh"
+
+namespace burrstone {
+
+// An empty struct has one byte in C++, and needs none of shared memory.
+template <class S> constexpr unsigned shared_bytes = __is_empty(S) ? 0 : unsigned(sizeof(S));
+
+} // namespace burrstone
+
+// BURRSTONE_KERNEL(kernel, name, variant) makes the entry `name` of the template burrstone::kernel<variant>, and says
+// how many bytes of dynamic shared memory it wants.
+#ifdef BURRSTONE_SIM
+#define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
+    extern "C" {                                                                                                       \
+    void burrstone_sim_##name(const void *args, void *shared);                                                         \
+    void burrstone_sim_##name(const void *args, void *shared) {                                                        \
+        burrstone::kernel<variant>(*static_cast<const kernel##_args *>(args),                                          \
+                                   *static_cast<burrstone::kernel##_shared<variant> *>(shared));                       \
+    }                                                                                                                  \
+    extern const unsigned burrstone_sim_##name##__shared;                                                              \
+    const unsigned burrstone_sim_##name##__shared = burrstone::shared_bytes<burrstone::kernel##_shared<variant>>;      \
+    }
+#else
+#define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
+    extern "C" __device__ const unsigned name##__shared = burrstone::shared_bytes<burrstone::kernel##_shared<variant>>;   \
+    extern "C" __global__ void __launch_bounds__(variant::threads) name(const __grid_constant__ kernel##_args args) {  \
+        extern __shared__ __align__(1024) unsigned char burrstone_shared_memory[];                                     \
+        burrstone::kernel<variant>(                                                                                    \
+            args, *reinterpret_cast<burrstone::kernel##_shared<variant> *>(burrstone_shared_memory));                  \
+    }
+#endif
+
+#endif

@@ -1,0 +1,57 @@
+// What the simulated primitives ask of the simulator. src/device/sim/hooks.rs implements it.
+//
+// Each CUDA thread is a fiber. A call that waits switches to another fiber and returns when its condition holds.
+// A call that finds a fault does not return: the launch ends with that fault.
+#ifndef BURRSTONE_SIM_RUNTIME_H
+#define BURRSTONE_SIM_RUNTIME_H
+
+#include <stdint.h>
+
+extern "C" {
+
+struct burrstone_sim_thread {
+    uint32_t thread;
+    uint32_t threads;
+    uint32_t block[3];
+    uint32_t grid[3];
+};
+
+// The running thread.
+const burrstone_sim_thread *burrstone_sim_current(void);
+
+enum burrstone_sim_access : uint32_t {
+    BURRSTONE_SIM_LOAD = 0,
+    BURRSTONE_SIM_STORE = 1,
+    BURRSTONE_SIM_ATOMIC = 2,
+};
+
+// Waits until all lanes of `mask` have called with the same `run` and mask; the last one calls `run` with the records
+// of all 32 lanes (null where the mask has no lane), which computes the results of all. Does not order memory.
+typedef void (*burrstone_sim_collective)(void *const *records);
+void burrstone_sim_warp(uint32_t mask, burrstone_sim_collective run, void *record, const char *what, const char *file,
+                        uint32_t line);
+// The same for the four warps of a warpgroup, with 128 records.
+void burrstone_sim_warpgroup(burrstone_sim_collective run, void *record, const char *what, const char *file,
+                             uint32_t line);
+
+// Waits for the lanes of `mask` and orders their memory accesses.
+void burrstone_sim_sync_warp(uint32_t mask, const char *file, uint32_t line);
+// Barrier `id` of the block, for `threads` of its threads (0: all). Without `wait` the thread only arrives.
+void burrstone_sim_barrier(uint32_t id, uint32_t threads, bool wait, const char *file, uint32_t line);
+
+// Checks an access to global memory: bounds, alignment.
+void burrstone_sim_global(const void *address, uint32_t bytes, uint32_t access, const char *file, uint32_t line);
+// Checks an access to shared memory at `offset` bytes into an array: bounds, alignment, initialisation, races.
+void burrstone_sim_shared(const void *array, uint32_t array_bytes, uint64_t offset, uint32_t bytes, uint32_t access,
+                          const char *file, uint32_t line);
+// The same for an address of the shared window; returns where its bytes are.
+void *burrstone_sim_shared_at(uint32_t address, uint32_t bytes, uint32_t access, const char *file, uint32_t line);
+// The address in the shared window.
+uint32_t burrstone_sim_shared_address(const void *pointer, const char *file, uint32_t line);
+
+// Ends the launch: the kernel broke a rule of a primitive.
+void burrstone_sim_fault(const char *what, const char *file, uint32_t line);
+
+} // extern "C"
+
+#endif
