@@ -11,6 +11,13 @@
 #define BURRSTONE_DEVICE __device__ __forceinline__
 #endif
 
+// Before a loop whose body indexes registers: unrolled whole, so that they are registers.
+#ifdef BURRSTONE_SIM
+#define BURRSTONE_UNROLL
+#else
+#define BURRSTONE_UNROLL _Pragma("unroll")
+#endif
+
 namespace burrstone {
 
 // The line of a kernel that calls a primitive. The simulator names it in faults and counts by it; on a GPU it is empty.
