@@ -63,7 +63,8 @@ pub struct Span {
     pub pages: usize,
 }
 
-/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike.
+/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike, and what is wanted
+/// of it.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Token ids, `[tokens]`.
@@ -78,6 +79,31 @@ pub struct Batch {
     pub page_table: Vec<u32>,
     /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
     pub logit_rows: Vec<u32>,
+    /// How the token after each of `logit_rows` is chosen; empty where none is.
+    pub samples: Vec<SampleRow>,
+    /// Tokens whose log-probability after each of `logit_rows` is wanted; empty where it is not.
+    pub targets: Vec<u32>,
+}
+
+/// What a device makes of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Rows that kernels over tokens run for: the batch's tokens, and perhaps rows that only pad it.
+    pub tokens: usize,
+    /// Rows that kernels over logits run for.
+    pub logit_rows: usize,
+    /// Steps with one key do the same work on the same addresses: recorded once, it can be replayed. `None` where
+    /// there is nothing to gain.
+    pub recording: Option<RecordingKey>,
+}
+
+/// See [`StepShape::recording`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordingKey {
+    /// Sequences that the recorded work has room for.
+    pub bucket: usize,
+    /// Counts how often the step's addresses have changed; recordings of earlier ones are of no use any more.
+    pub generation: u64,
 }
 
 /// How two halves of a gated feed-forward layer meet: `activation(gate) * up`.
@@ -133,7 +159,7 @@ pub struct Attention<'a, O: Ops> {
 
 /// How the next token of one row is chosen.
 #[derive(Clone, Debug)]
-pub struct SampleRow<'a> {
+pub struct SampleRow {
     /// 0 takes the most likely token (the lowest id among equals).
     pub temperature: f32,
     /// 0 keeps all.
@@ -148,24 +174,24 @@ pub struct SampleRow<'a> {
     pub presence_penalty: f32,
     /// Is subtracted from the logit of every generated token as often as it was generated; 0 does nothing.
     pub frequency_penalty: f32,
-    /// Prompt and generated tokens so far.
-    pub history: &'a [u32],
-    /// How many tokens of `history` are the prompt's; the rest were generated.
+    /// Prompt and generated tokens so far; may be empty where no penalty asks for them.
+    pub history: Vec<u32>,
+    /// So many tokens of `history` are the prompt's; the rest were generated.
     pub prompt_len: usize,
     /// Token ids and what is added to their logits after the penalties; −∞ bans a token.
-    pub logit_bias: &'a [(u32, f32)],
+    pub logit_bias: Vec<(u32, f32)>,
     /// Token ids that may not be chosen.
-    pub banned: &'a [u32],
+    pub banned: Vec<u32>,
     /// Bit `t % 32` of word `t / 32` is set where token `t` may be chosen: `⌈vocab / 32⌉` words. Without it all may.
-    pub mask: Option<&'a [u32]>,
+    pub mask: Option<Vec<u32>>,
     pub seed: u64,
     /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
     pub position: u64,
 }
 
-impl SampleRow<'_> {
+impl SampleRow {
     /// The most likely token, changed by nothing.
-    pub const GREEDY: SampleRow<'static> = SampleRow {
+    pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,
@@ -173,10 +199,10 @@ impl SampleRow<'_> {
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
-        history: &[],
+        history: Vec::new(),
         prompt_len: 0,
-        logit_bias: &[],
-        banned: &[],
+        logit_bias: Vec::new(),
+        banned: Vec::new(),
         mask: None,
         seed: 0,
         position: 0,
@@ -212,12 +238,8 @@ impl SampleRow<'_> {
             return Err(Error::operator("sample", "logit_bias", format!("ids below {vocab}"), token));
         }
         let words = vocab.div_ceil(32);
-        if let Some(mask) = self.mask.filter(|mask| mask.len() != words) {
+        if let Some(mask) = self.mask.as_ref().filter(|mask| mask.len() != words) {
             return Err(Error::operator("sample", "mask", format!("{words} words"), mask.len()));
-        }
-        if self.prompt_len > self.history.len() {
-            let expected = format!("at most the history's {}", self.history.len());
-            return Err(Error::operator("sample", "prompt_len", expected, self.prompt_len));
         }
         match self.history.iter().find(|&&token| token as usize >= vocab) {
             Some(token) => Err(Error::operator("sample", "history", format!("ids below {vocab}"), token)),
@@ -255,7 +277,7 @@ pub struct Sampled {
 }
 
 /// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
-pub trait Ops: Send + Sized + 'static {
+pub trait Ops: Send + Sync + Sized + 'static {
     /// Activations on the device.
     type Buffer: Send;
     /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
@@ -266,6 +288,8 @@ pub trait Ops: Send + Sized + 'static {
     type Cache: Send;
     /// A batch on the device.
     type Step: Send;
+    /// Recorded work.
+    type Recording: Send;
 
     /// What this is, for people: instruction set, threads.
     fn describe(&self) -> String;
@@ -287,7 +311,8 @@ pub trait Ops: Send + Sized + 'static {
     /// An empty step, to be filled by [`Ops::upload`].
     fn step(&self) -> Result<Self::Step>;
 
-    fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<()>;
+    /// Brings a batch to the device: one copy at most.
+    fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<StepShape>;
 
     /// `out[t] = table[tokens[t]]`.
     fn embedding(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
@@ -336,9 +361,29 @@ pub trait Ops: Send + Sized + 'static {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Chooses one token for each row of `logits: [rows.len(), vocab]`.
-    fn sample(&self, vocab: usize, logits: &mut Self::Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>>;
+    /// Chooses a token by each of the step's `samples[rows]` from `logits: [rows, vocab]`, f32, which penalties may
+    /// change. [`sampled`](Self::sampled) reads the results.
+    fn sample(&self, step: &mut Self::Step, rows: Range<usize>, vocab: usize, logits: &mut Self::Buffer) -> Result<()>;
 
-    /// `log softmax(logits[i])[targets[i]]` for each row of `logits: [targets.len(), vocab]`.
-    fn target_logprobs(&self, vocab: usize, logits: &Self::Buffer, targets: &[u32]) -> Result<Vec<f32>>;
+    /// Waits for the step; the tokens chosen by its `samples`, in order.
+    fn sampled(&self, step: &mut Self::Step) -> Result<Vec<Sampled>>;
+
+    /// `log softmax(logits[i])[target]` for each of the step's `targets[rows]` and `logits: [rows, vocab]`, f32.
+    /// [`scored`](Self::scored) reads the results.
+    fn target_logprobs(
+        &self,
+        step: &mut Self::Step,
+        rows: Range<usize>,
+        vocab: usize,
+        logits: &Self::Buffer,
+    ) -> Result<()>;
+
+    /// Waits for the step; the log-probabilities of its `targets`, in order.
+    fn scored(&self, step: &mut Self::Step) -> Result<Vec<f32>>;
+
+    /// Records the work that `work` asks for instead of doing it.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
+
+    /// Does recorded work once more, on what the buffers hold now.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
 }

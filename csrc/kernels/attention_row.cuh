@@ -65,6 +65,10 @@ template <class V, int ROWS, class Args> class AttentionBlock {
         float out[OWN] = {};
     };
 
+    template <uint32_t N> struct Eights {
+        vec<KV, 8> v[N];
+    };
+
     const Args &args;
     const AttentionPart &part;
     Memory &shared;
@@ -77,7 +81,7 @@ template <class V, int ROWS, class Args> class AttentionBlock {
     BURRSTONE_DEVICE AttentionBlock(const Args &args, const AttentionPart &part, Memory &shared)
         : args(args), part(part), shared(shared), group(args.heads / args.kv_heads),
           columns((args.head_dim + STRIPE - 1) / STRIPE * STRIPE),
-          key_factor(mul_(mul_(args.scale, args.key_scale), args.soft_cap > 0.0f ? 1.0f / args.soft_cap : LOG2_E)) {}
+          key_factor(mul_(mul_(args.scale, args.key_scale), args.soft_cap > 0.0f ? reciprocal_fast(args.soft_cap) : LOG2_E)) {}
 
     BURRSTONE_DEVICE void run() {
         const uint32_t rows = part.queries * group;
@@ -138,52 +142,56 @@ template <class V, int ROWS, class Args> class AttentionBlock {
 
     BURRSTONE_DEVICE void load_queries(uint32_t begin, uint32_t end) {
         constexpr uint32_t PIECE = 16 / sizeof(T);
-        const T *query = pointer<const T>(args.query);
         const bool aligned = args.head_dim % PIECE == 0 && args.query % 16 == 0;
         const uint32_t pieces = columns / PIECE;
+        BURRSTONE_ROLLED
         for (uint32_t i = thread_index(); i < (end - begin) * pieces; i += V::threads) {
-            const uint32_t row = i / pieces, column = i % pieces * PIECE;
-            shared.query.template store_vec<PIECE>(
-                row * HEAD_DIM + column, load_piece<PIECE>(query + place_of(begin + row), column, aligned));
+            const uint32_t row = i / pieces, column = i % pieces * PIECE, to = row * HEAD_DIM + column;
+            const T *from = pointer<const T>(args.query) + place_of(begin + row) + column;
+            if (aligned) {
+                vec<T, PIECE> piece = {};
+                if (column < args.head_dim) piece = load(reinterpret_cast<const vec<T, PIECE> *>(from));
+                shared.query.template store_vec<PIECE>(to, piece);
+            } else {
+                BURRSTONE_ROLLED
+                for (uint32_t e = 0; e < PIECE; ++e)
+                    shared.query.store(to + e, column + e < args.head_dim ? load(from + e) : T{});
+            }
         }
-    }
-
-    // PIECE elements of a head, zeros beyond its end.
-    template <uint32_t PIECE, class E>
-    BURRSTONE_DEVICE vec<E, PIECE> load_piece(const E *head, uint32_t column, bool aligned, Site site = here()) const {
-        vec<E, PIECE> piece = {};
-        if (aligned) {
-            if (column < args.head_dim) piece = load(reinterpret_cast<const vec<E, PIECE> *>(head + column), site);
-        } else {
-            BURRSTONE_UNROLL
-            for (uint32_t e = 0; e < PIECE; ++e)
-                if (column + e < args.head_dim) piece.v[e] = load(head + column + e, site);
-        }
-        return piece;
     }
 
     // Keys and values of the tile's positions; zeros for those outside low..high, which may be nobody's.
     BURRSTONE_DEVICE void load_tile(uint32_t base, uint32_t low, uint32_t high) {
         constexpr uint32_t PIECE = 16 / sizeof(KV);
         const bool aligned = args.head_dim % PIECE == 0 && (args.keys | args.values) % 16 == 0;
-        const KV *keys = pointer<const KV>(args.keys), *values = pointer<const KV>(args.values);
         const uint32_t pieces = columns / PIECE;
+        BURRSTONE_ROLLED
         for (uint32_t i = thread_index(); i < KV_TILE * pieces; i += V::threads) {
             const uint32_t row = i / pieces, column = i % pieces * PIECE;
-            vec<KV, PIECE> key = {}, value = {};
-            if (low <= base + row && base + row < high) {
-                const uint64_t head = slot_in_cache(base + row) * args.head_dim;
-                key = load_piece<PIECE>(keys + head, column, aligned);
-                value = load_piece<PIECE>(values + head, column, aligned);
-            }
-            BURRSTONE_UNROLL
-            for (uint32_t at = 0; at < PIECE; at += 8) {
-                vec<KV, 8> eight;
+            const bool seen = low <= base + row && base + row < high;
+            const uint64_t at = (seen ? slot_in_cache(base + row) * args.head_dim : 0) + column;
+            const KV *from_keys = pointer<const KV>(args.keys) + at, *from_values = pointer<const KV>(args.values) + at;
+            const uint32_t to_keys = row * KEY_STRIDE + column, to_values = row * HEAD_DIM + column;
+            if (aligned) {
+                vec<KV, PIECE> key = {}, value = {};
+                if (seen && column < args.head_dim) {
+                    key = load(reinterpret_cast<const vec<KV, PIECE> *>(from_keys));
+                    value = load(reinterpret_cast<const vec<KV, PIECE> *>(from_values));
+                }
+                // A key's row begins at a multiple of eight elements, which is not always one of 16 bytes.
+                const auto eights = bit_cast<Eights<PIECE / 8>>(key);
                 BURRSTONE_UNROLL
-                for (uint32_t e = 0; e < 8; ++e) eight.v[e] = key.v[at + e];
-                shared.keys.template store_vec<8>(row * KEY_STRIDE + column + at, eight);
+                for (uint32_t h = 0; h < PIECE / 8; ++h)
+                    shared.keys.template store_vec<8>(to_keys + 8 * h, eights.v[h]);
+                shared.values.template store_vec<PIECE>(to_values, value);
+            } else {
+                BURRSTONE_ROLLED
+                for (uint32_t e = 0; e < PIECE; ++e) {
+                    const bool there = seen && column + e < args.head_dim;
+                    shared.keys.store(to_keys + e, there ? load(from_keys + e) : KV{});
+                    shared.values.store(to_values + e, there ? load(from_values + e) : KV{});
+                }
             }
-            shared.values.template store_vec<PIECE>(row * HEAD_DIM + column, value);
         }
         if (HAS_SCALES<KV> && thread_index() < KV_TILE) {
             const uint32_t position = base + thread_index();
@@ -224,6 +232,7 @@ template <class V, int ROWS, class Args> class AttentionBlock {
     // The lane's key times each row: even and odd columns in a sum each, for two chains are faster than one.
     BURRSTONE_DEVICE void scores(const bool (&sees)[ROWS], float (&score)[ROWS]) const {
         float even[ROWS] = {}, odd[ROWS] = {};
+        BURRSTONE_ROLLED
         for (uint32_t column = 0; column < columns; column += 8) {
             const auto key = shared.keys.template load_vec<8>(lane_index() * KEY_STRIDE + column);
             float k[8];
@@ -265,6 +274,7 @@ template <class V, int ROWS, class Args> class AttentionBlock {
     BURRSTONE_DEVICE void add_values(uint32_t base, const uint32_t (&from)[ROWS], const uint32_t (&to)[ROWS],
                                      const bool (&sees)[ROWS], State (&state)[ROWS]) const {
         constexpr uint32_t STEP = 4;
+        BURRSTONE_ROLLED
         for (uint32_t at = 0; at < KV_TILE; at += STEP) {
             vec<float, STEP> weight[ROWS];
             BURRSTONE_UNROLL
@@ -305,7 +315,7 @@ template <class V, int ROWS, class Args> class AttentionBlock {
     BURRSTONE_DEVICE void write(uint64_t place, const State &total) const {
         T *out = pointer<T>(args.out) + place;
         const bool aligned = args.head_dim % GRAIN == 0 && args.out % 16 == 0;
-        const float factor = args.value_scale / total.sum;
+        const float factor = mul_(args.value_scale, reciprocal_fast(total.sum));
         BURRSTONE_UNROLL
         for (uint32_t own = 0; own < OWN; own += GRAIN) {
             const uint32_t column = own * WARP + lane_index() * GRAIN;

@@ -3,9 +3,10 @@
 //! No sort of the vocabulary: a histogram over the leading bits of the weights (which order as the weights do) finds
 //! the one bin in which a filter cuts, and only that bin is looked at closely.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::cpu::buffer::Buffer;
+use crate::cpu::buffer::{Buffer, Step};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Isa, Kernel, Simd, exp};
 use crate::cpu::target_logprobs::{FindRange, log_sum_exp};
@@ -18,10 +19,15 @@ pub(crate) fn sample(
     isa: Isa,
     pool: &Pool,
     scratch: &mut [Vec<f32>],
+    step: &mut Step,
+    rows: Range<usize>,
     vocab: usize,
     logits: &Buffer,
-    rows: &[SampleRow<'_>],
-) -> Result<Vec<Sampled>> {
+) -> Result<()> {
+    let samples = &step.batch().samples;
+    let rows = samples
+        .get(rows.clone())
+        .ok_or_else(|| Error::operator(OP, "rows", format!("within 0..{}", samples.len()), format!("{rows:?}")))?;
     logits.check_wide(OP, "logits", rows.len().checked_mul(vocab))?;
     for row in rows {
         row.check(vocab)?;
@@ -34,11 +40,14 @@ pub(crate) fn sample(
         let token = choose(isa, i, row, weights, &rows[i]);
         chosen.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(token);
     });
-    chosen.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
+    let chosen = chosen.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten();
+    let chosen: Vec<Sampled> = chosen.collect::<Result<_>>()?;
+    step.sampled.extend(chosen);
+    Ok(())
 }
 
 /// `weights` is room that this row may use.
-fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &SampleRow<'_>) -> Result<Sampled> {
+fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &SampleRow) -> Result<Sampled> {
     let total = log_sum_exp(isa, logits).map_err(|bad| bad.error(OP, index))?;
     weights.clear();
     weights.extend_from_slice(logits);
@@ -58,23 +67,23 @@ fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &
 }
 
 /// Penalties, then biases, then bans. A banned id beyond the vocabulary cannot be chosen anyway.
-fn adjust(logits: &mut [f32], row: &SampleRow<'_>) {
+fn adjust(logits: &mut [f32], row: &SampleRow) {
     for (token, generated) in row.penalized() {
         let logit = &mut logits[token as usize];
         let scaled = if *logit > 0.0 { *logit / row.repetition_penalty } else { *logit * row.repetition_penalty };
         let presence = if generated > 0 { row.presence_penalty } else { 0.0 };
         *logit = (scaled - row.frequency_penalty * generated as f32 - presence).min(f32::MAX);
     }
-    for &(token, bias) in row.logit_bias {
+    for &(token, bias) in &row.logit_bias {
         let logit = &mut logits[token as usize];
         *logit = (*logit + bias).min(f32::MAX);
     }
-    for &token in row.banned {
+    for &token in &row.banned {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit = f32::NEG_INFINITY;
         }
     }
-    for (logits, &allowed) in logits.chunks_mut(32).zip(row.mask.unwrap_or_default()) {
+    for (logits, &allowed) in logits.chunks_mut(32).zip(row.mask.as_deref().unwrap_or_default()) {
         for (bit, logit) in logits.iter_mut().enumerate() {
             if allowed >> bit & 1 == 0 {
                 *logit = f32::NEG_INFINITY;
@@ -130,7 +139,7 @@ impl Floor {
 }
 
 /// Where top-k, top-p and min-p, in this order, cut the weights. Tokens as likely as the k-th stay with it.
-fn least_weight(weights: &[f32], row: &SampleRow<'_>) -> Floor {
+fn least_weight(weights: &[f32], row: &SampleRow) -> Floor {
     let mut floor = Floor { weight: f32::MIN_POSITIVE, last: usize::MAX };
     if row.top_k > 0 && row.top_k < weights.len() {
         floor = top_k(weights, row.top_k, floor);

@@ -1,8 +1,8 @@
 use burrstone::ops::SampleRow;
 
-/// Probability of each token after penalties, biases, bans, temperature, top-k, top-p and min-p: by sorting, in f64. Temperature
-/// above 0.
-pub fn distribution(logits: &[f32], row: &SampleRow<'_>) -> Vec<f64> {
+/// Probability of each token after penalties, biases, bans, temperature, top-k, top-p and min-p: by sorting, in f64.
+/// Temperature above 0.
+pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
     let mut x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
     let mut seen = row.history.to_vec();
     seen.sort_unstable();
@@ -11,17 +11,17 @@ pub fn distribution(logits: &[f32], row: &SampleRow<'_>) -> Vec<f64> {
         let logit = &mut x[t as usize];
         let penalty = f64::from(row.repetition_penalty);
         *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-        let generated = row.history[row.prompt_len..].iter().filter(|&&g| g == t).count();
+        let generated = row.history.iter().skip(row.prompt_len).filter(|&&g| g == t).count();
         *logit -= f64::from(row.frequency_penalty) * generated as f64;
         if generated > 0 {
             *logit -= f64::from(row.presence_penalty);
         }
     }
-    for &(t, bias) in row.logit_bias {
+    for &(t, bias) in &row.logit_bias {
         x[t as usize] += f64::from(bias);
     }
     for (t, logit) in x.iter_mut().enumerate() {
-        let masked = row.mask.is_some_and(|mask| mask[t / 32] >> (t % 32) & 1 == 0);
+        let masked = row.mask.as_ref().is_some_and(|mask| mask[t / 32] >> (t % 32) & 1 == 0);
         if masked || row.banned.contains(&(t as u32)) {
             *logit = f64::NEG_INFINITY;
         }
