@@ -85,6 +85,59 @@ pub struct Batch {
     pub targets: Vec<u32>,
 }
 
+impl Batch {
+    /// Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no two tokens share a slot.
+    ///
+    /// # Errors
+    /// They do not, or fields do not belong together.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "upload";
+        let tokens = self.tokens.len();
+        for (field, len) in [("positions", self.positions.len()), ("slots", self.slots.len())] {
+            if len != tokens {
+                return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
+            }
+        }
+        if !self.rope.len().is_multiple_of(2 * tokens.max(1)) {
+            let expected = format!("cosines and sines for {tokens} tokens");
+            return Err(Error::operator(OP, "rope", expected, format!("{} factors", self.rope.len())));
+        }
+        let mut end = 0usize;
+        for (i, span) in self.spans.iter().enumerate() {
+            let next = span.start.checked_add(span.len);
+            if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
+                let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+            let first = span.kv_len - span.len;
+            let positions = &self.positions[span.start..span.start + span.len];
+            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
+                let found = format!("{} at token {}", positions[at], span.start + at);
+                return Err(Error::operator(OP, "positions", first + at, found));
+            }
+            end = span.start + span.len;
+        }
+        if end != tokens {
+            return Err(Error::operator(OP, "spans", format!("all of {tokens} tokens"), format!("{end} covered")));
+        }
+        if let Some(&row) = self.logit_rows.iter().find(|&&row| row as usize >= tokens) {
+            return Err(Error::operator(OP, "logit_rows", format!("below {tokens}"), row));
+        }
+        for (field, len) in [("samples", self.samples.len()), ("targets", self.targets.len())] {
+            if len > self.logit_rows.len() {
+                let expected = format!("at most one for each of {} logit rows", self.logit_rows.len());
+                return Err(Error::operator(OP, field, expected, len));
+            }
+        }
+        let mut order = self.slots.clone();
+        order.sort_unstable();
+        if let Some(pair) = order.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
+        }
+        Ok(())
+    }
+}
+
 /// What a device makes of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepShape {

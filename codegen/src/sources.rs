@@ -92,10 +92,10 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The names in a text's `#include "…"` lines. Those in angle brackets are the system's.
 fn mentioned(text: &str) -> Vec<&str> {
-    let quoted = |line: &str| {
+    fn quoted(line: &str) -> Option<&str> {
         let rest = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
         Some(rest.trim_start().strip_prefix('"')?.split_once('"')?.0)
-    };
+    }
     text.lines().filter_map(quoted).collect()
 }
 

@@ -112,6 +112,7 @@ enum class Shuffle { INDEX, XOR, UP, DOWN };
 template <Shuffle MODE> BURRSTONE_DEVICE uint32_t shuffle_word(uint32_t mask, uint32_t value, unsigned b, int width, Site site) {
 #ifdef BURRSTONE_SIM
     unsigned lane = lane_index(), w = unsigned(width), first = lane & ~(w - 1), last = first | (w - 1);
+    b %= WARP;
     unsigned source = lane;
     const char *what = "shfl";
     if (MODE == Shuffle::INDEX) source = first | (b & (w - 1));

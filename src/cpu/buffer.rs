@@ -362,7 +362,6 @@ impl Cache {
 #[derive(Default)]
 pub struct Step {
     batch: Batch,
-    order: Vec<u32>,
     /// Results of the step, in the order of its samples and targets.
     pub(crate) sampled: Vec<Sampled>,
     pub(crate) scored: Vec<f32>,
@@ -377,52 +376,9 @@ impl Step {
         self.batch.tokens.len()
     }
 
-    /// Takes over `batch`. Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no
-    /// two tokens share a slot.
+    /// Takes over `batch`.
     pub(crate) fn upload(&mut self, batch: &Batch) -> Result<()> {
-        const OP: &str = "upload";
-        let tokens = batch.tokens.len();
-        for (field, len) in [("positions", batch.positions.len()), ("slots", batch.slots.len())] {
-            if len != tokens {
-                return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
-            }
-        }
-        if !batch.rope.len().is_multiple_of(2 * tokens.max(1)) {
-            let expected = format!("cosines and sines for {tokens} tokens");
-            return Err(Error::operator(OP, "rope", expected, format!("{} factors", batch.rope.len())));
-        }
-        let mut end = 0usize;
-        for (i, span) in batch.spans.iter().enumerate() {
-            let next = span.start.checked_add(span.len);
-            if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
-                let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
-                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
-            }
-            let first = span.kv_len - span.len;
-            let positions = &batch.positions[span.start..span.start + span.len];
-            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
-                let found = format!("{} at token {}", positions[at], span.start + at);
-                return Err(Error::operator(OP, "positions", first + at, found));
-            }
-            end = span.start + span.len;
-        }
-        if end != tokens {
-            return Err(Error::operator(OP, "spans", format!("all of {tokens} tokens"), format!("{end} covered")));
-        }
-        if let Some(&row) = batch.logit_rows.iter().find(|&&row| row as usize >= tokens) {
-            return Err(Error::operator(OP, "logit_rows", format!("below {tokens}"), row));
-        }
-        for (field, len) in [("samples", batch.samples.len()), ("targets", batch.targets.len())] {
-            if len > batch.logit_rows.len() {
-                let expected = format!("at most one for each of {} logit rows", batch.logit_rows.len());
-                return Err(Error::operator(OP, field, expected, len));
-            }
-        }
-        self.order.clone_from(&batch.slots);
-        self.order.sort_unstable();
-        if let Some(pair) = self.order.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
-        }
+        batch.check()?;
         let to = &mut self.batch;
         to.tokens.clone_from(&batch.tokens);
         to.positions.clone_from(&batch.positions);

@@ -82,6 +82,12 @@ pub(super) trait Driver: Send + Sync {
 
     /// What was recorded; ends the recording in any case.
     fn end_capture(&self) -> Result<Box<dyn Recording>>;
+
+    /// What the simulator counted since the last call.
+    #[cfg(feature = "sim")]
+    fn take_launch_stats(&self) -> Vec<(&'static str, super::sim::LaunchStats)> {
+        Vec::new()
+    }
 }
 
 /// Recorded work.

@@ -8,6 +8,10 @@ mod bytes;
 mod cuda;
 mod driver;
 mod memory;
+#[cfg(feature = "sim")]
+pub mod sim;
+#[cfg(feature = "sim")]
+mod simulated;
 mod slice;
 mod stream;
 mod variant;
@@ -16,9 +20,10 @@ pub use bytes::Bytes;
 #[cfg(feature = "cuda")]
 pub use cuda::Element;
 pub use driver::DeviceInfo;
-#[expect(unused_imports, reason = "wip")]
 pub(crate) use driver::Launch;
 pub use memory::{Memory, Readback};
+#[cfg(feature = "sim")]
+pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
 pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};

@@ -53,6 +53,11 @@ impl<'a> Slice<'a> {
         self.len == 0
     }
 
+    /// The same bytes as elements of another dtype; a rest that is no whole element is left out.
+    pub fn cast(&self, dtype: DType) -> Slice<'a> {
+        Self::new(self.address, dtype, self.len * self.dtype.size() / dtype.size())
+    }
+
     /// A part of it; `None` where the range leaves it.
     pub fn range(&self, range: Range<usize>) -> Option<Slice<'a>> {
         let inside = range.start <= range.end && range.end <= self.len;
@@ -94,6 +99,12 @@ impl<'a> SliceMut<'a> {
 
     pub fn as_slice(&self) -> Slice<'_> {
         self.slice
+    }
+
+    /// The same bytes as elements of another dtype; a rest that is no whole element is left out.
+    pub fn cast(self, dtype: DType) -> SliceMut<'a> {
+        let slice = self.slice.cast(dtype);
+        Self::new(slice.address, slice.dtype, slice.len)
     }
 
     /// The same memory, lent on.

@@ -1,0 +1,15 @@
+#ifndef BURRSTONE_ABI_PROBE_H
+#define BURRSTONE_ABI_PROBE_H
+#include "abi/types.h"
+
+/* What every probe of a primitive takes: what the words mean is the probe's own. */
+typedef struct probe_args {
+    device_ptr a;
+    device_ptr b;
+    device_ptr c;
+    device_ptr out;
+    uint32_t n;
+    uint32_t m;
+} probe_args;
+
+#endif

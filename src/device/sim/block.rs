@@ -1,0 +1,249 @@
+//! A running block: its fibers, what each waits for, and what the checks know.
+//!
+//! All state that hooks change is in one `RefCell`, which is never borrowed while another fiber runs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
+
+use corosensei::Yielder;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
+use super::clocks::Clocks;
+use super::counters::Counters;
+use super::fault::{FaultKind, Place, Waiting};
+use super::memory::Buffer;
+use super::shadow::Shadow;
+use super::sites::{Site, Sites};
+
+pub(super) const WARP: usize = 32;
+/// Threads a block may have.
+pub(super) const MAX_THREADS: u32 = 1024;
+/// Threads that execute a `wgmma` together.
+pub(super) const WARPGROUP: usize = 128;
+
+/// `burrstone_sim_thread` of csrc/sim/runtime.h.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct ThreadInfo {
+    pub thread: u32,
+    pub threads: u32,
+    pub block: [u32; 3],
+    pub grid: [u32; 3],
+}
+
+/// A primitive's name and where it was called.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    what: *const c_char,
+    pub site: Site,
+}
+
+impl Call {
+    /// # Safety
+    /// `what` is a string that lives as long as the program.
+    pub(super) unsafe fn new(what: *const c_char, site: Site) -> Self {
+        Call { what, site }
+    }
+
+    pub(super) fn named(what: &'static CStr, site: Site) -> Self {
+        Call { what: what.as_ptr(), site }
+    }
+
+    fn describe(self) -> (String, Place) {
+        // SAFETY: both constructors take strings that live as long as the program.
+        let what = unsafe { CStr::from_ptr(self.what) }.to_string_lossy().into_owned();
+        (what, self.site.place())
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Status {
+    Ready,
+    Waiting(Call),
+    Finished,
+}
+
+pub(super) type Collective = unsafe extern "C" fn(*const *mut c_void);
+
+/// Lanes that have reached a collective, of all that must.
+#[derive(Debug)]
+pub(super) struct Gathering {
+    pub run: Collective,
+    pub first: usize,
+    pub mask: u32,
+    pub arrived: usize,
+    /// By lane; null for lanes that have not arrived or take no part.
+    pub records: Vec<*mut c_void>,
+}
+
+/// Lanes that have reached a `sync_warp`.
+#[derive(Debug)]
+pub(super) struct WarpSync {
+    pub warp: usize,
+    pub mask: u32,
+    pub arrived: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Barrier {
+    pub expected: u32,
+    pub arrived: u32,
+    pub waiting: Vec<usize>,
+    pub released: Vec<u32>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub random: ChaCha8Rng,
+    pub ready: Vec<usize>,
+    pub status: Vec<Status>,
+    pub clocks: Clocks,
+    pub shadow: Shadow,
+    pub sites: Sites,
+    pub counters: Option<Counters>,
+    pub gatherings: Vec<Gathering>,
+    pub spare_records: Vec<Vec<*mut c_void>>,
+    pub warp_syncs: Vec<WarpSync>,
+    pub barriers: BTreeMap<u32, Barrier>,
+    pub fault: Option<(u32, FaultKind, Place)>,
+    pub switches: u64,
+}
+
+/// A launch on this OS thread.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub info: Cell<ThreadInfo>,
+    pub yielders: Vec<Cell<*const Yielder<(), ()>>>,
+    pub state: RefCell<State>,
+    pub shared: RefCell<Buffer>,
+    pub shared_start: u64,
+    pub shared_bytes: usize,
+    /// Start and length of every live allocation, in order.
+    pub global: Vec<(u64, u64)>,
+    /// The allocation that the last access hit.
+    pub last_global: Cell<(u64, u64)>,
+}
+
+impl Run {
+    pub(super) fn new(
+        threads: usize,
+        shared: Buffer,
+        shared_bytes: usize,
+        global: Vec<(u64, u64)>,
+        seed: u64,
+        count: bool,
+    ) -> Self {
+        Run {
+            info: Cell::default(),
+            yielders: (0..threads).map(|_| Cell::new(std::ptr::null())).collect(),
+            state: RefCell::new(State {
+                random: ChaCha8Rng::seed_from_u64(seed),
+                ready: Vec::new(),
+                status: Vec::new(),
+                clocks: Clocks::default(),
+                shadow: Shadow::new(shared_bytes, threads),
+                sites: Sites::default(),
+                counters: count.then(Counters::default),
+                gatherings: Vec::new(),
+                spare_records: Vec::new(),
+                warp_syncs: Vec::new(),
+                barriers: BTreeMap::new(),
+                fault: None,
+                switches: 0,
+            }),
+            shared_start: shared.start().addr() as u64,
+            shared: RefCell::new(shared),
+            shared_bytes,
+            global,
+            last_global: Cell::new((0, 0)),
+        }
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.yielders.len()
+    }
+
+    /// The thread that runs.
+    pub(super) fn thread(&self) -> usize {
+        self.info.get().thread as usize
+    }
+
+    pub(super) fn begin_block(&self, block: [u32; 3], grid: [u32; 3]) {
+        self.info.set(ThreadInfo { thread: 0, threads: self.threads() as u32, block, grid });
+        self.shared.borrow_mut().poison();
+        self.state.borrow_mut().begin_block(self.threads());
+    }
+
+    /// Lets other fibers run until this one is ready again.
+    pub(super) fn suspend(&self) {
+        let yielder = self.yielders[self.thread()].get();
+        // SAFETY: the scheduler resumes a fiber only through its coroutine, which stored its yielder here before it ran
+        // any kernel code; the yielder lives as long as the coroutine's function.
+        unsafe { (*yielder).suspend(()) }
+    }
+
+    /// Waits in `call` until another thread wakes this one.
+    pub(super) fn wait(&self, call: Call) {
+        self.state.borrow_mut().status[self.thread()] = Status::Waiting(call);
+        self.suspend();
+    }
+
+    /// Ends the launch: this fiber never runs again.
+    pub(super) fn fault(&self, kind: FaultKind, site: Site) -> ! {
+        self.state.borrow_mut().fault.get_or_insert((self.thread() as u32, kind, site.place()));
+        loop {
+            self.suspend();
+        }
+    }
+}
+
+impl State {
+    fn begin_block(&mut self, threads: usize) {
+        self.ready.clear();
+        self.ready.extend(0..threads);
+        self.status.clear();
+        self.status.resize(threads, Status::Ready);
+        self.clocks.reset(threads);
+        self.shadow.reset();
+        self.gatherings.clear();
+        self.warp_syncs.clear();
+        self.barriers.clear();
+    }
+
+    /// Any of the fibers that can go on.
+    pub(super) fn next(&mut self) -> Option<usize> {
+        if self.ready.is_empty() {
+            return None;
+        }
+        // A bias of 2^-54 does not matter here.
+        let at = (u64::from(self.random.next_u32()) * self.ready.len() as u64) >> 32;
+        Some(self.ready.swap_remove(at as usize))
+    }
+
+    pub(super) fn wake(&mut self, thread: usize) {
+        self.status[thread] = Status::Ready;
+        self.ready.push(thread);
+    }
+
+    /// Why no fiber can go on, with a thread that waits; nothing if all have finished.
+    pub(super) fn stuck(&self) -> Option<(u32, FaultKind, Place)> {
+        let mut groups: Vec<Waiting> = Vec::new();
+        let mut first = None;
+        for (thread, status) in self.status.iter().enumerate() {
+            let at = match status {
+                Status::Waiting(call) => Some(call.describe()),
+                Status::Ready | Status::Finished => None,
+            };
+            if let (Some((_, place)), None) = (&at, &first) {
+                first = Some((thread as u32, place.clone()));
+            }
+            match groups.iter_mut().find(|group| group.at == at) {
+                Some(group) => group.threads += 1,
+                None => groups.push(Waiting { threads: 1, at }),
+            }
+        }
+        first.map(|(thread, place)| (thread, FaultKind::DivergentBarrier { groups }, place))
+    }
+}

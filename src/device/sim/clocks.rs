@@ -1,0 +1,75 @@
+//! Which accesses are ordered: vector clocks.
+//!
+//! Each thread counts its epochs; a release (a barrier, an arrival) ends one. A thread knows, for each other thread, the
+//! last epoch that is ordered before its own next step. Threads that have passed the same barrier share that knowledge,
+//! so a barrier of a whole block costs one vector, not one a thread.
+
+use std::rc::Rc;
+
+/// What is known of the other threads: the last epoch of each that happened before.
+pub(super) type Known = Rc<[u32]>;
+
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    /// The running epoch of each thread, from 1.
+    epoch: Vec<u32>,
+    known: Vec<Known>,
+}
+
+impl Clocks {
+    pub(super) fn reset(&mut self, threads: usize) {
+        self.epoch.clear();
+        self.epoch.resize(threads, 1);
+        let nothing: Known = vec![0; threads].into();
+        self.known.clear();
+        self.known.resize(threads, nothing);
+    }
+
+    pub(super) fn epoch(&self, thread: usize) -> u32 {
+        self.epoch[thread]
+    }
+
+    /// Whether what `other` did in `epoch` happened before the next step of `thread`.
+    pub(super) fn ordered(&self, other: usize, epoch: u32, thread: usize) -> bool {
+        other == thread || epoch <= self.known[thread][other]
+    }
+
+    /// The threads meet: what each did before happens before what any does after.
+    pub(super) fn meet(&mut self, threads: impl Iterator<Item = usize> + Clone) {
+        let mut all = self.nothing();
+        let mut last: Option<Known> = None;
+        for thread in threads.clone() {
+            // Neighbours mostly have met before, and know the same.
+            let known = &self.known[thread];
+            if !last.as_ref().is_some_and(|last| Rc::ptr_eq(last, known)) {
+                all.iter_mut().zip(known.iter()).for_each(|(a, b)| *a = (*a).max(*b));
+                last = Some(known.clone());
+            }
+            all[thread] = all[thread].max(self.epoch[thread]);
+            self.epoch[thread] += 1;
+        }
+        let all: Known = all.into();
+        for thread in threads {
+            self.known[thread] = all.clone();
+        }
+    }
+
+    pub(super) fn nothing(&self) -> Vec<u32> {
+        vec![0; self.epoch.len()]
+    }
+
+    /// `thread` arrives: all that it did happens before whatever acquires `into`.
+    pub(super) fn release(&mut self, thread: usize, into: &mut [u32]) {
+        into.iter_mut().zip(self.known[thread].iter()).for_each(|(a, b)| *a = (*a).max(*b));
+        into[thread] = into[thread].max(self.epoch[thread]);
+        self.epoch[thread] += 1;
+    }
+
+    /// All that was released into `from` happens before the next step of `thread`.
+    pub(super) fn acquire(&mut self, thread: usize, from: &[u32]) {
+        let known = &self.known[thread];
+        if from.iter().zip(known.iter()).any(|(a, b)| a > b) {
+            self.known[thread] = from.iter().zip(known.iter()).map(|(a, b)| *a.max(b)).collect();
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What a kernel did wrong.
+
+use std::fmt;
+
+/// A place in a kernel's source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: String,
+    pub line: u32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// Threads of a block that are stuck at the same place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    pub threads: u32,
+    /// The primitive they wait in, or `None` for threads that have finished.
+    pub at: Option<(String, Place)>,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.at {
+            Some((what, place)) => write!(f, "{} in {what} at {place}", self.threads),
+            None => write!(f, "{} finished", self.threads),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// No live allocation holds all the bytes.
+    OutOfBoundsGlobal { address: u64, bytes: u32, nearest: Option<(u64, u64)> },
+    /// Beyond the array (`of` is its size) or the block's shared memory.
+    OutOfBoundsShared { offset: u64, bytes: u32, of: u64 },
+    /// The address is no multiple of the access's size.
+    Misaligned { address: u64, bytes: u32 },
+    /// Nothing has written these bytes of shared memory.
+    UninitialisedShared { offset: u64 },
+    /// An asynchronous copy to these bytes of shared memory has not been waited for.
+    InFlight { offset: u64 },
+    /// Two accesses to shared memory that no barrier orders, one of them a write.
+    Race { offset: u64, access: &'static str, earlier: &'static str, thread: u32, place: Place },
+    /// Threads wait for each other for ever.
+    DivergentBarrier { groups: Vec<Waiting> },
+    /// A primitive was called against its rules.
+    Misuse { what: String },
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FaultKind::OutOfBoundsGlobal { address, bytes, nearest } => {
+                write!(f, "access of {bytes} bytes outside global memory at {address:#x}")?;
+                match nearest {
+                    Some((start, len)) if address >= start => {
+                        write!(f, ", {} bytes into an allocation of {len}", address - start)
+                    }
+                    Some((start, len)) => write!(f, ", {} bytes before an allocation of {len}", start - address),
+                    None => write!(f, ", where nothing is allocated"),
+                }
+            }
+            FaultKind::OutOfBoundsShared { offset, bytes, of } => {
+                write!(f, "access of {bytes} bytes at byte {offset} of {of} bytes of shared memory")
+            }
+            FaultKind::Misaligned { address, bytes } => {
+                write!(f, "access of {bytes} bytes at {address:#x}, which is not a multiple of them")
+            }
+            FaultKind::UninitialisedShared { offset } => {
+                write!(f, "read of shared memory at byte {offset}, which nothing has written")
+            }
+            FaultKind::InFlight { offset } => {
+                write!(f, "access to shared memory at byte {offset} before the asynchronous copy to it was waited for")
+            }
+            FaultKind::Race { offset, access, earlier, thread, place } => write!(
+                f,
+                "{access} of shared memory at byte {offset} races with a {earlier} by thread {thread} at {place}"
+            ),
+            FaultKind::DivergentBarrier { groups } => {
+                write!(f, "the block's threads wait for each other: ")?;
+                for (i, group) in groups.iter().enumerate() {
+                    write!(f, "{}{group}", if i == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+            FaultKind::Misuse { what } => f.write_str(what),
+        }
+    }
+}
+
+/// The first fault of a launch, which ended it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("kernel {kernel}, block ({}, {}, {}), thread {thread}, {place}: {kind}", block[0], block[1], block[2])]
+pub struct Fault {
+    pub kernel: String,
+    pub block: [u32; 3],
+    pub thread: u32,
+    pub kind: FaultKind,
+    pub place: Place,
+}

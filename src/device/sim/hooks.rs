@@ -1,0 +1,359 @@
+//! What csrc/sim/runtime.h declares: the calls of simulated primitives into the simulator.
+//!
+//! They run on fibers and may switch away from them, so no value that must be dropped lives across a `wait`; a fiber
+//! that faulted is abandoned where it stands.
+
+use std::cell::Cell;
+use std::ffi::{c_char, c_void};
+
+use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WarpSync};
+use super::counters::Space;
+use super::fault::FaultKind;
+use super::shadow::Access;
+use super::sites::Site;
+
+thread_local! {
+    /// The launch that runs on this OS thread.
+    static CURRENT: Cell<*const Run> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Makes `run` the one that hooks of this OS thread serve, until dropped.
+pub(super) struct Entered(*const Run);
+
+impl Entered {
+    pub(super) fn new(run: &Run) -> Self {
+        Entered(CURRENT.replace(run))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
+    }
+}
+
+fn run<'a>() -> &'a Run {
+    // SAFETY: hooks are called by kernel code alone, which runs inside `Simulator::launch`; that keeps the run alive and
+    // entered while any of its fibers can run.
+    unsafe { &*CURRENT.get() }
+}
+
+/// Nominal start of the shared window, so that address 0 is not valid; a multiple of every alignment in use.
+const WINDOW: u64 = 1024;
+
+fn access(code: u32) -> Access {
+    match code {
+        0 => Access::Load,
+        1 => Access::Store,
+        _ => Access::Atomic,
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_current() -> *const ThreadInfo {
+    run().info.as_ptr()
+}
+
+/// # Safety
+/// `file` and `what` of every hook are string literals of the kernel's code, and a collective's record stays valid until
+/// the hook returns: runtime.h's callers pass literals and locals of the waiting frame.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_warp(
+    mask: u32,
+    collective: Collective,
+    record: *mut c_void,
+    what: *const c_char,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let call = unsafe { Call::new(what, Site::new(file, line)) };
+    let first = run().thread() / WARP * WARP;
+    gather(collective, first, WARP, mask, record, call);
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_warpgroup(
+    collective: Collective,
+    record: *mut c_void,
+    what: *const c_char,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let call = unsafe { Call::new(what, Site::new(file, line)) };
+    let first = run().thread() / WARPGROUP * WARPGROUP;
+    gather(collective, first, WARPGROUP, u32::MAX, record, call);
+}
+
+/// Waits for all lanes; the last to come computes for all.
+fn gather(collective: Collective, first: usize, lanes: usize, mask: u32, record: *mut c_void, call: Call) {
+    let run = run();
+    let thread = run.thread();
+    let lane = thread - first;
+    if mask >> (lane % WARP) & 1 == 0 {
+        run.fault(FaultKind::Misuse { what: format!("lane {lane} is not in its own mask {mask:#x}") }, call.site);
+    }
+    let complete = {
+        let mut state = run.state.borrow_mut();
+        let state = &mut *state;
+        let same = |g: &Gathering| {
+            std::ptr::fn_addr_eq(g.run, collective) && g.first == first && g.mask == mask && g.records[lane].is_null()
+        };
+        let at = state.gatherings.iter().position(same).unwrap_or_else(|| {
+            let mut records = state.spare_records.pop().unwrap_or_default();
+            records.clear();
+            records.resize(lanes, std::ptr::null_mut());
+            state.gatherings.push(Gathering { run: collective, first, mask, arrived: 0, records });
+            state.gatherings.len() - 1
+        });
+        let gathering = &mut state.gatherings[at];
+        gathering.records[lane] = record;
+        gathering.arrived += 1;
+        let expected = mask.count_ones() as usize * lanes / WARP;
+        if gathering.arrived == expected {
+            // Whoever calls the function may fault, which abandons this frame: the records go back to the state first.
+            let Gathering { records, .. } = state.gatherings.swap_remove(at);
+            let pointer = records.as_ptr();
+            state.spare_records.push(records);
+            Some(pointer)
+        } else {
+            None
+        }
+    };
+    let Some(records) = complete else {
+        run.wait(call);
+        return;
+    };
+    // SAFETY: all lanes have passed a record of the kind that `collective` works on, and wait. The spare list is not
+    // touched before the call returns: collectives do not gather.
+    unsafe { collective(records) };
+    let mut state = run.state.borrow_mut();
+    for other in (0..lanes).filter(|other| mask >> (other % WARP) & 1 == 1 && *other != lane) {
+        state.wake(first + other);
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_sync_warp(mask: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let call = Call::named(c"sync_warp", unsafe { Site::new(file, line) });
+    let run = run();
+    let thread = run.thread();
+    let (warp, lane) = (thread / WARP, thread % WARP);
+    if mask >> lane & 1 == 0 {
+        run.fault(FaultKind::Misuse { what: format!("lane {lane} is not in its own mask {mask:#x}") }, call.site);
+    }
+    let complete = {
+        let mut state = run.state.borrow_mut();
+        let state = &mut *state;
+        let same = |s: &WarpSync| s.warp == warp && s.mask == mask && s.arrived >> lane & 1 == 0;
+        let at = state.warp_syncs.iter().position(same).unwrap_or_else(|| {
+            state.warp_syncs.push(WarpSync { warp, mask, arrived: 0 });
+            state.warp_syncs.len() - 1
+        });
+        state.warp_syncs[at].arrived |= 1 << lane;
+        let complete = state.warp_syncs[at].arrived == mask;
+        if complete {
+            state.warp_syncs.swap_remove(at);
+            let threads = (0..WARP).filter(|lane| mask >> lane & 1 == 1).map(|lane| warp * WARP + lane);
+            state.clocks.meet(threads.clone());
+            // This thread too: who goes on first is drawn.
+            threads.for_each(|thread| state.wake(thread));
+        }
+        complete
+    };
+    if complete { run.suspend() } else { run.wait(call) }
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let thread = run.thread();
+    let all = run.threads() as u32;
+    let expected = if threads == 0 { all } else { threads };
+    if !expected.is_multiple_of(WARP as u32) && threads != 0 || expected > all {
+        let what = format!("barrier {id} for {expected} threads of a block of {all}: not whole warps of it");
+        run.fault(FaultKind::Misuse { what }, site);
+    }
+    let complete = {
+        let mut state = run.state.borrow_mut();
+        let state = &mut *state;
+        let barrier = state.barriers.entry(id).or_insert_with(|| Barrier {
+            expected,
+            arrived: 0,
+            waiting: Vec::new(),
+            released: state.clocks.nothing(),
+        });
+        if barrier.expected != expected {
+            Err(barrier.expected)
+        } else {
+            barrier.arrived += 1;
+            let whole = threads == 0;
+            if !whole {
+                state.clocks.release(thread, &mut barrier.released);
+            }
+            if wait {
+                barrier.waiting.push(thread);
+            }
+            let complete = barrier.arrived == expected;
+            if complete && let Some(Barrier { waiting, released, .. }) = state.barriers.remove(&id) {
+                if whole {
+                    state.clocks.meet(waiting.iter().copied());
+                }
+                for thread in waiting {
+                    if !whole {
+                        state.clocks.acquire(thread, &released);
+                    }
+                    state.wake(thread);
+                }
+            }
+            Ok(complete)
+        }
+    };
+    match complete {
+        Err(others) => {
+            let what = format!("barrier {id} for {expected} threads, where others wait for {others}");
+            run.fault(FaultKind::Misuse { what }, site)
+        }
+        Ok(true) if wait => run.suspend(),
+        Ok(false) if wait => run.wait(Call::named(if id == 0 { c"sync_block" } else { c"barrier_sync" }, site)),
+        Ok(_) => {}
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_global(address: u64, bytes: u32, code: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let inside = |(start, len): (u64, u64)| address >= start && address - start + u64::from(bytes) <= len;
+    if !inside(run.last_global.get()) {
+        let after = run.global.partition_point(|(start, _)| *start <= address);
+        match after.checked_sub(1).map(|i| run.global[i]).filter(|a| inside(*a)) {
+            Some(allocation) => run.last_global.set(allocation),
+            None => {
+                let below = after.checked_sub(1).map(|i| run.global[i]);
+                let above = run.global.get(after).copied();
+                let nearest = match (below, above) {
+                    (Some(below), Some(above))
+                        if above.0 - address < address - below.0 - below.1.min(address - below.0) =>
+                    {
+                        Some(above)
+                    }
+                    (below, above) => below.or(above),
+                };
+                run.fault(FaultKind::OutOfBoundsGlobal { address, bytes, nearest }, site)
+            }
+        }
+    }
+    if !address.is_multiple_of(u64::from(bytes)) {
+        run.fault(FaultKind::Misaligned { address, bytes }, site);
+    }
+    count(run, Space::Global, site, access(code), address, bytes);
+}
+
+fn count(run: &Run, space: Space, site: Site, access: Access, address: u64, bytes: u32) {
+    let mut state = run.state.borrow_mut();
+    let state = &mut *state;
+    if let Some(counters) = &mut state.counters {
+        counters.access(space, state.sites.id(site), access, run.thread(), address, bytes);
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_shared(
+    array: u64,
+    array_bytes: u32,
+    offset: u64,
+    bytes: u32,
+    code: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    if offset + u64::from(bytes) > u64::from(array_bytes) {
+        let of = u64::from(array_bytes);
+        run.fault(FaultKind::OutOfBoundsShared { offset, bytes, of }, site);
+    }
+    shared(run, (array + offset).wrapping_sub(run.shared_start), bytes, access(code), site);
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_shared_at(
+    address: u32,
+    bytes: u32,
+    code: u32,
+    file: *const c_char,
+    line: u32,
+) -> *mut c_void {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let offset = u64::from(address).wrapping_sub(WINDOW);
+    shared(run, offset, bytes, access(code), site);
+    std::ptr::with_exposed_provenance_mut((run.shared_start + offset) as usize)
+}
+
+fn shared(run: &Run, offset: u64, bytes: u32, access: Access, site: Site) {
+    let of = run.shared_bytes as u64;
+    if offset >= of || u64::from(bytes) > of - offset {
+        run.fault(FaultKind::OutOfBoundsShared { offset, bytes, of }, site);
+    }
+    if !offset.is_multiple_of(u64::from(bytes)) {
+        run.fault(FaultKind::Misaligned { address: offset, bytes }, site);
+    }
+    let thread = run.thread();
+    let checked = {
+        let mut state = run.state.borrow_mut();
+        let state = &mut *state;
+        let id = state.sites.id(site);
+        if let Some(counters) = &mut state.counters {
+            counters.access(Space::Shared, id, access, thread, offset, bytes);
+        }
+        let (clocks, sites) = (&state.clocks, &state.sites);
+        state.shadow.access(offset as usize, bytes as usize, access, thread, id, clocks, sites)
+    };
+    if let Err(kind) = checked {
+        run.fault(kind, site);
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_shared_address(pointer: u64, file: *const c_char, line: u32) -> u32 {
+    let run = run();
+    let offset = pointer.wrapping_sub(run.shared_start);
+    if offset > run.shared_bytes as u64 {
+        // SAFETY: the caller's contract.
+        let site = unsafe { Site::new(file, line) };
+        run.fault(FaultKind::Misuse { what: "address of something outside shared memory".to_owned() }, site);
+    }
+    (WINDOW + offset) as u32
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_fault(what: *const c_char, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let (what, site) = unsafe { (std::ffi::CStr::from_ptr(what), Site::new(file, line)) };
+    run().fault(FaultKind::Misuse { what: what.to_string_lossy().into_owned() }, site);
+}

@@ -1,0 +1,297 @@
+//! A GPU in software: runs the CUDA kernels, compiled for this machine's processor, and checks all that they do.
+//!
+//! Every CUDA thread is a fiber, one block runs at a time. Fibers switch where threads wait: at barriers, shuffles and
+//! other collectives. Which fiber goes on is drawn from a seed, and so is the order of blocks, so that a result that
+//! depends on an order differs between seeds. Every access to memory is checked: bounds and alignment; in shared memory
+//! also reads of what nothing wrote, and accesses that no barrier orders.
+
+mod block;
+mod clocks;
+mod counters;
+mod fault;
+mod hooks;
+mod memory;
+mod shadow;
+mod sites;
+
+use std::ffi::c_void;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
+use block::{MAX_THREADS, Run, Status};
+pub use counters::{SiteStats, Space};
+pub use fault::{Fault, FaultKind, Place, Waiting};
+use memory::{Buffer, Memory};
+
+use super::variant::SimEntry;
+
+/// A fiber's stack: far more than a kernel's frames, and only the pages that are touched cost memory.
+const STACK_BYTES: usize = 256 << 10;
+/// Alignment of shared memory: what 128-byte swizzled tiles need.
+const SHARED_ALIGNMENT: usize = 1024;
+/// Largest shared memory of a block on any architecture (sm_90).
+const MAX_SHARED_BYTES: u32 = 227 << 10;
+
+/// What a launch did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchStats {
+    pub blocks: u64,
+    /// Times that a fiber was switched to.
+    pub switches: u64,
+    /// The cost of every call site that touches memory; empty unless counting is on.
+    pub sites: Vec<SiteStats>,
+}
+
+/// A request that the simulated memory cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceMemoryError {
+    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
+    Exhausted { bytes: u64, used: u64, budget: u64 },
+    #[error("simulated memory: nothing is allocated at {address:#x}")]
+    Unknown { address: u64 },
+    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
+    Outside { address: u64, bytes: u64 },
+}
+
+/// The simulated device. Launches on one simulator exclude each other; several simulators run side by side.
+#[derive(Debug)]
+pub struct Simulator {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    memory: Memory,
+    seeds: ChaCha8Rng,
+    count: bool,
+    stacks: Stacks,
+}
+
+/// Stacks of fibers that have ended.
+#[derive(Default)]
+struct Stacks(Vec<DefaultStack>);
+
+impl std::fmt::Debug for Stacks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} stacks", self.0.len())
+    }
+}
+
+impl Simulator {
+    /// A device of `memory` bytes. The seed decides every order that CUDA leaves open.
+    pub fn new(memory: u64, seed: u64) -> Self {
+        let (memory, seeds) = (Memory::new(memory), ChaCha8Rng::seed_from_u64(seed));
+        Simulator { inner: Mutex::new(Inner { memory, seeds, count: false, stacks: Stacks::default() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts wavefronts and sectors of later launches, call site by call site.
+    pub fn count_accesses(&self, count: bool) {
+        self.lock().count = count;
+    }
+
+    /// Bytes in use, and the most that can be.
+    pub fn memory(&self) -> (u64, u64) {
+        let inner = self.lock();
+        (inner.memory.used(), inner.memory.budget())
+    }
+
+    /// Memory at a multiple of 256 bytes, filled with NaN.
+    ///
+    /// # Errors
+    /// The device's memory is exhausted.
+    pub fn alloc(&self, bytes: u64) -> Result<u64, DeviceMemoryError> {
+        self.lock().memory.alloc(bytes)
+    }
+
+    /// # Errors
+    /// The address is not that of a live allocation.
+    pub fn free(&self, address: u64) -> Result<(), DeviceMemoryError> {
+        self.lock().memory.free(address)
+    }
+
+    /// # Errors
+    /// The bytes are not inside one allocation.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), DeviceMemoryError> {
+        let inner = self.lock();
+        let to = inner.memory.range(address, bytes.len() as u64)?;
+        // SAFETY: `range` vouches for the bytes, and the lock keeps kernels and other copies away.
+        unsafe { to.copy_from(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    /// # Errors
+    /// The bytes are not inside one allocation.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), DeviceMemoryError> {
+        let inner = self.lock();
+        let from = inner.memory.range(address, bytes.len() as u64)?;
+        // SAFETY: as in `write`.
+        unsafe { from.copy_to(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    /// Copies inside the device; the ranges may overlap.
+    ///
+    /// # Errors
+    /// The bytes are not inside one allocation each.
+    pub fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<(), DeviceMemoryError> {
+        let inner = self.lock();
+        let (from, to) = (inner.memory.range(from, bytes)?, inner.memory.range(to, bytes)?);
+        // SAFETY: as in `write`.
+        unsafe { to.copy_from(from, bytes as usize) };
+        Ok(())
+    }
+
+    /// # Errors
+    /// The bytes are not inside one allocation.
+    pub fn fill(&self, address: u64, value: u8, bytes: u64) -> Result<(), DeviceMemoryError> {
+        let inner = self.lock();
+        let to = inner.memory.range(address, bytes)?;
+        // SAFETY: as in `write`.
+        unsafe { to.write_bytes(value, bytes as usize) };
+        Ok(())
+    }
+
+    /// Runs `kernel` over `grid` blocks of `threads` threads, to the end. `args` are the bytes of its argument struct.
+    ///
+    /// # Errors
+    /// The first rule that the kernel broke; its writes up to there remain.
+    pub fn launch(
+        &self,
+        kernel: &str,
+        entry: &SimEntry,
+        grid: [u32; 3],
+        threads: u32,
+        args: &[u8],
+    ) -> Result<LaunchStats, Fault> {
+        let refused = |what: String| Fault {
+            kernel: kernel.to_owned(),
+            block: [0; 3],
+            thread: 0,
+            kind: FaultKind::Misuse { what },
+            place: Place { file: "launch".to_owned(), line: 0 },
+        };
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(refused(format!("{threads} threads a block, where 1 to {MAX_THREADS} are possible")));
+        }
+        if grid.contains(&0) {
+            return Err(refused(format!("an empty grid {grid:?}")));
+        }
+        let shared_bytes = *entry.shared_bytes;
+        let shared = (shared_bytes <= MAX_SHARED_BYTES)
+            .then(|| Buffer::poisoned(shared_bytes as usize, SHARED_ALIGNMENT))
+            .flatten()
+            .ok_or_else(|| refused(format!("{shared_bytes} bytes of shared memory, at most {MAX_SHARED_BYTES}")))?;
+        // The argument struct at an alignment that any of its fields may want.
+        let mut words = vec![0_u64; args.len().div_ceil(8)];
+        for (word, bytes) in words.iter_mut().zip(args.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(whole);
+        }
+
+        let mut inner = self.lock();
+        let seed = inner.seeds.next_u64();
+        let bounds = inner.memory.bounds().to_vec();
+        let run = Run::new(threads as usize, shared, shared_bytes as usize, bounds, seed, inner.count);
+        let mut stats = LaunchStats::default();
+        for block in shuffled_blocks(grid, seed) {
+            run.begin_block(block, grid);
+            let ended = run_block(&run, entry, words.as_ptr().cast(), &mut inner.stacks.0);
+            if let Err((thread, kind, place)) = ended {
+                return Err(Fault { kernel: kernel.to_owned(), block, thread, kind, place });
+            }
+            stats.blocks += 1;
+        }
+        let state = run.state.borrow();
+        stats.switches = state.switches;
+        stats.sites = state.counters.as_ref().map(|c| c.report(&state.sites)).unwrap_or_default();
+        Ok(stats)
+    }
+}
+
+/// The grid's blocks in an order drawn from the seed.
+fn shuffled_blocks(grid: [u32; 3], seed: u64) -> Vec<[u32; 3]> {
+    let mut random = ChaCha8Rng::seed_from_u64(!seed);
+    let mut blocks: Vec<[u32; 3]> =
+        (0..grid[2]).flat_map(|z| (0..grid[1]).flat_map(move |y| (0..grid[0]).map(move |x| [x, y, z]))).collect();
+    for i in (1..blocks.len()).rev() {
+        let j = random.next_u64() % (i as u64 + 1);
+        blocks.swap(i, j as usize);
+    }
+    blocks
+}
+
+/// Runs the block that `run` has begun.
+fn run_block(
+    run: &Run,
+    entry: &SimEntry,
+    args: *const c_void,
+    stacks: &mut Vec<DefaultStack>,
+) -> Result<(), (u32, FaultKind, Place)> {
+    let _entered = hooks::Entered::new(run);
+    let mut fibers = Vec::with_capacity(run.threads());
+    for thread in 0..run.threads() {
+        let stack = match stacks.pop() {
+            Some(stack) => stack,
+            None => DefaultStack::new(STACK_BYTES).map_err(|e| {
+                let what = format!("no memory for the stack of a fiber: {e}");
+                (thread as u32, FaultKind::Misuse { what }, Place { file: "launch".to_owned(), line: 0 })
+            })?,
+        };
+        let (run, entry, shared) = (std::ptr::from_ref(run), entry.run, run.shared_start);
+        fibers.push(Coroutine::with_stack(stack, move |yielder, ()| {
+            // SAFETY: the run outlives its fibers, which end in this function.
+            unsafe { &*run }.yielders[thread].set(yielder);
+            let shared = std::ptr::with_exposed_provenance_mut(shared as usize);
+            // SAFETY: `args` are the bytes of the entry's own argument struct and `shared` is as large as it asks; both
+            // live until the block ends. All memory that kernels touch is checked by the hooks first.
+            unsafe { entry(args, shared) };
+        }));
+    }
+    let ended = schedule(run, &mut fibers);
+    for mut fiber in fibers {
+        if !fiber.done() {
+            // SAFETY: a fiber stands in a hook or has not begun. Kernels are C++ without destructors, and the hooks keep
+            // nothing that must be dropped across a switch.
+            unsafe { fiber.force_reset() };
+        }
+        stacks.push(fiber.into_stack());
+    }
+    ended
+}
+
+/// Resumes fibers until all have finished, one has faulted, or none can go on.
+fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), DefaultStack>]) -> Result<(), (u32, FaultKind, Place)> {
+    let mut info = run.info.get();
+    loop {
+        let next = {
+            let mut state = run.state.borrow_mut();
+            if let Some(fault) = state.fault.take() {
+                return Err(fault);
+            }
+            state.switches += 1;
+            state.next()
+        };
+        let Some(thread) = next else {
+            let mut state = run.state.borrow_mut();
+            if let Some(counters) = &mut state.counters {
+                counters.end_block();
+            }
+            return state.stuck().map_or(Ok(()), Err);
+        };
+        info.thread = thread as u32;
+        run.info.set(info);
+        if let CoroutineResult::Return(()) = fibers[thread].resume(()) {
+            run.state.borrow_mut().status[thread] = Status::Finished;
+        }
+    }
+}
