@@ -273,7 +273,7 @@ template <class V, int ROWS, class Args> class AttentionBlock {
 
     BURRSTONE_DEVICE void add_values(uint32_t base, const uint32_t (&from)[ROWS], const uint32_t (&to)[ROWS],
                                      const bool (&sees)[ROWS], State (&state)[ROWS]) const {
-        constexpr uint32_t STEP = 4;
+        constexpr uint32_t STEP = 2;
         BURRSTONE_ROLLED
         for (uint32_t at = 0; at < KV_TILE; at += STEP) {
             vec<float, STEP> weight[ROWS];
