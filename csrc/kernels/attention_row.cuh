@@ -29,8 +29,8 @@ template <class V, int ROWS> struct AttentionShared {
     // Eight elements of nothing between keys: lanes that read one column of 32 keys meet different banks.
     static constexpr int KEY_STRIDE = V::head_dim + 8;
     Shared<typename V::dtype, BATCH * V::head_dim> query;
-    Shared<typename V::kv, int(KV_TILE) * KEY_STRIDE> keys;
-    Shared<typename V::kv, int(KV_TILE) * V::head_dim> values;
+    Shared<typename V::cache, int(KV_TILE) * KEY_STRIDE> keys;
+    Shared<typename V::cache, int(KV_TILE) * V::head_dim> values;
     Shared<float, int(KV_TILE)> key_scales;
     Shared<float, int(KV_TILE)> value_scales;
     // Each warp's own.
@@ -47,7 +47,7 @@ struct AttentionPart {
 
 template <class V, int ROWS, class Args> class AttentionBlock {
     using T = typename V::dtype;
-    using KV = typename V::kv;
+    using KV = typename V::cache;
     using Memory = AttentionShared<V, ROWS>;
     static constexpr uint32_t WARPS = V::threads / WARP;
     static constexpr uint32_t BATCH = Memory::BATCH;

@@ -57,7 +57,7 @@ pub struct attention_decode_args {
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
-    pub page_size: u32,
+    pub page_bits: u32,
     pub window: u32,
     pub scale: f32,
     pub soft_cap: f32,
@@ -87,8 +87,8 @@ const _: () = {
         [::core::mem::offset_of!(attention_decode_args, kv_heads) - 72usize];
     ["Offset of field: attention_decode_args::head_dim"]
         [::core::mem::offset_of!(attention_decode_args, head_dim) - 76usize];
-    ["Offset of field: attention_decode_args::page_size"]
-        [::core::mem::offset_of!(attention_decode_args, page_size) - 80usize];
+    ["Offset of field: attention_decode_args::page_bits"]
+        [::core::mem::offset_of!(attention_decode_args, page_bits) - 80usize];
     ["Offset of field: attention_decode_args::window"]
         [::core::mem::offset_of!(attention_decode_args, window) - 84usize];
     ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 88usize];
@@ -122,22 +122,24 @@ pub struct attention_prefill_args {
     pub key_scales: device_ptr,
     pub value_scales: device_ptr,
     pub spans: device_ptr,
-    pub tiles: device_ptr,
     pub page_table: device_ptr,
+    pub tiles: device_ptr,
     pub tiles_len: u32,
+    pub tile_queries: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
-    pub page_size: u32,
+    pub page_bits: u32,
     pub window: u32,
     pub scale: f32,
     pub soft_cap: f32,
     pub key_scale: f32,
     pub value_scale: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 112usize];
+    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 120usize];
     ["Alignment of attention_prefill_args"][::core::mem::align_of::<attention_prefill_args>() - 8usize];
     ["Offset of field: attention_prefill_args::query"][::core::mem::offset_of!(attention_prefill_args, query) - 0usize];
     ["Offset of field: attention_prefill_args::out"][::core::mem::offset_of!(attention_prefill_args, out) - 8usize];
@@ -150,30 +152,34 @@ const _: () = {
         [::core::mem::offset_of!(attention_prefill_args, value_scales) - 40usize];
     ["Offset of field: attention_prefill_args::spans"]
         [::core::mem::offset_of!(attention_prefill_args, spans) - 48usize];
-    ["Offset of field: attention_prefill_args::tiles"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles) - 56usize];
     ["Offset of field: attention_prefill_args::page_table"]
-        [::core::mem::offset_of!(attention_prefill_args, page_table) - 64usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_table) - 56usize];
+    ["Offset of field: attention_prefill_args::tiles"]
+        [::core::mem::offset_of!(attention_prefill_args, tiles) - 64usize];
     ["Offset of field: attention_prefill_args::tiles_len"]
         [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 72usize];
+    ["Offset of field: attention_prefill_args::tile_queries"]
+        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 76usize];
     ["Offset of field: attention_prefill_args::heads"]
-        [::core::mem::offset_of!(attention_prefill_args, heads) - 76usize];
+        [::core::mem::offset_of!(attention_prefill_args, heads) - 80usize];
     ["Offset of field: attention_prefill_args::kv_heads"]
-        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 80usize];
+        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 84usize];
     ["Offset of field: attention_prefill_args::head_dim"]
-        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 84usize];
-    ["Offset of field: attention_prefill_args::page_size"]
-        [::core::mem::offset_of!(attention_prefill_args, page_size) - 88usize];
+        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 88usize];
+    ["Offset of field: attention_prefill_args::page_bits"]
+        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 92usize];
     ["Offset of field: attention_prefill_args::window"]
-        [::core::mem::offset_of!(attention_prefill_args, window) - 92usize];
+        [::core::mem::offset_of!(attention_prefill_args, window) - 96usize];
     ["Offset of field: attention_prefill_args::scale"]
-        [::core::mem::offset_of!(attention_prefill_args, scale) - 96usize];
+        [::core::mem::offset_of!(attention_prefill_args, scale) - 100usize];
     ["Offset of field: attention_prefill_args::soft_cap"]
-        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 100usize];
+        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 104usize];
     ["Offset of field: attention_prefill_args::key_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 104usize];
+        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 108usize];
     ["Offset of field: attention_prefill_args::value_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 108usize];
+        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 112usize];
+    ["Offset of field: attention_prefill_args::padding"]
+        [::core::mem::offset_of!(attention_prefill_args, padding) - 116usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -338,26 +344,30 @@ const _: () = {
 pub struct sample_seen {
     pub token: u32,
     pub generated: u32,
+    pub logit: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of sample_seen"][::core::mem::size_of::<sample_seen>() - 8usize];
+    ["Size of sample_seen"][::core::mem::size_of::<sample_seen>() - 12usize];
     ["Alignment of sample_seen"][::core::mem::align_of::<sample_seen>() - 4usize];
     ["Offset of field: sample_seen::token"][::core::mem::offset_of!(sample_seen, token) - 0usize];
     ["Offset of field: sample_seen::generated"][::core::mem::offset_of!(sample_seen, generated) - 4usize];
+    ["Offset of field: sample_seen::logit"][::core::mem::offset_of!(sample_seen, logit) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct sample_bias {
     pub token: u32,
     pub bias: f32,
+    pub logit: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of sample_bias"][::core::mem::size_of::<sample_bias>() - 8usize];
+    ["Size of sample_bias"][::core::mem::size_of::<sample_bias>() - 12usize];
     ["Alignment of sample_bias"][::core::mem::align_of::<sample_bias>() - 4usize];
     ["Offset of field: sample_bias::token"][::core::mem::offset_of!(sample_bias, token) - 0usize];
     ["Offset of field: sample_bias::bias"][::core::mem::offset_of!(sample_bias, bias) - 4usize];
+    ["Offset of field: sample_bias::logit"][::core::mem::offset_of!(sample_bias, logit) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -8,6 +8,17 @@
 
 #[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
 mod abi;
+mod attention;
+mod attention_decode;
+mod attention_prefill;
+mod check;
+mod sample;
 mod tables;
+mod target_logprobs;
 
+pub use attention::{KvCache, KvScales, Scoring};
+pub use attention_decode::AttentionDecode;
+pub use attention_prefill::AttentionPrefill;
+pub use sample::{Sample, SampleWords};
 pub use tables::KERNELS as ALL;
+pub use target_logprobs::TargetLogprobs;
