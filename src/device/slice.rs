@@ -107,6 +107,11 @@ impl<'a> SliceMut<'a> {
         Self::new(slice.address, slice.dtype, slice.len)
     }
 
+    /// From here on only to read.
+    pub fn into_slice(self) -> Slice<'a> {
+        self.slice
+    }
+
     /// The same memory, lent on.
     pub fn reborrow(&mut self) -> SliceMut<'_> {
         SliceMut::new(self.slice.address, self.slice.dtype, self.slice.len)

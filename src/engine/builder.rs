@@ -238,7 +238,8 @@ impl EngineBuilder {
             dtype,
         };
         // One sequence of full length; half of the free memory at most, so that the rest of the machine lives.
-        let affordable = target.free_memory()?
+        let affordable = target
+            .free_memory()?
             .map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token());
         let tokens = context.min(affordable).max(PAGE_SIZE);
         let shape = CacheShape { pages: tokens.div_ceil(PAGE_SIZE), ..per_token };

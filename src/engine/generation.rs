@@ -87,8 +87,10 @@ impl Generation {
             repetition_penalty: self.sampling.repetition_penalty,
             history,
             banned: if may_end { Vec::new() } else { self.engine.generation_config.eos.clone() },
+            prompt_len: self.prompt_tokens,
             seed: self.sampling.seed,
             position: self.tokens.len() as u64,
+            ..SampleRow::GREEDY
         };
         let new = &self.tokens[self.sequence.len..];
         let sampled = self.engine.runner().extend(&mut self.sequence, new, row)?;

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::step::{Step, TILE_QUERIES};
 use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul, Norm,
-    PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
+    QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -75,7 +75,8 @@ impl Gpu {
         let mut total = 0usize;
         for view in views {
             let len = view.elements("weight")?;
-            total = total.checked_add(len).ok_or_else(|| Error::operator("matrix", "n", "a size that fits memory", len))?;
+            total =
+                total.checked_add(len).ok_or_else(|| Error::operator("matrix", "n", "a size that fits memory", len))?;
         }
         let mut memory = self.stream.alloc(self.dtype, total)?;
         let mut start = 0;
@@ -262,14 +263,7 @@ impl Ops for Gpu {
         args.launch(&self.stream)
     }
 
-    fn gather_rows(
-        &self,
-        step: &Step,
-        rows: Range<usize>,
-        width: usize,
-        x: &Memory,
-        out: &mut Memory,
-    ) -> Result<()> {
+    fn gather_rows(&self, step: &Step, rows: Range<usize>, width: usize, x: &Memory, out: &mut Memory) -> Result<()> {
         let tokens = rows.len();
         let rows = step.logit_rows(rows)?;
         Embedding { table: x.slice(), rows, out: out.slice_mut(), tokens, width }.launch(&self.stream)
@@ -345,8 +339,7 @@ impl Ops for Gpu {
             AttentionDecode { query, out, cache, spans, page_table, heads, scoring }.launch(&self.stream)
         } else {
             let (tiles, tile_queries) = (step.tiles()?, TILE_QUERIES);
-            let launch =
-                AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };
+            let launch = AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };
             launch.launch(&self.stream)
         }
     }
@@ -361,26 +354,6 @@ impl Ops for Gpu {
     ) -> Result<()> {
         let (gate_up, out) = (gate_up.slice(), out.slice_mut());
         ActMul { gate_up, out, scales: None, rows, width, activation }.launch(&self.stream)
-    }
-
-    fn copy_pages(&self, pairs: &[(u32, u32)], cache: &mut Cache) -> Result<()> {
-        let shape = cache.shape;
-        if let Some((from, to)) = pairs.iter().find(|(from, to)| *from.max(to) as usize >= shape.pages) {
-            let expected = format!("pages below {}", shape.pages);
-            return Err(Error::operator("page_copy", "pairs", expected, format!("{from} to {to}")));
-        }
-        let words: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
-        let mut table = self.stream.alloc(DType::U32, words.len())?;
-        table.write(&words)?;
-        let copy = PageCopy {
-            cache: cache.memory.slice_mut(),
-            pairs: table.slice(),
-            count: pairs.len(),
-            planes: 2 * shape.layers,
-            pages: shape.pages,
-            page: shape.kv_heads * shape.page_size * shape.head_dim,
-        };
-        copy.launch(&self.stream)
     }
 
     fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Memory) -> Result<()> {

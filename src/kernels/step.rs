@@ -114,12 +114,16 @@ impl Step {
         sections.tokens = section(words, &batch.tokens, tokens, 0);
         sections.slots = section(words, &batch.slots, tokens, BURRSTONE_NO_SLOT);
         sections.rope = section(words, bytemuck::cast_slice(&batch.rope), rope_words, 0);
-        let spans: Vec<attention_span> = batch.spans.iter().map(|span| attention_span {
-            start: span.start as u32,
-            len: span.len as u32,
-            kv_len: span.kv_len as u32,
-            pages: span.pages as u32,
-        }).collect();
+        let spans: Vec<attention_span> = batch
+            .spans
+            .iter()
+            .map(|span| attention_span {
+                start: span.start as u32,
+                len: span.len as u32,
+                kv_len: span.kv_len as u32,
+                pages: span.pages as u32,
+            })
+            .collect();
         sections.spans = section(words, bytemuck::cast_slice(&spans), rows(spans.len()) * SPAN_WORDS, 0);
         let tiles = if bucket.is_some() { Vec::new() } else { tiles(batch) };
         sections.tiles = section(words, bytemuck::cast_slice(&tiles), tiles.len() * TILE_WORDS, 0);
@@ -211,12 +215,9 @@ impl Step {
             return Err(wrong());
         }
         let results = rows.start * Sample::RESULT_BYTES..rows.end * Sample::RESULT_BYTES;
-        let tail = self.sections.tail..self.memory.len();
-        Ok(Sampling {
-            rows: self.memory.slice().range(range).ok_or_else(wrong)?,
-            results: self.sampled.device().range(results).ok_or_else(wrong)?,
-            lists: self.memory.slice_mut().range(tail).ok_or_else(wrong)?,
-        })
+        let (fixed, lists) = self.memory.slice_mut().split_at(self.sections.tail).ok_or_else(wrong)?;
+        let rows = fixed.into_slice().range(range).ok_or_else(wrong)?;
+        Ok(Sampling { rows, lists, results: self.sampled.device().range(results).ok_or_else(wrong)? })
     }
 
     /// Targets and where their log-probabilities go, those of `rows`.

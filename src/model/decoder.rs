@@ -117,6 +117,7 @@ impl<O: Ops> Decoder<O> {
             spec: spec.clone(),
             weights,
             cache,
+            cache_shape: limits.cache,
             step,
             activations,
             logit_rows,
@@ -149,7 +150,7 @@ impl<O: Ops> Decoder<O> {
 
     /// All layers up to the last attention, for the uploaded step.
     fn layers(&mut self, tokens: usize) -> Result<()> {
-        let Self { ops, spec, weights, cache, cache_shape: limits.cache, step, activations: a, .. } = self;
+        let Self { ops, spec, weights, cache, step, activations: a, .. } = self;
         let hidden = spec.hidden_size;
         ops.embedding(step, &weights.embedding, &mut a.stream.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {

@@ -215,7 +215,8 @@ impl Simulator {
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
             let one = run_block(&run, entry, words.as_ptr().cast(), &mut stacks);
-            ended = one.map_err(|(thread, kind, place)| Fault { kernel: kernel.to_owned(), block, thread, kind, place });
+            ended =
+                one.map_err(|(thread, kind, place)| Fault { kernel: kernel.to_owned(), block, thread, kind, place });
             if ended.is_err() {
                 break;
             }
