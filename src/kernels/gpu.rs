@@ -358,9 +358,12 @@ impl Ops for Gpu {
 
     fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Memory) -> Result<()> {
         let last = rows.end == step.shape().logit_rows;
+        let (len, found) = (rows.len() * vocab, logits.len());
+        let wrong = || Error::operator("sample", "logits", format!("at least {len} elements"), found);
         let words = step.samples(rows)?;
         let (rows, lists, results) = (words.rows, words.lists, words.results);
-        Sample { logits: logits.slice_mut(), rows, lists, results, vocab }.launch(&self.stream)?;
+        let logits = logits.slice_mut().range(0..len).ok_or_else(wrong)?;
+        Sample { logits, rows, lists, results, vocab }.launch(&self.stream)?;
         // The results of all groups of rows go to the host in one copy, behind the last.
         if last { step.collect_samples() } else { Ok(()) }
     }
@@ -371,8 +374,10 @@ impl Ops for Gpu {
 
     fn target_logprobs(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &Memory) -> Result<()> {
         let last = rows.end == step.shape().logit_rows;
+        let len = rows.len() * vocab;
+        let wrong = || Error::operator("target_logprobs", "logits", format!("at least {len} elements"), logits.len());
         let (targets, out) = step.targets(rows)?;
-        TargetLogprobs { logits: logits.slice(), targets, out, vocab }.launch(&self.stream)?;
+        TargetLogprobs { logits: logits.slice().range(0..len).ok_or_else(wrong)?, targets, out, vocab }.launch(&self.stream)?;
         if last { step.collect_scores() } else { Ok(()) }
     }
 
