@@ -311,6 +311,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
+    /// Copies pages of the cache, `[from, to]` each, in every layer. No page is written twice, or both read and written.
+    fn copy_pages(&self, cache: &mut Self::Cache, pairs: &[[u32; 2]]) -> Result<()>;
+
     /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
     fn act_mul(
         &self,
