@@ -12,8 +12,9 @@ impl<'a> Environment<'a> {
         Self(read)
     }
 
-    /// The variables that decide about compilers, architectures and the cache.
-    pub const VARIABLES: [&'static str; 13] = [
+    /// The variables that decide about compilers, architectures and the cache. `PATH` and `HOME` are not among them:
+    /// editors and shells differ in them, and would build everything again in turns.
+    pub const VARIABLES: [&'static str; 11] = [
         "BURRSTONE_CUDA_COMPILER",
         "BURRSTONE_CUDA_ARCHS",
         "BURRSTONE_CUBIN_CACHE",
@@ -23,10 +24,8 @@ impl<'a> Environment<'a> {
         "NVCC",
         "NVCC_CCBIN",
         "CMAKE",
-        "PATH",
         "VIRTUAL_ENV",
         "CONDA_PREFIX",
-        "HOME",
     ];
 
     pub fn text(&self, name: &str) -> Option<String> {

@@ -34,18 +34,27 @@
 //! ```
 //!
 //! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
-//! as Rust, [`host`] compiles them for the simulator.
+//! as Rust, [`host`] compiles them for the simulator, [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
+//! for GPUs, reads what they use and holds that against their gates.
 
 mod arch;
+#[cfg(feature = "bindings")]
+pub mod bindings;
+mod cache;
 pub mod cubin;
+pub mod device;
 pub mod discover;
 mod expand;
 pub mod host;
-pub mod nvidia;
+mod nvcc;
+mod nvidia;
+pub mod occupancy;
 mod parallel;
 pub mod render;
 mod sources;
 pub mod spec;
+pub mod table;
+pub mod toolchain;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -90,6 +99,16 @@ impl Tree {
     /// The repository at `root`.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned() }
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The generated argument structs.
+    pub fn bindings(&self) -> PathBuf {
+        self.root.join("src/kernels/abi.rs")
     }
 
     /// The folder that kernels' includes start from.

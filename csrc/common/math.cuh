@@ -19,6 +19,7 @@ inline float mul_(float a, float b) { return a * b; }
 inline float exp2_fast(float x) { return __builtin_exp2f(x); }
 inline float exp_(float x) { return __builtin_expf(x); }
 inline float log_(float x) { return __builtin_logf(x); }
+inline double log_(double x) { return __builtin_log(x); }
 inline float log2_fast(float x) { return __builtin_log2f(x); }
 // 1/sqrt(x); on a GPU two units in the last place.
 inline float rsqrt_(float x) { return 1.0f / __builtin_sqrtf(x); }
@@ -52,6 +53,7 @@ BURRSTONE_DEVICE float exp2_fast(float x) {
 }
 BURRSTONE_DEVICE float exp_(float x) { return ::expf(x); }
 BURRSTONE_DEVICE float log_(float x) { return ::logf(x); }
+BURRSTONE_DEVICE double log_(double x) { return ::log(x); }
 BURRSTONE_DEVICE float log2_fast(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

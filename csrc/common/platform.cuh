@@ -14,8 +14,11 @@
 // Before a loop whose body indexes registers: unrolled whole, so that they are registers.
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_UNROLL
+#define BURRSTONE_ROLLED
 #else
 #define BURRSTONE_UNROLL _Pragma("unroll")
+// Before a loop whose body is large enough: copies of it would only take registers.
+#define BURRSTONE_ROLLED _Pragma("unroll 1")
 #endif
 
 namespace burrstone {
