@@ -2,13 +2,12 @@
 
 use crate::cpu::buffer::Cache;
 use crate::cpu::pool::{Pool, Shareable};
-use crate::error::{Error, Result};
-
-const OP: &str = "page_copy";
+use crate::error::Result;
+use crate::ops::check_page_copies;
 
 pub(crate) fn page_copy(pool: &Pool, cache: &mut Cache, pairs: &[[u32; 2]]) -> Result<()> {
     let shape = cache.shape();
-    check(shape.pages, pairs)?;
+    check_page_copies(shape.pages, pairs)?;
     let plane = cache.plane() * shape.dtype.size();
     let page = plane / shape.pages.max(1);
     let memory = Shareable::new(cache.as_mut_ptr());
@@ -21,23 +20,5 @@ pub(crate) fn page_copy(pool: &Pool, cache: &mut Cache, pairs: &[[u32; 2]]) -> R
             std::ptr::copy_nonoverlapping(plane.add(from as usize * page), plane.add(to as usize * page), page);
         }
     });
-    Ok(())
-}
-
-/// Copies are done in any order: none may see what another wrote.
-fn check(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
-    let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();
-    written.sort_unstable();
-    if let Some(twice) = written.windows(2).find(|two| two[0] == two[1]) {
-        return Err(Error::operator(OP, "pairs", "each page written once", format!("page {} twice", twice[0])));
-    }
-    for &[from, to] in pairs {
-        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
-            return Err(Error::operator(OP, "pairs", format!("pages below {pages}"), page));
-        }
-        if written.binary_search(&from).is_ok() {
-            return Err(Error::operator(OP, "pairs", "pages read or written", format!("page {from} both")));
-        }
-    }
     Ok(())
 }
