@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::step::{Step, TILE_QUERIES};
 use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul, Norm,
-    QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
+    PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -267,6 +267,22 @@ impl Ops for Gpu {
         let tokens = rows.len();
         let rows = step.logit_rows(rows)?;
         Embedding { table: x.slice(), rows, out: out.slice_mut(), tokens, width }.launch(&self.stream)
+    }
+
+    fn copy_pages(&self, cache: &mut Cache, pairs: &[[u32; 2]]) -> Result<()> {
+        let shape = cache.shape;
+        ops::check_page_copies(shape.pages, pairs)?;
+        let mut there = self.stream.alloc(DType::U32, 2 * pairs.len())?;
+        there.write(pairs.as_flattened())?;
+        let args = PageCopy {
+            cache: cache.memory.slice_mut(),
+            pairs: there.slice(),
+            count: pairs.len(),
+            planes: 2 * shape.layers,
+            pages: shape.pages,
+            page: shape.kv_heads * shape.page_size * shape.head_dim,
+        };
+        args.launch(&self.stream)
     }
 
     fn rms_norm(
