@@ -11,12 +11,12 @@ mod abi;
 mod attention;
 mod attention_decode;
 mod attention_prefill;
-mod check;
+mod call;
 mod sample;
 mod tables;
 mod target_logprobs;
 
-pub use attention::{KvCache, KvScales, Scoring};
+pub use attention::{Heads, KvCache, KvScales, Scoring};
 pub use attention_decode::AttentionDecode;
 pub use attention_prefill::AttentionPrefill;
 pub use sample::{Sample, SampleWords};
