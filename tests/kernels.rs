@@ -16,12 +16,18 @@ mod reference;
 mod act_mul;
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/attention_decode.rs"]
+mod attention_decode;
+#[path = "kernels/attention_prefill.rs"]
+mod attention_prefill;
 #[path = "kernels/embedding.rs"]
 mod embedding;
 #[path = "kernels/gather_rows.rs"]
 mod gather_rows;
 #[path = "kernels/matmul.rs"]
 mod matmul;
+#[path = "kernels/paged_attention.rs"]
+mod paged_attention;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]
