@@ -149,7 +149,7 @@ fn biases(row: &SampleRow, vocab: usize) -> Vec<sample_bias> {
     same.map(one).collect()
 }
 
-fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
+pub(super) fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
     let &sample_result { token, logprob, status, .. } = result;
     match status {
         0 => Ok(Sampled { token, logprob }),
