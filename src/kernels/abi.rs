@@ -3,6 +3,9 @@
 //! wip
 
 pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
+pub const BURRSTONE_SILU: u32 = 0;
+pub const BURRSTONE_GELU_TANH: u32 = 1;
+pub const BURRSTONE_GELU_ERF: u32 = 2;
 pub type device_ptr = u64;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -26,6 +29,7 @@ const _: () = {
 pub struct act_mul_args {
     pub gate_up: device_ptr,
     pub out: device_ptr,
+    pub scales: device_ptr,
     pub rows: u32,
     pub width: u32,
     pub activation: u32,
@@ -33,14 +37,15 @@ pub struct act_mul_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of act_mul_args"][::core::mem::size_of::<act_mul_args>() - 32usize];
+    ["Size of act_mul_args"][::core::mem::size_of::<act_mul_args>() - 40usize];
     ["Alignment of act_mul_args"][::core::mem::align_of::<act_mul_args>() - 8usize];
     ["Offset of field: act_mul_args::gate_up"][::core::mem::offset_of!(act_mul_args, gate_up) - 0usize];
     ["Offset of field: act_mul_args::out"][::core::mem::offset_of!(act_mul_args, out) - 8usize];
-    ["Offset of field: act_mul_args::rows"][::core::mem::offset_of!(act_mul_args, rows) - 16usize];
-    ["Offset of field: act_mul_args::width"][::core::mem::offset_of!(act_mul_args, width) - 20usize];
-    ["Offset of field: act_mul_args::activation"][::core::mem::offset_of!(act_mul_args, activation) - 24usize];
-    ["Offset of field: act_mul_args::padding"][::core::mem::offset_of!(act_mul_args, padding) - 28usize];
+    ["Offset of field: act_mul_args::scales"][::core::mem::offset_of!(act_mul_args, scales) - 16usize];
+    ["Offset of field: act_mul_args::rows"][::core::mem::offset_of!(act_mul_args, rows) - 24usize];
+    ["Offset of field: act_mul_args::width"][::core::mem::offset_of!(act_mul_args, width) - 28usize];
+    ["Offset of field: act_mul_args::activation"][::core::mem::offset_of!(act_mul_args, activation) - 32usize];
+    ["Offset of field: act_mul_args::padding"][::core::mem::offset_of!(act_mul_args, padding) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -187,10 +192,9 @@ pub struct embedding_args {
     pub out: device_ptr,
     pub table: device_ptr,
     pub rows: device_ptr,
+    pub row_bytes: u64,
     pub tokens: u32,
-    pub width: u32,
     pub table_rows: u32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -199,10 +203,9 @@ const _: () = {
     ["Offset of field: embedding_args::out"][::core::mem::offset_of!(embedding_args, out) - 0usize];
     ["Offset of field: embedding_args::table"][::core::mem::offset_of!(embedding_args, table) - 8usize];
     ["Offset of field: embedding_args::rows"][::core::mem::offset_of!(embedding_args, rows) - 16usize];
-    ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 24usize];
-    ["Offset of field: embedding_args::width"][::core::mem::offset_of!(embedding_args, width) - 28usize];
-    ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 32usize];
-    ["Offset of field: embedding_args::padding"][::core::mem::offset_of!(embedding_args, padding) - 36usize];
+    ["Offset of field: embedding_args::row_bytes"][::core::mem::offset_of!(embedding_args, row_bytes) - 24usize];
+    ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 32usize];
+    ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -238,10 +241,12 @@ pub struct page_copy_args {
     pub page_bytes: u64,
     pub count: u32,
     pub planes: u32,
+    pub pages: u32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of page_copy_args"][::core::mem::size_of::<page_copy_args>() - 40usize];
+    ["Size of page_copy_args"][::core::mem::size_of::<page_copy_args>() - 48usize];
     ["Alignment of page_copy_args"][::core::mem::align_of::<page_copy_args>() - 8usize];
     ["Offset of field: page_copy_args::cache"][::core::mem::offset_of!(page_copy_args, cache) - 0usize];
     ["Offset of field: page_copy_args::pairs"][::core::mem::offset_of!(page_copy_args, pairs) - 8usize];
@@ -249,6 +254,8 @@ const _: () = {
     ["Offset of field: page_copy_args::page_bytes"][::core::mem::offset_of!(page_copy_args, page_bytes) - 24usize];
     ["Offset of field: page_copy_args::count"][::core::mem::offset_of!(page_copy_args, count) - 32usize];
     ["Offset of field: page_copy_args::planes"][::core::mem::offset_of!(page_copy_args, planes) - 36usize];
+    ["Offset of field: page_copy_args::pages"][::core::mem::offset_of!(page_copy_args, pages) - 40usize];
+    ["Offset of field: page_copy_args::padding"][::core::mem::offset_of!(page_copy_args, padding) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -302,10 +309,12 @@ pub struct rotary_kv_write_args {
     pub gain_offset: f32,
     pub key_scale: f32,
     pub value_scale: f32,
+    pub slot_count: u32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of rotary_kv_write_args"][::core::mem::size_of::<rotary_kv_write_args>() - 120usize];
+    ["Size of rotary_kv_write_args"][::core::mem::size_of::<rotary_kv_write_args>() - 128usize];
     ["Alignment of rotary_kv_write_args"][::core::mem::align_of::<rotary_kv_write_args>() - 8usize];
     ["Offset of field: rotary_kv_write_args::qkv"][::core::mem::offset_of!(rotary_kv_write_args, qkv) - 0usize];
     ["Offset of field: rotary_kv_write_args::query"][::core::mem::offset_of!(rotary_kv_write_args, query) - 8usize];
@@ -338,6 +347,10 @@ const _: () = {
         [::core::mem::offset_of!(rotary_kv_write_args, key_scale) - 112usize];
     ["Offset of field: rotary_kv_write_args::value_scale"]
         [::core::mem::offset_of!(rotary_kv_write_args, value_scale) - 116usize];
+    ["Offset of field: rotary_kv_write_args::slot_count"]
+        [::core::mem::offset_of!(rotary_kv_write_args, slot_count) - 120usize];
+    ["Offset of field: rotary_kv_write_args::padding"]
+        [::core::mem::offset_of!(rotary_kv_write_args, padding) - 124usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
