@@ -211,10 +211,11 @@ fn on_device(
     };
     let bits: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
     let (mut on_device, mut lists) = (memory(DType::F32, &bits), memory(DType::U32, &words.lists));
+    let of_rows = memory(DType::U32, &words.rows);
     let mut results = stream.alloc(DType::U8, rows.len() * Sample::RESULT_BYTES).unwrap();
     let kernel = Sample {
         logits: on_device.slice_mut(),
-        rows: memory(DType::U32, &words.rows).slice(),
+        rows: of_rows.slice(),
         lists: lists.slice_mut(),
         results: results.slice_mut(),
         vocab,
