@@ -26,7 +26,7 @@ mod tables;
 mod target_logprobs;
 
 pub use act_mul::ActMul;
-pub use attention::{KvCache, KvScales, Scoring};
+pub use attention::{Heads, KvCache, KvScales, Scoring};
 pub use attention_decode::AttentionDecode;
 pub use attention_prefill::AttentionPrefill;
 pub use embedding::Embedding;
