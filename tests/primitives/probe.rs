@@ -133,9 +133,4 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
-
-    /// A multiple of 1/8 in -4 to 4: products and sums of few are exact in f32.
-    pub fn eighth(&mut self) -> f32 {
-        (self.next() % 65) as f32 / 8.0 - 4.0
-    }
 }

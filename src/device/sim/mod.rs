@@ -7,12 +7,17 @@
 
 mod block;
 mod clocks;
+mod copies;
+mod copy_hooks;
 mod counters;
+mod deferred;
 mod fault;
 mod hooks;
+mod mbarriers;
 mod memory;
 mod shadow;
 mod sites;
+mod tensor_map;
 
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,6 +31,7 @@ use block::{MAX_THREADS, Run, Status};
 pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
 use memory::{Buffer, Memory};
+pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 
 /// A fiber's stack: far more than a kernel's frames, and only the pages that are touched cost memory.
 const STACK_BYTES: usize = 256 << 10;
@@ -302,10 +308,13 @@ fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), DefaultStack>]) -> Re
         };
         let Some(thread) = next else {
             let mut state = run.state.borrow_mut();
+            if state.any_waits() && state.land_flight(run.shared()) {
+                continue;
+            }
             if let Some(counters) = &mut state.counters {
                 counters.end_block();
             }
-            return state.stuck().map_or(Ok(()), Err);
+            return state.end();
         };
         info.thread = thread as u32;
         run.info.set(info);

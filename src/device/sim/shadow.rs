@@ -102,11 +102,24 @@ impl Shadow {
     ) -> Result<(), FaultKind> {
         self.refine(offset, bytes);
         for index in self.cells(offset, bytes) {
-            if let Err(kind) = self.one(index, access, thread, site, clocks, sites) {
-                return Err(kind);
-            }
+            self.one(index, access, thread, site, clocks, sites)?;
         }
         Ok(())
+    }
+
+    /// An asynchronous copy to checked bytes has begun: until it lands, nobody may touch them.
+    pub(super) fn take_off(&mut self, offset: usize, bytes: usize) {
+        for index in self.cells(offset, bytes) {
+            self.cells[index].write_epoch = IN_FLIGHT;
+        }
+    }
+
+    /// The copy has landed, as a write of `thread` in `epoch`.
+    pub(super) fn land(&mut self, offset: usize, bytes: usize, thread: usize, epoch: u32, site: SiteId) {
+        for index in self.cells(offset, bytes) {
+            self.cells[index] =
+                Cell { write_epoch: epoch, writer: thread as u16, write_site: site, ..Cell::default() };
+        }
     }
 
     fn one(
