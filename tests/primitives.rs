@@ -13,6 +13,8 @@ mod ldmatrix;
 mod mma;
 #[path = "primitives/probe.rs"]
 mod probe;
+#[path = "primitives/tensor.rs"]
+mod tensor;
 #[path = "primitives/warp.rs"]
 mod warp;
 #[path = "primitives/wgmma.rs"]

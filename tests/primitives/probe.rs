@@ -1,6 +1,6 @@
 //! Runs probe kernels.
 
-use burrstone::device::sim::{Fault, LaunchStats, SimEntry, Simulator};
+use burrstone::device::sim::{Fault, LaunchStats, SimEntry, Simulator, TensorMap};
 
 /// What of the generated tables the probes need.
 pub struct Kernel {
@@ -40,7 +40,7 @@ pub struct Probe {
     out: u64,
     out_bytes: usize,
     pub n: u32,
-    pub m: u32,
+    pub map: Option<TensorMap>,
 }
 
 fn variant(name: &str) -> &'static Variant {
@@ -65,19 +65,28 @@ impl Probe {
             address
         });
         let out = simulator.alloc(out_bytes as u64).unwrap();
-        Probe { simulator, inputs, out, out_bytes, n: 0, m: 0 }
+        Probe { simulator, inputs, out, out_bytes, n: 0, map: None }
     }
 
     pub fn launch(&self, name: &str, blocks: u32) -> Result<LaunchStats, Fault> {
         let variant = variant(name);
-        let mut args = Vec::new();
+        // `probe_args` of csrc/abi/probe.h.
+        let mut args = self.map.map_or([0; 128], |map| map.to_bytes()).to_vec();
         for address in self.inputs.iter().chain([&self.out]) {
             args.extend(address.to_ne_bytes());
         }
         args.extend(self.n.to_ne_bytes());
-        args.extend(self.m.to_ne_bytes());
+        args.resize(192, 0);
         let entry = variant.sim.expect("the simulator is compiled in");
         self.simulator.launch(name, &entry, [blocks, 1, 1], variant.threads, &args)
+    }
+
+    pub fn input(&self, index: usize) -> u64 {
+        self.inputs[index]
+    }
+
+    pub fn out_address(&self) -> u64 {
+        self.out
     }
 
     pub fn out<T: Number>(&self) -> Vec<T> {

@@ -37,6 +37,8 @@ pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 const STACK_BYTES: usize = 256 << 10;
 /// Alignment of shared memory: what 128-byte swizzled tiles need.
 const SHARED_ALIGNMENT: usize = 1024;
+/// Alignment of an argument struct: what a tensor map in it needs.
+const ARGS_ALIGNMENT: usize = 64;
 /// Largest shared memory of a block on any architecture (sm_90).
 const MAX_SHARED_BYTES: u32 = 227 << 10;
 
@@ -210,13 +212,10 @@ impl Simulator {
             .then(|| Buffer::poisoned(shared_bytes as usize, SHARED_ALIGNMENT))
             .flatten()
             .ok_or_else(|| refused(format!("{shared_bytes} bytes of shared memory, at most {MAX_SHARED_BYTES}")))?;
-        // The argument struct at an alignment that any of its fields may want.
-        let mut words = vec![0_u64; args.len().div_ceil(8)];
-        for (word, bytes) in words.iter_mut().zip(args.chunks(8)) {
-            let mut whole = [0; 8];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            *word = u64::from_ne_bytes(whole);
-        }
+        let copied = Buffer::poisoned(args.len(), ARGS_ALIGNMENT)
+            .ok_or_else(|| refused(format!("no memory for {} bytes of arguments", args.len())))?;
+        // SAFETY: the buffer has at least as many bytes.
+        unsafe { copied.start().copy_from(args.as_ptr(), args.len()) };
 
         let mut inner = self.lock();
         let seed = inner.seeds.next_u64();
@@ -227,7 +226,7 @@ impl Simulator {
         let mut ended = Ok(());
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
-            let one = run_block(&run, entry, words.as_ptr().cast(), &mut stacks);
+            let one = run_block(&run, entry, copied.start().cast_const().cast(), &mut stacks);
             ended = one.map_err(|(thread, kind, place)| Fault { kernel: kernel.to_owned(), block, thread, kind, place });
             if ended.is_err() {
                 break;
