@@ -8,6 +8,7 @@ pub mod device;
 mod dtype;
 mod engine;
 mod error;
+pub mod kernels;
 pub mod model;
 pub mod ops;
 pub mod text;

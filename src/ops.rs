@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::device::Bytes;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A tensor as a checkpoint stores it: row-major, little-endian, not necessarily aligned.
 #[derive(Clone, Debug)]
@@ -60,7 +60,8 @@ pub struct Span {
     pub pages: usize,
 }
 
-/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike.
+/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike, and what is wanted
+/// of it.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Token ids, `[tokens]`.
@@ -75,6 +76,84 @@ pub struct Batch {
     pub page_table: Vec<u32>,
     /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
     pub logit_rows: Vec<u32>,
+    /// How the token after each of `logit_rows` is chosen; empty where none is.
+    pub samples: Vec<SampleRow>,
+    /// Tokens whose log-probability after each of `logit_rows` is wanted; empty where it is not.
+    pub targets: Vec<u32>,
+}
+
+impl Batch {
+    /// Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no two tokens share a slot.
+    ///
+    /// # Errors
+    /// They do not, or fields do not belong together.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "upload";
+        let tokens = self.tokens.len();
+        for (field, len) in [("positions", self.positions.len()), ("slots", self.slots.len())] {
+            if len != tokens {
+                return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
+            }
+        }
+        if !self.rope.len().is_multiple_of(2 * tokens.max(1)) {
+            let expected = format!("cosines and sines for {tokens} tokens");
+            return Err(Error::operator(OP, "rope", expected, format!("{} factors", self.rope.len())));
+        }
+        let mut end = 0usize;
+        for (i, span) in self.spans.iter().enumerate() {
+            let next = span.start.checked_add(span.len);
+            if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
+                let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+            let first = span.kv_len - span.len;
+            let positions = &self.positions[span.start..span.start + span.len];
+            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
+                let found = format!("{} at token {}", positions[at], span.start + at);
+                return Err(Error::operator(OP, "positions", first + at, found));
+            }
+            end = span.start + span.len;
+        }
+        if end != tokens {
+            return Err(Error::operator(OP, "spans", format!("all of {tokens} tokens"), format!("{end} covered")));
+        }
+        if let Some(&row) = self.logit_rows.iter().find(|&&row| row as usize >= tokens) {
+            return Err(Error::operator(OP, "logit_rows", format!("below {tokens}"), row));
+        }
+        for (field, len) in [("samples", self.samples.len()), ("targets", self.targets.len())] {
+            if len > self.logit_rows.len() {
+                let expected = format!("at most one for each of {} logit rows", self.logit_rows.len());
+                return Err(Error::operator(OP, field, expected, len));
+            }
+        }
+        let mut order = self.slots.clone();
+        order.sort_unstable();
+        if let Some(pair) = order.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
+        }
+        Ok(())
+    }
+}
+
+/// What a device makes of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Rows that kernels over tokens run for: the batch's tokens, and perhaps rows that only pad it.
+    pub tokens: usize,
+    /// Rows that kernels over logits run for.
+    pub logit_rows: usize,
+    /// Steps with one key do the same work on the same addresses: recorded once, it can be replayed. `None` where
+    /// there is nothing to gain.
+    pub recording: Option<RecordingKey>,
+}
+
+/// See [`StepShape::recording`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordingKey {
+    /// Sequences that the recorded work has room for.
+    pub bucket: usize,
+    /// Counts how often the step's addresses have changed; recordings of earlier ones are of no use any more.
+    pub generation: u64,
 }
 
 /// How two halves of a gated feed-forward layer meet: `activation(gate) * up`.
@@ -130,7 +209,7 @@ pub struct Attention<'a, O: Ops> {
 
 /// How the next token of one row is chosen.
 #[derive(Clone, Debug)]
-pub struct SampleRow<'a> {
+pub struct SampleRow {
     /// 0 takes the most likely token (the lowest id among equals).
     pub temperature: f32,
     /// 0 keeps all.
@@ -141,10 +220,10 @@ pub struct SampleRow<'a> {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens in `history`; 1 does nothing.
     pub repetition_penalty: f32,
-    /// Prompt and generated tokens so far.
-    pub history: &'a [u32],
+    /// Prompt and generated tokens so far; may be empty where no penalty asks for them.
+    pub history: Vec<u32>,
     /// Token ids that may not be chosen.
-    pub banned: &'a [u32],
+    pub banned: Vec<u32>,
     pub seed: u64,
     /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
     pub position: u64,
@@ -158,7 +237,7 @@ pub struct Sampled {
 }
 
 /// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
-pub trait Ops: Send + Sized + 'static {
+pub trait Ops: Send + Sync + Sized + 'static {
     /// Activations on the device.
     type Buffer: Send;
     /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
@@ -169,6 +248,8 @@ pub trait Ops: Send + Sized + 'static {
     type Cache: Send;
     /// A batch on the device.
     type Step: Send;
+    /// Recorded work.
+    type Recording: Send;
 
     /// What this is, for people: instruction set, threads.
     fn describe(&self) -> String;
@@ -190,7 +271,8 @@ pub trait Ops: Send + Sized + 'static {
     /// An empty step, to be filled by [`Ops::upload`].
     fn step(&self) -> Result<Self::Step>;
 
-    fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<()>;
+    /// Brings a batch to the device: one copy at most.
+    fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<StepShape>;
 
     /// `out[t] = table[tokens[t]]`.
     fn embedding(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
@@ -239,9 +321,29 @@ pub trait Ops: Send + Sized + 'static {
         out: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Chooses one token for each row of `logits: [rows.len(), vocab]`.
-    fn sample(&self, vocab: usize, logits: &mut Self::Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>>;
+    /// Chooses a token by each of the step's `samples[rows]` from `logits: [rows, vocab]`, f32, which penalties may
+    /// change. [`sampled`](Self::sampled) reads the results.
+    fn sample(&self, step: &mut Self::Step, rows: Range<usize>, vocab: usize, logits: &mut Self::Buffer) -> Result<()>;
 
-    /// `log softmax(logits[i])[targets[i]]` for each row of `logits: [targets.len(), vocab]`.
-    fn target_logprobs(&self, vocab: usize, logits: &Self::Buffer, targets: &[u32]) -> Result<Vec<f32>>;
+    /// Waits for the step; the tokens chosen by its `samples`, in order.
+    fn sampled(&self, step: &mut Self::Step) -> Result<Vec<Sampled>>;
+
+    /// `log softmax(logits[i])[target]` for each of the step's `targets[rows]` and `logits: [rows, vocab]`, f32.
+    /// [`scored`](Self::scored) reads the results.
+    fn target_logprobs(
+        &self,
+        step: &mut Self::Step,
+        rows: Range<usize>,
+        vocab: usize,
+        logits: &Self::Buffer,
+    ) -> Result<()>;
+
+    /// Waits for the step; the log-probabilities of its `targets`, in order.
+    fn scored(&self, step: &mut Self::Step) -> Result<Vec<f32>>;
+
+    /// Records the work that `work` asks for instead of doing it.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
+
+    /// Does recorded work once more, on what the buffers hold now.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
 }

@@ -12,8 +12,8 @@ pub fn bench(criterion: &mut Criterion, lab: &Lab) {
         top_p: 1.0,
         min_p: 0.0,
         repetition_penalty: 1.0,
-        history: &[],
-        banned: &[],
+        history: Vec::new(),
+        banned: Vec::new(),
         seed: 1,
         position: 1,
     };
@@ -29,8 +29,10 @@ pub fn bench(criterion: &mut Criterion, lab: &Lab) {
         logits.write(&values).expect("the logits");
         for (case, row) in &cases {
             let work = Work { bytes: 4 * problem.vocab, flops: 13 * problem.vocab };
+            let mut step = lab.step_for_logits(vec![row.clone()], Vec::new());
             lab.measure(criterion, "sample", &format!("{}/{case}", problem.label), work, || {
-                lab.cpu.sample(problem.vocab, &mut logits, std::slice::from_ref(row)).expect("a token");
+                lab.cpu.sample(&mut step, 0..1, problem.vocab, &mut logits).expect("a row");
+                lab.cpu.sampled(&mut step).expect("a token");
             });
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, CpuOptions, Matrix, Probe, Step, probe};
 use burrstone::device::Bytes;
-use burrstone::ops::{Batch, Ops, Span, WeightView};
+use burrstone::ops::{Batch, Ops, SampleRow, Span, WeightView};
 use criterion::{Criterion, Throughput};
 
 /// Activations, weights and cache.
@@ -97,18 +97,33 @@ impl Lab {
 
     /// The same, with the logits of `logit_rows`.
     pub fn step_with_logits(&self, past: usize, len: usize, rotary_dim: usize, logit_rows: Vec<u32>) -> Step {
-        let range = past as u32..(past + len) as u32;
-        let batch = Batch {
-            tokens: (0..len as u32).map(|t| t * 7919 % 32_000).collect(),
-            positions: range.clone().collect(),
-            slots: range.collect(),
-            rope: vec![0.5; len * rotary_dim],
-            spans: vec![Span { start: 0, len, kv_len: past + len, pages: 0 }],
-            page_table: (0..(past + len).div_ceil(16) as u32).collect(),
-            logit_rows,
-        };
+        self.uploaded(Batch { logit_rows, ..batch(past, len, rotary_dim) })
+    }
+
+    /// Rows of logits, each of which asks for a token or a log-probability.
+    pub fn step_for_logits(&self, samples: Vec<SampleRow>, targets: Vec<u32>) -> Step {
+        let rows = samples.len().max(targets.len());
+        let logit_rows = (0..rows as u32).collect();
+        self.uploaded(Batch { logit_rows, samples, targets, ..batch(0, rows, 0) })
+    }
+
+    fn uploaded(&self, batch: Batch) -> Step {
         let mut step = self.cpu.step().expect("a step");
         self.cpu.upload(&batch, &mut step).expect("a batch");
         step
+    }
+}
+
+/// One sequence: `len` tokens after `past`, in pages of 16.
+fn batch(past: usize, len: usize, rotary_dim: usize) -> Batch {
+    let range = past as u32..(past + len) as u32;
+    Batch {
+        tokens: (0..len as u32).map(|t| t * 7919 % 32_000).collect(),
+        positions: range.clone().collect(),
+        slots: range.collect(),
+        rope: vec![0.5; len * rotary_dim],
+        spans: vec![Span { start: 0, len, kv_len: past + len, pages: 0 }],
+        page_table: (0..(past + len).div_ceil(16) as u32).collect(),
+        ..Batch::default()
     }
 }

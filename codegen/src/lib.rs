@@ -37,8 +37,11 @@
 //! as Rust, [`host`] compiles them for the simulator.
 
 mod arch;
+pub mod cubin;
+pub mod discover;
 mod expand;
 pub mod host;
+pub mod nvidia;
 mod parallel;
 pub mod render;
 mod sources;

@@ -1,17 +1,23 @@
 //! What a translation unit is made of, and a key for what follows from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::Error;
 
-/// The text of a translation unit's includes, by path. Each file is read once.
+/// What translation units include, by path from the root. Each file is read once.
 #[derive(Debug)]
 pub struct Sources {
     root: PathBuf,
-    files: BTreeMap<PathBuf, String>,
+    files: BTreeMap<PathBuf, File>,
+}
+
+#[derive(Debug)]
+struct File {
+    digest: [u8; 32],
+    includes: Vec<PathBuf>,
 }
 
 impl Sources {
@@ -37,40 +43,59 @@ impl Sources {
             part(setting.as_bytes());
         }
         part(unit.as_bytes());
-        for file in self.includes(unit)? {
+        for file in self.included(unit)? {
             part(file.as_os_str().as_encoded_bytes());
-            part(self.files[&file].as_bytes());
+            part(&self.files[&file].digest);
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()))
     }
 
-    /// The files that `unit` includes, directly or not, from the root: in the order of their first mention.
-    fn includes(&mut self, unit: &str) -> Result<Vec<PathBuf>, Error> {
-        let mut found: Vec<PathBuf> = Vec::new();
-        let mut next = mentioned(unit);
-        while let Some(name) = next.pop() {
-            let file = PathBuf::from(&name);
+    /// The files that `unit` includes, directly or not.
+    fn included(&mut self, unit: &str) -> Result<BTreeSet<PathBuf>, Error> {
+        let mut found = BTreeSet::new();
+        let mut next: Vec<_> = mentioned(unit).into_iter().map(PathBuf::from).collect();
+        while let Some(file) = next.pop() {
             if found.contains(&file) {
                 continue;
             }
             if !self.files.contains_key(&file) {
-                let path = self.root.join(&file);
-                let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-                self.files.insert(file.clone(), text);
+                let read = self.read(&file)?;
+                self.files.insert(file.clone(), read);
             }
-            next.extend(mentioned(&self.files[&file]));
-            found.push(file);
+            next.extend_from_slice(&self.files[&file].includes);
+            found.insert(file);
         }
         Ok(found)
     }
+
+    fn read(&self, file: &Path) -> Result<File, Error> {
+        let path = self.root.join(file);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        // As compilers do: beside the file that includes, else from the root.
+        let resolve = |name: &str| {
+            let beside = file.with_file_name(name);
+            if self.root.join(&beside).is_file() { beside } else { name.into() }
+        };
+        let includes = mentioned(&text).into_iter().map(resolve).collect();
+        Ok(File { digest: Sha256::digest(&text).into(), includes })
+    }
+}
+
+/// A hash of bytes, to tell whether they are whole.
+pub fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The names in a text's `#include "…"` lines. Those in angle brackets are the system's.
-fn mentioned(text: &str) -> Vec<String> {
-    let quoted = |line: &str| {
+fn mentioned(text: &str) -> Vec<&str> {
+    fn quoted(line: &str) -> Option<&str> {
         let rest = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
-        Some(rest.trim_start().strip_prefix('"')?.split_once('"')?.0.to_owned())
-    };
+        Some(rest.trim_start().strip_prefix('"')?.split_once('"')?.0)
+    }
     text.lines().filter_map(quoted).collect()
 }
 
@@ -82,7 +107,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("common")).unwrap();
         std::fs::write(root.path().join("a.cu"), "#include <stdint.h>\n#include \"common/b.cuh\"\n").unwrap();
-        std::fs::write(root.path().join("common/b.cuh"), "# include \"common/c.cuh\"\n#include \"a.cu\"\n").unwrap();
+        std::fs::write(root.path().join("common/b.cuh"), "# include \"c.cuh\"\n#include \"a.cu\"\n").unwrap();
         std::fs::write(root.path().join("common/c.cuh"), "int x;\n").unwrap();
         root
     }

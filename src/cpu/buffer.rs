@@ -1,10 +1,10 @@
 //! What kernels read and write: activations, weights, the paged cache, the batch.
 
-use crate::cpu::simd::{Bf16, Element, F16, F32, Isa, Kernel, Simd, with_element};
+use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Batch, CacheShape, WeightView};
+use crate::ops::{Batch, CacheShape, Sampled, WeightView};
 
 /// Zeroed, page-aligned memory that the system hands out as it is touched.
 pub(crate) struct Pages(memmap2::MmapMut);
@@ -54,6 +54,7 @@ pub struct Buffer {
 
 impl Buffer {
     pub(crate) fn new(dtype: DType, len: usize) -> Result<Self> {
+        check_dtype("buffer", dtype)?;
         let bytes = len.checked_mul(dtype.size()).ok_or_else(|| too_large("buffer", len))?;
         Ok(Self { dtype, len, pages: Pages::new(bytes)? })
     }
@@ -258,7 +259,16 @@ impl Vector {
     }
 }
 
+/// The kernels' arithmetic is for these dtypes.
+fn check_dtype(op: &'static str, dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 | DType::BF16 | DType::F16 => Ok(()),
+        _ => Err(Error::operator(op, "dtype", "f32, bf16 or f16", dtype)),
+    }
+}
+
 fn check_bytes(op: &'static str, view: &WeightView) -> Result<usize> {
+    check_dtype(op, view.dtype)?;
     let elements = view.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
     let bytes = elements.and_then(|n| n.checked_mul(view.dtype.size()));
     match (elements, bytes) {
@@ -274,11 +284,7 @@ fn widen(op: &'static str, view: &WeightView) -> Result<Vec<f32>> {
     let n = check_bytes(op, view)?;
     let mut values = vec![0f32; n];
     let (from, to) = (view.data.as_ptr(), values.as_mut_ptr().cast());
-    match view.dtype {
-        DType::F32 => Isa::best().run(Convert::<F32, F32>::new(from, to, n)),
-        DType::BF16 => Isa::best().run(Convert::<Bf16, F32>::new(from, to, n)),
-        DType::F16 => Isa::best().run(Convert::<F16, F32>::new(from, to, n)),
-    }
+    with_element!(view.dtype, E => Isa::best().run(Convert::<E, F32>::new(from, to, n)));
     Ok(values)
 }
 
@@ -291,6 +297,7 @@ pub struct Cache {
 impl Cache {
     pub(crate) fn new(shape: CacheShape) -> Result<Self> {
         const OP: &str = "cache";
+        check_dtype(OP, shape.dtype)?;
         if !shape.page_size.is_power_of_two() {
             return Err(Error::operator(OP, "page_size", "a power of two", shape.page_size));
         }
@@ -355,7 +362,9 @@ impl Cache {
 #[derive(Default)]
 pub struct Step {
     batch: Batch,
-    order: Vec<u32>,
+    /// Results of the step, in the order of its samples and targets.
+    pub(crate) sampled: Vec<Sampled>,
+    pub(crate) scored: Vec<f32>,
 }
 
 impl Step {
@@ -367,46 +376,9 @@ impl Step {
         self.batch.tokens.len()
     }
 
-    /// Takes over `batch`. Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no
-    /// two tokens share a slot.
+    /// Takes over `batch`.
     pub(crate) fn upload(&mut self, batch: &Batch) -> Result<()> {
-        const OP: &str = "upload";
-        let tokens = batch.tokens.len();
-        for (field, len) in [("positions", batch.positions.len()), ("slots", batch.slots.len())] {
-            if len != tokens {
-                return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
-            }
-        }
-        if !batch.rope.len().is_multiple_of(2 * tokens.max(1)) {
-            let expected = format!("cosines and sines for {tokens} tokens");
-            return Err(Error::operator(OP, "rope", expected, format!("{} factors", batch.rope.len())));
-        }
-        let mut end = 0usize;
-        for (i, span) in batch.spans.iter().enumerate() {
-            let next = span.start.checked_add(span.len);
-            if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
-                let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
-                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
-            }
-            let first = span.kv_len - span.len;
-            let positions = &batch.positions[span.start..span.start + span.len];
-            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
-                let found = format!("{} at token {}", positions[at], span.start + at);
-                return Err(Error::operator(OP, "positions", first + at, found));
-            }
-            end = span.start + span.len;
-        }
-        if end != tokens {
-            return Err(Error::operator(OP, "spans", format!("all of {tokens} tokens"), format!("{end} covered")));
-        }
-        if let Some(&row) = batch.logit_rows.iter().find(|&&row| row as usize >= tokens) {
-            return Err(Error::operator(OP, "logit_rows", format!("below {tokens}"), row));
-        }
-        self.order.clone_from(&batch.slots);
-        self.order.sort_unstable();
-        if let Some(pair) = self.order.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
-        }
+        batch.check()?;
         let to = &mut self.batch;
         to.tokens.clone_from(&batch.tokens);
         to.positions.clone_from(&batch.positions);
@@ -415,6 +387,10 @@ impl Step {
         to.spans.clone_from(&batch.spans);
         to.page_table.clone_from(&batch.page_table);
         to.logit_rows.clone_from(&batch.logit_rows);
+        to.samples.clone_from(&batch.samples);
+        to.targets.clone_from(&batch.targets);
+        self.sampled.clear();
+        self.scored.clear();
         Ok(())
     }
 }

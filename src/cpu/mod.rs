@@ -19,6 +19,7 @@ mod simd;
 mod target_logprobs;
 mod tile;
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -28,7 +29,7 @@ pub use simd::Isa;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, RotaryKvWrite, SampleRow, Sampled, WeightView};
+use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, RotaryKvWrite, Sampled, StepShape, WeightView};
 use pool::Pool;
 
 /// Elements of the longest attention head: what kernels keep on their stacks.
@@ -97,6 +98,7 @@ impl Ops for Cpu {
     type Vector = Vector;
     type Cache = Cache;
     type Step = Step;
+    type Recording = Infallible;
 
     fn describe(&self) -> String {
         let threads = self.threads();
@@ -127,8 +129,9 @@ impl Ops for Cpu {
         Ok(Step::default())
     }
 
-    fn upload(&self, batch: &Batch, step: &mut Step) -> Result<()> {
-        step.upload(batch)
+    fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {
+        step.upload(batch)?;
+        Ok(StepShape { tokens: batch.tokens.len(), logit_rows: batch.logit_rows.len(), recording: None })
     }
 
     fn embedding(&self, step: &Step, table: &Matrix, out: &mut Buffer) -> Result<()> {
@@ -175,11 +178,27 @@ impl Ops for Cpu {
         act_mul::act_mul(self.isa, &self.pool, rows, width, activation, gate_up, out)
     }
 
-    fn sample(&self, vocab: usize, logits: &mut Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>> {
-        sample::sample(self.isa, &self.pool, &mut self.scratch().sample, vocab, logits, rows)
+    fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Buffer) -> Result<()> {
+        sample::sample(self.isa, &self.pool, &mut self.scratch().sample, step, rows, vocab, logits)
     }
 
-    fn target_logprobs(&self, vocab: usize, logits: &Buffer, targets: &[u32]) -> Result<Vec<f32>> {
-        target_logprobs::target_logprobs(self.isa, &self.pool, vocab, logits, targets)
+    fn sampled(&self, step: &mut Step) -> Result<Vec<Sampled>> {
+        Ok(std::mem::take(&mut step.sampled))
+    }
+
+    fn target_logprobs(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &Buffer) -> Result<()> {
+        target_logprobs::target_logprobs(self.isa, &self.pool, step, rows, vocab, logits)
+    }
+
+    fn scored(&self, step: &mut Step) -> Result<Vec<f32>> {
+        Ok(std::mem::take(&mut step.scored))
+    }
+
+    fn record(&self, _work: impl FnOnce() -> Result<()>) -> Result<Infallible> {
+        Err(Error::operator("record", "device", "one that records work", "the CPU, whose steps never ask for it"))
+    }
+
+    fn replay(&self, recording: &Infallible) -> Result<()> {
+        match *recording {}
     }
 }

@@ -3,12 +3,13 @@
 //! No sort of the vocabulary: a histogram over the leading bits of the weights (which order as the weights do) finds
 //! the one bin in which a filter cuts, and only that bin is looked at closely.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::cpu::buffer::Buffer;
+use crate::cpu::buffer::{Buffer, Step};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Isa, Kernel, Simd, exp};
 use crate::cpu::target_logprobs::{FindRange, log_sum_exp};
@@ -21,10 +22,15 @@ pub(crate) fn sample(
     isa: Isa,
     pool: &Pool,
     scratch: &mut [Vec<f32>],
+    step: &mut Step,
+    rows: Range<usize>,
     vocab: usize,
     logits: &Buffer,
-    rows: &[SampleRow<'_>],
-) -> Result<Vec<Sampled>> {
+) -> Result<()> {
+    let samples = &step.batch().samples;
+    let rows = samples
+        .get(rows.clone())
+        .ok_or_else(|| Error::operator(OP, "rows", format!("within 0..{}", samples.len()), format!("{rows:?}")))?;
     logits.check_wide(OP, "logits", rows.len().checked_mul(vocab))?;
     for row in rows {
         check(row, vocab)?;
@@ -37,10 +43,13 @@ pub(crate) fn sample(
         let token = choose(isa, i, row, weights, &rows[i]);
         chosen.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(token);
     });
-    chosen.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
+    let chosen = chosen.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten();
+    let chosen: Vec<Sampled> = chosen.collect::<Result<_>>()?;
+    step.sampled.extend(chosen);
+    Ok(())
 }
 
-fn check(row: &SampleRow<'_>, vocab: usize) -> Result<()> {
+fn check(row: &SampleRow, vocab: usize) -> Result<()> {
     let wrong = |field, expected: &str, found: f32| Err(Error::operator(OP, field, expected, found));
     if !(row.temperature >= 0.0 && row.temperature.is_finite()) {
         return wrong("temperature", "a finite number from 0", row.temperature);
@@ -61,7 +70,7 @@ fn check(row: &SampleRow<'_>, vocab: usize) -> Result<()> {
 }
 
 /// `weights` is room that this row may use.
-fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &SampleRow<'_>) -> Result<Sampled> {
+fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &SampleRow) -> Result<Sampled> {
     let total = log_sum_exp(isa, logits).map_err(|bad| bad.error(OP, index))?;
     weights.clear();
     weights.extend_from_slice(logits);
@@ -82,10 +91,10 @@ fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &
 
 /// Repetition penalty, once for each token of the history, and bans. A banned id beyond the vocabulary cannot be chosen
 /// anyway.
-fn adjust(logits: &mut [f32], row: &SampleRow<'_>) {
+fn adjust(logits: &mut [f32], row: &SampleRow) {
     if row.repetition_penalty != 1.0 {
         let mut seen = vec![0u64; logits.len().div_ceil(64)];
-        for &token in row.history {
+        for &token in &row.history {
             let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
             if seen[word] & bit == 0 {
                 seen[word] |= bit;
@@ -94,7 +103,7 @@ fn adjust(logits: &mut [f32], row: &SampleRow<'_>) {
             }
         }
     }
-    for &token in row.banned {
+    for &token in &row.banned {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit = f32::NEG_INFINITY;
         }
@@ -148,7 +157,7 @@ impl Floor {
 }
 
 /// Where top-k, top-p and min-p, in this order, cut the weights. Tokens as likely as the k-th stay with it.
-fn least_weight(weights: &[f32], row: &SampleRow<'_>) -> Floor {
+fn least_weight(weights: &[f32], row: &SampleRow) -> Floor {
     let mut floor = Floor { weight: f32::MIN_POSITIVE, last: usize::MAX };
     if row.top_k > 0 && row.top_k < weights.len() {
         floor = top_k(weights, row.top_k, floor);

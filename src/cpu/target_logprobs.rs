@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::cpu::buffer::Buffer;
+use crate::cpu::buffer::{Buffer, Step};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, exp};
 use crate::error::{Error, Result};
@@ -12,10 +12,15 @@ const OP: &str = "target_logprobs";
 pub(crate) fn target_logprobs(
     isa: Isa,
     pool: &Pool,
+    step: &mut Step,
+    rows: std::ops::Range<usize>,
     vocab: usize,
     logits: &Buffer,
-    targets: &[u32],
-) -> Result<Vec<f32>> {
+) -> Result<()> {
+    let targets = &step.batch().targets;
+    let targets = targets
+        .get(rows.clone())
+        .ok_or_else(|| Error::operator(OP, "rows", format!("within 0..{}", targets.len()), format!("{rows:?}")))?;
     logits.check_wide(OP, "logits", targets.len().checked_mul(vocab))?;
     if let Some(target) = targets.iter().find(|&&target| target as usize >= vocab) {
         return Err(Error::operator(OP, "targets", format!("ids below {vocab}"), target));
@@ -30,7 +35,9 @@ pub(crate) fn target_logprobs(
     });
     let logprobs = logprobs.into_inner().unwrap_or_else(PoisonError::into_inner);
     let named = |(i, logprob): (usize, Result<f32, NotANumber>)| logprob.map_err(|bad| bad.error(OP, i));
-    logprobs.into_iter().enumerate().map(named).collect()
+    let logprobs: Vec<f32> = logprobs.into_iter().enumerate().map(named).collect::<Result<_>>()?;
+    step.scored.extend(logprobs);
+    Ok(())
 }
 
 /// The denominator of a softmax: `max + ln Σ exp(x − max)`, in two parts.

@@ -1,8 +1,29 @@
-//! Memory that is not the Rust allocator's. Today: files mapped for reading. The CUDA driver and the simulator
-//! (streams, modules, events, graph capture) move in beside it.
+//! Memory that is not the Rust allocator's, and the devices it belongs to: a GPU by the CUDA driver, or the simulator.
+//!
+//! A [`Stream`] is a device with one queue of work: it allocates [`Memory`], runs the launches of
+//! [`kernels`](crate::kernels), and captures a [`Graph`] of them.
 
 mod bytes;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod driver;
+mod memory;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "sim")]
+mod simulated;
+mod slice;
+mod stream;
+mod variant;
 
 pub use bytes::Bytes;
+#[cfg(feature = "cuda")]
+pub use cuda::Element;
+pub use driver::DeviceInfo;
+pub(crate) use driver::Launch;
+pub use memory::{Memory, Readback};
+#[cfg(feature = "sim")]
+pub use simulated::SimOptions;
+pub use slice::{Slice, SliceMut};
+pub use stream::{Counters, Graph, Stream};
+pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};

@@ -74,14 +74,15 @@ impl Generation {
 
     fn step(&mut self) -> Result<Token> {
         let started = Instant::now();
+        let history = if self.sampling.repetition_penalty == 1.0 { Vec::new() } else { self.tokens.clone() };
         let row = SampleRow {
             temperature: self.sampling.temperature,
             top_k: self.sampling.top_k,
             top_p: self.sampling.top_p,
             min_p: self.sampling.min_p,
             repetition_penalty: self.sampling.repetition_penalty,
-            history: &self.tokens,
-            banned: &[],
+            history,
+            banned: Vec::new(),
             seed: self.sampling.seed,
             position: self.tokens.len() as u64,
         };

@@ -6,12 +6,14 @@ use crate::ops::{Batch, SampleRow, Sampled, Span};
 
 use super::pages::{PagePool, Sequence};
 
-/// After which tokens of a step the next one is asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Logits {
-    None,
-    Last,
-    All,
+/// What is wanted of a step.
+enum Wanted<'a> {
+    /// That its keys and values are written.
+    Nothing,
+    /// The token after its last one.
+    Sample(SampleRow),
+    /// The log-probability of each of these after the token before it.
+    Targets(&'a [u32]),
 }
 
 pub(super) struct Runner {
@@ -29,15 +31,17 @@ impl Runner {
     }
 
     /// Appends `tokens` (at least one) to the sequence and chooses the token after the last.
-    pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[u32], row: SampleRow<'_>) -> Result<Sampled> {
+    pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[u32], row: SampleRow) -> Result<Sampled> {
         self.pool.reserve(sequence, tokens.len())?;
         let total = sequence.len + tokens.len();
-        let mut chunks = tokens.chunks(self.batch_tokens).peekable();
-        while let Some(chunk) = chunks.next() {
-            let logits = if chunks.peek().is_none() { Logits::Last } else { Logits::None };
-            self.run(sequence, chunk, total, logits)?;
+        // The last step has at least one token: chunks are cut from the front.
+        let last = (tokens.len() - 1) / self.batch_tokens * self.batch_tokens;
+        for chunk in tokens[..last].chunks(self.batch_tokens) {
+            self.prepare(sequence, chunk, total, Wanted::Nothing);
+            self.forward.run(&self.batch)?;
         }
-        let sampled = self.forward.sample(&[row])?;
+        self.prepare(sequence, &tokens[last..], total, Wanted::Sample(row));
+        let sampled = self.forward.sample(&self.batch)?;
         Ok(sampled[0])
     }
 
@@ -54,16 +58,16 @@ impl Runner {
         let mut logprobs = Vec::with_capacity(tokens.len());
         for start in (0..tokens.len()).step_by(self.batch_tokens) {
             let end = tokens.len().min(start + self.batch_tokens);
-            self.run(sequence, &tokens[start..end], tokens.len(), Logits::All)?;
             let targets = &tokens[start + 1..tokens.len().min(end + 1)];
-            logprobs.extend(self.forward.target_logprobs(targets)?);
+            self.prepare(sequence, &tokens[start..end], tokens.len(), Wanted::Targets(targets));
+            logprobs.extend(self.forward.target_logprobs(&self.batch)?);
         }
         Ok(logprobs)
     }
 
-    /// One step of one sequence, whose pages are reserved. `total` is the length the sequence grows to in this call:
-    /// rope kinds that depend on the length see the whole prompt's, however it is cut.
-    fn run(&mut self, sequence: &mut Sequence, tokens: &[u32], total: usize, logits: Logits) -> Result<()> {
+    /// The batch of one step of one sequence, whose pages are reserved. `total` is the length the sequence grows to in
+    /// this call: rope kinds that depend on the length see the whole prompt's, however it is cut.
+    fn prepare(&mut self, sequence: &mut Sequence, tokens: &[u32], total: usize, wanted: Wanted<'_>) {
         let page_size = self.pool.page_size();
         let batch = &mut self.batch;
         batch.tokens.clear();
@@ -84,11 +88,18 @@ impl Runner {
         batch.spans.push(Span { start: 0, len: tokens.len(), kv_len: sequence.len, pages: 0 });
         let last = tokens.len() as u32;
         batch.logit_rows.clear();
-        batch.logit_rows.extend(match logits {
-            Logits::None => 0..0,
-            Logits::Last => last - 1..last,
-            Logits::All => 0..last,
-        });
-        self.forward.run(batch)
+        batch.samples.clear();
+        batch.targets.clear();
+        match wanted {
+            Wanted::Nothing => {}
+            Wanted::Sample(row) => {
+                batch.logit_rows.push(last - 1);
+                batch.samples.push(row);
+            }
+            Wanted::Targets(targets) => {
+                batch.logit_rows.extend(0..targets.len() as u32);
+                batch.targets.extend_from_slice(targets);
+            }
+        }
     }
 }

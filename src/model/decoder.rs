@@ -1,8 +1,12 @@
 //! The one decoder: a forward pass over a flat batch, written against [`Ops`].
 
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, SampleRow, Sampled};
+use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RecordingKey, RotaryKvWrite, Sampled, StepShape};
 
 use super::checkpoint::Checkpoint;
 use super::spec::ArchSpec;
@@ -13,15 +17,14 @@ pub trait Forward: Send {
     /// What runs it, for people.
     fn describe(&self) -> String;
 
-    /// Runs one step up to the last attention: writes the batch's keys and values. What follows is the work of
-    /// [`sample`](Self::sample) and [`target_logprobs`](Self::target_logprobs), for the tokens that they ask for.
+    /// Runs one step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
 
-    /// Chooses a token after each of the batch's `logit_rows`; `rows` has one entry for each.
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>>;
+    /// Runs one step and chooses a token by each of the batch's `samples`.
+    fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>>;
 
-    /// Log-probability of `targets[i]` after `logit_rows[i]`.
-    fn target_logprobs(&mut self, targets: &[u32]) -> Result<Vec<f32>>;
+    /// Runs one step; log-probabilities of the batch's `targets`.
+    fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 }
 
 /// Sizes that a decoder allocates for once, at its start.
@@ -37,7 +40,7 @@ const LOGIT_BYTES: usize = 64 << 20;
 
 /// [`Forward`] on any [`Ops`].
 pub struct Decoder<O: Ops> {
-    ops: O,
+    ops: Arc<O>,
     spec: ArchSpec,
     weights: Weights<O>,
     cache: O::Cache,
@@ -45,6 +48,8 @@ pub struct Decoder<O: Ops> {
     activations: Activations<O>,
     /// Rows that the logits buffer holds.
     logit_rows: usize,
+    /// Steps that choose tokens, ready to be done again.
+    recordings: HashMap<RecordingKey, O::Recording>,
 }
 
 /// Buffers that are reused by every layer of every step.
@@ -102,7 +107,16 @@ impl<O: Ops> Decoder<O> {
         };
         let cache = ops.cache(limits.cache)?;
         let step = ops.step()?;
-        Ok(Self { ops, spec: spec.clone(), weights, cache, step, activations, logit_rows })
+        Ok(Self {
+            ops: Arc::new(ops),
+            spec: spec.clone(),
+            weights,
+            cache,
+            step,
+            activations,
+            logit_rows,
+            recordings: HashMap::new(),
+        })
     }
 
     /// The second half of a layer, after attention, for `rows` rows. Its result is left in `work.delta`.
@@ -123,46 +137,10 @@ impl<O: Ops> Decoder<O> {
         ops.matmul(rows, gated, &layer.down, delta)
     }
 
-    /// Logits after `logit_rows[start..end]`, into the logits buffer: the last layer's second half and the head.
-    fn logits(&mut self, start: usize, end: usize) -> Result<()> {
-        let Self { ops, spec, weights, step, activations: a, .. } = self;
-        let (rows, hidden, heads) = (end - start, spec.hidden_size, spec.heads * spec.head_dim);
-        let layer = weights.layers.last().ok_or_else(|| Error::operator("logits", "layers", "at least one", 0))?;
-        ops.gather_rows(step, start..end, hidden, &a.stream.residual, &mut a.wanted.residual)?;
-        ops.gather_rows(step, start..end, heads, &a.stream.attended, &mut a.wanted.attended)?;
-        Self::finish_layer(ops, spec, layer, rows, &mut a.wanted, &mut a.work)?;
-        let (residual, delta, normed) = (&mut a.wanted.residual, Some(&a.work.delta), &mut a.work.normed);
-        ops.rms_norm(rows, hidden, residual, delta, &weights.final_norm, spec.norm_eps, normed)?;
-        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        ops.matmul(rows, normed, head, &mut a.logits)
-    }
-
-    /// Calls `read` with the logits of each group of rows that the logits buffer holds.
-    fn by_group<T>(
-        &mut self,
-        rows: usize,
-        mut read: impl FnMut(&mut Self, std::ops::Range<usize>) -> Result<Vec<T>>,
-    ) -> Result<Vec<T>> {
-        let mut all = Vec::with_capacity(rows);
-        for start in (0..rows).step_by(self.logit_rows) {
-            let end = rows.min(start + self.logit_rows);
-            self.logits(start, end)?;
-            all.extend(read(self, start..end)?);
-        }
-        Ok(all)
-    }
-}
-
-impl<O: Ops> Forward for Decoder<O> {
-    fn describe(&self) -> String {
-        self.ops.describe()
-    }
-
-    fn run(&mut self, batch: &Batch) -> Result<()> {
+    /// All layers up to the last attention, for the uploaded step.
+    fn layers(&mut self, tokens: usize) -> Result<()> {
         let Self { ops, spec, weights, cache, step, activations: a, .. } = self;
-        let tokens = batch.tokens.len();
         let hidden = spec.hidden_size;
-        ops.upload(batch, step)?;
         ops.embedding(step, &weights.embedding, &mut a.stream.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             let delta = (index > 0).then_some(&a.work.delta);
@@ -203,15 +181,73 @@ impl<O: Ops> Forward for Decoder<O> {
         Ok(())
     }
 
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>> {
-        self.by_group(rows.len(), |this, group| {
-            this.ops.sample(this.spec.vocab_size, &mut this.activations.logits, &rows[group])
-        })
+    /// Logits after `logit_rows[start..end]`, into the logits buffer: the last layer's second half and the head.
+    fn logits(&mut self, rows: Range<usize>) -> Result<()> {
+        let Self { ops, spec, weights, step, activations: a, .. } = self;
+        let (len, hidden, heads) = (rows.len(), spec.hidden_size, spec.heads * spec.head_dim);
+        let layer = weights.layers.last().ok_or_else(|| Error::operator("logits", "layers", "at least one", 0))?;
+        ops.gather_rows(step, rows.clone(), hidden, &a.stream.residual, &mut a.wanted.residual)?;
+        ops.gather_rows(step, rows, heads, &a.stream.attended, &mut a.wanted.attended)?;
+        Self::finish_layer(ops, spec, layer, len, &mut a.wanted, &mut a.work)?;
+        let (residual, delta, normed) = (&mut a.wanted.residual, Some(&a.work.delta), &mut a.work.normed);
+        ops.rms_norm(len, hidden, residual, delta, &weights.final_norm, spec.norm_eps, normed)?;
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        ops.matmul(len, normed, head, &mut a.logits)
     }
 
-    fn target_logprobs(&mut self, targets: &[u32]) -> Result<Vec<f32>> {
-        self.by_group(targets.len(), |this, group| {
-            this.ops.target_logprobs(this.spec.vocab_size, &this.activations.logits, &targets[group])
-        })
+    /// The uploaded step from its first kernel to its last. Logits are read in groups of as many rows as their buffer
+    /// holds.
+    fn forward(&mut self, shape: StepShape, read: Read<O>) -> Result<()> {
+        self.layers(shape.tokens)?;
+        for start in (0..shape.logit_rows).step_by(self.logit_rows) {
+            let rows = start..shape.logit_rows.min(start + self.logit_rows);
+            self.logits(rows.clone())?;
+            read(&self.ops, &mut self.step, rows, self.spec.vocab_size, &mut self.activations.logits)?;
+        }
+        Ok(())
+    }
+
+    /// A step that chooses tokens. Where the device gains from it, the step's work is recorded when a key is first
+    /// seen, and replayed from then on.
+    fn choose(&mut self, shape: StepShape) -> Result<()> {
+        let Some(key) = shape.recording else {
+            return self.forward(shape, O::sample);
+        };
+        if let Some(recording) = self.recordings.get(&key) {
+            return self.ops.replay(recording);
+        }
+        self.recordings.retain(|old, _| old.generation == key.generation);
+        // Done once before it is recorded: a device may load code with the first launch, which a recording cannot.
+        self.forward(shape, O::sample)?;
+        let ops = Arc::clone(&self.ops);
+        let recording = ops.record(|| self.forward(shape, O::sample))?;
+        self.recordings.insert(key, recording);
+        Ok(())
+    }
+}
+
+/// What is done with logits: [`Ops::sample`] or [`Ops::target_logprobs`].
+type Read<O> = fn(&O, &mut <O as Ops>::Step, Range<usize>, usize, &mut <O as Ops>::Buffer) -> Result<()>;
+
+impl<O: Ops> Forward for Decoder<O> {
+    fn describe(&self) -> String {
+        self.ops.describe()
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<()> {
+        let shape = self.ops.upload(batch, &mut self.step)?;
+        self.layers(shape.tokens)
+    }
+
+    fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
+        let shape = self.ops.upload(batch, &mut self.step)?;
+        self.choose(shape)?;
+        self.ops.sampled(&mut self.step)
+    }
+
+    fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let shape = self.ops.upload(batch, &mut self.step)?;
+        self.forward(shape, |ops, step, rows, vocab, logits| ops.target_logprobs(step, rows, vocab, logits))?;
+        self.ops.scored(&mut self.step)
     }
 }

@@ -18,6 +18,14 @@ pub(super) fn first_not_finite(dtype: DType, data: &[u8]) -> Option<(usize, f32)
             let value = |bits| half::f16::from_bits(bits).to_f32();
             search(data, u16::from_le_bytes, |bits| bits & 0x7c00 == 0x7c00, value)
         }
+        DType::E4M3 => search(data, u8::from_le_bytes, |bits| bits & 0x7f == 0x7f, |_| f32::NAN),
+        DType::E5M2 => search(
+            data,
+            u8::from_le_bytes,
+            |bits| bits & 0x7c == 0x7c,
+            |bits| if bits & 3 == 0 { f32::INFINITY } else { f32::NAN },
+        ),
+        DType::I8 | DType::U8 | DType::U32 => None,
     }
 }
 

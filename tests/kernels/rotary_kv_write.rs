@@ -42,7 +42,7 @@ proptest! {
             rope: rope.clone(),
             spans: vec![Span { start: 0, len: tokens, kv_len: tokens, pages: 0 }],
             page_table: (0..pages as u32).rev().collect(),
-            logit_rows: Vec::new(),
+            ..Batch::default()
         };
         let mut step = cpu.step().unwrap();
         cpu.upload(&batch, &mut step).unwrap();
@@ -115,7 +115,7 @@ fn wrong_shapes_are_refused() {
             rope: vec![0.0; rope],
             spans: vec![Span { start: 0, len: 1, kv_len: 1, pages: 0 }],
             page_table: vec![0],
-            logit_rows: Vec::new(),
+            ..Batch::default()
         };
         cpu.upload(&batch, &mut step).unwrap();
         let args = RotaryKvWrite {

@@ -8,21 +8,26 @@ use crate::reference::sample::distribution;
 use crate::reference::target_logprobs::log_softmax;
 use crate::support::*;
 
-const PLAIN: SampleRow<'static> = SampleRow {
+const PLAIN: SampleRow = SampleRow {
     temperature: 1.0,
     top_k: 0,
     top_p: 1.0,
     min_p: 0.0,
     repetition_penalty: 1.0,
-    history: &[],
-    banned: &[],
+    history: Vec::new(),
+    banned: Vec::new(),
     seed: 7,
     position: 0,
 };
 
-fn sample(cpu: &Cpu, logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<Sampled> {
-    let mut buffer = buffer(cpu, DType::F32, logits);
-    cpu.sample(logits.len() / rows.len(), &mut buffer, rows).unwrap()
+fn sample(cpu: &Cpu, logits: &[f32], rows: &[SampleRow]) -> Vec<Sampled> {
+    attempt(cpu, logits.len() / rows.len(), logits, rows).unwrap()
+}
+
+fn attempt(cpu: &Cpu, vocab: usize, logits: &[f32], rows: &[SampleRow]) -> burrstone::Result<Vec<Sampled>> {
+    let mut step = step_for_logits(cpu, rows.len(), rows.to_vec(), Vec::new());
+    cpu.sample(&mut step, 0..rows.len(), vocab, &mut buffer(cpu, DType::F32, logits))?;
+    cpu.sampled(&mut step)
 }
 
 proptest! {
@@ -52,7 +57,7 @@ proptest! {
         let banned: Vec<u32> = banned.iter().map(|t| t % vocab as u32).collect();
         let row = SampleRow {
             temperature, top_k, top_p, min_p, repetition_penalty,
-            history: &history, banned: &banned, ..PLAIN
+            history, banned, ..PLAIN
         };
         let p = distribution(&logits, &row);
         let logprobs = log_softmax::<f64>(&logits);
@@ -115,12 +120,12 @@ fn greedy_takes_the_lowest_of_equals() {
         logits[64] = 2.0;
         let row = SampleRow { temperature: 0.0, ..PLAIN };
         assert_eq!(sample(&cpu(isa, 1), &logits, &[row])[0].token, 63);
-        let row = SampleRow { temperature: 0.0, banned: &[63, 4_000_000], ..PLAIN };
+        let row = SampleRow { temperature: 0.0, banned: vec![63, 4_000_000], ..PLAIN };
         let taken = sample(&cpu(isa, 1), &logits, &[row])[0];
         assert_eq!(taken.token, 64);
         // The ban does not change what the model said.
         assert!((f64::from(taken.logprob) - log_softmax::<f64>(&logits)[64]).abs() < 1e-6);
-        let row = SampleRow { temperature: 0.0, repetition_penalty: 8.0, history: &[63, 64, 64], ..PLAIN };
+        let row = SampleRow { temperature: 0.0, repetition_penalty: 8.0, history: vec![63, 64, 64], ..PLAIN };
         assert_eq!(sample(&cpu(isa, 1), &logits, &[row])[0].token, 0);
     }
 }
@@ -141,9 +146,7 @@ fn seeds_and_positions_matter() {
 #[test]
 fn bad_rows_and_arguments_are_refused() {
     let cpu = cpu(Isa::best(), 2);
-    let attempt = |logits: &[f32], row: SampleRow<'_>| {
-        cpu.sample(4, &mut buffer(&cpu, DType::F32, logits), &[SampleRow { temperature: 0.0, ..PLAIN }, row])
-    };
+    let attempt = |logits: &[f32], row| attempt(&cpu, 4, logits, &[SampleRow { temperature: 0.0, ..PLAIN }, row]);
     let good = [0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0];
     assert_eq!(attempt(&good, PLAIN).unwrap()[0].token, 3);
     let mut nan = good;
@@ -156,6 +159,6 @@ fn bad_rows_and_arguments_are_refused() {
     assert_refused(attempt(&good, SampleRow { top_p: 0.0, ..PLAIN }), "sample", "top_p");
     assert_refused(attempt(&good, SampleRow { min_p: 1.5, ..PLAIN }), "sample", "min_p");
     assert_refused(attempt(&good, SampleRow { repetition_penalty: 0.0, ..PLAIN }), "sample", "repetition_penalty");
-    assert_refused(attempt(&good, SampleRow { history: &[4], ..PLAIN }), "sample", "history");
-    assert_refused(attempt(&good, SampleRow { banned: &[0, 1, 2, 3], ..PLAIN }), "sample", "banned");
+    assert_refused(attempt(&good, SampleRow { history: vec![4], ..PLAIN }), "sample", "history");
+    assert_refused(attempt(&good, SampleRow { banned: vec![0, 1, 2, 3], ..PLAIN }), "sample", "banned");
 }

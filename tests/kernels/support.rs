@@ -3,7 +3,7 @@
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, CpuOptions, Isa, Step};
 use burrstone::device::Bytes;
-use burrstone::ops::{Batch, Ops, Span, WeightView};
+use burrstone::ops::{Batch, Ops, SampleRow, Span, WeightView};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -93,8 +93,14 @@ pub fn buffer(cpu: &Cpu, dtype: DType, values: &[f32]) -> Buffer {
 
 /// One sequence of `tokens`, each at its own slot of page 0.
 pub fn step_of(cpu: &Cpu, tokens: &[u32], logit_rows: &[u32]) -> Step {
+    let mut step = cpu.step().unwrap();
+    cpu.upload(&batch_of(tokens, logit_rows), &mut step).unwrap();
+    step
+}
+
+fn batch_of(tokens: &[u32], logit_rows: &[u32]) -> Batch {
     let n = tokens.len();
-    let batch = Batch {
+    Batch {
         tokens: tokens.to_vec(),
         positions: (0..n as u32).collect(),
         slots: (0..n as u32).collect(),
@@ -102,7 +108,16 @@ pub fn step_of(cpu: &Cpu, tokens: &[u32], logit_rows: &[u32]) -> Step {
         spans: vec![Span { start: 0, len: n, kv_len: n, pages: 0 }],
         page_table: vec![0],
         logit_rows: logit_rows.to_vec(),
-    };
+        samples: Vec::new(),
+        targets: Vec::new(),
+    }
+}
+
+/// A step of `rows` rows of logits, each of which asks for a token or a log-probability.
+pub fn step_for_logits(cpu: &Cpu, rows: usize, samples: Vec<SampleRow>, targets: Vec<u32>) -> Step {
+    let mut batch = batch_of(&vec![0; rows], &(0..rows as u32).collect::<Vec<_>>());
+    batch.samples = samples;
+    batch.targets = targets;
     let mut step = cpu.step().unwrap();
     cpu.upload(&batch, &mut step).unwrap();
     step

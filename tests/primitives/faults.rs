@@ -59,7 +59,9 @@ fn threads_that_wait_for_each_other_are_named_with_their_places() {
 
 #[test]
 fn accesses_outside_memory_are_found() {
-    fault("past_array", "shared.first.store", |k| matches!(k, FaultKind::OutOfBoundsShared { offset: 512, of: 512, .. }));
+    fault("past_array", "shared.first.store", |k| {
+        matches!(k, FaultKind::OutOfBoundsShared { offset: 512, of: 512, .. })
+    });
     fault("past_global", "store(out + t", |k| matches!(k, FaultKind::OutOfBoundsGlobal { bytes: 4, .. }));
     fault("before_global", "store(out - 1", |k| matches!(k, FaultKind::OutOfBoundsGlobal { .. }));
 }

@@ -1,35 +1,11 @@
 //! Runs probe kernels.
 
-use burrstone::device::sim::{Fault, LaunchStats, SimEntry, Simulator, TensorMap};
-
-/// What of the generated tables the probes need.
-pub struct Kernel {
-    pub name: &'static str,
-    pub variants: &'static [Variant],
-}
-pub struct Variant {
-    pub name: &'static str,
-    #[allow(dead_code)]
-    pub values: &'static [(&'static str, Value)],
-    pub threads: u32,
-    #[allow(dead_code)]
-    pub archs: &'static [u32],
-    #[allow(dead_code)]
-    pub fallback: bool,
-    pub sim: Option<SimEntry>,
-    #[allow(dead_code)]
-    pub cubins: &'static [Cubin],
-}
-#[allow(dead_code)]
-pub enum Value {
-    Text(&'static str),
-    Int(i64),
-}
-#[allow(dead_code)]
-pub struct Cubin;
+use burrstone::device::Variant;
+use burrstone::device::sim::{Fault, LaunchStats, Simulator, TensorMap};
 
 mod tables {
-    use super::{Kernel, SimEntry, Value, Variant};
+    #![allow(unused_imports, reason = "which of them the tables need depends on the compilers that the build found")]
+    use burrstone::device::{Cubin, Kernel, SimEntry, Value, Variant};
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
 

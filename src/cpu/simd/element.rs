@@ -91,6 +91,7 @@ macro_rules! with_element {
                 type $element = crate::cpu::simd::F16;
                 $body
             }
+            other => unreachable!("{other} in a kernel of the CPU: buffers, weights and the cache refuse it"),
         }
     };
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
 
 use corosensei::Yielder;
-use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::clocks::Clocks;
 use super::copies::{Flight, Groups, Load, Store, land_load, land_store};

@@ -76,7 +76,15 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn access(&mut self, space: Space, site: SiteId, access: Access, thread: usize, address: u64, bytes: u32) {
+    pub(super) fn access(
+        &mut self,
+        space: Space,
+        site: SiteId,
+        access: Access,
+        thread: usize,
+        address: u64,
+        bytes: u32,
+    ) {
         let key = Key { site, space, store: access != Access::Load };
         let lane = thread % LANES;
         let open = self.open.entry((key, thread / LANES)).or_default();

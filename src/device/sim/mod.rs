@@ -17,12 +17,12 @@ mod mbarriers;
 mod memory;
 mod shadow;
 mod sites;
+mod stacks;
 mod tensor_map;
 
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -31,25 +31,17 @@ use block::{MAX_THREADS, Run, Status};
 pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
 use memory::{Buffer, Memory};
+use stacks::{FiberStack, Stacks};
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 
-/// A fiber's stack: far more than a kernel's frames, and only the pages that are touched cost memory.
-const STACK_BYTES: usize = 256 << 10;
+use super::variant::SimEntry;
+
 /// Alignment of shared memory: what 128-byte swizzled tiles need.
 const SHARED_ALIGNMENT: usize = 1024;
 /// Alignment of an argument struct: what a tensor map in it needs.
 const ARGS_ALIGNMENT: usize = 64;
 /// Largest shared memory of a block on any architecture (sm_90).
 const MAX_SHARED_BYTES: u32 = 227 << 10;
-
-/// A kernel variant compiled for the simulator.
-#[derive(Debug, Clone, Copy)]
-pub struct SimEntry {
-    /// Runs one thread: the argument struct, and the block's shared memory.
-    pub run: unsafe extern "C" fn(*const c_void, *mut c_void),
-    /// Bytes of shared memory of a block.
-    pub shared_bytes: &'static u32,
-}
 
 /// What a launch did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -84,24 +76,6 @@ struct Inner {
     memory: Memory,
     seeds: ChaCha8Rng,
     count: bool,
-}
-
-/// Stacks of fibers that have ended, of all simulators: mapping one costs more than a small kernel.
-static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
-/// Stacks that are kept; those above are unmapped.
-const KEPT_STACKS: usize = 4 * MAX_THREADS as usize;
-
-/// Takes kept stacks, as far as there are any.
-fn kept_stacks(count: usize) -> Vec<DefaultStack> {
-    let mut kept = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let from = kept.len().saturating_sub(count);
-    kept.split_off(from)
-}
-
-fn keep_stacks(stacks: &mut Vec<DefaultStack>) {
-    let mut kept = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let room = KEPT_STACKS.saturating_sub(kept.len()).min(stacks.len());
-    kept.extend(stacks.drain(..room));
 }
 
 impl Simulator {
@@ -222,7 +196,7 @@ impl Simulator {
         let bounds = inner.memory.bounds().to_vec();
         let run = Run::new(threads as usize, shared, shared_bytes as usize, bounds, seed, inner.count);
         let mut stats = LaunchStats::default();
-        let mut stacks = kept_stacks(run.threads());
+        let mut stacks = Stacks::take(run.threads());
         let mut ended = Ok(());
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
@@ -233,7 +207,7 @@ impl Simulator {
             }
             stats.blocks += 1;
         }
-        keep_stacks(&mut stacks);
+        stacks.keep();
         ended?;
         let state = run.state.borrow();
         stats.switches = state.switches;
@@ -259,18 +233,15 @@ fn run_block(
     run: &Run,
     entry: &SimEntry,
     args: *const c_void,
-    stacks: &mut Vec<DefaultStack>,
+    stacks: &mut Stacks,
 ) -> Result<(), (u32, FaultKind, Place)> {
     let _entered = hooks::Entered::new(run);
     let mut fibers = Vec::with_capacity(run.threads());
     for thread in 0..run.threads() {
-        let stack = match stacks.pop() {
-            Some(stack) => stack,
-            None => DefaultStack::new(STACK_BYTES).map_err(|e| {
-                let what = format!("no memory for the stack of a fiber: {e}");
-                (thread as u32, FaultKind::Misuse { what }, Place { file: "launch".to_owned(), line: 0 })
-            })?,
-        };
+        let stack = stacks.pop().map_err(|e| {
+            let what = format!("no memory for the stack of a fiber: {e}");
+            (thread as u32, FaultKind::Misuse { what }, Place { file: "launch".to_owned(), line: 0 })
+        })?;
         let (run, entry, shared) = (std::ptr::from_ref(run), entry.run, run.shared_start);
         fibers.push(Coroutine::with_stack(stack, move |yielder, ()| {
             // SAFETY: the run outlives its fibers, which end in this function.
@@ -294,7 +265,7 @@ fn run_block(
 }
 
 /// Resumes fibers until all have finished, one has faulted, or none can go on.
-fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), DefaultStack>]) -> Result<(), (u32, FaultKind, Place)> {
+fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), FiberStack>]) -> Result<(), (u32, FaultKind, Place)> {
     let mut info = run.info.get();
     loop {
         let next = {

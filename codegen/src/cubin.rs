@@ -1,0 +1,116 @@
+//! What a compiled variant uses, read out of its cubin.
+//!
+//! A cubin is an ELF file. Its `.nv.info` section is a row of attributes: one byte of format, one of kind, two of size
+//! or value, then the value of that size. Nothing documents the kinds; these were compared with what `cuobjdump
+//! --dump-resource-usage` prints for CUDA 12.9 and 13.0, sm_70 to sm_90a.
+
+use object::elf::{EM_CUDA, FileHeader64};
+use object::read::elf::{ElfFile64, FileHeader};
+use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
+
+/// What a variant's kernel uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Registers a thread.
+    pub registers: u32,
+    /// Shared memory a block, in bytes, all of it sized at the launch.
+    pub shared_bytes: u32,
+    /// Local memory a thread, in bytes: spilled registers and arrays that are indexed at run time.
+    pub local_bytes: u32,
+    /// Constant memory, in bytes: arguments, what the driver adds to them, and tables.
+    pub constant_bytes: u32,
+    /// Machine code, in bytes.
+    pub code_bytes: u32,
+}
+
+/// The kind of an attribute that is a symbol's number and the registers of a thread.
+const REGISTERS: u8 = 0x2f;
+/// The kind of an attribute that is a symbol's number and the bytes of stack of a thread, callees included.
+const STACK: u8 = 0x12;
+/// The format of an attribute with a size and a value.
+const SIZED: u8 = 4;
+
+impl Resources {
+    /// Reads the cubin of the variant `name`.
+    ///
+    /// # Errors
+    /// One line about what is missing: this is no cubin, or not of that variant.
+    pub fn read(name: &str, cubin: &[u8]) -> Result<Self, String> {
+        let file = ElfFile64::<LittleEndian>::parse(cubin).map_err(|e| format!("no cubin: {e}"))?;
+        let machine = FileHeader64::<LittleEndian>::parse(cubin).map(|header| header.e_machine(LittleEndian));
+        if machine.ok() != Some(EM_CUDA) {
+            return Err("no cubin: expected an ELF file for CUDA".to_owned());
+        }
+        let section = |name: &str| file.section_by_name(name).map(|section| section.size());
+        let symbol = |name: &str| file.symbols().find(|symbol| symbol.name() == Ok(name));
+        let kernel = symbol(name).ok_or_else(|| format!("expected the kernel {name}, found none"))?.index().0;
+        let info = file.section_by_name(".nv.info").and_then(|section| section.data().ok()).unwrap_or_default();
+        let attribute = |kind| attributes(info).find(|a| (a.0, a.1 as usize) == (kind, kernel)).map(|a| a.2);
+        let small =
+            |size: u64| u32::try_from(size).map_err(|_| format!("expected less than 4 GiB, found {size} bytes"));
+        let constants: u64 =
+            file.sections().filter(|s| s.name().is_ok_and(|n| n.starts_with(".nv.constant"))).map(|s| s.size()).sum();
+        Ok(Self {
+            registers: attribute(REGISTERS).ok_or("expected a number of registers, found none")?,
+            shared_bytes: shared_bytes(&file, &format!("{name}__shared"))?,
+            local_bytes: attribute(STACK).unwrap_or(0) + small(section(&format!(".nv.local.{name}")).unwrap_or(0))?,
+            constant_bytes: small(constants)?,
+            code_bytes: small(section(&format!(".text.{name}")).ok_or("expected machine code, found none")?)?,
+        })
+    }
+}
+
+/// The attributes of `.nv.info` that belong to a symbol: kind, symbol, value.
+fn attributes(mut info: &[u8]) -> impl Iterator<Item = (u8, u32, u32)> {
+    let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    std::iter::from_fn(move || {
+        let &[format, kind, low, high, ref rest @ ..] = info else { return None };
+        let size = if format == SIZED { usize::from(u16::from_le_bytes([low, high])) } else { 0 };
+        let value = rest.get(..size)?;
+        info = &rest[size..];
+        Some((kind, value))
+    })
+    .filter_map(move |(kind, value)| Some((kind, word(value, 0)?, word(value, 4)?)))
+}
+
+/// The initial value of the constant that BURRSTONE_KERNEL leaves beside the kernel.
+fn shared_bytes(file: &ElfFile64<LittleEndian>, name: &str) -> Result<u32, String> {
+    let missing = || format!("expected the constant {name}, found none");
+    let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name)).ok_or_else(missing)?;
+    let section = symbol.section_index().and_then(|index| file.section_by_index(index).ok()).ok_or_else(missing)?;
+    // A constant of zero may be in a section without bytes.
+    let data = section.data().unwrap_or_default();
+    if data.is_empty() {
+        return Ok(0);
+    }
+    let start = usize::try_from(symbol.address().wrapping_sub(section.address())).map_err(|_| missing())?;
+    let bytes = start.checked_add(4).and_then(|end| data.get(start..end)).ok_or_else(missing)?;
+    Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_walked_by_their_formats() {
+        let info = [
+            &[3, 0x1b, 0xff, 0][..],                    // a value in the head
+            &[4, 0x2f, 8, 0, 12, 0, 0, 0, 14, 0, 0, 0], // symbol and value
+            &[4, 0x37, 4, 0, 0x81, 0, 0, 0],            // of nobody
+            &[4, 0x12, 8, 0, 12, 0, 0, 0, 16, 0, 0, 0],
+            &[4, 0x12, 8, 0, 1], // cut off
+        ]
+        .concat();
+        assert_eq!(attributes(&info).collect::<Vec<_>>(), [(0x2f, 12, 14), (0x12, 12, 16)]);
+    }
+
+    #[test]
+    fn what_is_no_cubin_is_refused() {
+        for bytes in [&b""[..], b"not an ELF file", &[0x7f, b'E', b'L', b'F', 2, 1, 1]] {
+            assert!(Resources::read("a", bytes).unwrap_err().starts_with("no cubin"));
+        }
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(Resources::read("a", &program).unwrap_err().starts_with("no cubin"));
+    }
+}

@@ -1,0 +1,295 @@
+//! A GPU, through the CUDA driver, which is looked for at run time.
+
+mod modules;
+mod staging;
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::{
+    CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, result, sys,
+};
+
+use super::driver::{DeviceInfo, Driver, Launch, Recording};
+use super::slice::{Slice, SliceMut};
+use super::stream::Stream;
+use super::variant::code_arch;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use modules::Modules;
+use staging::Staging;
+
+/// A number that lives on a device as it does on the host.
+pub trait Element {
+    const DTYPE: DType;
+}
+
+macro_rules! element {
+    ($($rust:ty => $dtype:ident),+ $(,)?) => {
+        $(impl Element for $rust {
+            const DTYPE: DType = DType::$dtype;
+        })+
+    };
+}
+
+element!(f32 => F32, half::bf16 => BF16, half::f16 => F16, i8 => I8, u8 => U8, u32 => U32);
+
+impl Stream {
+    /// GPUs that the driver sees; none where there is no driver.
+    pub fn cuda_devices() -> usize {
+        if driver_library().is_err() || result::init().is_err() {
+            return 0;
+        }
+        CudaContext::device_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
+    }
+
+    /// A GPU by its number, with a stream of its own.
+    ///
+    /// # Errors
+    /// There is no driver or no such GPU, or it is older than Volta.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        let failed = |reason: String| Error::Device { device: format!("cuda:{ordinal}"), reason };
+        // cudarc panics where the library is missing; that is an answer here, not an accident.
+        driver_library().map_err(failed)?;
+        let context = CudaContext::new(ordinal).map_err(|e| failed(explain(e)))?;
+        let stream = context.new_stream().map_err(|e| failed(explain(e)))?;
+        Self::from_cudarc(stream)
+    }
+
+    /// The caller's own stream. Work is enqueued there, in order with the caller's.
+    ///
+    /// # Errors
+    /// The GPU is older than Volta, or the driver failed.
+    pub fn from_cudarc(stream: Arc<CudaStream>) -> Result<Self> {
+        Ok(Self::new(Box::new(Cuda::new(stream)?)))
+    }
+}
+
+impl<'a> Slice<'a> {
+    /// Memory of cudarc's. Waits, on the stream, for what writes it elsewhere.
+    pub fn from_cudarc<T: Element>(slice: &'a CudaSlice<T>) -> Self {
+        let (address, _guard) = slice.device_ptr(slice.stream());
+        Self::new(address, T::DTYPE, slice.len())
+    }
+}
+
+impl<'a> SliceMut<'a> {
+    /// Memory of cudarc's. Waits, on the stream, for what uses it elsewhere.
+    pub fn from_cudarc<T: Element>(slice: &'a mut CudaSlice<T>) -> Self {
+        let (stream, len) = (Arc::clone(slice.stream()), slice.len());
+        let (address, guard) = slice.device_ptr_mut(&stream);
+        drop(guard);
+        Self::new(address, T::DTYPE, len)
+    }
+}
+
+/// Whether there is a driver to load; the reason if not.
+fn driver_library() -> Result<(), String> {
+    const NAMES: [&str; 2] = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
+    // SAFETY: the NVIDIA driver's library has no initializers that ask for more than being loaded; cudarc loads the same.
+    let found = NAMES.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok());
+    if found { Ok(()) } else { Err(format!("no NVIDIA driver: {} cannot be loaded", NAMES[0])) }
+}
+
+/// An error of the driver, in its own words.
+fn explain(error: DriverError) -> String {
+    let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
+    match error.error_string() {
+        Ok(text) => format!("{name}: {}", text.to_string_lossy()),
+        Err(_) => name,
+    }
+}
+
+struct Cuda {
+    info: DeviceInfo,
+    stream: Arc<CudaStream>,
+    modules: Modules,
+    staging: Staging,
+}
+
+impl Cuda {
+    fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        let context = stream.context();
+        let device = format!("cuda:{}", context.ordinal());
+        let failed = |e: DriverError| Error::Device { device: device.clone(), reason: explain(e) };
+        let (major, minor) = context.compute_capability().map_err(failed)?;
+        let capability = u32::try_from(major * 10 + minor).unwrap_or(0);
+        let name = context.name().map_err(failed)?;
+        let Some(arch) = code_arch(capability) else {
+            let reason = format!("{name} is sm_{capability}; this build has code for sm_70 to sm_90");
+            return Err(Error::Device { device, reason });
+        };
+        let processors =
+            context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(failed)?;
+        let memory_bytes = context.total_mem().map_err(failed)? as u64;
+        let processors = u32::try_from(processors).unwrap_or(1);
+        let info = DeviceInfo { device: device.clone(), name, arch, processors, memory_bytes };
+        Ok(Self { info, modules: Modules::default(), staging: Staging::new(&stream), stream })
+    }
+
+    fn error(&self, what: &str, error: DriverError) -> Error {
+        Error::Device { device: self.info.device.clone(), reason: format!("{what}: {}", explain(error)) }
+    }
+
+    /// Makes the context the calling thread's.
+    fn bind(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(|e| self.error("context", e))
+    }
+}
+
+impl Driver for Cuda {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        let (free, _) = self.stream.context().mem_get_info().map_err(|e| self.error("memory", e))?;
+        Ok(free as u64)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let size = bytes.max(1);
+        // SAFETY: the stream is alive, and what comes back is cleared or written before it is read.
+        let address = unsafe {
+            if self.stream.context().has_async_alloc() {
+                result::malloc_async(self.stream.cu_stream(), size)
+            } else {
+                result::malloc_sync(size)
+            }
+        };
+        address.map_err(|e| {
+            let free = self.free_bytes().unwrap_or(0);
+            self.error(&format!("{bytes} bytes of memory, of which {free} are free"), e)
+        })
+    }
+
+    fn release(&self, address: u64, _bytes: usize) {
+        // Nobody to tell: where the device has failed, its memory is gone as well.
+        let _ = self.bind().map(|()| {
+            // SAFETY: the address came from `allocate` and is given back once; the free is ordered after the stream's
+            // work, or waits for it.
+            unsafe {
+                if self.stream.context().has_async_alloc() {
+                    result::free_async(address, self.stream.cu_stream())
+                } else {
+                    self.stream.synchronize().and_then(|()| result::free_sync(address))
+                }
+            }
+        });
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller's memory has `bytes`; zero is a value of every dtype.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(|e| self.error("clearing memory", e))
+    }
+
+    fn upload(&self, address: u64, data: &[u8]) -> Result<()> {
+        self.bind()?;
+        self.staging.upload(address, data).map_err(|e| self.error("upload", e))
+    }
+
+    fn download(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: `data` stays where it is until the stream is done with it.
+        unsafe { result::memcpy_dtoh_async(data, address, self.stream.cu_stream()) }
+            .and_then(|()| self.stream.synchronize())
+            .map_err(|e| self.error("download", e))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8> {
+        self.bind()?;
+        // Not write-combined: the host reads it.
+        // SAFETY: zeroed before anybody reads it.
+        unsafe {
+            let memory = result::malloc_host(bytes.max(1), 0)
+                .map_err(|e| self.error(&format!("{bytes} bytes of page-locked memory"), e))?
+                .cast::<u8>();
+            memory.write_bytes(0, bytes);
+            Ok(memory)
+        }
+    }
+
+    unsafe fn release_host(&self, memory: *mut u8, _bytes: usize) {
+        // SAFETY: the caller's promise.
+        let _ = self.bind().map(|()| unsafe { result::free_host(memory.cast()) });
+    }
+
+    unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        let copied = unsafe {
+            let to = std::slice::from_raw_parts_mut(to, bytes);
+            result::memcpy_dtoh_async(to, address, self.stream.cu_stream())
+        };
+        copied.map_err(|e| self.error("copy to the host", e))
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.bind()?;
+        let named = |reason: String| {
+            let reason = format!("{} ({}): {reason}", launch.variant.name, launch.shape);
+            Error::Device { device: self.info.device.clone(), reason }
+        };
+        let function = self.modules.function(launch.variant, self.info.arch).map_err(named)?;
+        let [x, y, z] = launch.grid;
+        let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
+        // SAFETY: the function's only parameter is the kernel's argument struct, which `args` holds; the driver copies it
+        // before it returns. The rest is the caller's promise.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.handle,
+                (x, y, z),
+                (launch.variant.threads, 1, 1),
+                function.shared_bytes,
+                self.stream.cu_stream(),
+                &mut params,
+            )
+        };
+        launched.map_err(|e| named(format!("grid {x} × {y} × {z}: {}", explain(e))))
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| self.error("waiting", e))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        // Only this thread's mistakes end the capture: others may allocate meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|e| self.error("capture", e))
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Recording>> {
+        let graph = self
+            .stream
+            .end_capture(sys::CUgraphInstantiate_flags(0))
+            .map_err(|e| self.error("capture", e))?
+            .ok_or_else(|| Error::Device { device: self.info.device.clone(), reason: "an empty graph".to_owned() })?;
+        graph.upload().map_err(|e| self.error("graph upload", e))?;
+        Ok(Box::new(Recorded { graph, device: self.info.device.clone() }))
+    }
+}
+
+struct Recorded {
+    graph: CudaGraph,
+    device: String,
+}
+
+// SAFETY: the driver asks that a graph is used by one thread at a time, not always by the same; `Graph` keeps it behind a
+// mutex.
+unsafe impl Send for Recorded {}
+
+impl Recording for Recorded {
+    fn replay(&self) -> Result<()> {
+        let failed = |e| Error::Device { device: self.device.clone(), reason: format!("graph replay: {}", explain(e)) };
+        self.graph.launch().map_err(failed)
+    }
+}

@@ -1,0 +1,151 @@
+//! Owned memory, on the device and beside it.
+
+use bytemuck::Pod;
+
+use super::slice::{Slice, SliceMut};
+use super::stream::Stream;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// Elements in a device's memory; zeros at first.
+pub struct Memory {
+    stream: Stream,
+    address: u64,
+    dtype: DType,
+    len: usize,
+}
+
+impl Memory {
+    pub(super) fn new(stream: Stream, address: u64, dtype: DType, len: usize) -> Self {
+        Self { stream, address, dtype, len }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it, to read.
+    pub fn slice(&self) -> Slice<'_> {
+        Slice::new(self.address, self.dtype, self.len)
+    }
+
+    /// All of it, to write.
+    pub fn slice_mut(&mut self) -> SliceMut<'_> {
+        SliceMut::new(self.address, self.dtype, self.len)
+    }
+
+    /// Enqueues a copy of `values` to element `start` and on. The dtype of the values is the caller's affair, their size
+    /// is not.
+    ///
+    /// # Errors
+    /// The values are no whole number of elements, or more than there is room for; the device failed.
+    pub fn write_at<T: Pod>(&mut self, start: usize, values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let size = self.dtype.size();
+        let room = self.len.saturating_sub(start) * size;
+        if bytes.len() % size != 0 || bytes.len() > room {
+            let expected = format!("at most {room} bytes of {}", self.dtype);
+            return Err(Error::operator("write", "values", expected, format!("{} bytes", bytes.len())));
+        }
+        self.stream.upload(self.address + (start * size) as u64, bytes)
+    }
+
+    /// [`write_at`](Self::write_at) from the first element on.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write<T: Pod>(&mut self, values: &[T]) -> Result<()> {
+        self.write_at(0, values)
+    }
+
+    /// Waits for the work enqueued so far, then reads all of it.
+    ///
+    /// # Errors
+    /// The memory is no whole number of `T`; the device failed.
+    pub fn read<T: Pod>(&self) -> Result<Vec<T>> {
+        let bytes = self.len * self.dtype.size();
+        if bytes % size_of::<T>() != 0 {
+            let expected = format!("a multiple of {} bytes", size_of::<T>());
+            return Err(Error::operator("read", "memory", expected, format!("{bytes} bytes")));
+        }
+        let mut values = vec![T::zeroed(); bytes / size_of::<T>()];
+        self.stream.download(self.address, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.stream.release(self.address, self.len * self.dtype.size());
+    }
+}
+
+/// Results on the device with a twin in page-locked memory of the host: the copy can be part of a captured graph.
+pub struct Readback<T: Pod> {
+    memory: Memory,
+    host: *mut T,
+    len: usize,
+}
+
+// SAFETY: the pointer is to memory that this value alone owns.
+unsafe impl<T: Pod + Send> Send for Readback<T> {}
+
+impl<T: Pod> Readback<T> {
+    /// # Errors
+    /// The device or the host has no room.
+    pub fn new(stream: &Stream, len: usize) -> Result<Self> {
+        let memory = stream.alloc(DType::U8, len * size_of::<T>())?;
+        let host = stream.driver().allocate_host(len * size_of::<T>())?.cast::<T>();
+        Ok(Self { memory, host, len })
+    }
+
+    /// The device's side, as bytes.
+    pub fn device(&mut self) -> SliceMut<'_> {
+        self.memory.slice_mut()
+    }
+
+    /// Enqueues the copy of the first `len` results to the host.
+    ///
+    /// # Errors
+    /// More than there are; the device failed.
+    pub fn enqueue(&mut self, len: usize) -> Result<()> {
+        if len > self.len {
+            return Err(Error::operator("readback", "len", format!("at most {}", self.len), len));
+        }
+        // SAFETY: the host's side is as large as the device's, `wait` reads it only when the stream is done, and drop
+        // waits too.
+        unsafe { self.memory.stream.copy_to_host(self.memory.address, self.host.cast(), len * size_of::<T>()) }
+    }
+
+    /// Waits for the work enqueued so far; the first `len` results.
+    ///
+    /// # Errors
+    /// More than there are; the device failed.
+    pub fn wait(&mut self, len: usize) -> Result<&[T]> {
+        if len > self.len {
+            return Err(Error::operator("readback", "len", format!("at most {}", self.len), len));
+        }
+        self.memory.stream.wait_for_results()?;
+        // SAFETY: page-locked memory of `self.len` elements of plain data, zeroed at first; all copies to it are done,
+        // and a new one needs `&mut self`.
+        Ok(unsafe { std::slice::from_raw_parts(self.host, len) })
+    }
+}
+
+impl<T: Pod> Drop for Readback<T> {
+    fn drop(&mut self) {
+        // A copy may be under way. Where the device has failed nothing is.
+        let _ = self.memory.stream.driver().wait();
+        // SAFETY: it came from `allocate_host` with this size, and nobody else has it.
+        unsafe { self.memory.stream.driver().release_host(self.host.cast(), self.len * size_of::<T>()) };
+    }
+}

@@ -1,0 +1,217 @@
+//! The simulator as a device: work is done as it is enqueued, or recorded.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::driver::{DeviceInfo, Driver, Launch, Recording};
+use super::sim::{LaunchStats, Simulator};
+use super::stream::Stream;
+use super::variant::{ARCHS, SimEntry};
+use crate::error::{Error, Result};
+
+/// How a simulated GPU is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct SimOptions {
+    /// The architecture whose variants it runs: one of [`ARCHS`].
+    pub arch: u32,
+    /// Decides every order that CUDA leaves open.
+    pub seed: u64,
+    pub memory_bytes: u64,
+    /// Keep what every launch costs, for [`Stream::take_launch_stats`].
+    pub count: bool,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self { arch: 80, seed: 0, memory_bytes: 16 << 30, count: false }
+    }
+}
+
+impl Stream {
+    /// A simulated GPU.
+    ///
+    /// # Errors
+    /// There is no such architecture.
+    pub fn sim(options: SimOptions) -> Result<Self> {
+        if !ARCHS.contains(&options.arch) {
+            return Err(Error::request("sim-arch", format!("one of {ARCHS:?}"), options.arch));
+        }
+        let simulator = Simulator::new(options.memory_bytes, options.seed);
+        simulator.count_accesses(options.count);
+        let info = DeviceInfo {
+            device: "sim".to_owned(),
+            name: format!("simulated sm_{}", options.arch),
+            arch: options.arch,
+            processors: 4,
+            memory_bytes: options.memory_bytes,
+        };
+        let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
+        Ok(Self::new(Box::new(Sim { info, machine: Arc::new(machine), recording: Mutex::default() })))
+    }
+
+    /// What each launch since the last call did, by variant, where [`SimOptions::count`] asked for it.
+    pub fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
+        self.driver().take_launch_stats()
+    }
+}
+
+struct Sim {
+    info: DeviceInfo,
+    machine: Arc<Machine>,
+    /// What was enqueued since a capture began; `None` outside of one.
+    recording: Mutex<Option<Vec<Work>>>,
+}
+
+/// What does the work: shared with recordings.
+struct Machine {
+    simulator: Simulator,
+    count: bool,
+    stats: Mutex<Vec<(&'static str, LaunchStats)>>,
+}
+
+/// One piece of work.
+enum Work {
+    Launch { variant: &'static str, entry: SimEntry, grid: [u32; 3], threads: u32, args: Vec<u8>, shape: String },
+    CopyToHost { address: u64, to: HostAddress, bytes: usize },
+    Clear { address: u64, bytes: usize },
+}
+
+/// Memory of the host that a recorded copy writes to.
+#[derive(Clone, Copy)]
+struct HostAddress(*mut u8);
+
+// SAFETY: an address; who recorded the copy promised that the memory is there at every replay and that nobody reads it
+// meanwhile.
+unsafe impl Send for HostAddress {}
+
+fn failed(reason: impl ToString) -> Error {
+    Error::Device { device: "sim".to_owned(), reason: reason.to_string() }
+}
+
+impl Machine {
+    fn run(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Launch { variant, entry, grid, threads, args, shape } => {
+                let stats = self
+                    .simulator
+                    .launch(variant, entry, *grid, *threads, args)
+                    .map_err(|fault| failed(format_args!("{fault} ({shape})")))?;
+                if self.count {
+                    self.stats.lock().unwrap_or_else(PoisonError::into_inner).push((variant, stats));
+                }
+            }
+            Work::CopyToHost { address, to, bytes } => {
+                // SAFETY: who enqueued the copy promised that there is room, and that nobody reads it meanwhile.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.0, *bytes) };
+                self.simulator.read(*address, to).map_err(failed)?;
+            }
+            Work::Clear { address, bytes } => self.simulator.fill(*address, 0, *bytes as u64).map_err(failed)?,
+        }
+        Ok(())
+    }
+}
+
+impl Sim {
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Work>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enqueue(&self, work: Work) -> Result<()> {
+        if let Some(recorded) = &mut *self.recording() {
+            recorded.push(work);
+            return Ok(());
+        }
+        self.machine.run(&work)
+    }
+}
+
+impl Driver for Sim {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        let (used, budget) = self.machine.simulator.memory();
+        Ok(budget.saturating_sub(used))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.machine.simulator.alloc(bytes.max(1) as u64).map_err(failed)
+    }
+
+    fn release(&self, address: u64, _bytes: usize) {
+        // Every address that comes here was allocated once and is given back once.
+        let _ = self.machine.simulator.free(address);
+    }
+
+    fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        self.enqueue(Work::Clear { address, bytes })
+    }
+
+    fn upload(&self, address: u64, data: &[u8]) -> Result<()> {
+        self.machine.simulator.write(address, data).map_err(failed)
+    }
+
+    fn download(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        self.machine.simulator.read(address, data).map_err(failed)
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<*mut u8> {
+        // Words: the memory is read as numbers of up to 8 bytes.
+        let words = vec![0u64; bytes.div_ceil(8)].into_boxed_slice();
+        Ok(Box::into_raw(words).cast())
+    }
+
+    unsafe fn release_host(&self, memory: *mut u8, bytes: usize) {
+        let words = std::ptr::slice_from_raw_parts_mut(memory.cast::<u64>(), bytes.div_ceil(8));
+        // SAFETY: the box that `allocate_host` made of as many bytes.
+        drop(unsafe { Box::from_raw(words) });
+    }
+
+    unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
+        self.enqueue(Work::CopyToHost { address, to: HostAddress(to), bytes })
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let variant = launch.variant;
+        let entry = variant.sim.ok_or_else(|| {
+            failed(format_args!("{}: this build has no simulator: it found no C++ compiler", variant.name))
+        })?;
+        self.enqueue(Work::Launch {
+            variant: variant.name,
+            entry,
+            grid: launch.grid,
+            threads: variant.threads,
+            args: launch.args.to_vec(),
+            shape: launch.shape.to_string(),
+        })
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        *self.recording() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Recording>> {
+        let work = self.recording().take().ok_or_else(|| failed("no capture is under way"))?;
+        Ok(Box::new(Recorded { machine: Arc::clone(&self.machine), work }))
+    }
+
+    fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
+        std::mem::take(&mut *self.machine.stats.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+struct Recorded {
+    machine: Arc<Machine>,
+    work: Vec<Work>,
+}
+
+impl Recording for Recorded {
+    fn replay(&self) -> Result<()> {
+        self.work.iter().try_for_each(|work| self.machine.run(work))
+    }
+}

@@ -1,0 +1,120 @@
+//! Typed views of device memory: what kernels are given.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::dtype::DType;
+
+/// Elements on a device, to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    address: u64,
+    dtype: DType,
+    len: usize,
+    memory: PhantomData<&'a [u8]>,
+}
+
+/// Elements on a device, to write.
+#[derive(Debug)]
+pub struct SliceMut<'a> {
+    slice: Slice<'a>,
+    memory: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Slice<'a> {
+    pub(super) fn new(address: u64, dtype: DType, len: usize) -> Self {
+        Self { address, dtype, len, memory: PhantomData }
+    }
+
+    /// Memory that somebody else owns.
+    ///
+    /// # Safety
+    /// `len` elements at `address` can be read by the device that a kernel with this slice is launched on, and stay so
+    /// for `'a` and until the launch has run.
+    pub unsafe fn from_raw(address: u64, dtype: DType, len: usize) -> Self {
+        Self::new(address, dtype, len)
+    }
+
+    /// Where it begins in the device's memory.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same bytes as elements of another dtype; a rest that is no whole element is left out.
+    pub fn cast(&self, dtype: DType) -> Slice<'a> {
+        Self::new(self.address, dtype, self.len * self.dtype.size() / dtype.size())
+    }
+
+    /// A part of it; `None` where the range leaves it.
+    pub fn range(&self, range: Range<usize>) -> Option<Slice<'a>> {
+        let inside = range.start <= range.end && range.end <= self.len;
+        let address = self.address + (range.start * self.dtype.size()) as u64;
+        inside.then(|| Self::new(address, self.dtype, range.len()))
+    }
+}
+
+impl<'a> SliceMut<'a> {
+    pub(super) fn new(address: u64, dtype: DType, len: usize) -> Self {
+        Self { slice: Slice::new(address, dtype, len), memory: PhantomData }
+    }
+
+    /// Memory that somebody else owns.
+    ///
+    /// # Safety
+    /// As [`Slice::from_raw`], to write as well, and nobody else uses it meanwhile.
+    pub unsafe fn from_raw(address: u64, dtype: DType, len: usize) -> Self {
+        Self::new(address, dtype, len)
+    }
+
+    /// Where it begins in the device's memory.
+    pub fn address(&self) -> u64 {
+        self.slice.address
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.slice.dtype
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.slice.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slice.len == 0
+    }
+
+    pub fn as_slice(&self) -> Slice<'_> {
+        self.slice
+    }
+
+    /// The same bytes as elements of another dtype; a rest that is no whole element is left out.
+    pub fn cast(self, dtype: DType) -> SliceMut<'a> {
+        let slice = self.slice.cast(dtype);
+        Self::new(slice.address, slice.dtype, slice.len)
+    }
+
+    /// The same memory, lent on.
+    pub fn reborrow(&mut self) -> SliceMut<'_> {
+        SliceMut::new(self.slice.address, self.slice.dtype, self.slice.len)
+    }
+
+    /// A part of it; `None` where the range leaves it.
+    pub fn range(self, range: Range<usize>) -> Option<SliceMut<'a>> {
+        let part = self.slice.range(range)?;
+        Some(Self::new(part.address, part.dtype, part.len))
+    }
+}

@@ -1,0 +1,253 @@
+//! A device's queue of work: memory, launches, graphs.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::driver::{DeviceInfo, Driver, Launch, Recording};
+use super::memory::Memory;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// A device with one queue of work. Clones are the same queue.
+#[derive(Clone)]
+pub struct Stream(Arc<Inner>);
+
+struct Inner {
+    driver: Box<dyn Driver>,
+    counts: Counts,
+    /// A graph is being recorded.
+    capturing: AtomicBool,
+    /// Graphs that may be replayed.
+    graphs: AtomicUsize,
+    /// Memory that was dropped while there were graphs, which may use it: given back with the last of them.
+    deferred: Mutex<Vec<(u64, usize)>>,
+}
+
+/// What a stream was asked to do, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Kernels launched one by one.
+    pub launches: u64,
+    /// Graphs replayed.
+    pub replays: u64,
+    /// Copies from the host to the device.
+    pub uploads: u64,
+    /// Copies from the device to the host, replayed ones apart.
+    pub downloads: u64,
+    /// Pieces of device memory allocated.
+    pub allocations: u64,
+    /// Times the host waited for the device in the middle of its work.
+    pub syncs: u64,
+    /// Times the host waited for results at the end of a step.
+    pub waits: u64,
+}
+
+#[derive(Default)]
+struct Counts {
+    launches: AtomicU64,
+    replays: AtomicU64,
+    uploads: AtomicU64,
+    downloads: AtomicU64,
+    allocations: AtomicU64,
+    syncs: AtomicU64,
+    waits: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Stream {
+    pub(super) fn new(driver: Box<dyn Driver>) -> Self {
+        Self(Arc::new(Inner {
+            driver,
+            counts: Counts::default(),
+            capturing: AtomicBool::new(false),
+            graphs: AtomicUsize::new(0),
+            deferred: Mutex::default(),
+        }))
+    }
+
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.0.driver
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.driver().info()
+    }
+
+    /// Compute capability: 90 is sm_90.
+    pub fn arch(&self) -> u32 {
+        self.info().arch
+    }
+
+    /// Bytes of the device's memory that are free.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.driver().free_bytes()
+    }
+
+    /// What was asked of it so far.
+    pub fn counters(&self) -> Counters {
+        let counts = &self.0.counts;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            launches: read(&counts.launches),
+            replays: read(&counts.replays),
+            uploads: read(&counts.uploads),
+            downloads: read(&counts.downloads),
+            allocations: read(&counts.allocations),
+            syncs: read(&counts.syncs),
+            waits: read(&counts.waits),
+        }
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// The device has no room, or a graph is being captured.
+    pub fn alloc(&self, dtype: DType, len: usize) -> Result<Memory> {
+        self.not_capturing("an allocation")?;
+        let bytes = len.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
+        let bytes = bytes.ok_or_else(|| Error::operator("alloc", "len", "a size that fits memory", len))?;
+        count(&self.0.counts.allocations);
+        let address = self.driver().allocate(bytes)?;
+        let memory = Memory::new(self.clone(), address, dtype, len);
+        self.driver().clear(address, bytes)?;
+        Ok(memory)
+    }
+
+    pub(super) fn release(&self, address: u64, bytes: usize) {
+        let mut deferred = self.0.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.graphs.load(Ordering::Acquire) > 0 || self.0.capturing.load(Ordering::Acquire) {
+            deferred.push((address, bytes));
+        } else {
+            self.driver().release(address, bytes);
+        }
+    }
+
+    pub(super) fn upload(&self, address: u64, data: &[u8]) -> Result<()> {
+        // What a graph uploads would be the bytes of its capture for ever.
+        self.not_capturing("an upload")?;
+        count(&self.0.counts.uploads);
+        self.driver().upload(address, data)
+    }
+
+    pub(super) fn download(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        self.not_capturing("a synchronization")?;
+        count(&self.0.counts.syncs);
+        count(&self.0.counts.downloads);
+        self.driver().download(address, data)
+    }
+
+    /// # Safety
+    /// As [`Driver::copy_to_host`].
+    pub(super) unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
+        count(&self.0.counts.downloads);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver().copy_to_host(address, to, bytes) }
+    }
+
+    pub(super) fn wait_for_results(&self) -> Result<()> {
+        self.not_capturing("a synchronization")?;
+        count(&self.0.counts.waits);
+        self.driver().wait()
+    }
+
+    /// Waits until everything enqueued so far is done.
+    ///
+    /// # Errors
+    /// The device failed, or a graph is being captured.
+    pub fn synchronize(&self) -> Result<()> {
+        self.not_capturing("a synchronization")?;
+        count(&self.0.counts.syncs);
+        self.driver().wait()
+    }
+
+    /// Enqueues a kernel. Wrappers in [`crate::kernels`] check shapes and call this.
+    ///
+    /// # Safety
+    /// The arguments' addresses are those of memory of this device that is as large as the kernel's contract says.
+    ///
+    /// # Errors
+    /// The variant was not built for this device; the device failed. Names kernel, variant and shapes.
+    pub(crate) unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        count(&self.0.counts.launches);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver().launch(launch) }
+    }
+
+    /// Records what `work` enqueues instead of doing it. Memory that it uses lives as long as the graph, even if it is
+    /// dropped before.
+    ///
+    /// # Errors
+    /// `work` failed, or did what a graph cannot: allocate, upload, wait for the device; a capture is under way.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        if self.0.capturing.swap(true, Ordering::AcqRel) {
+            return Err(self.error("a graph is being captured already"));
+        }
+        let before = self.counters();
+        let recording = self.driver().begin_capture().and_then(|()| {
+            let done = work();
+            // A failed capture is ended as well: the stream goes on without it.
+            let recording = self.driver().end_capture();
+            done.and(recording)
+        });
+        self.0.capturing.store(false, Ordering::Release);
+        let launches = self.counters().launches - before.launches;
+        let recording = Mutex::new(recording?);
+        self.0.graphs.fetch_add(1, Ordering::AcqRel);
+        Ok(Graph { stream: self.clone(), recording, launches })
+    }
+
+    fn not_capturing(&self, what: &str) -> Result<()> {
+        if self.0.capturing.load(Ordering::Acquire) {
+            return Err(self.error(format_args!("{what} while a graph is being captured")));
+        }
+        Ok(())
+    }
+
+    fn error(&self, reason: impl ToString) -> Error {
+        Error::Device { device: self.info().device.clone(), reason: reason.to_string() }
+    }
+}
+
+/// Captured work, to be replayed.
+pub struct Graph {
+    stream: Stream,
+    recording: Mutex<Box<dyn Recording>>,
+    launches: u64,
+}
+
+impl Graph {
+    /// Kernels in it.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    /// Enqueues the captured work once more.
+    ///
+    /// # Errors
+    /// The device failed, or another graph is being captured.
+    pub fn replay(&self) -> Result<()> {
+        self.stream.not_capturing("a replay")?;
+        count(&self.stream.0.counts.replays);
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner).replay()
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let inner = &self.stream.0;
+        let mut deferred = inner.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.graphs.fetch_sub(1, Ordering::AcqRel) == 1 {
+            for (address, bytes) in deferred.drain(..) {
+                inner.driver.release(address, bytes);
+            }
+        }
+    }
+}

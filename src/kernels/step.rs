@@ -1,0 +1,329 @@
+//! A batch as it lies on the device: one upload, read by every kernel of the step.
+//!
+//! Sections of fixed size come first, so that their addresses depend on the number of rows alone and a captured graph
+//! finds them in its next replay; page tables and what sampling looks up, whose sizes change from step to step, are the
+//! tail, reached through offsets.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::abi::{BURRSTONE_NO_SLOT, attention_span, attention_tile, sample_bias, sample_result, sample_row, sample_seen};
+use crate::device::{Memory, Readback, Slice, SliceMut, Stream};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{Batch, RecordingKey, SampleRow, Sampled, StepShape};
+
+/// Queries of one tile of prefill attention.
+pub(super) const TILE_QUERIES: usize = 16;
+
+/// Alignment of a section, in words: kernels read 16 bytes at a time.
+const ALIGN: usize = 4;
+
+/// The largest batch of decodes that is recorded: beyond it a step is so long that launches no longer count.
+const LARGEST_BUCKET: usize = 512;
+
+/// A step on a device.
+pub struct Step {
+    memory: Memory,
+    stream: Stream,
+    /// The words of the next upload, kept for their room.
+    words: Vec<u32>,
+    sections: Sections,
+    shape: StepShape,
+    generation: u64,
+    /// Rows that were asked for, without those that pad.
+    wanted: usize,
+    sampled: Readback<sample_result>,
+    scored: Readback<f32>,
+}
+
+/// Where the sections are, in words.
+#[derive(Clone, Debug, Default)]
+struct Sections {
+    tokens: Range<usize>,
+    slots: Range<usize>,
+    rope: Range<usize>,
+    spans: Range<usize>,
+    tiles: Range<usize>,
+    logit_rows: Range<usize>,
+    samples: Range<usize>,
+    targets: Range<usize>,
+    tail: usize,
+}
+
+const SPAN_WORDS: usize = size_of::<attention_span>() / 4;
+const TILE_WORDS: usize = size_of::<attention_tile>() / 4;
+const SAMPLE_WORDS: usize = size_of::<sample_row>() / 4;
+
+impl Step {
+    /// # Errors
+    /// The device has no room.
+    pub(super) fn new(stream: &Stream) -> Result<Self> {
+        Ok(Self {
+            memory: stream.alloc(DType::U32, 0)?,
+            stream: stream.clone(),
+            words: Vec::new(),
+            sections: Sections::default(),
+            shape: StepShape { tokens: 0, logit_rows: 0, recording: None },
+            generation: 0,
+            wanted: 0,
+            sampled: Readback::new(stream, 0)?,
+            scored: Readback::new(stream, 0)?,
+        })
+    }
+
+    /// Lays `batch` out and enqueues its copy to the device.
+    pub(super) fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
+        batch.check()?;
+        let decodes = batch.spans.iter().all(|span| span.len == 1)
+            && batch.logit_rows.len() == batch.spans.len()
+            && batch.samples.len() == batch.spans.len();
+        let bucket = batch.spans.len().next_power_of_two();
+        let bucket = (decodes && bucket <= LARGEST_BUCKET).then_some(bucket);
+        self.lay_out(batch, bucket);
+        self.grow(bucket.unwrap_or(batch.logit_rows.len()))?;
+        self.memory.write(&self.words)?;
+        self.wanted = batch.logit_rows.len();
+        self.shape = StepShape {
+            tokens: bucket.unwrap_or(batch.tokens.len()),
+            logit_rows: bucket.unwrap_or(batch.logit_rows.len()),
+            recording: bucket.map(|bucket| RecordingKey { bucket, generation: self.generation }),
+        };
+        Ok(self.shape)
+    }
+
+    /// Fills `words` and `sections`. A bucket's rows beyond the batch's read token 0, write nowhere, attend to nothing
+    /// and choose greedily.
+    fn lay_out(&mut self, batch: &Batch, bucket: Option<usize>) {
+        let Self { words, sections, .. } = self;
+        words.clear();
+        let rows = |len: usize| bucket.unwrap_or(len);
+        let tokens = rows(batch.tokens.len());
+        let rope_words = batch.rope.len() / batch.tokens.len().max(1) * tokens;
+        let row_words = |samples: &[SampleRow]| if samples.is_empty() { 0 } else { rows(samples.len()) * SAMPLE_WORDS };
+        sections.tokens = section(words, &batch.tokens, tokens, 0);
+        sections.slots = section(words, &batch.slots, tokens, BURRSTONE_NO_SLOT);
+        sections.rope = section(words, bytemuck::cast_slice(&batch.rope), rope_words, 0);
+        let spans: Vec<attention_span> = batch.spans.iter().map(|span| attention_span {
+            start: span.start as u32,
+            len: span.len as u32,
+            kv_len: span.kv_len as u32,
+            pages: span.pages as u32,
+        }).collect();
+        sections.spans = section(words, bytemuck::cast_slice(&spans), rows(spans.len()) * SPAN_WORDS, 0);
+        let tiles = if bucket.is_some() { Vec::new() } else { tiles(batch) };
+        sections.tiles = section(words, bytemuck::cast_slice(&tiles), tiles.len() * TILE_WORDS, 0);
+        sections.logit_rows = section(words, &batch.logit_rows, rows(batch.logit_rows.len()), 0);
+        sections.targets = section(words, &batch.targets, batch.targets.len(), 0);
+        sections.samples = section(words, &[], row_words(&batch.samples), 0);
+        sections.tail = words.len();
+        words.extend_from_slice(&batch.page_table);
+        for (i, at) in sections.samples.clone().step_by(SAMPLE_WORDS).enumerate() {
+            let row = match batch.samples.get(i) {
+                Some(row) => sample_row_of(row, words, sections.tail),
+                None => sample_row { mask: u32::MAX, ..sample_row::zeroed() },
+            };
+            words[at..at + SAMPLE_WORDS].copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&row)));
+        }
+    }
+
+    /// Makes room for `words` and for `rows` results. Addresses change only here.
+    fn grow(&mut self, rows: usize) -> Result<()> {
+        if self.words.len() > self.memory.len() {
+            self.generation += 1;
+            self.memory = self.stream.alloc(DType::U32, self.words.len().next_power_of_two())?;
+        }
+        if rows * size_of::<sample_result>() > self.sampled.device().len() {
+            self.generation += 1;
+            let rows = rows.next_power_of_two();
+            self.sampled = Readback::new(&self.stream, rows)?;
+            self.scored = Readback::new(&self.stream, rows)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn shape(&self) -> StepShape {
+        self.shape
+    }
+
+    /// True where every sequence has one token: decode attention serves it.
+    pub(super) fn is_decode(&self) -> bool {
+        self.sections.tiles.is_empty()
+    }
+
+    fn slice(&self, range: &Range<usize>, dtype: DType) -> Result<Slice<'_>> {
+        let inside = || Error::operator("step", "section", "a range of the step", format!("{range:?}"));
+        Ok(self.memory.slice().range(range.clone()).ok_or_else(inside)?.cast(dtype))
+    }
+
+    /// Token ids, `[tokens]`.
+    pub(super) fn tokens(&self) -> Result<Slice<'_>> {
+        self.slice(&self.sections.tokens, DType::U32)
+    }
+
+    /// Cache slots, `[tokens]`.
+    pub(super) fn slots(&self) -> Result<Slice<'_>> {
+        self.slice(&self.sections.slots, DType::U32)
+    }
+
+    /// Rotary factors, f32 `[tokens, rotary_dim]`.
+    pub(super) fn rope(&self) -> Result<Slice<'_>> {
+        self.slice(&self.sections.rope, DType::F32)
+    }
+
+    /// [`attention_span`]s as words.
+    pub(super) fn spans(&self) -> Result<Slice<'_>> {
+        self.slice(&self.sections.spans, DType::U32)
+    }
+
+    /// [`attention_tile`]s as words.
+    pub(super) fn tiles(&self) -> Result<Slice<'_>> {
+        self.slice(&self.sections.tiles, DType::U32)
+    }
+
+    /// Page tables of all spans, and behind them what sampling looks up: the whole tail of the memory, as far as a
+    /// replay of a recorded step may reach.
+    pub(super) fn tail(&self) -> Result<Slice<'_>> {
+        self.slice(&(self.sections.tail..self.memory.len()), DType::U32)
+    }
+
+    /// Rows whose logits are wanted, those of `rows`.
+    pub(super) fn logit_rows(&self, rows: Range<usize>) -> Result<Slice<'_>> {
+        let start = self.sections.logit_rows.start;
+        self.slice(&(start + rows.start..start + rows.end), DType::U32)
+    }
+
+    /// Rows to sample and where their results go, those of `rows`.
+    pub(super) fn samples(&mut self, rows: Range<usize>) -> Result<Sampling<'_>> {
+        let start = self.sections.samples.start;
+        let wrong = || Error::operator("sample", "rows", "rows of the step's samples", format!("{rows:?}"));
+        let range = start + rows.start * SAMPLE_WORDS..start + rows.end * SAMPLE_WORDS;
+        if range.end > self.sections.samples.end {
+            return Err(wrong());
+        }
+        let size = size_of::<sample_result>();
+        let memory = self.memory.slice();
+        Ok(Sampling {
+            rows: memory.range(range).ok_or_else(wrong)?,
+            lists: memory.range(self.sections.tail..memory.len()).ok_or_else(wrong)?,
+            results: self.sampled.device().range(rows.start * size..rows.end * size).ok_or_else(wrong)?,
+        })
+    }
+
+    /// Targets and where their log-probabilities go, those of `rows`.
+    pub(super) fn targets(&mut self, rows: Range<usize>) -> Result<(Slice<'_>, SliceMut<'_>)> {
+        let start = self.sections.targets.start;
+        let wrong = || Error::operator("target_logprobs", "rows", "rows of the step's targets", format!("{rows:?}"));
+        let range = start + rows.start..start + rows.end;
+        if range.end > self.sections.targets.end {
+            return Err(wrong());
+        }
+        let targets = self.memory.slice().range(range).ok_or_else(wrong)?;
+        let out = self.scored.device().range(4 * rows.start..4 * rows.end).ok_or_else(wrong)?;
+        Ok((targets, out.cast(DType::F32)))
+    }
+
+    /// Enqueues the copy of the chosen tokens to the host.
+    pub(super) fn collect_samples(&mut self) -> Result<()> {
+        self.sampled.enqueue(self.shape.logit_rows)
+    }
+
+    /// Enqueues the copy of the log-probabilities to the host.
+    pub(super) fn collect_scores(&mut self) -> Result<()> {
+        self.scored.enqueue(self.shape.logit_rows)
+    }
+
+    /// Waits for the chosen tokens.
+    pub(super) fn sampled(&mut self) -> Result<Vec<Sampled>> {
+        let results = self.sampled.wait(self.wanted)?;
+        results.iter().enumerate().map(|(row, result)| sampled(row, result)).collect()
+    }
+
+    /// Waits for the log-probabilities.
+    pub(super) fn scored(&mut self) -> Result<Vec<f32>> {
+        let scores = self.scored.wait(self.wanted)?;
+        match scores.iter().position(|score| score.is_nan()) {
+            None => Ok(scores.to_vec()),
+            Some(row) => {
+                Err(Error::operator("target_logprobs", "logits", "finite numbers", format!("none such in row {row}")))
+            }
+        }
+    }
+}
+
+/// What sampling works on.
+pub(super) struct Sampling<'a> {
+    pub rows: Slice<'a>,
+    pub lists: Slice<'a>,
+    pub results: SliceMut<'a>,
+}
+
+/// Appends `data`, filled up to `len` words, at an aligned place.
+fn section(words: &mut Vec<u32>, data: &[u32], len: usize, fill: u32) -> Range<usize> {
+    words.resize(words.len().next_multiple_of(ALIGN), 0);
+    let start = words.len();
+    words.extend_from_slice(data);
+    words.resize(start + len, fill);
+    start..start + len
+}
+
+/// All queries of all spans, in tiles.
+fn tiles(batch: &Batch) -> Vec<attention_tile> {
+    if batch.spans.iter().all(|span| span.len == 1) {
+        return Vec::new();
+    }
+    let of_span = |(span, queries): (usize, usize)| {
+        (0..queries).step_by(TILE_QUERIES).map(move |first| attention_tile { span: span as u32, first: first as u32 })
+    };
+    batch.spans.iter().map(|span| span.len).enumerate().flat_map(of_span).collect()
+}
+
+/// Appends what the row looks up to `words`; offsets count from `tail`.
+fn sample_row_of(row: &SampleRow, words: &mut Vec<u32>, tail: usize) -> sample_row {
+    fn list<T: Pod>(words: &mut Vec<u32>, tail: usize, entries: &[T]) -> (u32, u32) {
+        let at = words.len() - tail;
+        words.extend_from_slice(bytemuck::cast_slice(entries));
+        (at as u32, entries.len() as u32)
+    }
+    let seen: Vec<sample_seen> =
+        row.penalized().into_iter().map(|(token, generated)| sample_seen { token, generated }).collect();
+    let (seen, seen_len) = list(words, tail, &seen);
+    let (biases, biases_len) = list(words, tail, &biases_of(row));
+    let mask = row.mask.as_ref().map_or(u32::MAX, |mask| list(words, tail, mask).0);
+    sample_row {
+        uniform: row.uniform(),
+        temperature: row.temperature,
+        top_k: u32::try_from(row.top_k).unwrap_or(u32::MAX),
+        top_p: row.top_p,
+        min_p: row.min_p,
+        repetition_penalty: row.repetition_penalty,
+        presence_penalty: row.presence_penalty,
+        frequency_penalty: row.frequency_penalty,
+        seen,
+        seen_len,
+        biases,
+        biases_len,
+        mask,
+    }
+}
+
+/// Each biased token once; a ban is a bias of −∞, whatever else is said of the token.
+fn biases_of(row: &SampleRow) -> Vec<sample_bias> {
+    let mut biases: Vec<sample_bias> = row.logit_bias.iter().map(|&(token, bias)| sample_bias { token, bias }).collect();
+    biases.extend(row.banned.iter().map(|&token| sample_bias { token, bias: f32::NEG_INFINITY }));
+    biases.sort_by_key(|bias| bias.token);
+    let same = biases.chunk_by(|a, b| a.token == b.token);
+    same.map(|of| sample_bias { token: of[0].token, bias: of.iter().map(|one| one.bias).sum() }).collect()
+}
+
+fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
+    match result.status {
+        0 => Ok(Sampled { token: result.token, logprob: result.logprob }),
+        1 => {
+            let found = format!("none such in row {row}, column {}", result.token);
+            Err(Error::operator("sample", "logits", "finite numbers", found))
+        }
+        _ => Err(Error::operator("sample", "banned", "a token that is left", format!("none in row {row}"))),
+    }
+}
