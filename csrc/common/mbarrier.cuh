@@ -80,9 +80,12 @@ BURRSTONE_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity, Site site
     }
 }
 
-// Ordinary writes to shared memory before this are visible to the asynchronous copies and wgmma after it. sm_90.
+// The thread's ordinary writes (and cp_async) to shared memory before this may be read by bulk copies and wgmma after it:
+// of this thread, or of others behind a barrier. sm_90.
 BURRSTONE_DEVICE void fence_async() {
-#ifndef BURRSTONE_SIM
+#ifdef BURRSTONE_SIM
+    burrstone_sim_fence_async();
+#else
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }

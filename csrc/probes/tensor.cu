@@ -13,16 +13,19 @@ using tensor_args = probe_args;
 namespace burrstone {
 
 struct way_load {
-    static constexpr bool load = true, wait = true;
+    static constexpr bool load = true, wait = true, fence = true;
 };
 struct way_store {
-    static constexpr bool load = false, wait = true;
+    static constexpr bool load = false, wait = true, fence = true;
 };
 struct way_load_no_wait {
-    static constexpr bool load = true, wait = false;
+    static constexpr bool load = true, wait = false, fence = true;
 };
 struct way_store_no_wait {
-    static constexpr bool load = false, wait = false;
+    static constexpr bool load = false, wait = false, fence = true;
+};
+struct way_store_no_fence {
+    static constexpr bool load = false, wait = true, fence = false;
 };
 
 template <class V> struct tensor_shared {
@@ -51,7 +54,7 @@ template <class V> BURRSTONE_DEVICE void tensor(const tensor_args &args, tensor_
         if (!V::way::wait) mbarrier_wait(shared.barrier.address(0), 0);
     } else {
         for (unsigned i = lane; i < args.n; i += 32) shared.box.store(i, load(pointer<uint32_t>(args.a) + i));
-        fence_async();
+        if (V::way::fence) fence_async();
         sync_block();
         if (lane == 0) {
             tensor_store(args.map, at, shared.box.address(0));

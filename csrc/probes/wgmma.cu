@@ -6,7 +6,6 @@
 
 #include "abi/probe.h"
 #include "common/kernel.cuh"
-#include "common/register_budget.cuh"
 #include "common/wgmma.cuh"
 
 using wgmma_args = probe_args;
@@ -29,13 +28,16 @@ struct b_mn {
     static constexpr bool mn = true;
 };
 struct product_correct {
-    static constexpr bool wait = true, early_write = false;
+    static constexpr bool wait = true, early_write = false, fence = true;
 };
 struct product_no_wait {
-    static constexpr bool wait = false, early_write = false;
+    static constexpr bool wait = false, early_write = false, fence = true;
 };
 struct product_early_write {
-    static constexpr bool wait = true, early_write = true;
+    static constexpr bool wait = true, early_write = true, fence = true;
+};
+struct product_no_fence {
+    static constexpr bool wait = true, early_write = false, fence = false;
 };
 
 template <class V> struct wgmma_shared {
@@ -55,7 +57,7 @@ template <class V> BURRSTONE_DEVICE void wgmma(const wgmma_args &args, wgmma_sha
     for (unsigned i = t; i < c[0] / 4; i += 128)
         if (!V::a::registers) shared.a.store(i, load(pointer<uint32_t>(args.a) + i));
     for (unsigned i = t; i < c[1] / 4; i += 128) shared.b.store(i, load(pointer<uint32_t>(args.b) + i));
-    fence_async();
+    if (V::plant::fence) fence_async();
     sync_block();
 
     float d[V::n / 2];
@@ -75,6 +77,7 @@ template <class V> BURRSTONE_DEVICE void wgmma(const wgmma_args &args, wgmma_sha
     wgmma_commit();
     if (V::plant::early_write) {
         for (unsigned i = t; i < shared.b.size; i += 128) shared.b.store(i, 0);
+        fence_async();
         sync_block();
     }
     if (V::plant::wait) wgmma_wait<0>(d);

@@ -63,6 +63,9 @@ void burrstone_sim_mbarrier_init(uint32_t barrier, uint32_t count, const char *f
 void burrstone_sim_mbarrier_arrive(uint32_t barrier, uint32_t arrivals, uint32_t bytes, const char *file, uint32_t line);
 void burrstone_sim_mbarrier_wait(uint32_t barrier, uint32_t parity, const char *file, uint32_t line);
 
+// Orders the thread's writes to shared memory before later reads by bulk copies and wgmma.
+void burrstone_sim_fence_async(void);
+
 // Bulk copies; see common/tma.cuh. A load arrives at `mbarrier`, a store joins the thread's open group.
 void burrstone_sim_bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t mbarrier, const char *file,
                              uint32_t line);

@@ -37,16 +37,16 @@ fn a_copy_cannot_be_read_before_its_wait() {
         for seed in 0..10 {
             for plant in ["no_wait", "wait_too_few"] {
                 let fault = cp_async(each, plant, each, seed).unwrap_err();
-                assert!(matches!(fault.kind, FaultKind::InFlight { .. }), "{plant}: {fault}");
+                assert!(matches!(*fault.kind, FaultKind::InFlight { .. }), "{plant}: {fault}");
             }
             let fault = cp_async(each, "no_barrier", each, seed).unwrap_err();
             let early = matches!(
-                fault.kind,
+                *fault.kind,
                 FaultKind::Race { .. } | FaultKind::InFlight { .. } | FaultKind::UninitialisedShared { .. }
             );
             assert!(early, "{fault}");
             let fault = cp_async(each, "over_read", each, seed).unwrap_err();
-            assert!(matches!(fault.kind, FaultKind::Race { .. } | FaultKind::InFlight { .. }), "{fault}");
+            assert!(matches!(*fault.kind, FaultKind::Race { .. } | FaultKind::InFlight { .. }), "{fault}");
         }
     }
 }
@@ -81,7 +81,7 @@ fn a_ring_without_one_of_its_waits_is_found_under_every_seed() {
             for plant in ["no_full_wait", "no_empty_wait"] {
                 let fault = pipeline(via, plant, 6, seed).expect_err(via);
                 let found = matches!(
-                    fault.kind,
+                    *fault.kind,
                     FaultKind::Race { .. }
                         | FaultKind::InFlight { .. }
                         | FaultKind::UninitialisedShared { .. }
@@ -91,7 +91,7 @@ fn a_ring_without_one_of_its_waits_is_found_under_every_seed() {
                 assert!(found, "{via}, {plant}: {fault}");
             }
             let fault = pipeline(via, "lost_arrival", 6, seed).expect_err(via);
-            assert!(matches!(fault.kind, FaultKind::DivergentBarrier { .. }), "{via}: {fault}");
+            assert!(matches!(*fault.kind, FaultKind::DivergentBarrier { .. }), "{via}: {fault}");
         }
     }
 }

@@ -25,7 +25,8 @@ fn shape(name: &str, element_bytes: usize) -> Shape {
     let row = |lane: usize| if lane < 16 { lane % 4 } else { lane % 4 + 4 };
     let groups = |lane: usize| (lane / 4, lane % 4);
     // m16n8k*: c0, c1 in row `group`, c2, c3 eight below; columns 2 * place and the next.
-    let d: (usize, Map) = (4, Box::new(move |l, i| (0, groups(l).0 + if i < 2 { 0 } else { 8 }, groups(l).1 * 2 + (i & 1))));
+    let d: (usize, Map) =
+        (4, Box::new(move |l, i| (0, groups(l).0 + if i < 2 { 0 } else { 8 }, groups(l).1 * 2 + (i & 1))));
     match name {
         "m8n8k4" | "m8n8k4_rows" | "m8n8k4_f16" => Shape {
             m: 8,
@@ -102,7 +103,13 @@ struct Operand {
 }
 
 impl Operand {
-    fn random(products: usize, rows: usize, columns: usize, random: &mut Random, value: impl Fn(&mut Random) -> f64) -> Self {
+    fn random(
+        products: usize,
+        rows: usize,
+        columns: usize,
+        random: &mut Random,
+        value: impl Fn(&mut Random) -> f64,
+    ) -> Self {
         Operand { values: (0..products * rows * columns).map(|_| value(random)).collect(), columns, rows }
     }
 
@@ -143,7 +150,8 @@ fn encode(dtype: &str, values: &[f64]) -> Vec<u8> {
 #[test]
 fn every_shape_multiplies_what_the_manuals_figures_say() {
     for name in variants("mma") {
-        let (shape_name, dtype) = name.strip_prefix("mma__").unwrap().strip_suffix("_t32").unwrap().rsplit_once('_').unwrap();
+        let (shape_name, dtype) =
+            name.strip_prefix("mma__").unwrap().strip_suffix("_t32").unwrap().rsplit_once('_').unwrap();
         let element_bytes = if matches!(dtype, "f16" | "bf16") { 2 } else { 1 };
         let s = shape(shape_name, element_bytes);
         for seed in 0..10 {
@@ -151,7 +159,10 @@ fn every_shape_multiplies_what_the_manuals_figures_say() {
             let small = |r: &mut Random| match dtype {
                 "i8" => f64::from(r.next() as i8),
                 // Representable with two bits after the leading one.
-                _ => [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0][r.next() as usize % 10] * f64::from(1 - 2 * (r.next() as i32 & 1)),
+                _ => {
+                    [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0][r.next() as usize % 10]
+                        * f64::from(1 - 2 * (r.next() as i32 & 1))
+                }
             };
             let a = Operand::random(s.products, s.m, s.k, &mut random, small);
             let b = Operand::random(s.products, s.k, s.n, &mut random, small);

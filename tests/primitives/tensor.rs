@@ -92,7 +92,11 @@ fn a_box_loads_its_elements_and_zeros() {
             let found = load(&case, "way_load", &tensor, seed).unwrap_or_else(|fault| panic!("{fault}"));
             let mut expected = vec![0; case.box_len()];
             case.elements().into_iter().for_each(|(to, from)| expected[to] = from.map_or(0, |i| tensor[i]));
-            assert_eq!(found, expected, "rank {rank}, seed {seed}, {:?} at {:?} of {:?}", case.sides, case.at, case.dims);
+            assert_eq!(
+                found, expected,
+                "rank {rank}, seed {seed}, {:?} at {:?} of {:?}",
+                case.sides, case.at, case.dims
+            );
         }
     }
 }
@@ -114,7 +118,11 @@ fn a_box_stores_its_elements_and_nothing_else() {
                     expected[to] = content[from];
                 }
             }
-            assert_eq!(probe.run::<u16>(&format!("tensor__d{rank}_way_store_t32")), expected, "rank {rank}, seed {seed}");
+            assert_eq!(
+                probe.run::<u16>(&format!("tensor__d{rank}_way_store_t32")),
+                expected,
+                "rank {rank}, seed {seed}"
+            );
         }
     }
 }
@@ -125,17 +133,16 @@ fn a_box_is_not_there_before_the_wait_and_not_stored_without_one() {
     for seed in 0..10 {
         let case = case(2, &mut random);
         let fault = load(&case, "way_load_no_wait", &vec![1; case.tensor_len()], seed).unwrap_err();
-        assert!(
-            matches!(fault.kind, FaultKind::InFlight { .. } | FaultKind::UninitialisedShared { .. }),
-            "{fault}"
-        );
+        assert!(matches!(*fault.kind, FaultKind::InFlight { .. } | FaultKind::UninitialisedShared { .. }), "{fault}");
         let content = vec![1_u16; case.box_len()];
         let mut probe = Probe::new(seed, [&bytes(&content), &[], &bytes(&case.at)], case.tensor_len() * 2);
         probe.n = case.box_len() as u32 / 2;
         probe.map = Some(case.map(probe.out_address()));
         let fault = probe.launch("tensor__d2_way_store_no_wait_t32", 1).unwrap_err();
-        assert!(matches!(fault.kind, FaultKind::Misuse { .. }), "{fault}");
+        assert!(matches!(*fault.kind, FaultKind::Misuse { .. }), "{fault}");
         assert!(probe.out::<u16>().iter().all(|x| *x == u16::MAX), "a store landed before its wait");
+        let fault = probe.launch("tensor__d2_way_store_no_fence_t32", 1).unwrap_err();
+        assert!(matches!(*fault.kind, FaultKind::Unfenced { .. }), "{fault}");
     }
 }
 

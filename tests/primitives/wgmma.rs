@@ -1,6 +1,7 @@
 //! Products of a warpgroup. The images of shared memory are laid out here as the PTX manual's figures show them: blocks of
 //! eight rows, whose 16-byte pieces change places with the row.
 
+use burrstone::device::sim::{Fault, FaultKind};
 use half::{bf16, f16};
 
 use crate::probe::{Probe, Random, bytes, variants};
@@ -70,7 +71,7 @@ struct Case {
     expected: Vec<f32>,
 }
 
-fn run(name: &str, seed: u64) -> Case {
+fn run(name: &str, seed: u64) -> Result<Case, Fault> {
     let axes: Vec<&str> = name.split('_').collect();
     let number = |tag: char| -> usize {
         axes.iter().find_map(|axis| axis.strip_prefix(tag)?.parse().ok()).unwrap_or_else(|| panic!("{name}: {tag}"))
@@ -80,7 +81,8 @@ fn run(name: &str, seed: u64) -> Case {
     let encode = |x: f32| if name.contains("bf16") { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() };
 
     let mut random = Random::new(seed);
-    let mut matrix = |rows: usize| -> Vec<f32> { (0..rows * K).map(|_| (random.next() % 17) as f32 / 4.0 - 2.0).collect() };
+    let mut matrix =
+        |rows: usize| -> Vec<f32> { (0..rows * K).map(|_| (random.next() % 17) as f32 / 4.0 - 2.0).collect() };
     let (a, b) = (matrix(64), matrix(n));
     let b_image = image(n, |row, k| encode(b[row * K + k]), b_mn, swizzle);
     let a_image = if name.contains("a_registers") {
@@ -113,14 +115,15 @@ fn run(name: &str, seed: u64) -> Case {
         })
         .collect();
     let probe = Probe::new(seed, [&a_image.bytes, &b_image.bytes, &bytes(&c)], 128 * n / 2 * 4);
-    Case { n, found: probe.run(name), expected }
+    probe.launch(name, 1)?;
+    Ok(Case { n, found: probe.out(), expected })
 }
 
 #[test]
 fn every_layout_multiplies_what_the_manuals_figures_say() {
     for name in variants("wgmma").into_iter().filter(|name| name.contains("product_correct")) {
         for seed in 0..2 {
-            let Case { n, found, expected } = run(name, seed);
+            let Case { n, found, expected } = run(name, seed).unwrap_or_else(|fault| panic!("{fault}"));
             for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(found, expected, "{name}, thread {}, register {}", at / (n / 2), at % (n / 2));
             }
@@ -130,12 +133,20 @@ fn every_layout_multiplies_what_the_manuals_figures_say() {
 
 #[test]
 fn an_accumulator_is_nan_until_the_wait() {
-    let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_no_wait_t128", 0);
+    let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_no_wait_t128", 0).unwrap();
     assert!(case.found.iter().all(|x| x.is_nan()));
 }
 
 #[test]
 fn shared_memory_is_read_as_late_as_the_wait() {
-    let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_early_write_t128", 0);
+    let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_early_write_t128", 0).unwrap();
     assert!(case.found.iter().all(|x| *x == 1.0), "b was overwritten with zeros before the wait");
+}
+
+#[test]
+fn writes_need_a_fence_before_a_product_reads_them() {
+    for seed in 0..5 {
+        let Err(fault) = run("wgmma__n64_bf16_a_k_b_k_s128_product_no_fence_t128", seed) else { panic!("no fault") };
+        assert!(matches!(*fault.kind, FaultKind::Unfenced { .. }), "{fault}");
+    }
 }

@@ -13,8 +13,8 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use super::clocks::Clocks;
 use super::copies::{Flight, Groups, Load, Store, land_load, land_store};
 use super::counters::Counters;
-use super::fault::{FaultKind, Place, Waiting};
 use super::deferred::Work;
+use super::fault::{FaultKind, Place, Waiting};
 use super::mbarriers::Mbarrier;
 use super::memory::Buffer;
 use super::shadow::Shadow;
@@ -257,7 +257,7 @@ impl State {
     pub(super) fn land(&mut self, load: &Load, epoch: u32, shared: *mut u8) {
         // SAFETY: the hooks that begin copies check both ends, and `shared` is the block's own.
         unsafe { land_load(load, shared, WINDOW) };
-        self.shadow.land(load.to, load.bytes, load.thread, epoch, load.site);
+        self.shadow.land(load.to, load.bytes, load.thread, epoch, load.bulk, load.site);
     }
 
     pub(super) fn land_stores(&mut self, thread: usize, pending: usize, shared: *const u8) {

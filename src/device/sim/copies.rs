@@ -13,6 +13,8 @@ pub(super) struct Load {
     pub bytes: usize,
     pub from: Source,
     pub thread: usize,
+    /// Whether a unit beside the threads writes: `fence_async` does not concern it.
+    pub bulk: bool,
     pub site: SiteId,
 }
 

@@ -23,12 +23,12 @@ fn misuse(run: &Run, what: &str, site: Site) -> ! {
 }
 
 /// Checks the destination of a load, poisons it, and makes it untouchable.
-fn take_off(run: &Run, to: u64, bytes: u64, from: Source, site: Site) -> Load {
-    let id = shared_range(run, to, bytes, Access::Store, false, site);
+fn take_off(run: &Run, to: u64, bytes: u64, from: Source, bulk: bool, site: Site) -> Load {
+    let id = shared_range(run, to, bytes, Access::Store, site);
     // SAFETY: the range was just checked.
     unsafe { run.shared().add(to as usize).write_bytes(POISON, bytes as usize) };
     run.state.borrow_mut().shadow.take_off(to as usize, bytes as usize);
-    Load { to: to as usize, bytes: bytes as usize, from, thread: run.thread(), site: id }
+    Load { to: to as usize, bytes: bytes as usize, from, thread: run.thread(), bulk, site: id }
 }
 
 fn window_offset(run: &Run, address: u32, multiple: u64, site: Site) -> u64 {
@@ -62,7 +62,7 @@ unsafe extern "C" fn burrstone_sim_cp_async(
         }
     }
     let to = window_offset(run, to, u64::from(bytes), site);
-    let load = take_off(run, to, u64::from(bytes), Source::Bytes { address: from, valid: valid as usize }, site);
+    let load = take_off(run, to, u64::from(bytes), Source::Bytes { address: from, valid: valid as usize }, false, site);
     run.state.borrow_mut().loads[load.thread].open.push(load);
 }
 
@@ -113,7 +113,7 @@ unsafe extern "C" fn burrstone_sim_mbarrier_init(mbarrier: u32, count: u32, file
         misuse(run, "mbarrier for a count outside 1 to 2^20 - 1", site);
     }
     let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
-    shared(run, offset, MBARRIER, Access::Store, false, site);
+    shared(run, offset, MBARRIER, Access::Store, site);
     let mut state = run.state.borrow_mut();
     let nothing = state.clocks.nothing();
     state.mbarriers.insert(mbarrier, Mbarrier::new(count, nothing));
@@ -122,7 +122,7 @@ unsafe extern "C" fn burrstone_sim_mbarrier_init(mbarrier: u32, count: u32, file
 /// Faults unless there is an mbarrier that the running thread may know of.
 fn known(run: &Run, mbarrier: u32, site: Site) {
     let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
-    shared(run, offset, MBARRIER, Access::Load, false, site);
+    shared(run, offset, MBARRIER, Access::Load, site);
     if !run.state.borrow().mbarriers.contains_key(&mbarrier) {
         misuse(run, "use of an mbarrier that was not initialised", site);
     }
@@ -189,10 +189,16 @@ unsafe extern "C" fn burrstone_sim_mbarrier_wait(mbarrier: u32, parity: u32, fil
     }
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_fence_async() {
+    let run = run();
+    run.state.borrow_mut().clocks.fence(run.thread());
+}
+
 /// A load that reports its bytes to an mbarrier.
 fn fly(run: &Run, to: u64, bytes: u64, from: Source, mbarrier: u32, site: Site) {
     known(run, mbarrier, site);
-    let load = take_off(run, to, bytes, from, site);
+    let load = take_off(run, to, bytes, from, true, site);
     let mut state = run.state.borrow_mut();
     let mut released = state.clocks.nothing();
     state.clocks.release(load.thread, &mut released);
@@ -236,7 +242,7 @@ unsafe extern "C" fn burrstone_sim_bulk_store(to: u64, from: u32, bytes: u32, fi
     let bytes = u64::from(bytes);
     check_bulk(run, to, bytes, site);
     let from = window_offset(run, from, BULK, site);
-    shared_range(run, from, bytes, Access::Load, false, site);
+    shared_range(run, from, bytes, Access::AsyncLoad, site);
     let store = Store { from: from as usize, bytes: bytes as usize, to: Target::Bytes { address: to } };
     run.state.borrow_mut().stores[run.thread()].open.push(store);
 }
@@ -310,9 +316,8 @@ unsafe extern "C" fn burrstone_sim_tensor_store(
     // SAFETY: the caller's contract.
     let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
     let from = window_offset(run, from, BOX, site);
-    shared_range(run, from, map.box_bytes(), Access::Load, false, site);
-    let store =
-        Store { from: from as usize, bytes: map.box_bytes() as usize, to: Target::Box { map, coordinates } };
+    shared_range(run, from, map.box_bytes(), Access::AsyncLoad, site);
+    let store = Store { from: from as usize, bytes: map.box_bytes() as usize, to: Target::Box { map, coordinates } };
     run.state.borrow_mut().stores[run.thread()].open.push(store);
 }
 

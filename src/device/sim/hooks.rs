@@ -9,7 +9,7 @@ use std::ffi::{c_char, c_void};
 use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WINDOW, WarpSync};
 use super::counters::Space;
 use super::fault::FaultKind;
-use super::shadow::Access;
+use super::shadow::{Access, By};
 use super::sites::{Site, SiteId};
 
 thread_local! {
@@ -42,12 +42,10 @@ fn access(code: u32) -> Access {
     match code {
         1 => Access::Store,
         2 => Access::Atomic,
+        3 => Access::AsyncLoad,
         _ => Access::Load,
     }
 }
-
-/// `BURRSTONE_SIM_ASYNC_LOAD`: a read by a unit beside the threads, which the counters leave out.
-const ASYNC_LOAD: u32 = 3;
 
 #[unsafe(no_mangle)]
 extern "C" fn burrstone_sim_current() -> *const ThreadInfo {
@@ -257,7 +255,9 @@ pub(super) fn check_global(run: &Run, address: u64, bytes: u64, site: Site) {
         Some(allocation) => run.last_global.set(allocation),
         None => {
             let nearest = match (below, above) {
-                (Some(below), Some(above)) if above.0 - address < address - below.0.saturating_add(below.1).min(address) => {
+                (Some(below), Some(above))
+                    if above.0 - address < address - below.0.saturating_add(below.1).min(address) =>
+                {
                     Some(above)
                 }
                 (below, above) => below.or(above),
@@ -294,7 +294,7 @@ unsafe extern "C" fn burrstone_sim_shared(
         let of = u64::from(array_bytes);
         run.fault(FaultKind::OutOfBoundsShared { offset, bytes, of }, site);
     }
-    shared(run, (array + offset).wrapping_sub(run.shared_start), bytes, access(code), true, site);
+    shared(run, (array + offset).wrapping_sub(run.shared_start), bytes, access(code), site);
 }
 
 /// # Safety
@@ -311,20 +311,20 @@ unsafe extern "C" fn burrstone_sim_shared_at(
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let offset = u64::from(address).wrapping_sub(WINDOW);
-    shared(run, offset, bytes, access(code), code != ASYNC_LOAD, site);
+    shared(run, offset, bytes, access(code), site);
     std::ptr::with_exposed_provenance_mut((run.shared_start + offset) as usize)
 }
 
 /// Checks and notes an access of the running thread to shared memory.
-pub(super) fn shared(run: &Run, offset: u64, bytes: u32, access: Access, counted: bool, site: Site) -> SiteId {
+pub(super) fn shared(run: &Run, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
     if !offset.is_multiple_of(u64::from(bytes)) {
         run.fault(FaultKind::Misaligned { address: offset, bytes }, site);
     }
-    shared_range(run, offset, u64::from(bytes), access, counted, site)
+    shared_range(run, offset, u64::from(bytes), access, site)
 }
 
 /// The same without an alignment.
-pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, counted: bool, site: Site) -> SiteId {
+pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
     let of = run.shared_bytes as u64;
     if offset >= of || bytes > of - offset {
         run.fault(FaultKind::OutOfBoundsShared { offset, bytes: bytes as u32, of }, site);
@@ -334,11 +334,12 @@ pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, c
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
         let id = state.sites.id(site);
-        if let Some(counters) = state.counters.as_mut().filter(|_| counted) {
+        // Units beside the threads are not counted, nor is what is no access of a lane's own width.
+        if let Some(counters) = state.counters.as_mut().filter(|_| access != Access::AsyncLoad && bytes <= 16) {
             counters.access(Space::Shared, id, access, thread, offset, bytes as u32);
         }
-        let (clocks, sites) = (&state.clocks, &state.sites);
-        (id, state.shadow.access(offset as usize, bytes as usize, access, thread, id, clocks, sites))
+        let by = By { thread, site: id, clocks: &state.clocks, sites: &state.sites };
+        (id, state.shadow.access(offset as usize, bytes as usize, access, by))
     };
     if let Err(kind) = checked {
         run.fault(kind, site);

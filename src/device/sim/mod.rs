@@ -172,7 +172,7 @@ impl Simulator {
             kernel: kernel.to_owned(),
             block: [0; 3],
             thread: 0,
-            kind: FaultKind::Misuse { what },
+            kind: Box::new(FaultKind::Misuse { what }),
             place: Place { file: "launch".to_owned(), line: 0 },
         };
         if threads == 0 || threads > MAX_THREADS {
@@ -201,7 +201,13 @@ impl Simulator {
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
             let one = run_block(&run, entry, copied.start().cast_const().cast(), &mut stacks);
-            ended = one.map_err(|(thread, kind, place)| Fault { kernel: kernel.to_owned(), block, thread, kind, place });
+            ended = one.map_err(|(thread, kind, place)| Fault {
+                kernel: kernel.to_owned(),
+                block,
+                thread,
+                kind: Box::new(kind),
+                place,
+            });
             if ended.is_err() {
                 break;
             }

@@ -142,11 +142,12 @@ impl TensorMap {
         let mut pieces = Vec::with_capacity((self.box_bytes() / 16) as usize);
         for row in 0..rows {
             let (mut rest, mut inside, mut offset) = (row, true, 0_i64);
-            for d in 1..MAX_RANK {
-                let index = i64::from(coordinates[d]) + i64::from(rest % self.box_dims[d]);
+            for (d, start) in coordinates.iter().enumerate().skip(1) {
+                let index = i64::from(*start) + i64::from(rest % self.box_dims[d]);
                 rest /= self.box_dims[d];
                 inside &= index >= 0 && index < i64::from(self.dims[d]);
-                offset += index * if d < self.rank as usize { self.strides[d] as i64 } else { 0 };
+                // Dimensions that the tensor does not have are at index 0.
+                offset += index * self.strides[d] as i64;
             }
             for at in (0..row_bytes).step_by(16) {
                 let first = start + at;
