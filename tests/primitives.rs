@@ -1,6 +1,8 @@
 //! Each primitive of `csrc/common` by itself, on the simulator, against what the PTX manual says it does.
 #![cfg(feature = "sim")]
 
+#[path = "primitives/convert.rs"]
+mod convert;
 #[path = "primitives/copies.rs"]
 mod copies;
 #[path = "primitives/counters.rs"]
@@ -9,6 +11,8 @@ mod counters;
 mod faults;
 #[path = "primitives/ldmatrix.rs"]
 mod ldmatrix;
+#[path = "primitives/memory.rs"]
+mod memory;
 #[path = "primitives/mma.rs"]
 mod mma;
 #[path = "primitives/probe.rs"]
