@@ -57,7 +57,7 @@ fn compile_for_the_simulator(tree: &Tree, kernels: &[Kernel], out: &Path) -> Res
     Ok(true)
 }
 
-/// Cubins within their budgets, with the feature and where there is a CUDA compiler: of every kernel, and of the probes
+/// Cubins within their budgets, and a report of what they use, with the feature and where there is a CUDA compiler: of every kernel, and of the probes
 /// where tests on a GPU want them.
 fn compile_for_gpus<'a>(
     tree: &Tree,
@@ -78,6 +78,7 @@ fn compile_for_gpus<'a>(
     let shared = environment.path("BURRSTONE_CUBIN_CACHE");
     let store = Store { own: &out.join("cubins"), shared: shared.as_deref(), scratch: &out.join("nvcc") };
     let cubins = device::build(&toolchain, tree, kernels.iter().filter(wanted), store, &|_| ()).map_err(one)?;
+    write_if_changed(&out.join("kernels.txt"), &device::report(&cubins)).map_err(one)?;
     let over = device::over_budget(&cubins);
     if over.is_empty() { Ok(cubins) } else { Err(over.iter().map(Error::to_string).collect()) }
 }
@@ -87,7 +88,7 @@ fn write_all(kernels: &[Kernel], simulated: bool, cubins: &[Cubin], out: &Path) 
     for (role, file) in [(Role::Kernel, "kernels.rs"), (Role::Probe, "probes.rs")] {
         write_if_changed(&out.join(file), &tables::tables(role, kernels, simulated, cubins))?;
     }
-    write_if_changed(&out.join("kernels.txt"), &device::report(cubins))
+    Ok(())
 }
 
 /// docs.rs has no compilers, and runs nothing.

@@ -1,13 +1,11 @@
 //! Kernels compiled for the simulator.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::Copy;
 use burrstone_codegen::{Error, host};
-use support::Copy;
 
 /// The target that this machine's compiler is for, as cargo tells it to build scripts.
 fn target() -> String {

@@ -1,17 +1,15 @@
 //! Kernels compiled for GPUs, by each compiler that this machine has. Without one there is nothing to test here.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use crate::support::Copy;
 use burrstone_codegen::cubin::Resources;
 use burrstone_codegen::device::{Store, build, over_budget, report};
 use burrstone_codegen::discover::Environment;
 use burrstone_codegen::toolchain::Toolchain;
 use burrstone_codegen::{Arch, Error};
-use support::Copy;
 
 /// The toolchains of this machine, for an older architecture and the newest.
 fn toolchains() -> Vec<Toolchain> {
