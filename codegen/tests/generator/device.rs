@@ -98,7 +98,8 @@ fn resources_are_read_and_held_against_the_gate() {
         assert_eq!((scale.arch, scale.used.shared_bytes, scale.used.local_bytes), (Arch::ALL[1], 512, 128));
         assert!((8..64).contains(&scale.used.registers));
         let errors: Vec<_> = over_budget(&cubins).iter().map(ToString::to_string).collect();
-        assert_eq!(errors.len(), 12 + 12 + 6);
+        let over = |what: &str| errors.iter().filter(|e| e.contains(what)).count();
+        assert_eq!((over("gate.registers"), over("gate.shared_bytes")), (12, 6));
         let registers = scale.used.registers;
         assert!(errors[0].ends_with(&format!(
             "codegen/specs/scale.toml: scale__f32_v1_t64 on sm_75: gate.registers: expected at most 4, found {registers}"
