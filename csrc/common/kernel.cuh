@@ -18,7 +18,8 @@ template <class S> constexpr unsigned shared_bytes = __is_empty(S) ? 0 : unsigne
 } // namespace burrstone
 
 // BURRSTONE_KERNEL(kernel, name, variant) makes the entry `name` of the template burrstone::kernel<variant>, and says
-// how many bytes of dynamic shared memory it wants.
+// how many bytes of dynamic shared memory it wants. One block for a multiprocessor is enough: the compiler is not to
+// spill registers for room for another.
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
     extern "C" {                                                                                                       \
@@ -33,7 +34,7 @@ template <class S> constexpr unsigned shared_bytes = __is_empty(S) ? 0 : unsigne
 #else
 #define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
     extern "C" __device__ const unsigned name##__shared = burrstone::shared_bytes<burrstone::kernel##_shared<variant>>;   \
-    extern "C" __global__ void __launch_bounds__(variant::threads) name(const __grid_constant__ kernel##_args args) {  \
+    extern "C" __global__ void __launch_bounds__(variant::threads, 1) name(const __grid_constant__ kernel##_args args) {  \
         extern __shared__ __align__(1024) unsigned char burrstone_shared_memory[];                                     \
         burrstone::kernel<variant>(                                                                                    \
             args, *reinterpret_cast<burrstone::kernel##_shared<variant> *>(burrstone_shared_memory));                  \

@@ -1,6 +1,9 @@
 // Generated from csrc/abi: cargo run -p burrstone-codegen --features bindings -- bindings
 
 pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
+pub const BURRSTONE_SILU: u32 = 0;
+pub const BURRSTONE_GELU_TANH: u32 = 1;
+pub const BURRSTONE_GELU_ERF: u32 = 2;
 /// An address in the device's memory; 0 where an optional array is absent.
 pub type device_ptr = u64;
 /// One sequence's share of a batch.
@@ -33,22 +36,25 @@ pub struct act_mul_args {
     pub gate_up: device_ptr,
     /// [rows, width]
     pub out: device_ptr,
+    /// f32 [rows]: what a quantized output must be multiplied by; 0 where it is not quantized
+    pub scales: device_ptr,
     pub rows: u32,
     pub width: u32,
-    /// 0 SiLU, 1 GELU by tanh, 2 GELU by erf
+    /// one of the above
     pub activation: u32,
     pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of act_mul_args"][::core::mem::size_of::<act_mul_args>() - 32usize];
+    ["Size of act_mul_args"][::core::mem::size_of::<act_mul_args>() - 40usize];
     ["Alignment of act_mul_args"][::core::mem::align_of::<act_mul_args>() - 8usize];
     ["Offset of field: act_mul_args::gate_up"][::core::mem::offset_of!(act_mul_args, gate_up) - 0usize];
     ["Offset of field: act_mul_args::out"][::core::mem::offset_of!(act_mul_args, out) - 8usize];
-    ["Offset of field: act_mul_args::rows"][::core::mem::offset_of!(act_mul_args, rows) - 16usize];
-    ["Offset of field: act_mul_args::width"][::core::mem::offset_of!(act_mul_args, width) - 20usize];
-    ["Offset of field: act_mul_args::activation"][::core::mem::offset_of!(act_mul_args, activation) - 24usize];
-    ["Offset of field: act_mul_args::padding"][::core::mem::offset_of!(act_mul_args, padding) - 28usize];
+    ["Offset of field: act_mul_args::scales"][::core::mem::offset_of!(act_mul_args, scales) - 16usize];
+    ["Offset of field: act_mul_args::rows"][::core::mem::offset_of!(act_mul_args, rows) - 24usize];
+    ["Offset of field: act_mul_args::width"][::core::mem::offset_of!(act_mul_args, width) - 28usize];
+    ["Offset of field: act_mul_args::activation"][::core::mem::offset_of!(act_mul_args, activation) - 32usize];
+    ["Offset of field: act_mul_args::padding"][::core::mem::offset_of!(act_mul_args, padding) - 36usize];
 };
 /// Softmax attention of one query, or a few, of each sequence over the paged cache.
 #[repr(C)]
@@ -66,7 +72,7 @@ pub struct attention_decode_args {
     pub key_scales: device_ptr,
     /// the same
     pub value_scales: device_ptr,
-    /// attention_span [spans]
+    /// attention_span [spans_len]
     pub spans: device_ptr,
     /// u32
     pub page_table: device_ptr,
@@ -74,14 +80,15 @@ pub struct attention_decode_args {
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
-    pub page_size: u32,
+    /// log2 of the page size
+    pub page_bits: u32,
     /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
     /// of the scores, before the softmax
     pub scale: f32,
     /// scores become soft_cap * tanh(score / soft_cap); 0 leaves them
     pub soft_cap: f32,
-    /// fp8 cache: x = stored * scale
+    /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
 }
@@ -108,8 +115,8 @@ const _: () = {
         [::core::mem::offset_of!(attention_decode_args, kv_heads) - 72usize];
     ["Offset of field: attention_decode_args::head_dim"]
         [::core::mem::offset_of!(attention_decode_args, head_dim) - 76usize];
-    ["Offset of field: attention_decode_args::page_size"]
-        [::core::mem::offset_of!(attention_decode_args, page_size) - 80usize];
+    ["Offset of field: attention_decode_args::page_bits"]
+        [::core::mem::offset_of!(attention_decode_args, page_bits) - 80usize];
     ["Offset of field: attention_decode_args::window"]
         [::core::mem::offset_of!(attention_decode_args, window) - 84usize];
     ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 88usize];
@@ -153,28 +160,32 @@ pub struct attention_prefill_args {
     pub value_scales: device_ptr,
     /// attention_span
     pub spans: device_ptr,
-    /// attention_tile [tiles_len], each of at most the variant's `queries`
-    pub tiles: device_ptr,
     /// u32
     pub page_table: device_ptr,
+    /// attention_tile [tiles_len]
+    pub tiles: device_ptr,
     pub tiles_len: u32,
+    /// a tile has as many queries, the last one of a span what is left of it
+    pub tile_queries: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
-    pub page_size: u32,
+    /// log2 of the page size
+    pub page_bits: u32,
     /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
     /// of the scores, before the softmax
     pub scale: f32,
     /// scores become soft_cap * tanh(score / soft_cap); 0 leaves them
     pub soft_cap: f32,
-    /// fp8 cache: x = stored * scale
+    /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 112usize];
+    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 120usize];
     ["Alignment of attention_prefill_args"][::core::mem::align_of::<attention_prefill_args>() - 8usize];
     ["Offset of field: attention_prefill_args::query"][::core::mem::offset_of!(attention_prefill_args, query) - 0usize];
     ["Offset of field: attention_prefill_args::out"][::core::mem::offset_of!(attention_prefill_args, out) - 8usize];
@@ -187,32 +198,36 @@ const _: () = {
         [::core::mem::offset_of!(attention_prefill_args, value_scales) - 40usize];
     ["Offset of field: attention_prefill_args::spans"]
         [::core::mem::offset_of!(attention_prefill_args, spans) - 48usize];
-    ["Offset of field: attention_prefill_args::tiles"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles) - 56usize];
     ["Offset of field: attention_prefill_args::page_table"]
-        [::core::mem::offset_of!(attention_prefill_args, page_table) - 64usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_table) - 56usize];
+    ["Offset of field: attention_prefill_args::tiles"]
+        [::core::mem::offset_of!(attention_prefill_args, tiles) - 64usize];
     ["Offset of field: attention_prefill_args::tiles_len"]
         [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 72usize];
+    ["Offset of field: attention_prefill_args::tile_queries"]
+        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 76usize];
     ["Offset of field: attention_prefill_args::heads"]
-        [::core::mem::offset_of!(attention_prefill_args, heads) - 76usize];
+        [::core::mem::offset_of!(attention_prefill_args, heads) - 80usize];
     ["Offset of field: attention_prefill_args::kv_heads"]
-        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 80usize];
+        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 84usize];
     ["Offset of field: attention_prefill_args::head_dim"]
-        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 84usize];
-    ["Offset of field: attention_prefill_args::page_size"]
-        [::core::mem::offset_of!(attention_prefill_args, page_size) - 88usize];
+        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 88usize];
+    ["Offset of field: attention_prefill_args::page_bits"]
+        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 92usize];
     ["Offset of field: attention_prefill_args::window"]
-        [::core::mem::offset_of!(attention_prefill_args, window) - 92usize];
+        [::core::mem::offset_of!(attention_prefill_args, window) - 96usize];
     ["Offset of field: attention_prefill_args::scale"]
-        [::core::mem::offset_of!(attention_prefill_args, scale) - 96usize];
+        [::core::mem::offset_of!(attention_prefill_args, scale) - 100usize];
     ["Offset of field: attention_prefill_args::soft_cap"]
-        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 100usize];
+        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 104usize];
     ["Offset of field: attention_prefill_args::key_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 104usize];
+        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 108usize];
     ["Offset of field: attention_prefill_args::value_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 108usize];
+        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 112usize];
+    ["Offset of field: attention_prefill_args::padding"]
+        [::core::mem::offset_of!(attention_prefill_args, padding) - 116usize];
 };
-/// out[t] = table[rows[t]]; a gather of rows of any table.
+/// out[t] = table[rows[t]]; a gather of rows of any table. Rows that the table lacks come out with every bit set.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct embedding_args {
@@ -220,12 +235,11 @@ pub struct embedding_args {
     pub out: device_ptr,
     /// [table_rows, width]
     pub table: device_ptr,
-    /// u32 [tokens], each below table_rows
+    /// u32 [tokens]
     pub rows: device_ptr,
+    pub row_bytes: u64,
     pub tokens: u32,
-    pub width: u32,
     pub table_rows: u32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -234,10 +248,9 @@ const _: () = {
     ["Offset of field: embedding_args::out"][::core::mem::offset_of!(embedding_args, out) - 0usize];
     ["Offset of field: embedding_args::table"][::core::mem::offset_of!(embedding_args, table) - 8usize];
     ["Offset of field: embedding_args::rows"][::core::mem::offset_of!(embedding_args, rows) - 16usize];
-    ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 24usize];
-    ["Offset of field: embedding_args::width"][::core::mem::offset_of!(embedding_args, width) - 28usize];
-    ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 32usize];
-    ["Offset of field: embedding_args::padding"][::core::mem::offset_of!(embedding_args, padding) - 36usize];
+    ["Offset of field: embedding_args::row_bytes"][::core::mem::offset_of!(embedding_args, row_bytes) - 24usize];
+    ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 32usize];
+    ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 36usize];
 };
 /// out = x weight^T + bias.
 #[repr(C)]
@@ -273,7 +286,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct page_copy_args {
-    /// planes planes, plane_bytes apart
+    /// [planes, pages, page_bytes], planes plane_bytes apart
     pub cache: device_ptr,
     /// u32 [count, 2]: from, to
     pub pairs: device_ptr,
@@ -281,10 +294,13 @@ pub struct page_copy_args {
     pub page_bytes: u64,
     pub count: u32,
     pub planes: u32,
+    /// of a plane; a pair that names another is left out
+    pub pages: u32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of page_copy_args"][::core::mem::size_of::<page_copy_args>() - 40usize];
+    ["Size of page_copy_args"][::core::mem::size_of::<page_copy_args>() - 48usize];
     ["Alignment of page_copy_args"][::core::mem::align_of::<page_copy_args>() - 8usize];
     ["Offset of field: page_copy_args::cache"][::core::mem::offset_of!(page_copy_args, cache) - 0usize];
     ["Offset of field: page_copy_args::pairs"][::core::mem::offset_of!(page_copy_args, pairs) - 8usize];
@@ -292,6 +308,8 @@ const _: () = {
     ["Offset of field: page_copy_args::page_bytes"][::core::mem::offset_of!(page_copy_args, page_bytes) - 24usize];
     ["Offset of field: page_copy_args::count"][::core::mem::offset_of!(page_copy_args, count) - 32usize];
     ["Offset of field: page_copy_args::planes"][::core::mem::offset_of!(page_copy_args, planes) - 36usize];
+    ["Offset of field: page_copy_args::pages"][::core::mem::offset_of!(page_copy_args, pages) - 40usize];
+    ["Offset of field: page_copy_args::padding"][::core::mem::offset_of!(page_copy_args, padding) - 44usize];
 };
 /// residual += delta where given; out = norm(residual) * (weight + weight_offset) + bias.
 #[repr(C)]
@@ -346,7 +364,7 @@ pub struct rotary_kv_write_args {
     pub key_scales: device_ptr,
     /// the same
     pub value_scales: device_ptr,
-    /// u32 [tokens]: page * page_size + offset, or BURRSTONE_NO_SLOT
+    /// u32 [tokens]: page * page_size + offset; nothing is written for one from slot_count on
     pub slots: device_ptr,
     /// f32 [tokens, 2, rotary_dim / 2]: cosines, sines
     pub rope: device_ptr,
@@ -366,10 +384,13 @@ pub struct rotary_kv_write_args {
     /// fp8 cache: stored = x / scale, one for the whole layer
     pub key_scale: f32,
     pub value_scale: f32,
+    /// pages * page_size, at most BURRSTONE_NO_SLOT
+    pub slot_count: u32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of rotary_kv_write_args"][::core::mem::size_of::<rotary_kv_write_args>() - 120usize];
+    ["Size of rotary_kv_write_args"][::core::mem::size_of::<rotary_kv_write_args>() - 128usize];
     ["Alignment of rotary_kv_write_args"][::core::mem::align_of::<rotary_kv_write_args>() - 8usize];
     ["Offset of field: rotary_kv_write_args::qkv"][::core::mem::offset_of!(rotary_kv_write_args, qkv) - 0usize];
     ["Offset of field: rotary_kv_write_args::query"][::core::mem::offset_of!(rotary_kv_write_args, query) - 8usize];
@@ -402,6 +423,10 @@ const _: () = {
         [::core::mem::offset_of!(rotary_kv_write_args, key_scale) - 112usize];
     ["Offset of field: rotary_kv_write_args::value_scale"]
         [::core::mem::offset_of!(rotary_kv_write_args, value_scale) - 116usize];
+    ["Offset of field: rotary_kv_write_args::slot_count"]
+        [::core::mem::offset_of!(rotary_kv_write_args, slot_count) - 120usize];
+    ["Offset of field: rotary_kv_write_args::padding"]
+        [::core::mem::offset_of!(rotary_kv_write_args, padding) - 124usize];
 };
 /// A token that was seen before.
 #[repr(C)]
@@ -410,13 +435,16 @@ pub struct sample_seen {
     pub token: u32,
     /// How often it was generated; 0 where only the prompt has it.
     pub generated: u32,
+    /// The kernel's: the logit before the penalties.
+    pub logit: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of sample_seen"][::core::mem::size_of::<sample_seen>() - 8usize];
+    ["Size of sample_seen"][::core::mem::size_of::<sample_seen>() - 12usize];
     ["Alignment of sample_seen"][::core::mem::align_of::<sample_seen>() - 4usize];
     ["Offset of field: sample_seen::token"][::core::mem::offset_of!(sample_seen, token) - 0usize];
     ["Offset of field: sample_seen::generated"][::core::mem::offset_of!(sample_seen, generated) - 4usize];
+    ["Offset of field: sample_seen::logit"][::core::mem::offset_of!(sample_seen, logit) - 8usize];
 };
 /// A token's additive bias.
 #[repr(C)]
@@ -424,13 +452,16 @@ const _: () = {
 pub struct sample_bias {
     pub token: u32,
     pub bias: f32,
+    /// The kernel's: the logit before the bias.
+    pub logit: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of sample_bias"][::core::mem::size_of::<sample_bias>() - 8usize];
+    ["Size of sample_bias"][::core::mem::size_of::<sample_bias>() - 12usize];
     ["Alignment of sample_bias"][::core::mem::align_of::<sample_bias>() - 4usize];
     ["Offset of field: sample_bias::token"][::core::mem::offset_of!(sample_bias, token) - 0usize];
     ["Offset of field: sample_bias::bias"][::core::mem::offset_of!(sample_bias, bias) - 4usize];
+    ["Offset of field: sample_bias::logit"][::core::mem::offset_of!(sample_bias, logit) - 8usize];
 };
 /// How the next token of one row is chosen. Offsets count 4-byte words from sample_args.lists.
 #[repr(C)]
@@ -485,7 +516,7 @@ pub struct sample_result {
     pub token: u32,
     /// under the model: before temperature, penalties and filters
     pub logprob: f32,
-    /// 0 chosen; 1 a logit is NaN or +infinity, in column `token`; 2 no token is left
+    /// 0 chosen; 1 the row has no softmax: see column `token`, whose logit is `logprob`; 2 no token is left
     pub status: u32,
     pub padding: u32,
 }
@@ -506,7 +537,7 @@ pub struct sample_args {
     pub logits: device_ptr,
     /// sample_row [rows_len]
     pub rows: device_ptr,
-    /// what the rows' offsets lead to
+    /// what the rows' offsets lead to; the kernel notes logits there
     pub lists: device_ptr,
     /// sample_result [rows_len]
     pub results: device_ptr,

@@ -69,24 +69,31 @@ struct Inner {
     memory: Memory,
     seeds: ChaCha8Rng,
     count: bool,
-    stacks: Stacks,
 }
 
-/// Stacks of fibers that have ended.
-#[derive(Default)]
-struct Stacks(Vec<DefaultStack>);
+/// Stacks of fibers that have ended, of all simulators: mapping one costs more than a small kernel.
+static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
+/// Stacks that are kept; those above are unmapped.
+const KEPT_STACKS: usize = 4 * MAX_THREADS as usize;
 
-impl std::fmt::Debug for Stacks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} stacks", self.0.len())
-    }
+/// Takes kept stacks, as far as there are any.
+fn kept_stacks(count: usize) -> Vec<DefaultStack> {
+    let mut kept = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let from = kept.len().saturating_sub(count);
+    kept.split_off(from)
+}
+
+fn keep_stacks(stacks: &mut Vec<DefaultStack>) {
+    let mut kept = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let room = KEPT_STACKS.saturating_sub(kept.len()).min(stacks.len());
+    kept.extend(stacks.drain(..room));
 }
 
 impl Simulator {
     /// A device of `memory` bytes. The seed decides every order that CUDA leaves open.
     pub fn new(memory: u64, seed: u64) -> Self {
         let (memory, seeds) = (Memory::new(memory), ChaCha8Rng::seed_from_u64(seed));
-        Simulator { inner: Mutex::new(Inner { memory, seeds, count: false, stacks: Stacks::default() }) }
+        Simulator { inner: Mutex::new(Inner { memory, seeds, count: false }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -203,14 +210,20 @@ impl Simulator {
         let bounds = inner.memory.bounds().to_vec();
         let run = Run::new(threads as usize, shared, shared_bytes as usize, bounds, seed, inner.count);
         let mut stats = LaunchStats::default();
+        let mut stacks = kept_stacks(run.threads());
+        let mut ended = Ok(());
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
-            let ended = run_block(&run, entry, words.as_ptr().cast(), &mut inner.stacks.0);
-            if let Err((thread, kind, place)) = ended {
-                return Err(Fault { kernel: kernel.to_owned(), block, thread, kind, place });
+            let one = run_block(&run, entry, words.as_ptr().cast(), &mut stacks);
+            ended =
+                one.map_err(|(thread, kind, place)| Fault { kernel: kernel.to_owned(), block, thread, kind, place });
+            if ended.is_err() {
+                break;
             }
             stats.blocks += 1;
         }
+        keep_stacks(&mut stacks);
+        ended?;
         let state = run.state.borrow();
         stats.switches = state.switches;
         stats.sites = state.counters.as_ref().map(|c| c.report(&state.sites)).unwrap_or_default();
