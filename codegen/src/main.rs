@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use burrstone_codegen::device::{self, Cubin, Progress, Store};
 use burrstone_codegen::discover::Environment;
+use burrstone_codegen::render::cuda;
 use burrstone_codegen::table::aligned;
 use burrstone_codegen::toolchain::Toolchain;
 use burrstone_codegen::{Arch, Error, Kernel, Tree, write_if_changed};
@@ -38,6 +39,11 @@ enum Command {
     List(Chosen),
     /// Lists what the rules take out, where and why.
     Pruned(Chosen),
+    /// Prints the translation unit of a variant.
+    Unit {
+        /// Its name, such as rms_norm__bf16_v8_t256.
+        variant: String,
+    },
     /// Compiles cubins, to inspect or to measure them.
     Build(Compile),
     /// Prints what each cubin uses; fails where one is over its gate.
@@ -87,6 +93,7 @@ fn run(cli: &Cli) -> Result<String, Vec<String>> {
     match &cli.command {
         Command::List(chosen) => Ok(list(&chosen.from(&tree)?)),
         Command::Pruned(chosen) => Ok(pruned(&chosen.from(&tree)?)),
+        Command::Unit { variant } => unit(&tree.kernels().map_err(one)?, variant),
         Command::Build(compile) => compile.run(&tree, place),
         Command::Report(compile) => compile.run(&tree, |cubins, _| Ok(device::report(cubins))),
         Command::Bindings => write_if_changed(&tree.bindings(), &bindings(&tree)?).map(|()| String::new()).map_err(one),
@@ -109,6 +116,14 @@ fn pruned(kernels: &[Kernel]) -> String {
     let pruned = kernels.iter().flat_map(|kernel| &kernel.pruned);
     let rows: Vec<_> = pruned.map(|p| [p.name.clone(), words(&p.archs), p.why.clone()]).collect();
     aligned(&rows, 3)
+}
+
+fn unit(kernels: &[Kernel], name: &str) -> Result<String, Vec<String>> {
+    let mut variants = kernels.iter().flat_map(Kernel::pairs);
+    match variants.find(|(_, variant)| variant.name == name) {
+        Some((kernel, variant)) => Ok(cuda::unit(kernel, variant)),
+        None => Err(vec![format!("expected one of the variants that `list` prints, found {name:?}")]),
+    }
 }
 
 fn words(archs: &[Arch]) -> String {
@@ -179,7 +194,8 @@ impl Compile {
         let store = Store { own: &out.join("last"), shared: Some(&shared), scratch: &out.join("nvcc") };
         let tell = |p: Progress| eprintln!("[{}/{}] {} {}", p.done, p.total, p.name, p.arch);
         eprintln!("{}", toolchain.name());
-        let cubins = device::build(&toolchain, tree, kernels.iter(), store, &tell).map_err(one)?;
+        let cubins =
+            device::build(&toolchain, tree, kernels.iter().flat_map(Kernel::pairs), store, &tell).map_err(one)?;
         let text = finish(&cubins, &out)?;
         let over = device::over_budget(&cubins);
         if over.is_empty() {

@@ -9,7 +9,7 @@ use burrstone_codegen::cubin::Resources;
 use burrstone_codegen::device::{Store, build, over_budget, report};
 use burrstone_codegen::discover::Environment;
 use burrstone_codegen::toolchain::Toolchain;
-use burrstone_codegen::{Arch, Error};
+use burrstone_codegen::{Arch, Error, Kernel};
 
 /// The toolchains of this machine, for an older architecture and the newest.
 fn toolchains() -> Vec<Toolchain> {
@@ -41,7 +41,7 @@ fn compiled(
     let (own, shared_folder, scratch) = (copy.path("own"), copy.path("shared"), copy.path("scratch"));
     let store = Store { own: &own, shared: shared.then_some(&shared_folder), scratch: &scratch };
     let compiled = Mutex::new(Vec::new());
-    let cubins = build(toolchain, &tree, kernels.iter(), store, &|progress| {
+    let cubins = build(toolchain, &tree, kernels.iter().flat_map(Kernel::pairs), store, &|progress| {
         compiled.lock().unwrap().push(format!("{} {}", progress.name, progress.arch));
     })?;
     for cubin in &cubins {
@@ -93,7 +93,7 @@ fn resources_are_read_and_held_against_the_gate() {
         let kernels = tree.kernels().unwrap();
         let (own, scratch) = (copy.path("own"), copy.path("scratch"));
         let store = Store { own: &own, shared: None, scratch: &scratch };
-        let cubins = build(&toolchain, &tree, kernels.iter(), store, &|_| ()).unwrap();
+        let cubins = build(&toolchain, &tree, kernels.iter().flat_map(Kernel::pairs), store, &|_| ()).unwrap();
         let scale = cubins.iter().find(|cubin| cubin.variant.name == "scale__f32_v1_t128").unwrap();
         assert_eq!((scale.arch, scale.used.shared_bytes, scale.used.local_bytes), (Arch::ALL[1], 512, 128));
         assert!((8..64).contains(&scale.used.registers));

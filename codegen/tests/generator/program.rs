@@ -21,9 +21,9 @@ fn variants_are_listed_with_their_architectures() {
     assert!(output.status.success());
     let lines = lines(&output.stdout);
     assert_eq!(lines.len(), 8);
-    assert_eq!(lines[0], "scale__f32_v1_t64   sm_70 sm_75 sm_80 sm_86 sm_89 sm_90a");
-    assert_eq!(lines[1], "scale__f32_v4_t64   sm_80 sm_86 sm_89 sm_90a");
-    assert_eq!(lines[7], "scale__i32_v1_t128  sm_70 sm_75 sm_80 sm_86 sm_89 sm_90a  fallback");
+    assert_eq!(lines[0], "scale__f32_v1_t128  sm_70 sm_75 sm_80 sm_86 sm_89 sm_90a  fallback");
+    assert_eq!(lines[2], "scale__f32_v1_t64   sm_70 sm_75 sm_80 sm_86 sm_89 sm_90a");
+    assert_eq!(lines[3], "scale__f32_v4_t64   sm_80 sm_86 sm_89 sm_90a");
 }
 
 #[test]
@@ -32,6 +32,15 @@ fn what_is_pruned_is_printed_with_its_reason() {
     let lines = lines(&output.stdout);
     assert_eq!(lines.len(), 4);
     assert_eq!(lines[0], "scale__f32_v4_t64   sm_70 sm_75  wide loads are for newer ones");
+}
+
+#[test]
+fn a_variant_is_printed_as_a_translation_unit() {
+    let copy = Copy::new();
+    let lines = lines(&run(&copy, &["unit", "scale__f32_v4_t64"]).stdout);
+    assert_eq!(lines[1], "#include \"kernels/scale.cu\"");
+    assert_eq!(lines.last().unwrap(), "BURRSTONE_KERNEL(scale, scale__f32_v4_t64, scale__f32_v4_t64_::variant)");
+    assert_eq!(run(&copy, &["unit", "scale"]).status.code(), Some(1));
 }
 
 #[test]
