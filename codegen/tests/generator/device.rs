@@ -102,7 +102,7 @@ fn resources_are_read_and_held_against_the_gate() {
         assert_eq!((over("gate.registers"), over("gate.shared_bytes")), (12, 6));
         let registers = scale.used.registers;
         assert!(errors[0].ends_with(&format!(
-            "codegen/specs/scale.toml: scale__f32_v1_t64 on sm_75: gate.registers: expected at most 4, found {registers}"
+            "codegen/specs/scale.toml: scale__f32_v1_t128 on sm_75: gate.registers: expected at most 4, found {registers}"
         )));
         assert!(
             errors.iter().any(

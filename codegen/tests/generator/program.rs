@@ -44,6 +44,20 @@ fn a_variant_is_printed_as_a_translation_unit() {
 }
 
 #[test]
+fn kernels_for_the_simulator_can_be_loaded() {
+    let copy = Copy::new();
+    let file = copy.path("kernels.so");
+    let output = run(&copy, &["simulator", "scale", "--out", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    // SAFETY: the object of tests/tree has no initialisers, and its constant is an unsigned int.
+    let bytes = unsafe {
+        let library = libloading::Library::new(&file).unwrap();
+        **library.get::<*const u32>(b"burrstone_sim_scale__f32_v1_t128__shared").unwrap()
+    };
+    assert_eq!(bytes, 512);
+}
+
+#[test]
 fn mistakes_are_one_line_and_fail() {
     let copy = Copy::new();
     let error = |arguments: &[&str]| {
