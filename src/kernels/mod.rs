@@ -13,7 +13,6 @@ mod attention;
 mod attention_decode;
 mod attention_prefill;
 mod call;
-mod check;
 mod embedding;
 mod gpu;
 mod matmul;
