@@ -13,7 +13,7 @@ use std::ops::Range;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::device::Bytes;
+use crate::device::{Bytes, Counters};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -24,6 +24,24 @@ pub struct WeightView {
     pub dtype: DType,
     pub shape: Vec<usize>,
     pub data: Bytes,
+}
+
+impl WeightView {
+    /// Elements of the shape.
+    ///
+    /// # Errors
+    /// The data are not of the shape and the dtype.
+    pub(crate) fn elements(&self, op: &'static str) -> Result<usize> {
+        let elements = self.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(self.dtype.size()));
+        match (elements, bytes) {
+            (Some(elements), Some(bytes)) if bytes == self.data.len() => Ok(elements),
+            _ => {
+                let expected = format!("the bytes of {:?} in {}", self.shape, self.dtype);
+                Err(Error::operator(op, "data", expected, format!("{} bytes in {}", self.data.len(), self.name)))
+            }
+        }
+    }
 }
 
 /// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
@@ -135,6 +153,36 @@ impl Batch {
             return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
         }
         Ok(())
+    }
+}
+
+impl Batch {
+    /// What indices lead to is there: a device that is not the CPU could only fault.
+    ///
+    /// # Errors
+    /// A token is not in a vocabulary of `vocab`, a slot or a page not in the cache; a row of `samples` makes no sense.
+    pub(crate) fn check_within(&self, vocab: usize, cache: &CacheShape) -> Result<()> {
+        const OP: &str = "upload";
+        let outside = |ids: &[u32], limit: usize| ids.iter().copied().find(|&id| id as usize >= limit);
+        let slots = cache.pages * cache.page_size;
+        for (field, ids, limit) in [
+            ("tokens", &self.tokens, vocab),
+            ("targets", &self.targets, vocab),
+            ("slots", &self.slots, slots),
+            ("page_table", &self.page_table, cache.pages),
+        ] {
+            if let Some(id) = outside(ids, limit) {
+                return Err(Error::operator(OP, field, format!("below {limit}"), id));
+            }
+        }
+        for (i, span) in self.spans.iter().enumerate() {
+            let end = span.pages.checked_add(span.kv_len.div_ceil(cache.page_size));
+            if end.is_none_or(|end| end > self.page_table.len()) {
+                let expected = format!("pages within a table of {}", self.page_table.len());
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+        }
+        self.samples.iter().try_for_each(|row| row.check(vocab))
     }
 }
 
@@ -329,6 +377,26 @@ pub struct Sampled {
     pub logprob: f32,
 }
 
+/// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
+/// both read and written.
+pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
+    const OP: &str = "page_copy";
+    let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();
+    written.sort_unstable();
+    if let Some(twice) = written.windows(2).find(|two| two[0] == two[1]) {
+        return Err(Error::operator(OP, "pairs", "each page written once", format!("page {} twice", twice[0])));
+    }
+    for &[from, to] in pairs {
+        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
+            return Err(Error::operator(OP, "pairs", format!("pages below {pages}"), page));
+        }
+        if written.binary_search(&from).is_ok() {
+            return Err(Error::operator(OP, "pairs", "pages read or written", format!("page {from} both")));
+        }
+    }
+    Ok(())
+}
+
 /// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
 pub trait Ops: Send + Sync + Sized + 'static {
     /// Activations on the device.
@@ -346,6 +414,11 @@ pub trait Ops: Send + Sync + Sized + 'static {
 
     /// What this is, for people: instruction set, threads.
     fn describe(&self) -> String;
+
+    /// What the device was asked to do so far; nothing is counted on the CPU.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
 
     /// The dtype in which matrix products and the residual stream are kept when activations are `activation`.
     fn wide_dtype(&self, activation: DType) -> DType;
@@ -403,6 +476,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
         x: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+
+    /// Copies pages of the cache, `[from, to]` each, in every layer. No page is written twice, or both read and written.
+    fn copy_pages(&self, cache: &mut Self::Cache, pairs: &[[u32; 2]]) -> Result<()>;
 
     /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
     fn act_mul(

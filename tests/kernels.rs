@@ -1,5 +1,7 @@
-//! Every CPU kernel against its oracle, on every instruction set that this machine has.
+//! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
 
+#[path = "kernels/device.rs"]
+mod device;
 #[path = "kernels/support.rs"]
 mod support;
 
@@ -26,6 +28,8 @@ mod embedding;
 mod gather_rows;
 #[path = "kernels/matmul.rs"]
 mod matmul;
+#[path = "kernels/page_copy.rs"]
+mod page_copy;
 #[path = "kernels/paged_attention.rs"]
 mod paged_attention;
 #[path = "kernels/rms_norm.rs"]
