@@ -131,6 +131,8 @@ pub(super) struct Run {
     pub info: Cell<ThreadInfo>,
     pub yielders: Vec<Cell<*const Yielder<(), ()>>>,
     pub state: RefCell<State>,
+    /// Whether `State::counters` is there.
+    pub counting: bool,
     pub shared: RefCell<Buffer>,
     pub shared_start: u64,
     pub shared_bytes: usize,
@@ -172,6 +174,7 @@ impl Run {
                 fault: None,
                 switches: 0,
             }),
+            counting: count,
             shared_start: shared.start().addr() as u64,
             shared: RefCell::new(shared),
             shared_bytes,

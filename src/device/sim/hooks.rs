@@ -268,6 +268,9 @@ pub(super) fn check_global(run: &Run, address: u64, bytes: u64, site: Site) {
 }
 
 fn count(run: &Run, space: Space, site: Site, access: Access, address: u64, bytes: u32) {
+    if !run.counting {
+        return;
+    }
     let mut state = run.state.borrow_mut();
     let state = &mut *state;
     if let Some(counters) = &mut state.counters {
