@@ -79,6 +79,8 @@ pub(super) struct Gathering {
     pub run: Collective,
     pub first: usize,
     pub mask: u32,
+    /// Where the first of them came from.
+    pub site: Site,
     pub arrived: usize,
     /// By lane; null for lanes that have not arrived or take no part.
     pub records: Vec<*mut c_void>,
@@ -96,6 +98,8 @@ pub(super) struct WarpSync {
 pub(super) struct Barrier {
     pub expected: u32,
     pub arrived: u32,
+    /// Where the first lane of each warp came from.
+    pub sites: BTreeMap<usize, Site>,
     pub waiting: Vec<usize>,
     pub released: Vec<u32>,
 }
