@@ -10,7 +10,10 @@
 
 use std::ops::Range;
 
-use crate::device::Bytes;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::device::{Bytes, Counters};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -21,6 +24,24 @@ pub struct WeightView {
     pub dtype: DType,
     pub shape: Vec<usize>,
     pub data: Bytes,
+}
+
+impl WeightView {
+    /// Elements of the shape.
+    ///
+    /// # Errors
+    /// The data are not of the shape and the dtype.
+    pub(crate) fn elements(&self, op: &'static str) -> Result<usize> {
+        let elements = self.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(self.dtype.size()));
+        match (elements, bytes) {
+            (Some(elements), Some(bytes)) if bytes == self.data.len() => Ok(elements),
+            _ => {
+                let expected = format!("the bytes of {:?} in {}", self.shape, self.dtype);
+                Err(Error::operator(op, "data", expected, format!("{} bytes in {}", self.data.len(), self.name)))
+            }
+        }
+    }
 }
 
 /// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
@@ -135,6 +156,36 @@ impl Batch {
     }
 }
 
+impl Batch {
+    /// What indices lead to is there: a device that is not the CPU could only fault.
+    ///
+    /// # Errors
+    /// A token is not in a vocabulary of `vocab`, a slot or a page not in the cache; a row of `samples` makes no sense.
+    pub(crate) fn check_within(&self, vocab: usize, cache: &CacheShape) -> Result<()> {
+        const OP: &str = "upload";
+        let outside = |ids: &[u32], limit: usize| ids.iter().copied().find(|&id| id as usize >= limit);
+        let slots = cache.pages * cache.page_size;
+        for (field, ids, limit) in [
+            ("tokens", &self.tokens, vocab),
+            ("targets", &self.targets, vocab),
+            ("slots", &self.slots, slots),
+            ("page_table", &self.page_table, cache.pages),
+        ] {
+            if let Some(id) = outside(ids, limit) {
+                return Err(Error::operator(OP, field, format!("below {limit}"), id));
+            }
+        }
+        for (i, span) in self.spans.iter().enumerate() {
+            let end = span.pages.checked_add(span.kv_len.div_ceil(cache.page_size));
+            if end.is_none_or(|end| end > self.page_table.len()) {
+                let expected = format!("pages within a table of {}", self.page_table.len());
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+        }
+        self.samples.iter().try_for_each(|row| row.check(vocab))
+    }
+}
+
 /// What a device makes of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepShape {
@@ -220,13 +271,103 @@ pub struct SampleRow {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens in `history`; 1 does nothing.
     pub repetition_penalty: f32,
+    /// Is subtracted once from the logit of every generated token; 0 does nothing.
+    pub presence_penalty: f32,
+    /// Is subtracted from the logit of every generated token as often as it was generated; 0 does nothing.
+    pub frequency_penalty: f32,
     /// Prompt and generated tokens so far; may be empty where no penalty asks for them.
     pub history: Vec<u32>,
+    /// So many tokens of `history` are the prompt's; the rest were generated.
+    pub prompt_len: usize,
+    /// Token ids and what is added to their logits after the penalties; −∞ bans a token.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Token ids that may not be chosen.
     pub banned: Vec<u32>,
+    /// Bit `t % 32` of word `t / 32` is set where token `t` may be chosen: `⌈vocab / 32⌉` words. Without it all may.
+    pub mask: Option<Vec<u32>>,
     pub seed: u64,
     /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
     pub position: u64,
+}
+
+impl SampleRow {
+    /// The most likely token, changed by nothing.
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        history: Vec::new(),
+        prompt_len: 0,
+        logit_bias: Vec::new(),
+        banned: Vec::new(),
+        mask: None,
+        seed: 0,
+        position: 0,
+    };
+
+    /// # Errors
+    /// A field is out of its range, or names what is no token of a vocabulary of `vocab`.
+    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
+        let wrong = |field, expected: &str, found: f32| Err(Error::operator("sample", field, expected, found));
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return wrong("temperature", "a finite number from 0", self.temperature);
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong("top_p", "above 0, at most 1", self.top_p);
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return wrong("min_p", "0 to 1", self.min_p);
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return wrong("repetition_penalty", "a finite number above 0", self.repetition_penalty);
+        }
+        for (field, penalty) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return wrong(field, "-2 to 2", penalty);
+            }
+        }
+        if let Some((_, bias)) = self.logit_bias.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
+            return wrong("logit_bias", "finite numbers or -infinity", *bias);
+        }
+        if let Some((token, _)) = self.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
+            return Err(Error::operator("sample", "logit_bias", format!("ids below {vocab}"), token));
+        }
+        let words = vocab.div_ceil(32);
+        if let Some(mask) = self.mask.as_ref().filter(|mask| mask.len() != words) {
+            return Err(Error::operator("sample", "mask", format!("{words} words"), mask.len()));
+        }
+        match self.history.iter().find(|&&token| token as usize >= vocab) {
+            Some(token) => Err(Error::operator("sample", "history", format!("ids below {vocab}"), token)),
+            None => Ok(()),
+        }
+    }
+
+    /// Each token of the history once, by id, with how often it was generated; none where no penalty asks.
+    pub(crate) fn penalized(&self) -> Vec<(u32, u32)> {
+        if self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0 {
+            return Vec::new();
+        }
+        let generated = |(i, &token): (usize, &u32)| (token, u32::from(i >= self.prompt_len));
+        let mut tokens: Vec<(u32, u32)> = self.history.iter().enumerate().map(generated).collect();
+        tokens.sort_unstable();
+        let same = tokens.chunk_by(|a, b| a.0 == b.0);
+        same.map(|same| (same[0].0, same.iter().map(|(_, generated)| generated).sum())).collect()
+    }
+
+    /// The draw: a number in [0, 1) that depends on the seed and the position alone.
+    pub(crate) fn uniform(&self) -> f64 {
+        let mut key = [0u8; 32];
+        key[..8].copy_from_slice(&self.seed.to_le_bytes());
+        key[8..16].copy_from_slice(&self.position.to_le_bytes());
+        let bits = ChaCha8Rng::from_seed(key).next_u64() >> 11;
+        bits as f64 / (1u64 << 53) as f64
+    }
 }
 
 /// A chosen token with its log-probability under the model, before temperature, penalties and filters.
@@ -234,6 +375,26 @@ pub struct SampleRow {
 pub struct Sampled {
     pub token: u32,
     pub logprob: f32,
+}
+
+/// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
+/// both read and written.
+pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
+    const OP: &str = "page_copy";
+    let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();
+    written.sort_unstable();
+    if let Some(twice) = written.windows(2).find(|two| two[0] == two[1]) {
+        return Err(Error::operator(OP, "pairs", "each page written once", format!("page {} twice", twice[0])));
+    }
+    for &[from, to] in pairs {
+        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
+            return Err(Error::operator(OP, "pairs", format!("pages below {pages}"), page));
+        }
+        if written.binary_search(&from).is_ok() {
+            return Err(Error::operator(OP, "pairs", "pages read or written", format!("page {from} both")));
+        }
+    }
+    Ok(())
 }
 
 /// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
@@ -253,6 +414,11 @@ pub trait Ops: Send + Sync + Sized + 'static {
 
     /// What this is, for people: instruction set, threads.
     fn describe(&self) -> String;
+
+    /// What the device was asked to do so far; nothing is counted on the CPU.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
 
     /// The dtype in which matrix products and the residual stream are kept when activations are `activation`.
     fn wide_dtype(&self, activation: DType) -> DType;
@@ -310,6 +476,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
         x: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+
+    /// Copies pages of the cache, `[from, to]` each, in every layer. No page is written twice, or both read and written.
+    fn copy_pages(&self, cache: &mut Self::Cache, pairs: &[[u32; 2]]) -> Result<()>;
 
     /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
     fn act_mul(

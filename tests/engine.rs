@@ -124,6 +124,7 @@ fn prompts_that_cannot_be_served_are_refused() {
     assert!(error.contains("token 1") && error.contains("2048"), "{error}");
     assert!(refused(engine.score(&[7, 4_000_000_000])).contains("4000000000"));
     refused(engine.generate(greedy("x").max_tokens(0)));
+    assert!(refused(engine.generate(greedy("x").max_tokens(4).min_tokens(5))).starts_with("min_tokens"));
     assert!(refused(engine.generate(greedy("x").temperature(-1.0))).starts_with("temperature"));
     assert!(refused(engine.generate(greedy("x").stop(""))).starts_with("stop"));
     let error = refused(engine.generate(Request::messages(vec![Message::user("hello")])));

@@ -6,17 +6,7 @@ use crate::problems::sample::PROBLEMS;
 use crate::support::{Lab, Work};
 
 pub fn bench(criterion: &mut Criterion, lab: &Lab) {
-    let greedy = SampleRow {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        history: Vec::new(),
-        banned: Vec::new(),
-        seed: 1,
-        position: 1,
-    };
+    let greedy = SampleRow { seed: 1, position: 1, ..SampleRow::GREEDY };
     let cases = [
         ("greedy", greedy.clone()),
         ("temperature", SampleRow { temperature: 1.0, ..greedy.clone() }),

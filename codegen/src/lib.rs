@@ -34,18 +34,27 @@
 //! ```
 //!
 //! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
-//! as Rust, [`host`] compiles them for the simulator.
+//! as Rust, [`host`] compiles them for the simulator, [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
+//! for GPUs, reads what they use and holds that against their gates.
 
 mod arch;
+#[cfg(feature = "bindings")]
+pub mod bindings;
+mod cache;
 pub mod cubin;
+pub mod device;
 pub mod discover;
 mod expand;
 pub mod host;
-pub mod nvidia;
+mod nvcc;
+mod nvidia;
+pub mod occupancy;
 mod parallel;
 pub mod render;
 mod sources;
 pub mod spec;
+pub mod table;
+pub mod toolchain;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -92,6 +101,16 @@ impl Tree {
         Self { root: root.to_owned() }
     }
 
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The generated argument structs.
+    pub fn bindings(&self) -> PathBuf {
+        self.root.join("src/kernels/abi.rs")
+    }
+
     /// The folder that kernels' includes start from.
     pub fn csrc(&self) -> PathBuf {
         self.root.join("csrc")
@@ -122,6 +141,17 @@ impl Tree {
             Role::Kernel => "specs",
             Role::Probe => "probes",
         })
+    }
+}
+
+/// The target that cargo calls this machine's own, for what runs outside a build script.
+pub fn this_target() -> String {
+    use std::env::consts::{ARCH, OS};
+    match OS {
+        "linux" => format!("{ARCH}-unknown-linux-gnu"),
+        "macos" => format!("{ARCH}-apple-darwin"),
+        "windows" => format!("{ARCH}-pc-windows-msvc"),
+        _ => format!("{ARCH}-unknown-{OS}"),
     }
 }
 

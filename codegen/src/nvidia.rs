@@ -33,6 +33,7 @@ pub struct Nvrtc {
     log: unsafe extern "C" fn(Program, *mut c_char) -> Status,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     version: (c_int, c_int),
+    library_bytes: u64,
     archs: Vec<Arch>,
     /// Keeps the functions above in memory; the last field, so that it is dropped last.
     _library: Library,
@@ -76,6 +77,7 @@ impl Nvrtc {
                 log: function(&library, c"nvrtcGetProgramLog").map_err(at)?,
                 error_string: function(&library, c"nvrtcGetErrorString").map_err(at)?,
                 version,
+                library_bytes: file.metadata().map_or(0, |metadata| metadata.len()),
                 archs: Arch::ALL.into_iter().filter(known).collect(),
                 _library: library,
             })
@@ -85,6 +87,11 @@ impl Nvrtc {
     /// Such as 12.9.
     pub fn version(&self) -> String {
         format!("{}.{}", self.version.0, self.version.1)
+    }
+
+    /// The size of the library's file, which tells releases of one version apart.
+    pub fn library_bytes(&self) -> u64 {
+        self.library_bytes
     }
 
     /// What it can compile for.

@@ -3,9 +3,14 @@
 use std::num::NonZero;
 use std::sync::Mutex;
 
+/// How many things this machine does at a time.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// `work` on each item, as many at a time as there are cores; the results in the items' order.
 pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get).min(items.len());
+    let workers = cores().min(items.len());
     let count = items.len();
     let queue = Mutex::new(items.into_iter().enumerate());
     let take = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
@@ -17,7 +22,7 @@ pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec
         done
     };
     let mut results: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(one_core)).collect();
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(one_core)).collect();
         let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };

@@ -23,6 +23,9 @@ pub struct Spec {
     pub role: Role,
     /// What it computes, in one sentence.
     pub summary: String,
+    /// The operation that it is one of several kernels of: names the CPU's implementation, the oracle and the bench, and
+    /// the specification whose problems are this kernel's too. Without it the kernel's own name does.
+    pub op: Option<String>,
     /// Shapes to test and to measure; all problems of a kernel have the same fields.
     #[serde(rename = "problem", default)]
     pub problems: Vec<BTreeMap<String, Value>>,
@@ -154,7 +157,11 @@ fn is_identifier(text: &str) -> bool {
 fn check_problems(spec: &Spec) -> Result<(), String> {
     let fields = |problem: &BTreeMap<String, Value>| problem.keys().cloned().collect::<Vec<_>>();
     let Some(first) = spec.problems.first() else {
-        return if spec.role == Role::Probe { Ok(()) } else { Err("expected at least one [[problem]]".to_owned()) };
+        return if spec.role == Role::Probe || spec.op.is_some() {
+            Ok(())
+        } else {
+            Err("expected at least one [[problem]]".to_owned())
+        };
     };
     for (index, problem) in spec.problems.iter().enumerate() {
         if fields(problem) != fields(first) {

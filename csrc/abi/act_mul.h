@@ -2,13 +2,18 @@
 #define BURRSTONE_ABI_ACT_MUL_H
 #include "types.h"
 
+#define BURRSTONE_SILU 0u
+#define BURRSTONE_GELU_TANH 1u
+#define BURRSTONE_GELU_ERF 2u
+
 /* out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]. */
 typedef struct act_mul_args {
     device_ptr gate_up; /* [rows, 2 width] */
     device_ptr out;     /* [rows, width] */
+    device_ptr scales;  /* f32 [rows]: what a quantized output must be multiplied by; 0 where it is not quantized */
     uint32_t rows;
     uint32_t width;
-    uint32_t activation; /* 0 SiLU, 1 GELU by tanh, 2 GELU by erf */
+    uint32_t activation; /* one of the above */
     uint32_t padding;
 } act_mul_args;
 

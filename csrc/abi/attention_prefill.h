@@ -18,18 +18,20 @@ typedef struct attention_prefill_args {
     device_ptr key_scales;   /* int8 cache: f32 [pages, kv_heads, page_size]; else 0 */
     device_ptr value_scales; /* the same */
     device_ptr spans;        /* attention_span */
-    device_ptr tiles;        /* attention_tile [tiles_len], each of at most the variant's `queries` */
     device_ptr page_table;   /* u32 */
+    device_ptr tiles;        /* attention_tile [tiles_len] */
     uint32_t tiles_len;
+    uint32_t tile_queries; /* a tile has as many queries, the last one of a span what is left of it */
     uint32_t heads;
     uint32_t kv_heads;
     uint32_t head_dim;
-    uint32_t page_size;
-    uint32_t window; /* a query at p sees p - window + 1 ..= p; 0 sees all */
-    float scale;     /* of the scores, before the softmax */
-    float soft_cap;  /* scores become soft_cap * tanh(score / soft_cap); 0 leaves them */
-    float key_scale; /* fp8 cache: x = stored * scale */
+    uint32_t page_bits; /* log2 of the page size */
+    uint32_t window;    /* a query at p sees p - window + 1 ..= p; 0 sees all */
+    float scale;        /* of the scores, before the softmax */
+    float soft_cap;     /* scores become soft_cap * tanh(score / soft_cap); 0 leaves them */
+    float key_scale;    /* fp8 cache: x = stored * scale; 1 for the others */
     float value_scale;
+    uint32_t padding;
 } attention_prefill_args;
 
 #endif

@@ -7,12 +7,16 @@ typedef struct sample_seen {
     uint32_t token;
     /* How often it was generated; 0 where only the prompt has it. */
     uint32_t generated;
+    /* The kernel's: the logit before the penalties. */
+    float logit;
 } sample_seen;
 
 /* A token's additive bias. */
 typedef struct sample_bias {
     uint32_t token;
     float bias;
+    /* The kernel's: the logit before the bias. */
+    float logit;
 } sample_bias;
 
 /* How the next token of one row is chosen. Offsets count 4-byte words from sample_args.lists. */
@@ -37,7 +41,7 @@ typedef struct sample_row {
 typedef struct sample_result {
     uint32_t token;
     float logprob;   /* under the model: before temperature, penalties and filters */
-    uint32_t status; /* 0 chosen; 1 a logit is NaN or +infinity, in column `token`; 2 no token is left */
+    uint32_t status; /* 0 chosen; 1 the row has no softmax: see column `token`, whose logit is `logprob`; 2 no token is left */
     uint32_t padding;
 } sample_result;
 
@@ -45,7 +49,7 @@ typedef struct sample_result {
 typedef struct sample_args {
     device_ptr logits;  /* f32 [rows_len, vocab]; penalties and biases are applied in place */
     device_ptr rows;    /* sample_row [rows_len] */
-    device_ptr lists;   /* what the rows' offsets lead to */
+    device_ptr lists;   /* what the rows' offsets lead to; the kernel notes logits there */
     device_ptr results; /* sample_result [rows_len] */
     uint32_t rows_len;
     uint32_t vocab;

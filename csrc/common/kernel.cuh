@@ -23,7 +23,8 @@ template <class V> constexpr int min_blocks<V, decltype(void(V::min_blocks))> = 
 } // namespace burrstone
 
 // BURRSTONE_KERNEL(kernel, name, variant) makes the entry `name` of the template burrstone::kernel<variant>, and says
-// how many bytes of dynamic shared memory it wants.
+// how many bytes of dynamic shared memory it wants. One block for a multiprocessor is enough: the compiler is not to
+// spill registers for room for another.
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
     extern "C" {                                                                                                       \

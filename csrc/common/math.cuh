@@ -13,10 +13,13 @@ constexpr float INFINITY_F = __builtin_bit_cast(float, 0x7f800000u);
 #ifdef BURRSTONE_SIM
 
 inline float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// A product that is rounded by itself: no compiler fuses it with an addition.
+inline float mul_(float a, float b) { return a * b; }
 // 2^x; on a GPU two units in the last place (ex2.approx).
 inline float exp2_fast(float x) { return __builtin_exp2f(x); }
 inline float exp_(float x) { return __builtin_expf(x); }
 inline float log_(float x) { return __builtin_logf(x); }
+inline double log_(double x) { return __builtin_log(x); }
 inline float log2_fast(float x) { return __builtin_log2f(x); }
 // 1/sqrt(x); on a GPU two units in the last place.
 inline float rsqrt_(float x) { return 1.0f / __builtin_sqrtf(x); }
@@ -42,6 +45,7 @@ inline int count_leading_zeros(uint32_t x) { return x == 0 ? 32 : __builtin_clz(
 #else
 
 BURRSTONE_DEVICE float fma_(float a, float b, float c) { return ::fmaf(a, b, c); }
+BURRSTONE_DEVICE float mul_(float a, float b) { return ::__fmul_rn(a, b); }
 BURRSTONE_DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -49,6 +53,7 @@ BURRSTONE_DEVICE float exp2_fast(float x) {
 }
 BURRSTONE_DEVICE float exp_(float x) { return ::expf(x); }
 BURRSTONE_DEVICE float log_(float x) { return ::logf(x); }
+BURRSTONE_DEVICE double log_(double x) { return ::log(x); }
 BURRSTONE_DEVICE float log2_fast(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

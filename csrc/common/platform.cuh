@@ -11,6 +11,16 @@
 #define BURRSTONE_DEVICE __device__ __forceinline__
 #endif
 
+// Before a loop whose body indexes registers: unrolled whole, so that they are registers.
+#ifdef BURRSTONE_SIM
+#define BURRSTONE_UNROLL
+#define BURRSTONE_ROLLED
+#else
+#define BURRSTONE_UNROLL _Pragma("unroll")
+// Before a loop whose body is large enough: copies of it would only take registers.
+#define BURRSTONE_ROLLED _Pragma("unroll 1")
+#endif
+
 namespace burrstone {
 
 // The line of a kernel that calls a primitive. The simulator names it in faults and counts by it; on a GPU it is empty.

@@ -97,10 +97,11 @@ BURRSTONE_DEVICE float to_float(f16 x) {
 #endif
 }
 
+// Without a branch: with its exponent and mantissa in an f32's place the number is 2^120 too small, subnormals too.
 BURRSTONE_DEVICE float to_float(e4m3 x) {
     uint32_t magnitude = x.bits & 0x7f, sign = uint32_t(x.bits & 0x80) << 24;
-    uint32_t wide = magnitude == 0x7f ? 0x7fffffff : detail::float_bits(detail::widen<4, 3>(magnitude));
-    return detail::float_from_bits(sign | wide);
+    float wide = detail::float_from_bits(magnitude << 20) * detail::float_from_bits((127u + 120) << 23);
+    return detail::float_from_bits(sign | (magnitude == 0x7f ? 0x7fffffff : detail::float_bits(wide)));
 }
 
 // The upper half of an f16.

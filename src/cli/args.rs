@@ -19,6 +19,10 @@ pub struct ModelArgs {
     #[arg(long, default_value = "auto", value_parser = device)]
     pub device: Device,
 
+    /// Architecture that the simulator stands in for: sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a
+    #[arg(long, value_name = "ARCH", default_value = "sm_80", value_parser = values::arch)]
+    pub sim_arch: u32,
+
     /// CPU threads [default: what the control group and the cores allow]
     #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
     pub threads: Option<usize>,
@@ -51,8 +55,8 @@ fn device(text: &str) -> Result<Device, &'static str> {
 impl ModelArgs {
     /// Loads the model, with progress on a terminal.
     pub fn load(&self) -> Result<Engine> {
-        let mut builder = self.builder()?.device(self.device).dtype(self.dtype.dtype()).check_weights(self.check);
-        builder = builder.offline(self.offline).progress(output::Downloads::new(self.quiet));
+        let mut builder = self.builder()?.device(self.device).sim_arch(self.sim_arch).dtype(self.dtype.dtype());
+        builder = builder.check_weights(self.check).offline(self.offline).progress(output::Downloads::new(self.quiet));
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

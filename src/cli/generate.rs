@@ -31,6 +31,11 @@ pub struct Generate {
     #[arg(allow_negative_numbers = true)]
     max_tokens: usize,
 
+    /// Until so many tokens are generated, the model's end tokens are not chosen
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::count, hide_default_value = true)]
+    #[arg(allow_negative_numbers = true)]
+    min_tokens: usize,
+
     /// Print one JSON object at the end: text, token_ids and logprobs of the generated tokens, finish_reason, usage,
     /// timings. Without a tokenizer, text is "" (and the plain output is token ids with commas between them)
     #[arg(long)]
@@ -71,7 +76,7 @@ impl Generate {
         let interrupt = Interrupt::install()?;
         let prompt = self.prompt.resolve(self.model.model.is_none(), self.model.quiet)?;
         let engine = self.model.load()?;
-        let request = Request { prompt, ..Request::text("") }.max_tokens(self.max_tokens);
+        let request = Request { prompt, ..Request::text("") }.max_tokens(self.max_tokens).min_tokens(self.min_tokens);
         let mut generation = engine.generate(self.sampling.apply(request))?;
         let mut printer = Printer::new(&engine, self.json);
 

@@ -77,6 +77,14 @@ pub fn stop(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("expected a text that is not empty") } else { Ok(text.to_owned()) }
 }
 
+/// An architecture that there are kernels for: `sm_80`, `80`, `sm_90a`.
+pub fn arch(text: &str) -> Result<u32, &'static str> {
+    let number = text.strip_prefix("sm_").unwrap_or(text);
+    let number = number.strip_suffix('a').filter(|n| *n == "90").unwrap_or(number);
+    let arch = number.parse().ok().filter(|arch| burrstone::device::ARCHS.contains(arch));
+    arch.ok_or("expected sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a")
+}
+
 /// A number of bytes: `8GiB`, `500MB`, `1.5g`, `4096`.
 pub fn bytes(text: &str) -> Result<u64, &'static str> {
     const EXPECTED: &str = "expected a size such as 8GiB, 500MB or 4096";

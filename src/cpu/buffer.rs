@@ -220,7 +220,8 @@ impl Matrix {
                 let expected = format!("rows of {} elements", k.filter(|&k| k > 0).unwrap_or(1));
                 return Err(Error::operator(OP, "shape", expected, format!("{:?} in {}", view.shape, view.name)));
             }
-            check_bytes(OP, &view)?;
+            check_dtype(OP, view.dtype)?;
+            view.elements(OP)?;
             let bias = match biases.next() {
                 Some(bias) if bias.shape == [rows] => Some(widen(OP, &bias)?),
                 Some(bias) => {
@@ -267,21 +268,9 @@ fn check_dtype(op: &'static str, dtype: DType) -> Result<()> {
     }
 }
 
-fn check_bytes(op: &'static str, view: &WeightView) -> Result<usize> {
-    check_dtype(op, view.dtype)?;
-    let elements = view.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
-    let bytes = elements.and_then(|n| n.checked_mul(view.dtype.size()));
-    match (elements, bytes) {
-        (Some(elements), Some(bytes)) if bytes == view.data.len() => Ok(elements),
-        _ => {
-            let expected = format!("the bytes of {:?} in {}", view.shape, view.dtype);
-            Err(Error::operator(op, "data", expected, format!("{} bytes in {}", view.data.len(), view.name)))
-        }
-    }
-}
-
 fn widen(op: &'static str, view: &WeightView) -> Result<Vec<f32>> {
-    let n = check_bytes(op, view)?;
+    check_dtype(op, view.dtype)?;
+    let n = view.elements(op)?;
     let mut values = vec![0f32; n];
     let (from, to) = (view.data.as_ptr(), values.as_mut_ptr().cast());
     with_element!(view.dtype, E => Isa::best().run(Convert::<E, F32>::new(from, to, n)));

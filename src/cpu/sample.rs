@@ -6,9 +6,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
 use crate::cpu::buffer::{Buffer, Step};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Isa, Kernel, Simd, exp};
@@ -33,7 +30,7 @@ pub(crate) fn sample(
         .ok_or_else(|| Error::operator(OP, "rows", format!("within 0..{}", samples.len()), format!("{rows:?}")))?;
     logits.check_wide(OP, "logits", rows.len().checked_mul(vocab))?;
     for row in rows {
-        check(row, vocab)?;
+        row.check(vocab)?;
     }
     let base = Shareable::new(logits.as_ptr().cast::<f32>().cast_mut());
     let chosen: Mutex<Vec<Option<Result<Sampled>>>> = Mutex::new(rows.iter().map(|_| None).collect());
@@ -47,26 +44,6 @@ pub(crate) fn sample(
     let chosen: Vec<Sampled> = chosen.collect::<Result<_>>()?;
     step.sampled.extend(chosen);
     Ok(())
-}
-
-fn check(row: &SampleRow, vocab: usize) -> Result<()> {
-    let wrong = |field, expected: &str, found: f32| Err(Error::operator(OP, field, expected, found));
-    if !(row.temperature >= 0.0 && row.temperature.is_finite()) {
-        return wrong("temperature", "a finite number from 0", row.temperature);
-    }
-    if !(row.top_p > 0.0 && row.top_p <= 1.0) {
-        return wrong("top_p", "above 0, at most 1", row.top_p);
-    }
-    if !(0.0..=1.0).contains(&row.min_p) {
-        return wrong("min_p", "0 to 1", row.min_p);
-    }
-    if !(row.repetition_penalty > 0.0 && row.repetition_penalty.is_finite()) {
-        return wrong("repetition_penalty", "a finite number above 0", row.repetition_penalty);
-    }
-    match row.history.iter().find(|&&token| token as usize >= vocab) {
-        Some(token) => Err(Error::operator(OP, "history", format!("ids below {vocab}"), token)),
-        None => Ok(()),
-    }
 }
 
 /// `weights` is room that this row may use.
@@ -84,28 +61,33 @@ fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &
     } else {
         isa.run(Weigh { row: weights, max, temperature: row.temperature });
         let floor = least_weight(weights, row);
-        draw(weights, floor, uniform(row.seed, row.position))
+        draw(weights, floor, row.uniform())
     };
     Ok(Sampled { token: token as u32, logprob: total.logprob(logits[token]) })
 }
 
-/// Repetition penalty, once for each token of the history, and bans. A banned id beyond the vocabulary cannot be chosen
-/// anyway.
+/// Penalties, then biases, then bans. A banned id beyond the vocabulary cannot be chosen anyway.
 fn adjust(logits: &mut [f32], row: &SampleRow) {
-    if row.repetition_penalty != 1.0 {
-        let mut seen = vec![0u64; logits.len().div_ceil(64)];
-        for &token in &row.history {
-            let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
-            if seen[word] & bit == 0 {
-                seen[word] |= bit;
-                let logit = &mut logits[token as usize];
-                *logit = if *logit > 0.0 { *logit / row.repetition_penalty } else { *logit * row.repetition_penalty };
-            }
-        }
+    for (token, generated) in row.penalized() {
+        let logit = &mut logits[token as usize];
+        let scaled = if *logit > 0.0 { *logit / row.repetition_penalty } else { *logit * row.repetition_penalty };
+        let presence = if generated > 0 { row.presence_penalty } else { 0.0 };
+        *logit = (scaled - row.frequency_penalty * generated as f32 - presence).min(f32::MAX);
+    }
+    for &(token, bias) in &row.logit_bias {
+        let logit = &mut logits[token as usize];
+        *logit = (*logit + bias).min(f32::MAX);
     }
     for &token in &row.banned {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit = f32::NEG_INFINITY;
+        }
+    }
+    for (logits, &allowed) in logits.chunks_mut(32).zip(row.mask.as_deref().unwrap_or_default()) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if allowed >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
         }
     }
 }
@@ -274,13 +256,4 @@ fn sum(weights: &[f32]) -> f64 {
         }
     }
     sums.iter().sum()
-}
-
-/// A number in [0, 1) that depends on `seed` and `position` alone.
-fn uniform(seed: u64, position: u64) -> f64 {
-    let mut key = [0u8; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&position.to_le_bytes());
-    let bits = ChaCha8Rng::from_seed(key).next_u64() >> 11;
-    bits as f64 / (1u64 << 53) as f64
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::sim::{LaunchStats, Simulator};
 use super::stream::Stream;
-use super::variant::{ARCHS, SimEntry};
+use super::variant::{ARCHS, SimEntry, Variant};
 use crate::error::{Error, Result};
 
 /// How a simulated GPU is set up.
@@ -19,6 +19,10 @@ pub struct SimOptions {
     /// Keep what every launch costs, for [`Stream::take_launch_stats`].
     pub count: bool,
 }
+
+/// A shared object whose kernels take the place of this build's, by variant: `burrstone-codegen simulator` makes one. A
+/// kernel is changed and tested again without building anything else.
+const KERNELS_VARIABLE: &str = "BURRSTONE_SIM_KERNELS";
 
 impl Default for SimOptions {
     fn default() -> Self {
@@ -44,7 +48,8 @@ impl Stream {
             processors: 4,
             memory_bytes: options.memory_bytes,
         };
-        let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
+        let replaced = std::env::var_os(KERNELS_VARIABLE).map(|file| Replaced::load(&file)).transpose()?;
+        let machine = Machine { simulator, replaced, count: options.count, stats: Mutex::default() };
         Ok(Self::new(Box::new(Sim { info, machine: Arc::new(machine), recording: Mutex::default() })))
     }
 
@@ -64,6 +69,7 @@ struct Sim {
 /// What does the work: shared with recordings.
 struct Machine {
     simulator: Simulator,
+    replaced: Option<Replaced>,
     count: bool,
     stats: Mutex<Vec<(&'static str, LaunchStats)>>,
 }
@@ -87,7 +93,39 @@ fn failed(reason: impl ToString) -> Error {
     Error::Device { device: "sim".to_owned(), reason: reason.to_string() }
 }
 
+/// Kernels from a shared object.
+struct Replaced(&'static libloading::Library);
+
+impl Replaced {
+    fn load(file: &std::ffi::OsStr) -> Result<Self> {
+        let named = |e| failed(format_args!("{KERNELS_VARIABLE}: {}: {e}", file.display()));
+        // SAFETY: the developer vouches for the object by naming it; it holds kernels, which have no initializers.
+        let library = unsafe { libloading::Library::new(file) }.map_err(named)?;
+        // For the process: launches that were recorded keep its addresses.
+        Ok(Self(Box::leak(Box::new(library))))
+    }
+
+    /// The variant's code, if the object has it.
+    fn entry(&self, variant: &str) -> Option<SimEntry> {
+        let symbol = format!("burrstone_sim_{variant}");
+        // SAFETY: what BURRSTONE_KERNEL (csrc/common/kernel.cuh) defines under these names has these types.
+        unsafe {
+            let run = *self.0.get(symbol.as_bytes()).ok()?;
+            let shared_bytes = *self.0.get(format!("{symbol}__shared").as_bytes()).ok()?;
+            Some(SimEntry { run, shared_bytes })
+        }
+    }
+}
+
 impl Machine {
+    /// The code of a variant.
+    fn entry(&self, variant: &Variant) -> Result<SimEntry> {
+        let replaced = self.replaced.as_ref().and_then(|kernels| kernels.entry(variant.name));
+        replaced.or(variant.sim).ok_or_else(|| {
+            failed(format_args!("{}: this build has no simulator: it found no C++ compiler", variant.name))
+        })
+    }
+
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch { variant, entry, grid, threads, args, shape } => {
@@ -173,9 +211,7 @@ impl Driver for Sim {
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let variant = launch.variant;
-        let entry = variant.sim.ok_or_else(|| {
-            failed(format_args!("{}: this build has no simulator: it found no C++ compiler", variant.name))
-        })?;
+        let entry = self.machine.entry(variant)?;
         self.enqueue(Work::Launch {
             variant: variant.name,
             entry,

@@ -107,9 +107,21 @@ impl<'a> SliceMut<'a> {
         Self::new(slice.address, slice.dtype, slice.len)
     }
 
+    /// From here on only to read.
+    pub fn into_slice(self) -> Slice<'a> {
+        self.slice
+    }
+
     /// The same memory, lent on.
     pub fn reborrow(&mut self) -> SliceMut<'_> {
         SliceMut::new(self.slice.address, self.slice.dtype, self.slice.len)
+    }
+
+    /// The elements before `mid`, and those from there on; `None` where it leaves them.
+    pub fn split_at(self, mid: usize) -> Option<(SliceMut<'a>, SliceMut<'a>)> {
+        let (before, after) = (self.slice.range(0..mid)?, self.slice.range(mid..self.slice.len)?);
+        let owned = |part: Slice<'a>| Self::new(part.address, part.dtype, part.len);
+        Some((owned(before), owned(after)))
     }
 
     /// A part of it; `None` where the range leaves it.

@@ -197,11 +197,24 @@ impl Stream {
             let recording = self.driver().end_capture();
             done.and(recording)
         });
-        self.0.capturing.store(false, Ordering::Release);
         let launches = self.counters().launches - before.launches;
-        let recording = Mutex::new(recording?);
-        self.0.graphs.fetch_add(1, Ordering::AcqRel);
-        Ok(Graph { stream: self.clone(), recording, launches })
+        let graph = recording.map(|recording| {
+            self.0.graphs.fetch_add(1, Ordering::AcqRel);
+            Graph { stream: self.clone(), recording: Mutex::new(recording), launches }
+        });
+        self.0.capturing.store(false, Ordering::Release);
+        self.release_deferred();
+        graph
+    }
+
+    /// Gives back what was dropped while there were graphs, once there are none.
+    fn release_deferred(&self) {
+        let mut deferred = self.0.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.graphs.load(Ordering::Acquire) == 0 {
+            for (address, bytes) in deferred.drain(..) {
+                self.driver().release(address, bytes);
+            }
+        }
     }
 
     fn not_capturing(&self, what: &str) -> Result<()> {
@@ -242,12 +255,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        let inner = &self.stream.0;
-        let mut deferred = inner.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.graphs.fetch_sub(1, Ordering::AcqRel) == 1 {
-            for (address, bytes) in deferred.drain(..) {
-                inner.driver.release(address, bytes);
-            }
-        }
+        self.stream.0.graphs.fetch_sub(1, Ordering::AcqRel);
+        self.stream.release_deferred();
     }
 }

@@ -6,8 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::cpu::{Cpu, CpuOptions};
+#[cfg(feature = "sim")]
+use crate::device::SimOptions;
+use crate::device::{Kernel, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernels::{self, Gpu};
 use crate::model::source::{Progress, resolve};
 use crate::model::{Checkpoint, Decoder, Forward, Limits};
 use crate::ops::CacheShape;
@@ -74,10 +78,66 @@ pub struct EngineBuilder {
     device: Device,
     dtype: Option<DType>,
     threads: usize,
+    sim_arch: u32,
     context: Option<usize>,
     check_weights: bool,
     offline: bool,
     progress: Box<dyn Progress>,
+}
+
+/// The architecture that the simulator stands in for without a say: the oldest that has all dtypes.
+const SIM_ARCH: u32 = 80;
+
+/// What a model is loaded to.
+enum Target {
+    Cpu,
+    Gpu(Stream),
+}
+
+impl Target {
+    /// Precision of the activations where nobody asks for one: the checkpoint's own, as far as the device has it.
+    fn default_dtype(&self, stored: DType) -> DType {
+        match self {
+            Self::Cpu => stored,
+            Self::Gpu(stream) => Gpu::default_dtype(stream.arch(), stored),
+        }
+    }
+
+    /// Bytes that are free; `None` where nobody knows.
+    fn free_memory(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu => Ok(available_memory()),
+            Self::Gpu(stream) => stream.free_bytes().map(Some),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(ordinal: usize) -> Result<Stream> {
+    Stream::cuda(ordinal)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(ordinal: usize) -> Result<Stream> {
+    let reason = "this build is without the feature cuda".to_owned();
+    Err(Error::Device { device: format!("cuda:{ordinal}"), reason })
+}
+
+#[cfg(feature = "sim")]
+fn simulated(arch: u32) -> Result<Stream> {
+    Stream::sim(SimOptions { arch, ..SimOptions::default() })
+}
+
+#[cfg(not(feature = "sim"))]
+fn simulated(_arch: u32) -> Result<Stream> {
+    let reason = "this build is without the feature sim".to_owned();
+    Err(Error::Device { device: "sim".to_owned(), reason })
+}
+
+/// Whether this build has kernels for a GPU of this architecture.
+fn has_code(arch: u32) -> bool {
+    let has = |kernel: &Kernel| kernel.variants.iter().any(|v| v.cubins.iter().any(|cubin| cubin.arch == arch));
+    kernels::ALL.iter().all(|kernel| has(kernel))
 }
 
 impl EngineBuilder {
@@ -87,6 +147,7 @@ impl EngineBuilder {
             device: Device::Auto,
             dtype: None,
             threads: 0,
+            sim_arch: SIM_ARCH,
             context: None,
             check_weights: false,
             offline: false,
@@ -109,6 +170,12 @@ impl EngineBuilder {
     /// Threads of the CPU engine; 0 takes what the control group and the processor's cores allow.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// The architecture that [`Device::Sim`] stands in for: one of [`ARCHS`](crate::device::ARCHS).
+    pub fn sim_arch(mut self, arch: u32) -> Self {
+        self.sim_arch = arch;
         self
     }
 
@@ -159,7 +226,8 @@ impl EngineBuilder {
         if self.check_weights {
             checkpoint.check_finite()?;
         }
-        let dtype = self.dtype.unwrap_or(spec.dtype);
+        let target = self.target()?;
+        let dtype = self.dtype.unwrap_or_else(|| target.default_dtype(spec.dtype));
         let context = self.context_for(spec.context)?;
         let per_token = CacheShape {
             layers: spec.layers,
@@ -170,20 +238,23 @@ impl EngineBuilder {
             dtype,
         };
         // One sequence of full length; half of the free memory at most, so that the rest of the machine lives.
-        let affordable = available_memory()
+        let affordable = target
+            .free_memory()?
             .map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token());
         let tokens = context.min(affordable).max(PAGE_SIZE);
         let shape = CacheShape { pages: tokens.div_ceil(PAGE_SIZE), ..per_token };
         let limits = Limits { batch_tokens: BATCH_TOKENS.min(context), cache: shape };
 
-        let ops = match self.device {
-            Device::Auto | Device::Cpu => Cpu::new(CpuOptions { threads: self.threads, isa: None })?,
-            Device::Cuda(_) | Device::Sim => {
-                let reason = "this build has the CPU engine only".to_owned();
-                return Err(Error::Device { device: self.device.to_string(), reason });
+        let forward: Box<dyn Forward> = match target {
+            Target::Cpu => {
+                let cpu = Cpu::new(CpuOptions { threads: self.threads, isa: None })?;
+                Box::new(Decoder::load(cpu, &spec, &checkpoint, dtype, limits)?)
+            }
+            Target::Gpu(stream) => {
+                let gpu = Gpu::new(stream, dtype, limits.batch_tokens, spec.vocab_size)?;
+                Box::new(Decoder::load(gpu, &spec, &checkpoint, dtype, limits)?)
             }
         };
-        let forward = Box::new(Decoder::load(ops, &spec, &checkpoint, dtype, limits)?);
         let report = LoadReport {
             model: name,
             device: forward.describe(),
@@ -203,6 +274,19 @@ impl EngineBuilder {
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
         let runner = Mutex::new(runner);
         Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, runner })))
+    }
+
+    /// What the device is. Without a say it is the first GPU that this build has code for, or else the CPU.
+    fn target(&self) -> Result<Target> {
+        match self.device {
+            Device::Auto => Ok(match gpu(0) {
+                Ok(stream) if has_code(stream.arch()) => Target::Gpu(stream),
+                _ => Target::Cpu,
+            }),
+            Device::Cpu => Ok(Target::Cpu),
+            Device::Cuda(ordinal) => Ok(Target::Gpu(gpu(ordinal)?)),
+            Device::Sim => Ok(Target::Gpu(simulated(self.sim_arch)?)),
+        }
     }
 
     fn context_for(&self, model: usize) -> Result<usize> {

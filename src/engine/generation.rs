@@ -21,6 +21,7 @@ pub struct Generation {
     tokens: Vec<u32>,
     prompt_tokens: usize,
     max_tokens: usize,
+    min_tokens: usize,
     ignore_eos: bool,
     sampling: Resolved,
     /// `None` where the checkpoint has no tokenizer: tokens then come without text.
@@ -35,6 +36,7 @@ impl Generation {
         engine: Arc<Inner>,
         prompt: Vec<u32>,
         max_tokens: usize,
+        min_tokens: usize,
         ignore_eos: bool,
         sampling: Resolved,
         text: Option<(DecodeStream, StopMatcher)>,
@@ -45,6 +47,7 @@ impl Generation {
             prompt_tokens: prompt.len(),
             tokens: prompt,
             max_tokens,
+            min_tokens,
             ignore_eos,
             sampling,
             text,
@@ -75,6 +78,7 @@ impl Generation {
     fn step(&mut self) -> Result<Token> {
         let started = Instant::now();
         let history = if self.sampling.repetition_penalty == 1.0 { Vec::new() } else { self.tokens.clone() };
+        let may_end = self.ignore_eos || self.tokens.len() - self.prompt_tokens >= self.min_tokens;
         let row = SampleRow {
             temperature: self.sampling.temperature,
             top_k: self.sampling.top_k,
@@ -82,9 +86,11 @@ impl Generation {
             min_p: self.sampling.min_p,
             repetition_penalty: self.sampling.repetition_penalty,
             history,
-            banned: Vec::new(),
+            banned: if may_end { Vec::new() } else { self.engine.generation_config.eos.clone() },
+            prompt_len: self.prompt_tokens,
             seed: self.sampling.seed,
             position: self.tokens.len() as u64,
+            ..SampleRow::GREEDY
         };
         let new = &self.tokens[self.sequence.len..];
         let sampled = self.engine.runner().extend(&mut self.sequence, new, row)?;

@@ -10,6 +10,7 @@ mod runner;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{ArchSpec, GenerationConfig};
@@ -91,7 +92,8 @@ impl Engine {
     ///
     /// # Errors
     /// The prompt is empty, longer than the context, or has token ids out of range; a sampling value is out of range;
-    /// text is given and the checkpoint has no tokenizer, or messages and it has no chat template.
+    /// `min_tokens` is more than may be generated; text is given and the checkpoint has no tokenizer, or messages and it
+    /// has no chat template.
     pub fn generate(&self, request: Request) -> Result<Generation> {
         let sampling = request.sampling.resolve(&self.0.generation_config)?;
         let prompt = self.prompt(request.prompt)?;
@@ -102,11 +104,23 @@ impl Engine {
         }
         // The last token is never fed back, so it needs no room of its own.
         let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(context + 1 - prompt.len());
+        if request.min_tokens > max_tokens {
+            let expected = format!("at most {max_tokens}, as many as may be generated");
+            return Err(Error::request("min_tokens", expected, request.min_tokens));
+        }
         let text = match &self.0.tokenizer {
             None if request.stop.is_empty() => None,
             _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
-        Ok(Generation::new(Arc::clone(&self.0), prompt, max_tokens, request.ignore_eos, sampling, text))
+        Ok(Generation::new(
+            Arc::clone(&self.0),
+            prompt,
+            max_tokens,
+            request.min_tokens,
+            request.ignore_eos,
+            sampling,
+            text,
+        ))
     }
 
     /// Log-probability of each token of a text given those before it.
@@ -166,6 +180,12 @@ impl Engine {
 
     pub fn report(&self) -> &LoadReport {
         &self.0.report
+    }
+
+    /// What the device was asked to do since the engine was built: launches, replays, copies. Nothing is counted on the
+    /// CPU.
+    pub fn counters(&self) -> Counters {
+        self.0.runner().forward.counters()
     }
 
     fn prompt(&self, prompt: Prompt) -> Result<Vec<u32>> {

@@ -29,6 +29,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Tokens to generate at most; `None` goes on to the end of the context.
     pub max_tokens: Option<usize>,
+    /// Until so many tokens are generated, the model's end tokens may not be chosen; a stop text still ends it.
+    pub min_tokens: usize,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
     /// Go on past the model's end tokens.
@@ -67,11 +69,23 @@ impl Request {
     }
 
     fn new(prompt: Prompt) -> Self {
-        Self { prompt, sampling: Sampling::default(), max_tokens: None, stop: Vec::new(), ignore_eos: false }
+        Self {
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            ignore_eos: false,
+        }
     }
 
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = Some(tokens);
+        self
+    }
+
+    pub fn min_tokens(mut self, tokens: usize) -> Self {
+        self.min_tokens = tokens;
         self
     }
 

@@ -8,10 +8,10 @@ use half::{bf16, f16};
 
 use super::step::{Step, TILE_QUERIES};
 use super::{
-    ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, MatMul, Norm, PageCopy, QkGains, RmsNorm,
-    RotaryKvWrite, Sample, TargetLogprobs,
+    ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
+    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
 };
-use crate::device::{Graph, Memory, Stream};
+use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Batch, CacheShape, Ops, Sampled, StepShape, WeightView};
@@ -21,6 +21,9 @@ pub struct Gpu {
     stream: Stream,
     /// Of activations and weights.
     dtype: DType,
+    /// Tokens of the largest step.
+    batch_tokens: usize,
+    vocab: usize,
 }
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
@@ -39,10 +42,11 @@ pub struct Cache {
 
 impl Gpu {
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
+    /// `batch_tokens` is the size of the largest step, `vocab` that of the model's vocabulary.
     ///
     /// # Errors
     /// The kernels have no such dtype on this device.
-    pub fn new(stream: Stream, dtype: DType) -> Result<Self> {
+    pub fn new(stream: Stream, dtype: DType, batch_tokens: usize, vocab: usize) -> Result<Self> {
         let arch = stream.arch();
         match dtype {
             DType::F16 => {}
@@ -53,7 +57,13 @@ impl Gpu {
             }
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
-        Ok(Self { stream, dtype })
+        Ok(Self { stream, dtype, batch_tokens, vocab })
+    }
+
+    /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
+    /// has it; bf16 for wider ones; f16 on Volta and Turing, which have no bf16.
+    pub fn default_dtype(arch: u32, stored: DType) -> DType {
+        if stored == DType::F16 || arch < 80 { DType::F16 } else { DType::BF16 }
     }
 
     pub fn stream(&self) -> &Stream {
@@ -64,8 +74,9 @@ impl Gpu {
     fn weights(&self, views: &[WeightView]) -> Result<Memory> {
         let mut total = 0usize;
         for view in views {
-            let len = view.elements()?;
-            total = total.checked_add(len).ok_or_else(|| Error::operator("matrix", "n", "a size that fits memory", len))?;
+            let len = view.elements("weight")?;
+            total =
+                total.checked_add(len).ok_or_else(|| Error::operator("matrix", "n", "a size that fits memory", len))?;
         }
         let mut memory = self.stream.alloc(self.dtype, total)?;
         let mut start = 0;
@@ -131,14 +142,272 @@ impl Iterator for Converted<'_> {
 }
 
 impl Cache {
-    /// The layer's keys and values.
-    fn layer(&self, layer: usize) -> Result<(Range<usize>, Range<usize>)> {
-        let shape = &self.shape;
-        if layer >= shape.layers {
-            return Err(Error::operator("cache", "layer", format!("below {}", shape.layers), layer));
+    /// Elements of the keys, or of the values, of one layer.
+    fn plane(&self) -> usize {
+        self.shape.pages * self.shape.kv_heads * self.shape.page_size * self.shape.head_dim
+    }
+
+    /// Where the layer's keys begin; its values follow.
+    fn layer(&self, layer: usize) -> Result<usize> {
+        if layer >= self.shape.layers {
+            return Err(Error::operator("cache", "layer", format!("below {}", self.shape.layers), layer));
         }
-        let plane = shape.pages * shape.kv_heads * shape.page_size * shape.head_dim;
-        let keys = 2 * layer * plane;
-        Ok((keys..keys + plane, keys + plane..keys + 2 * plane))
+        Ok(2 * layer * self.plane())
+    }
+
+    /// One layer, to read.
+    fn read(&self, layer: usize) -> Result<KvCache<'_>> {
+        let (start, plane) = (self.layer(layer)?, self.plane());
+        let inside = |from: usize| {
+            let wrong = || Error::operator("cache", "memory", "all layers", self.memory.len());
+            self.memory.slice().range(from..from + plane).ok_or_else(wrong)
+        };
+        Ok(KvCache {
+            keys: inside(start)?,
+            values: inside(start + plane)?,
+            scales: KvScales::None,
+            pages: self.shape.pages,
+            page_size: self.shape.page_size,
+        })
+    }
+
+    /// One layer, to write.
+    fn write(&mut self, layer: usize) -> Result<KvCacheMut<'_>> {
+        let (start, plane, shape) = (self.layer(layer)?, self.plane(), self.shape);
+        let len = self.memory.len();
+        let wrong = || Error::operator("cache", "memory", "all layers", len);
+        let both = self.memory.slice_mut().range(start..start + 2 * plane).ok_or_else(wrong)?;
+        let (keys, values) = both.split_at(plane).ok_or_else(wrong)?;
+        Ok(KvCacheMut { keys, values, scales: KvScalesMut::None, pages: shape.pages, page_size: shape.page_size })
+    }
+}
+
+impl Ops for Gpu {
+    type Buffer = Memory;
+    type Matrix = Matrix;
+    type Vector = Memory;
+    type Cache = Cache;
+    type Step = Step;
+    type Recording = Graph;
+
+    fn describe(&self) -> String {
+        let info = self.stream.info();
+        format!("{} ({}, {} multiprocessors)", info.device, info.name, info.processors)
+    }
+
+    fn counters(&self) -> Counters {
+        self.stream.counters()
+    }
+
+    fn wide_dtype(&self, activation: DType) -> DType {
+        activation
+    }
+
+    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
+        const OP: &str = "matrix";
+        if !biases.is_empty() && biases.len() != blocks.len() {
+            return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
+        }
+        let (mut n, mut k) = (0usize, None);
+        for (i, view) in blocks.iter().enumerate() {
+            let &[rows, columns] = view.shape.as_slice() else {
+                return Err(Error::operator(OP, "shape", "[n, k]", format!("{:?} in {}", view.shape, view.name)));
+            };
+            if *k.get_or_insert(columns) != columns {
+                return Err(Error::operator(OP, "shape", "one k", format!("{:?} in {}", view.shape, view.name)));
+            }
+            if let Some(bias) = biases.get(i).filter(|bias| bias.shape != [rows]) {
+                return Err(Error::operator(OP, "bias", format!("[{rows}]"), format!("{:?}", bias.shape)));
+            }
+            n += rows;
+        }
+        let k = k.ok_or_else(|| Error::operator(OP, "blocks", "at least one", "none"))?;
+        let bias = if biases.is_empty() { None } else { Some(self.weights(&biases)?) };
+        Ok(Matrix { weight: self.weights(&blocks)?, bias, n, k })
+    }
+
+    fn vector(&self, weight: WeightView) -> Result<Memory> {
+        self.weights(&[weight])
+    }
+
+    fn buffer(&self, dtype: DType, len: usize) -> Result<Memory> {
+        self.stream.alloc(dtype, len)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        let dims = [2, shape.layers, shape.pages, shape.kv_heads, shape.page_size, shape.head_dim];
+        let len = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots < u32::MAX as usize);
+        let (Some(len), Some(_)) = (len, slots) else {
+            return Err(Error::operator("cache", "shape", "slots that 32 bits can number", format!("{shape:?}")));
+        };
+        Ok(Cache { memory: self.stream.alloc(shape.dtype, len)?, shape })
+    }
+
+    fn step(&self) -> Result<Step> {
+        Step::new(&self.stream, self.batch_tokens, self.vocab)
+    }
+
+    fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {
+        step.upload(batch)
+    }
+    fn embedding(&self, step: &Step, table: &Matrix, out: &mut Memory) -> Result<()> {
+        let args = Embedding {
+            table: table.weight.slice(),
+            rows: step.tokens()?,
+            out: out.slice_mut(),
+            tokens: step.shape().tokens,
+            width: table.k,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn gather_rows(&self, step: &Step, rows: Range<usize>, width: usize, x: &Memory, out: &mut Memory) -> Result<()> {
+        let tokens = rows.len();
+        let rows = step.logit_rows(rows)?;
+        Embedding { table: x.slice(), rows, out: out.slice_mut(), tokens, width }.launch(&self.stream)
+    }
+
+    fn copy_pages(&self, cache: &mut Cache, pairs: &[[u32; 2]]) -> Result<()> {
+        let shape = cache.shape;
+        ops::check_page_copies(shape.pages, pairs)?;
+        let mut there = self.stream.alloc(DType::U32, 2 * pairs.len())?;
+        there.write(pairs.as_flattened())?;
+        let args = PageCopy {
+            cache: cache.memory.slice_mut(),
+            pairs: there.slice(),
+            count: pairs.len(),
+            planes: 2 * shape.layers,
+            pages: shape.pages,
+            page: shape.kv_heads * shape.page_size * shape.head_dim,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn rms_norm(
+        &self,
+        rows: usize,
+        width: usize,
+        residual: &mut Memory,
+        delta: Option<&Memory>,
+        weight: &Memory,
+        eps: f32,
+        out: &mut Memory,
+    ) -> Result<()> {
+        let args = RmsNorm {
+            residual: residual.slice_mut(),
+            delta: delta.map(Memory::slice),
+            weight: weight.slice(),
+            bias: None,
+            out: out.slice_mut(),
+            scales: None,
+            rows,
+            width,
+            eps,
+            weight_offset: 0.0,
+            norm: Norm::Rms,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn matmul(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory) -> Result<()> {
+        let args = MatMul {
+            x: x.slice(),
+            weight: weight.weight.slice(),
+            bias: weight.bias.as_ref().map(Memory::slice),
+            out: out.slice_mut(),
+            m: rows,
+            n: weight.n,
+            k: weight.k,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn rotary_kv_write(&self, step: &Step, args: ops::RotaryKvWrite<'_, Self>) -> Result<()> {
+        let gains = args.qk_norm.map(|norm| QkGains {
+            query: norm.query.slice(),
+            key: norm.key.slice(),
+            eps: norm.eps,
+            offset: 0.0,
+        });
+        let launch = RotaryKvWrite {
+            qkv: args.qkv.slice(),
+            query: args.query.slice_mut(),
+            cache: args.cache.write(args.layer)?,
+            slots: step.slots()?,
+            rope: step.rope()?,
+            gains,
+            tokens: step.shape().tokens,
+            heads: args.heads,
+            kv_heads: args.kv_heads,
+            head_dim: args.head_dim,
+            rotary_dim: args.rotary_dim,
+        };
+        launch.launch(&self.stream)
+    }
+
+    fn attention(&self, step: &Step, args: ops::Attention<'_, Self>) -> Result<()> {
+        let (query, out, shape) = (args.query.slice(), args.out.slice_mut(), args.cache.shape);
+        let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
+        let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
+        let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
+        let scoring = Scoring { scale: args.scale, soft_cap: None, window: args.window };
+        if step.is_decode() {
+            AttentionDecode { query, out, cache, spans, page_table, heads, scoring }.launch(&self.stream)
+        } else {
+            let (tiles, tile_queries) = (step.tiles()?, TILE_QUERIES);
+            let launch = AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };
+            launch.launch(&self.stream)
+        }
+    }
+
+    fn act_mul(
+        &self,
+        rows: usize,
+        width: usize,
+        activation: Activation,
+        gate_up: &Memory,
+        out: &mut Memory,
+    ) -> Result<()> {
+        let (gate_up, out) = (gate_up.slice(), out.slice_mut());
+        ActMul { gate_up, out, scales: None, rows, width, activation }.launch(&self.stream)
+    }
+
+    fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Memory) -> Result<()> {
+        let last = rows.end == step.shape().logit_rows;
+        let (len, found) = (rows.len() * vocab, logits.len());
+        let wrong = || Error::operator("sample", "logits", format!("at least {len} elements"), found);
+        let words = step.samples(rows)?;
+        let (rows, lists, results) = (words.rows, words.lists, words.results);
+        let logits = logits.slice_mut().range(0..len).ok_or_else(wrong)?;
+        Sample { logits, rows, lists, results, vocab }.launch(&self.stream)?;
+        // The results of all groups of rows go to the host in one copy, behind the last.
+        if last { step.collect_samples() } else { Ok(()) }
+    }
+
+    fn sampled(&self, step: &mut Step) -> Result<Vec<Sampled>> {
+        step.sampled()
+    }
+
+    fn target_logprobs(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &Memory) -> Result<()> {
+        let last = rows.end == step.shape().logit_rows;
+        let len = rows.len() * vocab;
+        let wrong = || Error::operator("target_logprobs", "logits", format!("at least {len} elements"), logits.len());
+        let (targets, out) = step.targets(rows)?;
+        TargetLogprobs { logits: logits.slice().range(0..len).ok_or_else(wrong)?, targets, out, vocab }
+            .launch(&self.stream)?;
+        if last { step.collect_scores() } else { Ok(()) }
+    }
+
+    fn scored(&self, step: &mut Step) -> Result<Vec<f32>> {
+        step.scored()
+    }
+
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.stream.capture(work)
+    }
+
+    fn replay(&self, recording: &Graph) -> Result<()> {
+        recording.replay()
     }
 }

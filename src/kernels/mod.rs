@@ -8,6 +8,32 @@
 
 #[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
 mod abi;
+mod act_mul;
+mod attention;
+mod attention_decode;
+mod attention_prefill;
+mod call;
+mod embedding;
+mod gpu;
+mod matmul;
+mod page_copy;
+mod rms_norm;
+mod rotary_kv_write;
+mod sample;
+mod step;
 mod tables;
+mod target_logprobs;
 
+pub use act_mul::ActMul;
+pub use attention::{Heads, KvCache, KvScales, Scoring};
+pub use attention_decode::AttentionDecode;
+pub use attention_prefill::AttentionPrefill;
+pub use embedding::Embedding;
+pub use gpu::Gpu;
+pub use matmul::MatMul;
+pub use page_copy::PageCopy;
+pub use rms_norm::{Norm, RmsNorm};
+pub use rotary_kv_write::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};
+pub use sample::{Sample, SampleWords};
 pub use tables::KERNELS as ALL;
+pub use target_logprobs::TargetLogprobs;

@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
-use super::abi::{BURRSTONE_NO_SLOT, attention_span, attention_tile, sample_bias, sample_result, sample_row, sample_seen};
+use super::abi::{BURRSTONE_NO_SLOT, attention_span, attention_tile, sample_row};
+use super::sample::{Sample, row_words};
 use crate::device::{Memory, Readback, Slice, SliceMut, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Batch, RecordingKey, SampleRow, Sampled, StepShape};
+use crate::ops::{Batch, RecordingKey, Sampled, StepShape};
 
 /// Queries of one tile of prefill attention.
 pub(super) const TILE_QUERIES: usize = 16;
@@ -20,13 +21,13 @@ pub(super) const TILE_QUERIES: usize = 16;
 /// Alignment of a section, in words: kernels read 16 bytes at a time.
 const ALIGN: usize = 4;
 
-/// The largest batch of decodes that is recorded: beyond it a step is so long that launches no longer count.
-const LARGEST_BUCKET: usize = 512;
-
 /// A step on a device.
 pub struct Step {
     memory: Memory,
     stream: Stream,
+    /// Tokens of the largest step.
+    largest: usize,
+    vocab: usize,
     /// The words of the next upload, kept for their room.
     words: Vec<u32>,
     sections: Sections,
@@ -34,7 +35,7 @@ pub struct Step {
     generation: u64,
     /// Rows that were asked for, without those that pad.
     wanted: usize,
-    sampled: Readback<sample_result>,
+    sampled: Readback<u8>,
     scored: Readback<f32>,
 }
 
@@ -57,12 +58,16 @@ const TILE_WORDS: usize = size_of::<attention_tile>() / 4;
 const SAMPLE_WORDS: usize = size_of::<sample_row>() / 4;
 
 impl Step {
+    /// A step of at most `largest` tokens of a vocabulary of `vocab`.
+    ///
     /// # Errors
     /// The device has no room.
-    pub(super) fn new(stream: &Stream) -> Result<Self> {
+    pub(super) fn new(stream: &Stream, largest: usize, vocab: usize) -> Result<Self> {
         Ok(Self {
             memory: stream.alloc(DType::U32, 0)?,
             stream: stream.clone(),
+            largest,
+            vocab,
             words: Vec::new(),
             sections: Sections::default(),
             shape: StepShape { tokens: 0, logit_rows: 0, recording: None },
@@ -79,8 +84,12 @@ impl Step {
         let decodes = batch.spans.iter().all(|span| span.len == 1)
             && batch.logit_rows.len() == batch.spans.len()
             && batch.samples.len() == batch.spans.len();
-        let bucket = batch.spans.len().next_power_of_two();
-        let bucket = (decodes && bucket <= LARGEST_BUCKET).then_some(bucket);
+        if batch.tokens.len() > self.largest {
+            let expected = format!("at most {}", self.largest);
+            return Err(Error::operator("upload", "tokens", expected, batch.tokens.len()));
+        }
+        // Buckets are powers of two, and the largest batch, whatever its size.
+        let bucket = decodes.then(|| batch.spans.len().next_power_of_two().min(self.largest));
         self.lay_out(batch, bucket);
         self.grow(bucket.unwrap_or(batch.logit_rows.len()))?;
         self.memory.write(&self.words)?;
@@ -96,32 +105,36 @@ impl Step {
     /// Fills `words` and `sections`. A bucket's rows beyond the batch's read token 0, write nowhere, attend to nothing
     /// and choose greedily.
     fn lay_out(&mut self, batch: &Batch, bucket: Option<usize>) {
-        let Self { words, sections, .. } = self;
+        let Self { words, sections, vocab, .. } = self;
         words.clear();
         let rows = |len: usize| bucket.unwrap_or(len);
         let tokens = rows(batch.tokens.len());
         let rope_words = batch.rope.len() / batch.tokens.len().max(1) * tokens;
-        let row_words = |samples: &[SampleRow]| if samples.is_empty() { 0 } else { rows(samples.len()) * SAMPLE_WORDS };
+        let samples = if batch.samples.is_empty() { 0 } else { rows(batch.samples.len()) };
         sections.tokens = section(words, &batch.tokens, tokens, 0);
         sections.slots = section(words, &batch.slots, tokens, BURRSTONE_NO_SLOT);
         sections.rope = section(words, bytemuck::cast_slice(&batch.rope), rope_words, 0);
-        let spans: Vec<attention_span> = batch.spans.iter().map(|span| attention_span {
-            start: span.start as u32,
-            len: span.len as u32,
-            kv_len: span.kv_len as u32,
-            pages: span.pages as u32,
-        }).collect();
+        let spans: Vec<attention_span> = batch
+            .spans
+            .iter()
+            .map(|span| attention_span {
+                start: span.start as u32,
+                len: span.len as u32,
+                kv_len: span.kv_len as u32,
+                pages: span.pages as u32,
+            })
+            .collect();
         sections.spans = section(words, bytemuck::cast_slice(&spans), rows(spans.len()) * SPAN_WORDS, 0);
         let tiles = if bucket.is_some() { Vec::new() } else { tiles(batch) };
         sections.tiles = section(words, bytemuck::cast_slice(&tiles), tiles.len() * TILE_WORDS, 0);
         sections.logit_rows = section(words, &batch.logit_rows, rows(batch.logit_rows.len()), 0);
         sections.targets = section(words, &batch.targets, batch.targets.len(), 0);
-        sections.samples = section(words, &[], row_words(&batch.samples), 0);
+        sections.samples = section(words, &[], samples * SAMPLE_WORDS, 0);
         sections.tail = words.len();
         words.extend_from_slice(&batch.page_table);
         for (i, at) in sections.samples.clone().step_by(SAMPLE_WORDS).enumerate() {
             let row = match batch.samples.get(i) {
-                Some(row) => sample_row_of(row, words, sections.tail),
+                Some(row) => row_words(row, *vocab, words, sections.tail),
                 None => sample_row { mask: u32::MAX, ..sample_row::zeroed() },
             };
             words[at..at + SAMPLE_WORDS].copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&row)));
@@ -134,10 +147,10 @@ impl Step {
             self.generation += 1;
             self.memory = self.stream.alloc(DType::U32, self.words.len().next_power_of_two())?;
         }
-        if rows * size_of::<sample_result>() > self.sampled.device().len() {
+        if rows * Sample::RESULT_BYTES > self.sampled.device().len() {
             self.generation += 1;
             let rows = rows.next_power_of_two();
-            self.sampled = Readback::new(&self.stream, rows)?;
+            self.sampled = Readback::new(&self.stream, rows * Sample::RESULT_BYTES)?;
             self.scored = Readback::new(&self.stream, rows)?;
         }
         Ok(())
@@ -182,9 +195,8 @@ impl Step {
         self.slice(&self.sections.tiles, DType::U32)
     }
 
-    /// Page tables of all spans, and behind them what sampling looks up: the whole tail of the memory, as far as a
-    /// replay of a recorded step may reach.
-    pub(super) fn tail(&self) -> Result<Slice<'_>> {
+    /// Page tables of all spans: the whole tail of the memory, as far as a replay of a recorded step may reach.
+    pub(super) fn page_table(&self) -> Result<Slice<'_>> {
         self.slice(&(self.sections.tail..self.memory.len()), DType::U32)
     }
 
@@ -202,13 +214,10 @@ impl Step {
         if range.end > self.sections.samples.end {
             return Err(wrong());
         }
-        let size = size_of::<sample_result>();
-        let memory = self.memory.slice();
-        Ok(Sampling {
-            rows: memory.range(range).ok_or_else(wrong)?,
-            lists: memory.range(self.sections.tail..memory.len()).ok_or_else(wrong)?,
-            results: self.sampled.device().range(rows.start * size..rows.end * size).ok_or_else(wrong)?,
-        })
+        let results = rows.start * Sample::RESULT_BYTES..rows.end * Sample::RESULT_BYTES;
+        let (fixed, lists) = self.memory.slice_mut().split_at(self.sections.tail).ok_or_else(wrong)?;
+        let rows = fixed.into_slice().range(range).ok_or_else(wrong)?;
+        Ok(Sampling { rows, lists, results: self.sampled.device().range(results).ok_or_else(wrong)? })
     }
 
     /// Targets and where their log-probabilities go, those of `rows`.
@@ -226,7 +235,7 @@ impl Step {
 
     /// Enqueues the copy of the chosen tokens to the host.
     pub(super) fn collect_samples(&mut self) -> Result<()> {
-        self.sampled.enqueue(self.shape.logit_rows)
+        self.sampled.enqueue(self.shape.logit_rows * Sample::RESULT_BYTES)
     }
 
     /// Enqueues the copy of the log-probabilities to the host.
@@ -236,8 +245,7 @@ impl Step {
 
     /// Waits for the chosen tokens.
     pub(super) fn sampled(&mut self) -> Result<Vec<Sampled>> {
-        let results = self.sampled.wait(self.wanted)?;
-        results.iter().enumerate().map(|(row, result)| sampled(row, result)).collect()
+        Sample::results(self.sampled.wait(self.wanted * Sample::RESULT_BYTES)?)
     }
 
     /// Waits for the log-probabilities.
@@ -255,7 +263,7 @@ impl Step {
 /// What sampling works on.
 pub(super) struct Sampling<'a> {
     pub rows: Slice<'a>,
-    pub lists: Slice<'a>,
+    pub lists: SliceMut<'a>,
     pub results: SliceMut<'a>,
 }
 
@@ -277,53 +285,4 @@ fn tiles(batch: &Batch) -> Vec<attention_tile> {
         (0..queries).step_by(TILE_QUERIES).map(move |first| attention_tile { span: span as u32, first: first as u32 })
     };
     batch.spans.iter().map(|span| span.len).enumerate().flat_map(of_span).collect()
-}
-
-/// Appends what the row looks up to `words`; offsets count from `tail`.
-fn sample_row_of(row: &SampleRow, words: &mut Vec<u32>, tail: usize) -> sample_row {
-    fn list<T: Pod>(words: &mut Vec<u32>, tail: usize, entries: &[T]) -> (u32, u32) {
-        let at = words.len() - tail;
-        words.extend_from_slice(bytemuck::cast_slice(entries));
-        (at as u32, entries.len() as u32)
-    }
-    let seen: Vec<sample_seen> =
-        row.penalized().into_iter().map(|(token, generated)| sample_seen { token, generated }).collect();
-    let (seen, seen_len) = list(words, tail, &seen);
-    let (biases, biases_len) = list(words, tail, &biases_of(row));
-    let mask = row.mask.as_ref().map_or(u32::MAX, |mask| list(words, tail, mask).0);
-    sample_row {
-        uniform: row.uniform(),
-        temperature: row.temperature,
-        top_k: u32::try_from(row.top_k).unwrap_or(u32::MAX),
-        top_p: row.top_p,
-        min_p: row.min_p,
-        repetition_penalty: row.repetition_penalty,
-        presence_penalty: row.presence_penalty,
-        frequency_penalty: row.frequency_penalty,
-        seen,
-        seen_len,
-        biases,
-        biases_len,
-        mask,
-    }
-}
-
-/// Each biased token once; a ban is a bias of −∞, whatever else is said of the token.
-fn biases_of(row: &SampleRow) -> Vec<sample_bias> {
-    let mut biases: Vec<sample_bias> = row.logit_bias.iter().map(|&(token, bias)| sample_bias { token, bias }).collect();
-    biases.extend(row.banned.iter().map(|&token| sample_bias { token, bias: f32::NEG_INFINITY }));
-    biases.sort_by_key(|bias| bias.token);
-    let same = biases.chunk_by(|a, b| a.token == b.token);
-    same.map(|of| sample_bias { token: of[0].token, bias: of.iter().map(|one| one.bias).sum() }).collect()
-}
-
-fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
-    match result.status {
-        0 => Ok(Sampled { token: result.token, logprob: result.logprob }),
-        1 => {
-            let found = format!("none such in row {row}, column {}", result.token);
-            Err(Error::operator("sample", "logits", "finite numbers", found))
-        }
-        _ => Err(Error::operator("sample", "banned", "a token that is left", format!("none in row {row}"))),
-    }
 }

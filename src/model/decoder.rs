@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RecordingKey, RotaryKvWrite, Sampled, StepShape};
@@ -16,6 +17,9 @@ use super::weights::{Layer, Weights};
 pub trait Forward: Send {
     /// What runs it, for people.
     fn describe(&self) -> String;
+
+    /// What the device was asked to do so far; nothing is counted on the CPU.
+    fn counters(&self) -> Counters;
 
     /// Runs one step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
@@ -44,6 +48,7 @@ pub struct Decoder<O: Ops> {
     spec: ArchSpec,
     weights: Weights<O>,
     cache: O::Cache,
+    cache_shape: CacheShape,
     step: O::Step,
     activations: Activations<O>,
     /// Rows that the logits buffer holds.
@@ -112,6 +117,7 @@ impl<O: Ops> Decoder<O> {
             spec: spec.clone(),
             weights,
             cache,
+            cache_shape: limits.cache,
             step,
             activations,
             logit_rows,
@@ -135,6 +141,11 @@ impl<O: Ops> Decoder<O> {
         ops.matmul(rows, normed, &layer.gate_up, gate_up)?;
         ops.act_mul(rows, inner, spec.activation, gate_up, gated)?;
         ops.matmul(rows, gated, &layer.down, delta)
+    }
+
+    fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
+        batch.check_within(self.spec.vocab_size, &self.cache_shape)?;
+        self.ops.upload(batch, &mut self.step)
     }
 
     /// All layers up to the last attention, for the uploaded step.
@@ -234,19 +245,23 @@ impl<O: Ops> Forward for Decoder<O> {
         self.ops.describe()
     }
 
+    fn counters(&self) -> Counters {
+        self.ops.counters()
+    }
+
     fn run(&mut self, batch: &Batch) -> Result<()> {
-        let shape = self.ops.upload(batch, &mut self.step)?;
+        let shape = self.upload(batch)?;
         self.layers(shape.tokens)
     }
 
     fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
-        let shape = self.ops.upload(batch, &mut self.step)?;
+        let shape = self.upload(batch)?;
         self.choose(shape)?;
         self.ops.sampled(&mut self.step)
     }
 
     fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let shape = self.ops.upload(batch, &mut self.step)?;
+        let shape = self.upload(batch)?;
         self.forward(shape, |ops, step, rows, vocab, logits| ops.target_logprobs(step, rows, vocab, logits))?;
         self.ops.scored(&mut self.step)
     }

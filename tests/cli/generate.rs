@@ -182,6 +182,26 @@ fn end_tokens_end_unless_ignored() {
 }
 
 #[test]
+fn end_tokens_are_not_chosen_before_so_many_tokens() {
+    let model = Checkpoint::builtin();
+    let all = ids(&greedy(&["In the beginning"])["token_ids"]);
+    let first = all.iter().position(|id| *id == all[4]).unwrap();
+    model.edit("generation_config.json", |config| config["eos_token_id"] = serde_json::json!([0, all[4]]));
+    let least = |n: usize| {
+        let tokens = greedy(&["In the beginning", "--model", model.path(), "--min-tokens", &n.to_string()]);
+        ids(&tokens["token_ids"])
+    };
+    assert_eq!(least(first), all[..=first]);
+    let longer = least(first + 3);
+    assert!(longer.len() >= first + 3 && longer[..first] == all[..first], "{longer:?}");
+    assert!(!longer[..first + 3].contains(&all[4]), "{longer:?}");
+
+    let refused = run(&["generate", "And", "--max-tokens", "5", "--min-tokens", "6"]);
+    let error = refused.error(2);
+    assert!(error.contains("min_tokens") && error.contains("at most 5") && error.contains('6'), "{error}");
+}
+
+#[test]
 fn a_checkpoint_without_a_tokenizer_takes_and_gives_ids() {
     let model = Checkpoint::golden("llama-gqa");
     let base =

@@ -1,8 +1,8 @@
 use burrstone::ops::SampleRow;
 
-/// Probability of each token after penalty, bans, temperature, top-k, top-p and min-p: by sorting, in f64. Temperature
-/// above 0.
-pub fn distribution(logits: &[f32], row: &SampleRow<'_>) -> Vec<f64> {
+/// Probability of each token after penalties, biases, bans, temperature, top-k, top-p and min-p: by sorting, in f64.
+/// Temperature above 0.
+pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
     let mut x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
     let mut seen = row.history.to_vec();
     seen.sort_unstable();
@@ -11,9 +11,20 @@ pub fn distribution(logits: &[f32], row: &SampleRow<'_>) -> Vec<f64> {
         let logit = &mut x[t as usize];
         let penalty = f64::from(row.repetition_penalty);
         *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        let generated = row.history.iter().skip(row.prompt_len).filter(|&&g| g == t).count();
+        *logit -= f64::from(row.frequency_penalty) * generated as f64;
+        if generated > 0 {
+            *logit -= f64::from(row.presence_penalty);
+        }
     }
-    for &t in row.banned {
-        x[t as usize] = f64::NEG_INFINITY;
+    for &(t, bias) in &row.logit_bias {
+        x[t as usize] += f64::from(bias);
+    }
+    for (t, logit) in x.iter_mut().enumerate() {
+        let masked = row.mask.as_ref().is_some_and(|mask| mask[t / 32] >> (t % 32) & 1 == 0);
+        if masked || row.banned.contains(&(t as u32)) {
+            *logit = f64::NEG_INFINITY;
+        }
     }
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut p: Vec<f64> = x.iter().map(|x| ((x - max) / f64::from(row.temperature)).exp()).collect();

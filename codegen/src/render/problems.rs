@@ -8,7 +8,8 @@ use crate::spec::{Role, Spec, Value};
 /// One module a kernel, with a `Problem` struct and the table `PROBLEMS`.
 pub fn problems(kernels: &[Kernel]) -> String {
     let mut out = String::from("// Generated from codegen/specs by burrstone-codegen.\n");
-    for spec in kernels.iter().map(|kernel| &kernel.spec).filter(|spec| spec.role == Role::Kernel) {
+    let own = |spec: &&Spec| spec.role == Role::Kernel && !spec.problems.is_empty();
+    for spec in kernels.iter().map(|kernel| &kernel.spec).filter(own) {
         // Writing to a String cannot fail.
         let _ = module(&mut out, spec);
     }

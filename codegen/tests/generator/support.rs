@@ -1,7 +1,6 @@
-//! A copy of the small repository in `tests/tree`, for a test to change.
+//! A copy of the small repository in `tests/tree`, for a test to change. Its CMake project is the real one.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use burrstone_codegen::Tree;
 
@@ -12,7 +11,10 @@ pub struct Copy {
 impl Copy {
     pub fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tree"), root.path());
+        let codegen = Path::new(env!("CARGO_MANIFEST_DIR"));
+        copy(&codegen.join("tests/tree"), root.path());
+        let project = "csrc/CMakeLists.txt";
+        std::fs::copy(codegen.join("..").join(project), root.path().join(project)).unwrap();
         Self { root }
     }
 
@@ -43,11 +45,4 @@ fn copy(from: &Path, to: &Path) {
             std::fs::copy(from, to).unwrap();
         }
     }
-}
-
-/// The target that this machine's compiler is for, as cargo tells it to build scripts.
-pub fn target() -> String {
-    let output = Command::new("rustc").arg("-vV").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().find_map(|line| line.strip_prefix("host: ")).unwrap().to_owned()
 }

@@ -1,0 +1,186 @@
+//! Kernels compiled for GPUs: through the cache, and within the budgets of their specifications.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::cache::Cache;
+use crate::cubin::Resources;
+use crate::occupancy::{Occupancy, most_shared_bytes, predict};
+use crate::toolchain::{Job, Toolchain};
+use crate::{Arch, Error, Kernel, Tree, Variant, table};
+
+/// A variant's cubin for one architecture.
+#[derive(Debug)]
+pub struct Cubin<'a> {
+    pub kernel: &'a Kernel,
+    pub variant: &'a Variant,
+    pub arch: Arch,
+    pub file: PathBuf,
+    pub used: Resources,
+    pub occupancy: Occupancy,
+}
+
+/// The folders that cubins are kept in.
+#[derive(Clone, Copy, Debug)]
+pub struct Store<'a> {
+    /// This build's own: after it, the folder holds its cubins and no others.
+    pub own: &'a Path,
+    /// One that builds share, and that only grows.
+    pub shared: Option<&'a Path>,
+    /// For what comes in between.
+    pub scratch: &'a Path,
+}
+
+/// What a build is doing: of `total` cubins `done` are there, the last one being `name`.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    pub done: usize,
+    pub total: usize,
+    pub name: &'a str,
+    pub arch: Arch,
+}
+
+/// Compiles each of `variants` for every architecture of the toolchain that it is legal on; what is in the store already
+/// is taken from there. `progress` hears of each that is compiled.
+///
+/// # Errors
+/// A unit does not compile, a cubin says nothing about itself, or a file cannot be read or written.
+pub fn build<'a>(
+    toolchain: &Toolchain,
+    tree: &Tree,
+    variants: impl Iterator<Item = (&'a Kernel, &'a Variant)>,
+    store: Store,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Vec<Cubin<'a>>, Error> {
+    let jobs = toolchain.jobs(&tree.csrc(), variants)?;
+    let own = Cache::open(store.own)?;
+    let shared = store.shared.map(Cache::open).transpose()?;
+    let mut files = BTreeMap::new();
+    let mut missing = Vec::new();
+    for job in &jobs {
+        if let Some((file, bytes)) = own.get(&job.key) {
+            files.insert(&job.key, (file.to_owned(), resources(job, &bytes)?));
+        } else if let Some((_, bytes)) = shared.as_ref().and_then(|shared| shared.get(&job.key)) {
+            files.insert(&job.key, (own.put(&job.key, &bytes)?, resources(job, &bytes)?));
+        } else {
+            missing.push(job);
+        }
+    }
+    let done = AtomicUsize::new(0);
+    let compiled = Mutex::new(Vec::new());
+    toolchain.compile(&tree.csrc(), store.scratch, &missing, &|job, bytes| {
+        let used = resources(job, bytes)?;
+        let file = own.put(&job.key, bytes)?;
+        if let Some(shared) = &shared {
+            shared.put(&job.key, bytes)?;
+        }
+        let mut compiled = compiled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        compiled.push((job.key.clone(), file, used));
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress(Progress { done, total: missing.len(), name: &job.variant.name, arch: job.arch });
+        Ok(())
+    })?;
+    let compiled = compiled.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    files.extend(compiled.iter().map(|(key, file, used)| (key, (file.clone(), *used))));
+    own.keep_only(files.values().map(|(file, _)| file.as_path()))?;
+    let cubins = jobs.iter().filter_map(|job| {
+        let (file, used) = files.get(&job.key)?.clone();
+        let occupancy = predict(job.arch, job.variant.threads, &used);
+        Some(Cubin { kernel: job.kernel, variant: job.variant, arch: job.arch, file, used, occupancy })
+    });
+    Ok(cubins.collect())
+}
+
+fn resources(job: &Job, cubin: &[u8]) -> Result<Resources, Error> {
+    let wrong = |reason| Error::new(&job.kernel.spec.file, format!("{} on {}: {reason}", job.variant.name, job.arch));
+    Resources::read(&job.variant.name, cubin).map_err(wrong)
+}
+
+/// The cubins that use more than their specification's gate allows, or more than there is.
+pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
+    let mut errors = Vec::new();
+    for Cubin { kernel, variant, arch, used, .. } in cubins {
+        let gate = &kernel.spec.gate;
+        let most_shared = most_shared_bytes(*arch);
+        for (what, budget, found) in [
+            ("gate.registers", gate.registers.unwrap_or(u32::MAX), used.registers),
+            ("gate.shared_bytes", gate.shared_bytes.unwrap_or(u32::MAX), used.shared_bytes),
+            ("gate.local_bytes", gate.local_bytes, used.local_bytes),
+            ("shared bytes of a block", most_shared, used.shared_bytes),
+        ] {
+            if found > budget {
+                let reason = format!("{} on {arch}: {what}: expected at most {budget}, found {found}", variant.name);
+                errors.push(Error::new(&kernel.spec.file, reason));
+            }
+        }
+    }
+    errors
+}
+
+/// A table of what each cubin uses, with the number of blocks that a multiprocessor holds and how far they fill it.
+pub fn report(cubins: &[Cubin]) -> String {
+    let head = ["variant", "arch", "registers", "shared", "local", "constant", "code", "blocks", "occupancy"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(cubins.iter().map(|Cubin { variant, arch, used, occupancy, .. }| {
+        [
+            variant.name.clone(),
+            arch.to_string(),
+            used.registers.to_string(),
+            used.shared_bytes.to_string(),
+            used.local_bytes.to_string(),
+            used.constant_bytes.to_string(),
+            used.code_bytes.to_string(),
+            occupancy.blocks.to_string(),
+            format!("{}%", occupancy.filled),
+        ]
+    }));
+    table::aligned(&rows, 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Role, parse};
+
+    fn kernel() -> Kernel {
+        let spec = "summary = 's'\n[fallback]\nthreads = 64\n[[axis]]\nname = 'threads'\ntag = 't'\nvalues = [64]\n\
+                    [gate]\nregisters = 40\nshared_bytes = 70000\n";
+        Kernel::expand(parse("norm", Role::Probe, spec).unwrap()).unwrap()
+    }
+
+    fn cubin(kernel: &Kernel, arch: usize, registers: u32, shared_bytes: u32, local_bytes: u32) -> Cubin<'_> {
+        let used = Resources { registers, shared_bytes, local_bytes, constant_bytes: 360, code_bytes: 512 };
+        let (arch, variant) = (Arch::ALL[arch], &kernel.variants[0]);
+        let occupancy = predict(arch, 64, &used);
+        Cubin { kernel, variant, arch, file: "a.cubin".into(), used, occupancy }
+    }
+
+    #[test]
+    fn a_gate_names_what_is_over() {
+        let kernel = kernel();
+        let errors = |cubin| over_budget(&[cubin]).into_iter().map(|e| e.reason).collect::<Vec<_>>();
+        assert_eq!(errors(cubin(&kernel, 2, 40, 70000, 0)), Vec::<String>::new());
+        let registers = "norm__t64 on sm_80: gate.registers: expected at most 40, found 41";
+        assert_eq!(errors(cubin(&kernel, 2, 41, 0, 0)), [registers]);
+        let spilled = "norm__t64 on sm_90a: gate.local_bytes: expected at most 0, found 8";
+        assert_eq!(errors(cubin(&kernel, 5, 40, 0, 8)), [spilled]);
+        let shared = "norm__t64 on sm_75: shared bytes of a block: expected at most 65536, found 65540";
+        assert_eq!(errors(cubin(&kernel, 1, 40, 65540, 0)), [shared]);
+        let both = "norm__t64 on sm_75: gate.shared_bytes: expected at most 70000, found 70001";
+        assert_eq!(errors(cubin(&kernel, 1, 40, 70001, 0))[0], both);
+    }
+
+    #[test]
+    fn a_report_is_a_table() {
+        let kernel = kernel();
+        let text = report(&[cubin(&kernel, 2, 40, 128, 0), cubin(&kernel, 5, 32, 1024, 16)]);
+        let expected = "\
+variant    arch    registers  shared  local  constant  code  blocks  occupancy
+norm__t64  sm_80          40     128      0       360   512      24        75%
+norm__t64  sm_90a         32    1024     16       360   512      32       100%
+";
+        assert_eq!(text, expected);
+    }
+}

@@ -1,0 +1,69 @@
+// activation(gate) * up. Rows are cut into pieces where they are not quantized: few rows fill a GPU as well.
+#ifndef BURRSTONE_KERNELS_ACT_MUL_CU
+#define BURRSTONE_KERNELS_ACT_MUL_CU
+
+#include "abi/act_mul.h"
+#include "kernels/row.cuh"
+
+namespace burrstone {
+
+template <class V> struct act_mul_shared {
+    Shared<float, V::threads> largest;
+};
+
+// SiLU and the tanh form of GELU are both x times a sigmoid: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), and in this form
+// nothing cancels where u is far below 0.
+BURRSTONE_DEVICE float activate(uint32_t activation, float x) {
+    if (activation == BURRSTONE_SILU) return x / (1.0f + exp_(-x));
+    if (activation == BURRSTONE_GELU_TANH) {
+        const float u = 0.7978845608028654f * fma_(0.044715f * x * x, x, x);
+        return x / (1.0f + exp_(-2.0f * u));
+    }
+    return 0.5f * x * (1.0f + erf_(0.7071067811865476f * x));
+}
+
+template <class V, bool WHOLE> BURRSTONE_DEVICE void act_mul_row(const act_mul_args &args, act_mul_shared<V> &shared) {
+    using T = typename V::dtype;
+    using Out = typename V::out;
+
+    const uint32_t width = args.width;
+    const uint64_t row = block_index_x();
+    const T *gate = pointer<const T>(args.gate_up) + row * 2 * width;
+    const T *up = gate + width;
+    Out *out = pointer<Out>(args.out) + row * width;
+
+    const auto product = [&](uint32_t at) {
+        const Grain<T> g = load_grain(gate, width, at, WHOLE), u = load_grain(up, width, at, WHOLE);
+        Grain<float> y;
+        BURRSTONE_UNROLL
+        for (int e = 0; e < GRAIN; ++e) y.v[e] = activate(args.activation, to_float(g.v[e])) * to_float(u.v[e]);
+        return y;
+    };
+    if constexpr (QUANTIZED_MAX<Out> > 0.0f) {
+        // The activations are worth keeping: half of the work is in the first pass.
+        using Walk = Row<V::threads, WHOLE>;
+        typename Walk::template Kept<float> kept;
+        Walk::each(width, [&](uint32_t at, int, int k) {
+            if (k >= 0) kept.grains[k] = product(at);
+        });
+        const auto value = [&](uint32_t at, int k) { return k >= 0 ? kept.grains[k] : product(at); };
+        store_row<V, WHOLE>(out, width, value, pointer<float>(args.scales) + row, shared.largest);
+    } else {
+        const uint64_t step = uint64_t(grid_size_y()) * V::threads * GRAIN;
+        for (uint64_t at = (uint64_t(block_index_y()) * V::threads + thread_index()) * GRAIN; at < width; at += step)
+            store_grain(out, width, uint32_t(at), WHOLE, product(uint32_t(at)));
+    }
+}
+
+template <class V> BURRSTONE_DEVICE void act_mul(const act_mul_args &args, act_mul_shared<V> &shared) {
+    const bool whole = has_grains<typename V::dtype>(args.gate_up, args.width) &&
+                       has_grains<typename V::out>(args.out, args.width);
+    if (whole)
+        act_mul_row<V, true>(args, shared);
+    else
+        act_mul_row<V, false>(args, shared);
+}
+
+} // namespace burrstone
+
+#endif

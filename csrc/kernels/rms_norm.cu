@@ -1,0 +1,108 @@
+// RMSNorm and LayerNorm of rows, after an optional addition to the residual stream. One block a row.
+#ifndef BURRSTONE_KERNELS_RMS_NORM_CU
+#define BURRSTONE_KERNELS_RMS_NORM_CU
+
+#include "abi/rms_norm.h"
+#include "kernels/row.cuh"
+
+namespace burrstone {
+
+// The values of the axis `norm`: whether a row's mean is taken off.
+struct rms {
+    static constexpr bool centred = false;
+};
+struct layer {
+    static constexpr bool centred = true;
+};
+
+template <class V> struct rms_norm_shared {
+    Shared<float, V::threads> sum;
+    Shared<float, V::threads> squares;
+    Shared<float, V::threads> largest;
+};
+
+template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_args &args, rms_norm_shared<V> &shared) {
+    using T = typename V::dtype;
+    using Out = typename V::out;
+    using Walk = Row<V::threads, WHOLE>;
+    constexpr bool CENTRED = V::norm::centred;
+
+    const uint32_t width = args.width;
+    const uint64_t first = uint64_t(block_index_x()) * width;
+    T *residual = pointer<T>(args.residual) + first;
+    const T *delta = args.delta ? pointer<const T>(args.delta) + first : nullptr;
+    const T *weight = pointer<const T>(args.weight);
+    const T *bias = pointer<const T>(args.bias);
+
+    typename Walk::template Kept<T> kept;
+    typename Walk::Chains sum, squares;
+    Walk::each(width, [&](uint32_t at, int chain, int k) {
+        Grain<T> x = load_grain(residual, width, at, WHOLE);
+        if (delta) {
+            const Grain<T> d = load_grain(delta, width, at, WHOLE);
+            Grain<float> total;
+            BURRSTONE_UNROLL
+            for (int e = 0; e < GRAIN; ++e) {
+                total.v[e] = to_float(x.v[e]) + to_float(d.v[e]);
+                // What is normed is what the next layer will read.
+                x.v[e] = from_float<T>(total.v[e]);
+            }
+            store_grain(residual, width, at, WHOLE, total);
+        }
+        if (k >= 0) kept.grains[k] = x;
+        BURRSTONE_UNROLL
+        for (int e = 0; e < GRAIN; ++e) {
+            const float v = to_float(x.v[e]);
+            if constexpr (CENTRED)
+                sum.v[chain] += v;
+            else
+                squares.v[chain] = fma_(v, v, squares.v[chain]);
+        }
+    });
+    const auto grain = [&](uint32_t at, int k) {
+        return k >= 0 ? kept.grains[k] : load_grain(residual, width, at, WHOLE);
+    };
+
+    float mean = 0.0f;
+    if constexpr (CENTRED) {
+        // The squares of deviations, not the difference of two large sums.
+        mean = Walk::reduce(sum, Sum{}, shared.sum) / float(width);
+        Walk::each(width, [&](uint32_t at, int chain, int k) {
+            const Grain<T> x = grain(at, k);
+            BURRSTONE_UNROLL
+            for (int e = 0; e < GRAIN; ++e) {
+                const float v = WHOLE || at + e < width ? to_float(x.v[e]) - mean : 0.0f;
+                squares.v[chain] = fma_(v, v, squares.v[chain]);
+            }
+        });
+    }
+    const float factor = rsqrt_(Walk::reduce(squares, Sum{}, shared.squares) / float(width) + args.eps);
+
+    const auto normed = [&](uint32_t at, int k) {
+        const Grain<T> x = grain(at, k), gain = load_grain(weight, width, at, WHOLE);
+        const Grain<T> shift = bias ? load_grain(bias, width, at, WHOLE) : Grain<T>{};
+        Grain<float> y;
+        BURRSTONE_UNROLL
+        for (int e = 0; e < GRAIN; ++e) {
+            const float unit = (to_float(x.v[e]) - mean) * factor;
+            y.v[e] = fma_(unit, to_float(gain.v[e]) + args.weight_offset, to_float(shift.v[e]));
+        }
+        return y;
+    };
+    float *scale = pointer<float>(args.scales) + block_index_x();
+    store_row<V, WHOLE>(pointer<Out>(args.out) + first, width, normed, scale, shared.largest);
+}
+
+template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms_norm_shared<V> &shared) {
+    using T = typename V::dtype;
+    const bool whole = has_grains<T>(args.residual | args.delta | args.weight | args.bias, args.width) &&
+                       has_grains<typename V::out>(args.out, args.width);
+    if (whole)
+        norm_row<V, true>(args, shared);
+    else
+        norm_row<V, false>(args, shared);
+}
+
+} // namespace burrstone
+
+#endif

@@ -1,0 +1,159 @@
+// Rows of activations: how threads share them, and sums whose bits depend on the row alone.
+#ifndef BURRSTONE_KERNELS_ROW_CUH
+#define BURRSTONE_KERNELS_ROW_CUH
+
+#include "common/kernel.cuh"
+
+namespace burrstone {
+
+// What a thread handles at a time: eight elements side by side, 16 bytes of f16 or bf16.
+constexpr int GRAIN = 8;
+template <class T> using Grain = vec<T, GRAIN>;
+
+// Whether every row of `width` elements from `address` on is whole, aligned grains.
+template <class T> BURRSTONE_DEVICE bool has_grains(device_ptr address, uint32_t width) {
+    constexpr uint64_t bytes = sizeof(T) * GRAIN < 16 ? sizeof(T) * GRAIN : 16;
+    return width % GRAIN == 0 && address % bytes == 0;
+}
+
+// Elements at, at + 1, ... of a row; zeros past its end. `whole`: see has_grains.
+template <class T>
+BURRSTONE_DEVICE Grain<T> load_grain(const T *row, uint32_t width, uint32_t at, bool whole, Site site = here()) {
+    constexpr int PIECE = sizeof(T) * GRAIN < 16 ? GRAIN : 16 / sizeof(T);
+    Grain<T> grain;
+    if (whole) {
+        BURRSTONE_UNROLL
+        for (int p = 0; p < GRAIN; p += PIECE) {
+            vec<T, PIECE> piece = load(reinterpret_cast<const vec<T, PIECE> *>(row + at + p), site);
+            BURRSTONE_UNROLL
+            for (int e = 0; e < PIECE; ++e) grain.v[p + e] = piece.v[e];
+        }
+    } else {
+        BURRSTONE_UNROLL
+        for (int e = 0; e < GRAIN; ++e) grain.v[e] = at + e < width ? load(row + at + e, site) : T{};
+    }
+    return grain;
+}
+
+// Rounds to T what lies before the row's end.
+template <class T>
+BURRSTONE_DEVICE void store_grain(T *row, uint32_t width, uint32_t at, bool whole, Grain<float> values, Site site = here()) {
+    static_assert(sizeof(T) * GRAIN <= 16, "a grain is one access");
+    Grain<T> grain;
+    BURRSTONE_UNROLL
+    for (int e = 0; e < GRAIN; ++e) grain.v[e] = from_float<T>(values.v[e]);
+    if (whole) {
+        store(reinterpret_cast<Grain<T> *>(row + at), grain, site);
+    } else {
+        BURRSTONE_UNROLL
+        for (int e = 0; e < GRAIN; ++e)
+            if (at + e < width) store(row + at + e, grain.v[e], site);
+    }
+}
+
+// A row's sum has one order, whatever block computes it: grain g belongs to chain g % CHAINS, a chain adds its grains in
+// order, and chains meet in halves: c with c + CHAINS / 2, then with c + CHAINS / 4, and so on. CHAINS is the largest
+// block: it has one chain a thread.
+constexpr int CHAINS = 512;
+
+// A row in a block of THREADS: thread t has grains t, t + THREADS, ... WHOLE: see has_grains.
+template <int THREADS, bool WHOLE> struct Row {
+    static constexpr int OWN_CHAINS = CHAINS / THREADS;
+    static_assert(OWN_CHAINS * THREADS == CHAINS && OWN_CHAINS <= 4, "blocks of 128, 256 or 512");
+    // Grains that a thread keeps in registers from pass to pass: with 256 threads, rows of 8192 are read once. Ragged
+    // rows are rare, and their registers hold predicates.
+    static constexpr int KEPT = WHOLE ? 4 : 0;
+    // Room for them, from pass to pass.
+    template <class T> struct Kept {
+        Grain<T> grains[KEPT > 0 ? KEPT : 1] = {};
+    };
+
+    struct Chains {
+        float v[OWN_CHAINS] = {};
+    };
+
+    // Calls f(at, chain, kept) for each of this thread's grains, which begins at element `at` and belongs to its chain
+    // number `chain`. `kept` numbers those that are kept; it is -1 for the others.
+    template <class F> static BURRSTONE_DEVICE void each(uint32_t width, F f) {
+        constexpr uint32_t STEP = THREADS * GRAIN;
+        uint32_t at = thread_index() * GRAIN;
+        BURRSTONE_UNROLL
+        for (int kept = 0; kept < KEPT; ++kept, at += STEP)
+            if (at < width) f(at, kept % OWN_CHAINS, kept);
+        while (at < width) {
+            BURRSTONE_UNROLL
+            for (int chain = 0; chain < OWN_CHAINS; ++chain, at += STEP)
+                if (at < width) f(at, chain, -1);
+        }
+    }
+
+    // Every thread gets the row's result. Each reduction has its own scratch, so that one barrier is enough.
+    template <class Op> static BURRSTONE_DEVICE float reduce(Chains chains, Op op, Shared<float, THREADS> &scratch, Site site = here()) {
+        halve<OWN_CHAINS>(chains.v, op);
+        scratch.store(thread_index(), chains.v[0], site);
+        sync_block(site);
+        float warps[THREADS / WARP];
+        BURRSTONE_UNROLL
+        for (unsigned w = 0; w < THREADS / WARP; ++w) warps[w] = scratch.load(w * WARP + lane_index(), site);
+        halve<THREADS / WARP>(warps, op);
+        return reduce_warp(warps[0], op, site);
+    }
+
+  private:
+    // Recursion, for the indices to be constants.
+    template <int N, class Op> static BURRSTONE_DEVICE void halve(float *values, Op op) {
+        if constexpr (N > 1) {
+            BURRSTONE_UNROLL
+            for (int i = 0; i < N / 2; ++i) values[i] = op(values[i], values[i + N / 2]);
+            halve<N / 2>(values, op);
+        }
+    }
+};
+
+// The largest magnitude that a quantized type is scaled to; 0 for types that are not quantized to.
+template <class T> constexpr float QUANTIZED_MAX = 0.0f;
+template <> constexpr float QUANTIZED_MAX<e4m3> = 448.0f;
+template <> constexpr float QUANTIZED_MAX<i8> = 127.0f;
+
+// What values of at most `largest` are multiplied by to fill T, and by how much their codes are multiplied to get them
+// back. Where all are next to nothing, or one is infinite, every code is 0.
+template <class T> BURRSTONE_DEVICE float quantizer(float largest) {
+    return largest > 1e-30f ? QUANTIZED_MAX<T> / largest : 0.0f;
+}
+template <class T> BURRSTONE_DEVICE float dequantizer(float largest) { return largest / QUANTIZED_MAX<T>; }
+
+BURRSTONE_DEVICE Grain<float> times(Grain<float> grain, float factor) {
+    BURRSTONE_UNROLL
+    for (int e = 0; e < GRAIN; ++e) grain.v[e] *= factor;
+    return grain;
+}
+
+// Writes a row whose grains are value(at, kept), and in the quantized types its scale.
+template <class V, bool WHOLE, class F>
+BURRSTONE_DEVICE void store_row(typename V::out *row, uint32_t width, F value, float *scale,
+                                Shared<float, V::threads> &scratch, Site site = here()) {
+    using Out = typename V::out;
+    using Walk = Row<V::threads, WHOLE>;
+    float factor = 1.0f;
+    if constexpr (QUANTIZED_MAX<Out> > 0.0f) {
+        typename Walk::Chains largest;
+        Walk::each(width, [&](uint32_t at, int chain, int k) {
+            const Grain<float> y = value(at, k);
+            BURRSTONE_UNROLL
+            for (int e = 0; e < GRAIN; ++e)
+                if (WHOLE || at + e < width) largest.v[chain] = max_(largest.v[chain], abs_(y.v[e]));
+        });
+        const float top = Walk::reduce(largest, Max{}, scratch, site);
+        if (thread_index() == 0) store(scale, dequantizer<Out>(top), site);
+        factor = quantizer<Out>(top);
+    }
+    Walk::each(width, [&](uint32_t at, int, int k) {
+        Grain<float> y = value(at, k);
+        if constexpr (QUANTIZED_MAX<Out> > 0.0f) y = times(y, factor);
+        store_grain(row, width, at, WHOLE, y, site);
+    });
+}
+
+} // namespace burrstone
+
+#endif

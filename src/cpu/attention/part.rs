@@ -1,0 +1,402 @@
+//! What one task does: queries against the keys and values of its splits, found page by page.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::online::{Room, State, add_values, softmax};
+use super::scores::{Operands, Panel, store_tile};
+use super::{SPLIT, TILE};
+use crate::cpu::buffer::convert;
+use crate::cpu::simd::{Element, F32, Kernel, PairKernel, Paired, Pairs, Simd, Single, with_element};
+use crate::cpu::tile::{packed, step_bytes};
+use crate::dtype::DType;
+use crate::ops::Span;
+
+/// Up to this many rows keys and values are used as they lie in the cache: beyond, converting them once costs less than
+/// converting them for every few rows.
+const FEW_ROWS: usize = 8;
+
+/// The first position that a query at `position` sees.
+pub(super) fn first_visible(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// `query` and `out` have a row of heads for each token of the batch; `keys` and `values` are one layer's; every page that
+/// a span's positions need lies inside them.
+pub(super) struct Call<'a> {
+    pub query: *const u8,
+    pub query_dtype: DType,
+    pub keys: *const u8,
+    pub values: *const u8,
+    pub cache_dtype: DType,
+    pub out: *mut u8,
+    pub out_dtype: DType,
+    pub page_table: &'a [u32],
+    pub page_size: usize,
+    pub kv_heads: usize,
+    pub group: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+}
+
+// SAFETY: tasks read the query and the cache, and each writes the heads of its own tokens in `out`.
+unsafe impl Sync for Call<'_> {}
+
+/// Tokens `first..first + tokens` of a span: with the query heads of one key head, the rows of a task.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens {
+    pub span: Span,
+    pub first: usize,
+    pub tokens: usize,
+}
+
+impl Tokens {
+    /// Position of token `t`.
+    fn position(&self, t: usize) -> usize {
+        self.span.kv_len - self.span.len + self.first + t
+    }
+
+    /// The splits that they see.
+    pub fn splits(&self, window: Option<usize>) -> Range<usize> {
+        first_visible(self.position(0), window) / SPLIT..self.position(self.tokens - 1) / SPLIT + 1
+    }
+}
+
+/// One task. `room` has the places of [`Room`].
+pub(super) struct Part<'a> {
+    pub call: &'a Call<'a>,
+    pub tokens: Tokens,
+    pub kv_head: usize,
+    pub share: Share<'a>,
+    pub room: *mut f32,
+}
+
+/// Which splits are a task's.
+pub(super) enum Share<'a> {
+    All,
+    /// Split `own`; each has its state, one after another from `states` on, and the task that brings `left` to zero
+    /// merges them all.
+    One {
+        own: usize,
+        states: *mut f32,
+        left: &'a AtomicUsize,
+    },
+}
+
+impl Kernel for Part<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.go::<S, Single>(s);
+    }
+}
+
+impl PairKernel for Part<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Pairs>(self, s: S) {
+        self.go::<S, Paired>(s);
+    }
+}
+
+impl Part<'_> {
+    #[inline(always)]
+    fn go<S: Simd, P: Operands<S>>(&self, s: S) {
+        if S::MANY_REGISTERS { self.all::<S, P, 6, 4>(s) } else { self.all::<S, P, 4, 3>(s) }
+    }
+
+    fn rows(&self) -> usize {
+        self.tokens.tokens * self.call.group
+    }
+
+    /// Whether keys and values are used as they lie in the cache. Both ways give the same bits.
+    fn is_direct<S: Simd>(&self) -> bool {
+        self.rows() <= FEW_ROWS && self.call.head_dim.is_multiple_of(S::LANES)
+    }
+
+    /// The head that is row `r`, counted over all heads of the batch.
+    fn head(&self, r: usize) -> usize {
+        let Call { group, kv_heads, .. } = *self.call;
+        let token = self.tokens.span.start + self.tokens.first + r / group;
+        (token * kv_heads + self.kv_head) * group + r % group
+    }
+
+    #[inline(always)]
+    fn all<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(&self, s: S) {
+        let call = self.call;
+        let (rows, d) = (self.rows(), call.head_dim);
+        let room = Room::new::<S>(self.room, rows, d).0;
+        self.pack_queries::<S, P>(s, &room, if self.is_direct::<S>() { 1 } else { MR });
+        let splits = self.tokens.splits(call.window);
+        // SAFETY: the room was made for these rows, and so were the states; those of other tasks are read after `left`
+        // has said that they are done.
+        unsafe {
+            match self.share {
+                Share::All => {
+                    room.total.reset();
+                    for split in splits {
+                        self.split::<S, P, MR, NR>(s, &room, room.split, split);
+                        room.total.merge(s, room.split, rows);
+                    }
+                }
+                Share::One { own, states, left } => {
+                    let places = State::new::<S>(states, rows, d).1;
+                    let state = |split: usize| State::new::<S>(states.add((split - splits.start) * places), rows, d).0;
+                    self.split::<S, P, MR, NR>(s, &room, state(own), own);
+                    if left.fetch_sub(1, Ordering::AcqRel) > 1 {
+                        return;
+                    }
+                    room.total.reset();
+                    for split in splits.clone() {
+                        room.total.merge(s, state(split), rows);
+                    }
+                }
+            }
+        }
+        for r in 0..rows {
+            // SAFETY: the total has row `r`, and `out` its head, which this task alone writes.
+            unsafe {
+                let row = room.total.finish(s, r);
+                with_element!(call.out_dtype, E => {
+                    convert::<S, F32, E>(s, row.cast(), call.out.add(self.head(r) * d * E::SIZE), d);
+                });
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_queries<S: Simd, P: Operands<S>>(&self, s: S, room: &Room, panel: usize) {
+        let (rows, k) = (self.rows(), self.call.head_dim);
+        let row_bytes = k.div_ceil(P::STEP) * step_bytes::<S>();
+        let mut r = 0;
+        while r < rows {
+            let source = |i: usize| self.head(r + i) * k;
+            let shape = Panel { rows: panel.min(rows - r), of: panel, k };
+            let to = room.query.wrapping_add(r * row_bytes);
+            // SAFETY: these are heads of tokens of the batch, each of `k` elements, and the room has a panel for them.
+            unsafe { P::pack(s, self.call.query_dtype, source, self.call.query, shape, to) };
+            r += panel;
+        }
+    }
+
+    /// What the rows see of a split, to `state`.
+    ///
+    /// # Safety
+    /// Room and state were made for these rows.
+    #[inline(always)]
+    unsafe fn split<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+        &self,
+        s: S,
+        room: &Room,
+        state: State,
+        split: usize,
+    ) {
+        let (tokens, window) = (&self.tokens, self.call.window);
+        let begin = first_visible(tokens.position(0), window).max(split * SPLIT) / TILE;
+        let end = tokens.position(tokens.tokens - 1).min((split + 1) * SPLIT - 1) / TILE + 1;
+        // SAFETY: as the caller promises.
+        unsafe { state.reset() };
+        for tile in begin..end {
+            self.tile::<S, P, MR, NR>(s, room, state, tile * TILE);
+        }
+    }
+
+    /// One tile of keys and values, from position `base` on.
+    #[inline(always)]
+    fn tile<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+        &self,
+        s: S,
+        room: &Room,
+        state: State,
+        base: usize,
+    ) {
+        let (call, tokens) = (self.call, &self.tokens);
+        let count = TILE.min(tokens.position(tokens.tokens - 1) + 1 - base);
+        // Positions before the first visible one may be gone from the cache: they are neither read nor used.
+        let skip = first_visible(tokens.position(0), call.window).saturating_sub(base);
+        let places = self.places(base, skip, count);
+        let is_direct = self.is_direct::<S>();
+        if is_direct {
+            self.direct_scores::<S, P>(s, room, &places, count);
+        } else {
+            self.packed_scores::<S, P, MR, NR>(s, room, &places, count);
+        }
+        for r in 0..self.rows() {
+            let position = tokens.position(r / call.group);
+            let from = first_visible(position, call.window).saturating_sub(base).min(TILE);
+            let to = (position + 1).saturating_sub(base).min(TILE);
+            // SAFETY: room and state have this row.
+            unsafe { softmax(s, room, state, r, from..to, call.scale) };
+        }
+        if is_direct {
+            with_element!(call.cache_dtype, E => self.direct_values::<S, E>(s, room, state, &places, count));
+        } else {
+            self.packed_values::<S, MR>(s, room, state, &places, count);
+        }
+    }
+
+    /// Where positions `base..base + count` begin in the cache, in elements. Those before `skip`, which nobody sees, and
+    /// those that a tile has beyond are given the place of their neighbour that is seen.
+    #[inline(always)]
+    fn places(&self, base: usize, skip: usize, count: usize) -> [usize; TILE] {
+        let Call { page_table, page_size, kv_heads, head_dim, .. } = *self.call;
+        let mut places = [0; TILE];
+        let mut i = skip;
+        while i < count {
+            let (page, slot) = ((base + i) / page_size, (base + i) % page_size);
+            let page = page_table[self.tokens.span.pages + page] as usize;
+            let first = ((page * kv_heads + self.kv_head) * page_size + slot) * head_dim;
+            let run = (page_size - slot).min(count - i);
+            for (j, place) in places[i..i + run].iter_mut().enumerate() {
+                *place = first + j * head_dim;
+            }
+            i += run;
+        }
+        let (first, last) = (places[skip], places[count - 1]);
+        places[..skip].fill(first);
+        places[count..].fill(last);
+        places
+    }
+
+    #[inline(always)]
+    fn packed_scores<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+        &self,
+        s: S,
+        room: &Room,
+        places: &[usize; TILE],
+        count: usize,
+    ) {
+        let (call, d) = (self.call, self.call.head_dim);
+        let steps = d.div_ceil(P::STEP);
+        let row_bytes = steps * step_bytes::<S>();
+        let mut n = 0;
+        while n < count {
+            let shape = Panel { rows: NR.min(count - n), of: NR, k: d };
+            let to = room.keys.wrapping_add(n * row_bytes);
+            // SAFETY: the places are the cache's, and the room has panels for a tile.
+            unsafe { P::pack(s, call.cache_dtype, |i| places[n + i], call.keys, shape, to) };
+            n += NR;
+        }
+        let mut r = 0;
+        while r < self.rows() {
+            let mut n = 0;
+            while n < count {
+                // SAFETY: both panels were packed, `steps` deep; the scores have `MR` rows from `r` and `NR` columns
+                // from `n`, since both are multiples of the tile.
+                unsafe {
+                    let (a, b) = (room.query.add(r * row_bytes), room.keys.add(n * row_bytes));
+                    store_tile(s, &packed::<S, P, MR, NR>(s, a, b, steps), room.scores.add(r * TILE + n));
+                }
+                n += NR;
+            }
+            r += MR;
+        }
+    }
+
+    #[inline(always)]
+    fn direct_scores<S: Simd, P: Operands<S>>(&self, s: S, room: &Room, places: &[usize; TILE], count: usize) {
+        let rows = self.rows();
+        let mut r = 0;
+        while r < rows {
+            r += match rows - r {
+                1 => self.score_rows::<S, P, 1, 4>(s, room, r, places, count),
+                2 | 3 => self.score_rows::<S, P, 2, 4>(s, room, r, places, count),
+                _ => self.score_rows::<S, P, 4, 3>(s, room, r, places, count),
+            };
+        }
+    }
+
+    /// Scores of `MR` rows from `r`; returns `MR`.
+    #[inline(always)]
+    fn score_rows<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+        &self,
+        s: S,
+        room: &Room,
+        r: usize,
+        places: &[usize; TILE],
+        count: usize,
+    ) -> usize {
+        let (call, d) = (self.call, self.call.head_dim);
+        let row_bytes = d.div_ceil(P::STEP) * step_bytes::<S>();
+        for (n, places) in places.chunks_exact(NR).enumerate().take(count.div_ceil(NR)) {
+            let mut keys = [call.keys; NR];
+            for (key, place) in keys.iter_mut().zip(places) {
+                *key = key.wrapping_add(place * call.cache_dtype.size());
+            }
+            // SAFETY: the queries were packed one by one; the places are the cache's; the scores have these rows and, as
+            // `NR` divides a tile, these columns.
+            unsafe {
+                let x = room.query.add(r * row_bytes);
+                let sums = P::direct::<MR, NR>(s, call.cache_dtype, x, row_bytes, keys, d);
+                store_tile(s, &sums, room.scores.add(r * TILE + n * NR));
+            }
+        }
+        MR
+    }
+
+    #[inline(always)]
+    fn packed_values<S: Simd, const MR: usize>(
+        &self,
+        s: S,
+        room: &Room,
+        state: State,
+        places: &[usize; TILE],
+        count: usize,
+    ) {
+        let (call, d) = (self.call, self.call.head_dim);
+        let width = d.next_multiple_of(S::LANES);
+        for (i, place) in places.iter().enumerate().take(count) {
+            with_element!(call.cache_dtype, E => {
+                // SAFETY: the places are the cache's; the room has `TILE` rows of values, whose ends beyond `d` stay as
+                // they are and reach no output.
+                unsafe {
+                    let to = room.values.add(i * width).cast();
+                    convert::<S, E, F32>(s, call.values.add(place * E::SIZE), to, d);
+                }
+            });
+        }
+        let mut r = 0;
+        while r < self.rows() {
+            let value = |i: usize| room.values.wrapping_add(i * width).cast_const().cast();
+            // SAFETY: room and state have `MR` rows from `r`, and `count` values.
+            unsafe { add_values::<S, F32, MR, 3, 2>(s, room, state, r, value, count) };
+            r += MR;
+        }
+    }
+
+    #[inline(always)]
+    fn direct_values<S: Simd, E: Element>(
+        &self,
+        s: S,
+        room: &Room,
+        state: State,
+        places: &[usize; TILE],
+        count: usize,
+    ) {
+        let rows = self.rows();
+        let value = |i: usize| self.call.values.wrapping_add(places[i] * E::SIZE);
+        let mut r = 0;
+        while r < rows {
+            // SAFETY: room and state have these rows; the places are the cache's, and heads have whole vectors.
+            unsafe {
+                r += match rows - r {
+                    1 => {
+                        add_values::<S, E, 1, 8, 4>(s, room, state, r, value, count);
+                        1
+                    }
+                    2 | 3 => {
+                        add_values::<S, E, 2, 4, 2>(s, room, state, r, value, count);
+                        2
+                    }
+                    _ => {
+                        add_values::<S, E, 4, 3, 2>(s, room, state, r, value, count);
+                        4
+                    }
+                };
+            }
+        }
+    }
+}

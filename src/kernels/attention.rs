@@ -1,0 +1,172 @@
+//! What the two kernels of attention over the paged cache share.
+
+use super::call::{Check, named};
+use crate::device::{Slice, SliceMut, Value};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// One layer of the paged cache, to read.
+#[derive(Clone, Copy, Debug)]
+pub struct KvCache<'a> {
+    /// `[pages, kv_heads, page_size, head_dim]`, of the queries' dtype, e4m3, e5m2 or i8.
+    pub keys: Slice<'a>,
+    /// The same.
+    pub values: Slice<'a>,
+    pub scales: KvScales<'a>,
+    pub pages: usize,
+    /// Tokens of a page: a power of two up to 128.
+    pub page_size: usize,
+}
+
+/// How a cache of eight bits is scaled.
+#[derive(Clone, Copy, Debug)]
+pub enum KvScales<'a> {
+    /// Not at all: it has the queries' dtype.
+    None,
+    /// e4m3 and e5m2: what is stored times this, with one scale for a layer.
+    Layer { key: f32, value: f32 },
+    /// i8: f32 `[pages, kv_heads, page_size]`, what an entry's codes are multiplied by.
+    Entry { keys: Slice<'a>, values: Slice<'a> },
+}
+
+/// How queries meet keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring {
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
+    pub window: Option<usize>,
+}
+
+/// Sizes of the queries and of the cache's heads.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Tokens of the batch.
+    pub tokens: usize,
+    /// Heads of a query, a multiple of `kv_heads`: neighbours share a key head.
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// At most 256.
+    pub head_dim: usize,
+}
+
+/// What both kernels are given, checked: fields of their argument structs.
+pub(super) struct Checked {
+    pub key_scales: u64,
+    pub value_scales: u64,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub page_bits: u32,
+    pub window: u32,
+    pub soft_cap: f32,
+    pub key_scale: f32,
+    pub value_scale: f32,
+}
+
+/// The longest head that the kernels are made for, and the largest page.
+const MAX_HEAD_DIM: usize = 256;
+const MAX_PAGE_SIZE: usize = 128;
+
+/// What the problem decides about the variant.
+pub(super) fn key(
+    check: Check,
+    query: Slice<'_>,
+    cache: &KvCache<'_>,
+    heads: Heads,
+) -> Result<[(&'static str, Value); 3]> {
+    let dtype = query.dtype();
+    check.dtype("query", dtype, &[DType::BF16, DType::F16])?;
+    check.dtype("keys", cache.keys.dtype(), &[dtype, DType::E4M3, DType::E5M2, DType::I8])?;
+    if heads.head_dim == 0 || heads.head_dim > MAX_HEAD_DIM {
+        return Err(Error::operator(check.0, "head_dim", format!("1 to {MAX_HEAD_DIM}"), heads.head_dim));
+    }
+    let laid_out_for = if heads.head_dim <= 128 { 128 } else { 256 };
+    Ok([("dtype", named(dtype)), ("cache", named(cache.keys.dtype())), ("head_dim", Value::Int(laid_out_for))])
+}
+
+impl Checked {
+    /// # Errors
+    /// The shapes or types do not belong together; names kernel and field.
+    pub fn new(
+        check: Check,
+        query: Slice<'_>,
+        out: &SliceMut<'_>,
+        cache: &KvCache<'_>,
+        of: Heads,
+        scoring: Scoring,
+    ) -> Result<Self> {
+        let refuse = |field, expected: String, found: String| Err(Error::operator(check.0, field, expected, found));
+        let Heads { tokens, heads, kv_heads, head_dim } = of;
+        let &KvCache { keys, values, scales, pages, page_size } = cache;
+        if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
+            return refuse("heads", format!("a multiple of {kv_heads}"), heads.to_string());
+        }
+        if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
+            return refuse("page_size", format!("a power of two up to {MAX_PAGE_SIZE}"), page_size.to_string());
+        }
+        check.len("query", query, &[tokens, heads, head_dim])?;
+        check.slice("out", out.as_slice(), query.dtype(), &[tokens, heads, head_dim])?;
+        check.len("keys", keys, &[pages, kv_heads, page_size, head_dim])?;
+        check.slice("values", values, keys.dtype(), &[pages, kv_heads, page_size, head_dim])?;
+        let (key_scales, value_scales, key_scale, value_scale) = match (scales, keys.dtype()) {
+            (KvScales::None, DType::BF16 | DType::F16) => (0, 0, 1.0, 1.0),
+            (KvScales::Layer { key, value }, DType::E4M3 | DType::E5M2) => (0, 0, key, value),
+            (KvScales::Entry { keys, values }, DType::I8) => {
+                check.slice("key_scales", keys, DType::F32, &[pages, kv_heads, page_size])?;
+                check.slice("value_scales", values, DType::F32, &[pages, kv_heads, page_size])?;
+                (keys.address(), values.address(), 1.0, 1.0)
+            }
+            (_, DType::I8) => return refuse("scales", "one an entry for i8".to_owned(), "others".to_owned()),
+            (_, DType::E4M3 | DType::E5M2) => {
+                return refuse("scales", format!("one a layer for {}", keys.dtype()), "others".to_owned());
+            }
+            (_, dtype) => return refuse("scales", format!("none for {dtype}"), "some".to_owned()),
+        };
+        for (field, factor) in [("scale", scoring.scale), ("key_scale", key_scale), ("value_scale", value_scale)] {
+            if !factor.is_finite() {
+                return refuse(field, "a finite number".to_owned(), factor.to_string());
+            }
+        }
+        if let Some(cap) = scoring.soft_cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
+            return refuse("soft_cap", "a finite number above 0".to_owned(), cap.to_string());
+        }
+        if scoring.window == Some(0) {
+            return refuse("window", "at least 1".to_owned(), "0".to_owned());
+        }
+        Ok(Self {
+            key_scales,
+            value_scales,
+            heads: check.size("heads", heads)?,
+            kv_heads: check.size("kv_heads", kv_heads)?,
+            head_dim: check.size("head_dim", head_dim)?,
+            page_bits: page_size.trailing_zeros(),
+            // A window beyond every position hides nothing.
+            window: scoring.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            soft_cap: scoring.soft_cap.unwrap_or(0.0),
+            key_scale,
+            value_scale,
+        })
+    }
+}
+
+/// The number of records of `words` words each in a list of them, which is aligned as the kernels read it.
+pub(super) fn records(check: Check, field: &'static str, list: Slice<'_>, words: usize) -> Result<usize> {
+    check.dtype(field, list.dtype(), &[DType::U32])?;
+    if list.len() % words != 0 {
+        return Err(Error::operator(check.0, field, format!("a multiple of {words} elements"), list.len()));
+    }
+    aligned(check, field, list, words * 4)?;
+    Ok(list.len() / words)
+}
+
+/// # Errors
+/// The slice is not aligned to `bytes` bytes.
+pub(super) fn aligned(check: Check, field: &'static str, slice: Slice<'_>, bytes: usize) -> Result<()> {
+    if slice.address() % bytes as u64 != 0 {
+        return Err(Error::operator(check.0, field, format!("an address aligned to {bytes} bytes"), slice.address()));
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Attention of the newest queries of each sequence.
+
+use super::abi::{attention_decode_args, attention_span};
+use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
+use super::call::{Call, Check};
+use super::tables::ATTENTION_DECODE;
+use crate::device::{Slice, SliceMut, Stream, Value, Variant};
+use crate::error::Result;
+
+const CHECK: Check = Check("attention_decode");
+
+/// Causal softmax attention of one query, or a few, of each sequence over the paged cache.
+///
+/// A query gets the same bits here as from [`AttentionPrefill`](super::AttentionPrefill), and in any company. One block
+/// walks a sequence for each key head; many queries of one sequence are the other kernel's work.
+#[derive(Debug)]
+pub struct AttentionDecode<'a> {
+    /// `[tokens, heads, head_dim]`, bf16 or f16.
+    pub query: Slice<'a>,
+    /// The same.
+    pub out: SliceMut<'a>,
+    /// Keys and values, those of these queries included.
+    pub cache: KvCache<'a>,
+    /// u32 `[spans, 4]`: first token of the batch, number of queries (0 writes nothing), tokens in the cache, first
+    /// entry in the page table. Aligned to 16 bytes.
+    pub spans: Slice<'a>,
+    /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans and entries name must exist.
+    pub page_table: Slice<'a>,
+    pub heads: Heads,
+    pub scoring: Scoring,
+}
+
+impl AttentionDecode<'_> {
+    /// Checks the shapes, picks the device's variant and enqueues it.
+    ///
+    /// # Errors
+    /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
+    pub fn launch(self, stream: &Stream) -> Result<()> {
+        let variant = ATTENTION_DECODE.pick(stream.arch(), &self.key()?)?;
+        self.launch_variant(stream, variant)
+    }
+
+    fn key(&self) -> Result<[(&'static str, Value); 3]> {
+        key(CHECK, self.query, &self.cache, self.heads)
+    }
+
+    /// The same with a variant of the caller's choice, for tuning and tests.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch); or the variant is for other types.
+    pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
+        let call = Call { kernel: &ATTENTION_DECODE, key: &self.key()? };
+        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
+        let spans = records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
+        records(CHECK, "page_table", self.page_table, 1)?;
+        if spans == 0 {
+            return Ok(());
+        }
+        let args = attention_decode_args {
+            query: self.query.address(),
+            out: self.out.address(),
+            keys: self.cache.keys.address(),
+            values: self.cache.values.address(),
+            key_scales: checked.key_scales,
+            value_scales: checked.value_scales,
+            spans: self.spans.address(),
+            page_table: self.page_table.address(),
+            spans_len: CHECK.size("spans", spans)?,
+            heads: checked.heads,
+            kv_heads: checked.kv_heads,
+            head_dim: checked.head_dim,
+            page_bits: checked.page_bits,
+            window: checked.window,
+            scale: self.scoring.scale,
+            soft_cap: checked.soft_cap,
+            key_scale: checked.key_scale,
+            value_scale: checked.value_scale,
+        };
+        let shape = format_args!("{spans} spans, {:?}", self.heads);
+        // SAFETY: the slices are device memory of the sizes that were checked above; what spans and page table say is
+        // the caller's promise.
+        unsafe { call.launch(stream, variant, [spans * self.heads.kv_heads, 1, 1], &args, &shape) }
+    }
+}

@@ -1,0 +1,96 @@
+//! Attention of many queries of each sequence.
+
+use super::abi::{attention_prefill_args, attention_span, attention_tile};
+use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
+use super::call::{Call, Check};
+use super::tables::ATTENTION_PREFILL;
+use crate::device::{Slice, SliceMut, Stream, Value, Variant};
+use crate::error::{Error, Result};
+
+const CHECK: Check = Check("attention_prefill");
+
+/// Causal softmax attention of many queries of each sequence over the paged cache.
+///
+/// Queries are worked on in tiles, one block for each tile and key head. However they are cut, a query gets the same
+/// bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
+#[derive(Debug)]
+pub struct AttentionPrefill<'a> {
+    /// `[tokens, heads, head_dim]`, bf16 or f16.
+    pub query: Slice<'a>,
+    /// The same.
+    pub out: SliceMut<'a>,
+    /// Keys and values, those of these queries included.
+    pub cache: KvCache<'a>,
+    /// u32 `[spans, 4]`: first token of the batch, number of queries, tokens in the cache, first entry in the page
+    /// table. Aligned to 16 bytes.
+    pub spans: Slice<'a>,
+    /// u32 `[tiles, 2]`: span, and first query, counted from the span's first. Aligned to 8 bytes. The last tiles of a
+    /// prompt see most: a list that begins with them ends soonest.
+    pub tiles: Slice<'a>,
+    /// Queries of a tile; the last one of a span has what is left.
+    pub tile_queries: usize,
+    /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans, tiles and entries name must exist.
+    pub page_table: Slice<'a>,
+    pub heads: Heads,
+    pub scoring: Scoring,
+}
+
+impl AttentionPrefill<'_> {
+    /// Checks the shapes, picks the device's variant and enqueues it.
+    ///
+    /// # Errors
+    /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
+    pub fn launch(self, stream: &Stream) -> Result<()> {
+        let variant = ATTENTION_PREFILL.pick(stream.arch(), &self.key()?)?;
+        self.launch_variant(stream, variant)
+    }
+
+    fn key(&self) -> Result<[(&'static str, Value); 3]> {
+        key(CHECK, self.query, &self.cache, self.heads)
+    }
+
+    /// The same with a variant of the caller's choice, for tuning and tests.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch); or the variant is for other types.
+    pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
+        let call = Call { kernel: &ATTENTION_PREFILL, key: &self.key()? };
+        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
+        records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
+        records(CHECK, "page_table", self.page_table, 1)?;
+        let tiles = records(CHECK, "tiles", self.tiles, size_of::<attention_tile>() / 4)?;
+        if self.tile_queries == 0 {
+            return Err(Error::operator(CHECK.0, "tile_queries", "at least 1", 0));
+        }
+        if tiles == 0 {
+            return Ok(());
+        }
+        let args = attention_prefill_args {
+            query: self.query.address(),
+            out: self.out.address(),
+            keys: self.cache.keys.address(),
+            values: self.cache.values.address(),
+            key_scales: checked.key_scales,
+            value_scales: checked.value_scales,
+            spans: self.spans.address(),
+            page_table: self.page_table.address(),
+            tiles: self.tiles.address(),
+            tiles_len: CHECK.size("tiles", tiles)?,
+            tile_queries: CHECK.size("tile_queries", self.tile_queries)?,
+            heads: checked.heads,
+            kv_heads: checked.kv_heads,
+            head_dim: checked.head_dim,
+            page_bits: checked.page_bits,
+            window: checked.window,
+            scale: self.scoring.scale,
+            soft_cap: checked.soft_cap,
+            key_scale: checked.key_scale,
+            value_scale: checked.value_scale,
+            padding: 0,
+        };
+        let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
+        // SAFETY: the slices are device memory of the sizes that were checked above; what spans, tiles and page table
+        // say is the caller's promise.
+        unsafe { call.launch(stream, variant, [tiles * self.heads.kv_heads, 1, 1], &args, &shape) }
+    }
+}
