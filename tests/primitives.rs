@@ -1,25 +1,46 @@
 //! Each primitive of `csrc/common` by itself, on the simulator, against what the PTX manual says it does.
 #![cfg(feature = "sim")]
 
+#[path = "primitives/banks.rs"]
+mod banks;
 #[path = "primitives/convert.rs"]
 mod convert;
-#[path = "primitives/copies.rs"]
-mod copies;
-#[path = "primitives/counters.rs"]
-mod counters;
-#[path = "primitives/faults.rs"]
-mod faults;
+#[path = "primitives/cp_async.rs"]
+mod cp_async;
+#[path = "primitives/fault.rs"]
+mod fault;
 #[path = "primitives/ldmatrix.rs"]
 mod ldmatrix;
 #[path = "primitives/memory.rs"]
 mod memory;
 #[path = "primitives/mma.rs"]
 mod mma;
+#[path = "primitives/pipeline.rs"]
+mod pipeline;
 #[path = "primitives/probe.rs"]
 mod probe;
+#[path = "primitives/registers.rs"]
+mod registers;
 #[path = "primitives/tensor.rs"]
 mod tensor;
 #[path = "primitives/warp.rs"]
 mod warp;
 #[path = "primitives/wgmma.rs"]
 mod wgmma;
+
+/// A probe has one name in every room.
+#[test]
+fn every_probe_is_in_every_room() {
+    let stems = |folder: &str| -> std::collections::BTreeSet<String> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    };
+    let probes = stems("codegen/probes");
+    assert_eq!(stems("csrc/probes"), probes);
+    let mut tests = stems("tests/primitives");
+    assert!(tests.remove("probe"));
+    assert_eq!(tests, probes);
+    let list = include_str!("primitives.rs");
+    assert!(probes.iter().all(|probe| list.contains(&format!("mod {probe};\n"))), "tests/primitives.rs lacks a probe");
+}

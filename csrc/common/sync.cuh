@@ -9,13 +9,14 @@
 
 namespace burrstone {
 
-// __syncthreads: every thread of the block, none of which may have finished.
+// __syncthreads: every thread of the block, none of which may have finished. The lanes of a warp come to it together, as to
+// the named barriers below.
 BURRSTONE_DEVICE void sync_block(Site site = here()) {
 #ifdef BURRSTONE_SIM
     burrstone_sim_barrier(0, 0, true, site.file, site.line);
 #else
     (void)site;
-    asm volatile("barrier.sync 0;" ::: "memory");
+    asm volatile("barrier.sync.aligned 0;" ::: "memory");
 #endif
 }
 
@@ -36,7 +37,7 @@ template <int ID> BURRSTONE_DEVICE void barrier_sync(unsigned threads, Site site
     burrstone_sim_barrier(ID, threads, true, site.file, site.line);
 #else
     (void)site;
-    asm volatile("barrier.sync %0, %1;" ::"n"(ID), "r"(threads) : "memory");
+    asm volatile("barrier.sync.aligned %0, %1;" ::"n"(ID), "r"(threads) : "memory");
 #endif
 }
 
@@ -46,7 +47,7 @@ template <int ID> BURRSTONE_DEVICE void barrier_arrive(unsigned threads, Site si
     burrstone_sim_barrier(ID, threads, false, site.file, site.line);
 #else
     (void)site;
-    asm volatile("barrier.arrive %0, %1;" ::"n"(ID), "r"(threads) : "memory");
+    asm volatile("barrier.arrive.aligned %0, %1;" ::"n"(ID), "r"(threads) : "memory");
 #endif
 }
 
@@ -76,7 +77,7 @@ inline void run_shuffle(void *const *records) {
 
 inline uint32_t shuffle(uint32_t mask, uint32_t value, unsigned source, const char *what, Site site) {
     ShuffleRecord record{value, source, site.file, site.line};
-    burrstone_sim_warp(mask, run_shuffle, &record, what, site.file, site.line);
+    burrstone_sim_warp(mask, false, run_shuffle, &record, what, site.file, site.line);
     return record.value;
 }
 
@@ -182,7 +183,7 @@ template <class T> BURRSTONE_DEVICE T shfl_down(T value, unsigned delta, int wid
 BURRSTONE_DEVICE uint32_t ballot(bool predicate, uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::VoteRecord record{predicate, 0};
-    burrstone_sim_warp(mask, detail::run_ballot, &record, "ballot", site.file, site.line);
+    burrstone_sim_warp(mask, false, detail::run_ballot, &record, "ballot", site.file, site.line);
     return record.result;
 #else
     (void)site;
@@ -205,7 +206,7 @@ BURRSTONE_DEVICE bool all(bool predicate, uint32_t mask = FULL_WARP, Site site =
 BURRSTONE_DEVICE uint32_t match_any(uint32_t value, uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::VoteRecord record{value, 0};
-    burrstone_sim_warp(mask, detail::run_match, &record, "match_any", site.file, site.line);
+    burrstone_sim_warp(mask, false, detail::run_match, &record, "match_any", site.file, site.line);
     return record.result;
 #else
     (void)site;

@@ -14,6 +14,8 @@ enum class Plant {
     NO_BARRIER,
     NO_SECOND_BARRIER,
     DIVERGENT_BARRIER,
+    SPLIT_WARP,
+    BARRIER_COUNTS,
     EARLY_EXIT,
     PAST_ARRAY,
     PAST_GLOBAL,
@@ -33,6 +35,8 @@ using plant_none = Planted<Plant::NONE>;
 using plant_no_barrier = Planted<Plant::NO_BARRIER>;
 using plant_no_second_barrier = Planted<Plant::NO_SECOND_BARRIER>;
 using plant_divergent_barrier = Planted<Plant::DIVERGENT_BARRIER>;
+using plant_split_warp = Planted<Plant::SPLIT_WARP>;
+using plant_barrier_counts = Planted<Plant::BARRIER_COUNTS>;
 using plant_early_exit = Planted<Plant::EARLY_EXIT>;
 using plant_past_array = Planted<Plant::PAST_ARRAY>;
 using plant_past_global = Planted<Plant::PAST_GLOBAL>;
@@ -63,6 +67,10 @@ template <class V> BURRSTONE_DEVICE void fault(const fault_args &args, fault_sha
         sync_block(); // the first two warps' own
     else if (PLANT == Plant::DIVERGENT_BARRIER)
         barrier_sync<1>(128);
+    else if (PLANT == Plant::SPLIT_WARP && lane < 16)
+        sync_block(); // half of each warp
+    else if (PLANT == Plant::BARRIER_COUNTS)
+        barrier_sync<1>(t < 64 ? 64 : 128);
     else if (PLANT != Plant::NO_BARRIER)
         sync_block();
     float reversed = shared.first.load(N - 1 - t);

@@ -28,17 +28,19 @@ enum burrstone_sim_access : uint32_t {
 };
 
 // Waits until all lanes of `mask` have called with the same `run` and mask; the last one calls `run` with the records
-// of all 32 lanes (null where the mask has no lane), which computes the results of all. Does not order memory.
+// of all 32 lanes (null where the mask has no lane), which computes the results of all. Does not order memory. `aligned`:
+// all must come from the same line.
 typedef void (*burrstone_sim_collective)(void *const *records);
-void burrstone_sim_warp(uint32_t mask, burrstone_sim_collective run, void *record, const char *what, const char *file,
-                        uint32_t line);
-// The same for the four warps of a warpgroup, with 128 records.
+void burrstone_sim_warp(uint32_t mask, bool aligned, burrstone_sim_collective run, void *record, const char *what,
+                        const char *file, uint32_t line);
+// The same, aligned, for the four warps of a warpgroup, with 128 records.
 void burrstone_sim_warpgroup(burrstone_sim_collective run, void *record, const char *what, const char *file,
                              uint32_t line);
 
 // Waits for the lanes of `mask` and orders their memory accesses.
 void burrstone_sim_sync_warp(uint32_t mask, const char *file, uint32_t line);
-// Barrier `id` of the block, for `threads` of its threads (0: all). Without `wait` the thread only arrives.
+// Barrier `id` of the block, for `threads` of its threads (0: all). Without `wait` the thread only arrives. The lanes of a
+// warp come from the same line.
 void burrstone_sim_barrier(uint32_t id, uint32_t threads, bool wait, const char *file, uint32_t line);
 
 // Checks an access to global memory: bounds, alignment.

@@ -79,6 +79,8 @@ pub(super) struct Gathering {
     pub run: Collective,
     pub first: usize,
     pub mask: u32,
+    /// Where the first of them came from.
+    pub site: Site,
     pub arrived: usize,
     /// By lane; null for lanes that have not arrived or take no part.
     pub records: Vec<*mut c_void>,
@@ -96,6 +98,8 @@ pub(super) struct WarpSync {
 pub(super) struct Barrier {
     pub expected: u32,
     pub arrived: u32,
+    /// Where the first lane of each warp came from.
+    pub sites: BTreeMap<usize, Site>,
     pub waiting: Vec<usize>,
     pub released: Vec<u32>,
 }
@@ -131,6 +135,8 @@ pub(super) struct Run {
     pub info: Cell<ThreadInfo>,
     pub yielders: Vec<Cell<*const Yielder<(), ()>>>,
     pub state: RefCell<State>,
+    /// Whether `State::counters` is there.
+    pub counting: bool,
     pub shared: RefCell<Buffer>,
     pub shared_start: u64,
     pub shared_bytes: usize,
@@ -172,6 +178,7 @@ impl Run {
                 fault: None,
                 switches: 0,
             }),
+            counting: count,
             shared_start: shared.start().addr() as u64,
             shared: RefCell::new(shared),
             shared_bytes,

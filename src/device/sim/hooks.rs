@@ -4,6 +4,7 @@
 //! that faulted is abandoned where it stands.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
 
 use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WINDOW, WarpSync};
@@ -58,6 +59,7 @@ extern "C" fn burrstone_sim_current() -> *const ThreadInfo {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_warp(
     mask: u32,
+    aligned: bool,
     collective: Collective,
     record: *mut c_void,
     what: *const c_char,
@@ -67,7 +69,7 @@ unsafe extern "C" fn burrstone_sim_warp(
     // SAFETY: the caller's contract.
     let call = unsafe { Call::new(what, Site::new(file, line)) };
     let first = run().thread() / WARP * WARP;
-    gather(collective, first, WARP, mask, record, call);
+    gather(collective, first..first + WARP, mask, aligned, record, call);
 }
 
 /// # Safety
@@ -83,13 +85,28 @@ unsafe extern "C" fn burrstone_sim_warpgroup(
     // SAFETY: the caller's contract.
     let call = unsafe { Call::new(what, Site::new(file, line)) };
     let first = run().thread() / WARPGROUP * WARPGROUP;
-    gather(collective, first, WARPGROUP, u32::MAX, record, call);
+    gather(collective, first..first + WARPGROUP, u32::MAX, true, record, call);
+}
+
+/// The lanes of a warp came to one instruction from two places.
+fn split(run: &Run, others: Site, site: Site) -> ! {
+    let what =
+        format!("lanes of a warp meet here and at {}, where all must execute the same instruction", others.place());
+    run.fault(FaultKind::Misuse { what }, site)
 }
 
 /// Waits for all lanes; the last to come computes for all.
-fn gather(collective: Collective, first: usize, lanes: usize, mask: u32, record: *mut c_void, call: Call) {
+fn gather(
+    collective: Collective,
+    threads: std::ops::Range<usize>,
+    mask: u32,
+    aligned: bool,
+    record: *mut c_void,
+    call: Call,
+) {
     let run = run();
     let thread = run.thread();
+    let (first, lanes) = (threads.start, threads.len());
     let lane = thread - first;
     if mask >> (lane % WARP) & 1 == 0 {
         run.fault(FaultKind::Misuse { what: format!("lane {lane} is not in its own mask {mask:#x}") }, call.site);
@@ -104,26 +121,29 @@ fn gather(collective: Collective, first: usize, lanes: usize, mask: u32, record:
             let mut records = state.spare_records.pop().unwrap_or_default();
             records.clear();
             records.resize(lanes, std::ptr::null_mut());
-            state.gatherings.push(Gathering { run: collective, first, mask, arrived: 0, records });
+            state.gatherings.push(Gathering { run: collective, first, mask, site: call.site, arrived: 0, records });
             state.gatherings.len() - 1
         });
         let gathering = &mut state.gatherings[at];
         gathering.records[lane] = record;
         gathering.arrived += 1;
         let expected = mask.count_ones() as usize * lanes / WARP;
-        if gathering.arrived == expected {
+        if aligned && gathering.site != call.site {
+            Err(gathering.site)
+        } else if gathering.arrived == expected {
             // Whoever calls the function may fault, which abandons this frame: the records go back to the state first.
             let Gathering { records, .. } = state.gatherings.swap_remove(at);
             let pointer = records.as_ptr();
             state.spare_records.push(records);
-            Some(pointer)
+            Ok(Some(pointer))
         } else {
-            None
+            Ok(None)
         }
     };
-    let Some(records) = complete else {
-        run.wait(call);
-        return;
+    let records = match complete {
+        Ok(Some(records)) => records,
+        Ok(None) => return run.wait(call),
+        Err(others) => split(run, others, call.site),
     };
     // SAFETY: all lanes have passed a record of the kind that `collective` works on, and wait. The spare list is not
     // touched before the call returns: collectives do not gather.
@@ -168,6 +188,14 @@ unsafe extern "C" fn burrstone_sim_sync_warp(mask: u32, file: *const c_char, lin
     if complete { run.suspend() } else { run.wait(call) }
 }
 
+/// Why threads cannot meet at a barrier.
+enum Meeting {
+    /// Others wait for another number of threads.
+    Counts(u32),
+    /// Other lanes of the warp came from another place.
+    Sites(Site),
+}
+
 /// # Safety
 /// As `burrstone_sim_warp`.
 #[unsafe(no_mangle)]
@@ -188,11 +216,15 @@ unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, fi
         let barrier = state.barriers.entry(id).or_insert_with(|| Barrier {
             expected,
             arrived: 0,
+            sites: BTreeMap::new(),
             waiting: Vec::new(),
             released: state.clocks.nothing(),
         });
+        let first = *barrier.sites.entry(thread / WARP).or_insert(site);
         if barrier.expected != expected {
-            Err(barrier.expected)
+            Err(Meeting::Counts(barrier.expected))
+        } else if first != site {
+            Err(Meeting::Sites(first))
         } else {
             barrier.arrived += 1;
             let whole = threads == 0;
@@ -218,7 +250,8 @@ unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, fi
         }
     };
     match complete {
-        Err(others) => {
+        Err(Meeting::Sites(others)) => split(run, others, site),
+        Err(Meeting::Counts(others)) => {
             let what = format!("barrier {id} for {expected} threads, where others wait for {others}");
             run.fault(FaultKind::Misuse { what }, site)
         }
@@ -268,6 +301,9 @@ pub(super) fn check_global(run: &Run, address: u64, bytes: u64, site: Site) {
 }
 
 fn count(run: &Run, space: Space, site: Site, access: Access, address: u64, bytes: u32) {
+    if !run.counting {
+        return;
+    }
     let mut state = run.state.borrow_mut();
     let state = &mut *state;
     if let Some(counters) = &mut state.counters {

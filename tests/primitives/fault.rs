@@ -58,6 +58,13 @@ fn threads_that_wait_for_each_other_are_named_with_their_places() {
 }
 
 #[test]
+fn lanes_that_must_go_together_are_held_to_it() {
+    let misuse = |k: &FaultKind, text: &str| matches!(k, FaultKind::Misuse { what } if what.contains(text));
+    fault("split_warp", "sync_block()", |k| misuse(k, "lanes of a warp meet here and at probes/fault.cu:"));
+    fault("barrier_counts", "barrier_sync<1>(t < 64", |k| misuse(k, "where others wait for"));
+}
+
+#[test]
 fn accesses_outside_memory_are_found() {
     fault("past_array", "shared.first.store", |k| {
         matches!(k, FaultKind::OutOfBoundsShared { offset: 512, of: 512, .. })
