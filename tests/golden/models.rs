@@ -18,7 +18,7 @@ const TIE: f64 = 1e-4;
 fn float32_activations_agree_with_float32_transformers() {
     let mut failures = Failures::default();
     for case in cases() {
-        let engine = Loaded::new(&case, Some(DType::F32));
+        let engine = Loaded::new(&case, Some(DType::F32), Device::Cpu);
         let mut errors = Errors::default();
         for (i, prompt) in case.prompts.iter().enumerate() {
             for (at, found, expected) in engine.score(prompt) {
@@ -42,7 +42,7 @@ fn float32_activations_agree_with_float32_transformers() {
 fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_transformers() {
     let mut failures = Failures::default();
     for case in cases() {
-        let engine = Loaded::new(&case, None);
+        let engine = Loaded::new(&case, None, Device::Cpu);
         let (mut ours, mut theirs) = (Errors::default(), Errors::default());
         for prompt in &case.prompts {
             for (_, found, expected) in engine.score(prompt) {
@@ -76,6 +76,77 @@ fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_tra
     failures.finish();
 }
 
+/// The CUDA kernels on the simulator, or on a GPU where `BURRSTONE_TEST_DEVICE` is `cuda`: no further from float32 than
+/// twice what `transformers` or the CPU engine is in the same dtype, for the residual stream is rounded to it as well.
+#[cfg(feature = "sim")]
+#[test]
+fn devices_agree_with_float32_transformers() {
+    let device = device();
+    let mut failures = Failures::default();
+    for case in cases() {
+        let engine = Loaded::new(&case, None, device);
+        let cpu = Loaded::new(&case, Some(engine.engine.report().dtype), Device::Cpu);
+        let (mut ours, mut theirs) = (Errors::default(), Errors::default());
+        let prompts: Vec<&Prompt> = case.prompts.iter().filter(|prompt| device != Device::Sim || prompt.tokens.len() <= 48).collect();
+        for prompt in &prompts {
+            for ((_, found, expected), (_, on_cpu, _)) in engine.score(prompt).zip(cpu.score(prompt)) {
+                ours.add(found - expected);
+                theirs.add(on_cpu - expected);
+            }
+            prompt.native_error.iter().for_each(|error| theirs.add(*error));
+        }
+        println!("{:34} {device}: max |Δ| {:.1e} (others {:.1e})", case.name, ours.max(), theirs.max());
+        let allowed = 2.0 * theirs.max() + FLOAT32;
+        failures.check(ours.max() <= allowed, || {
+            format!("{}: max |Δ log-probability| {:.5}, others {:.5}", case.name, ours.max(), theirs.max())
+        });
+        for (i, prompt) in prompts.iter().enumerate() {
+            engine.greedy(prompt, 2.0 * allowed, 2.0 * allowed, &mut Errors::default(), |what| {
+                failures.add(format!("{}, prompt {i}, {what}", case.name));
+            });
+        }
+    }
+    failures.finish();
+}
+
+/// From the third token on, the first having been a prefill's and the second the recording's, a token is one replay and
+/// one upload: nothing is launched, allocated or waited for but the token itself. A token that is scored has the same
+/// log-probability, to the bit, as when it was generated.
+#[cfg(feature = "sim")]
+#[test]
+fn a_decode_step_on_a_device_is_one_replay() {
+    let case = case("qwen3");
+    let loaded = Loaded::new(&case, None, device());
+    let prompt = case.prompts[0].tokens.clone();
+    let request = Request::tokens(prompt.clone()).temperature(0.0).max_tokens(6).ignore_eos(true);
+    let mut generation = loaded.engine.generate(request).unwrap();
+    let (mut tokens, mut logprobs) = (prompt.clone(), Vec::new());
+    for step in 0..6 {
+        let before = loaded.engine.counters();
+        let token = generation.next().unwrap().unwrap();
+        tokens.push(token.id);
+        logprobs.push(Some(token.logprob));
+        let after = loaded.engine.counters();
+        assert_eq!((after.uploads - before.uploads, after.waits - before.waits), (1, 1), "step {step}");
+        if step >= 2 {
+            assert_eq!(after.replays - before.replays, 1, "step {step}");
+            assert_eq!(after.launches, before.launches, "step {step}");
+            assert_eq!(after.allocations, before.allocations, "step {step}");
+            assert_eq!((after.syncs, after.downloads), (before.syncs, before.downloads), "step {step}");
+        }
+    }
+    assert_eq!(loaded.engine.score(&tokens).unwrap().logprobs[prompt.len()..], logprobs);
+}
+
+/// The device whose kernels are tested.
+#[cfg(feature = "sim")]
+fn device() -> Device {
+    match std::env::var("BURRSTONE_TEST_DEVICE") {
+        Ok(name) => name.parse().expect("a device"),
+        Err(_) => Device::Sim,
+    }
+}
+
 #[test]
 fn generation_stops_at_each_end_token_of_the_generation_config() {
     let case = case("llama-gqa");
@@ -107,10 +178,10 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new(case: &Case, dtype: Option<DType>) -> Self {
+    fn new(case: &Case, dtype: Option<DType>, device: Device) -> Self {
         let folder = tempfile::tempdir().unwrap();
         case.write(folder.path());
-        let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Cpu).dtype(dtype).build();
+        let built = Engine::builder(folder.path().to_str().unwrap()).device(device).dtype(dtype).build();
         let engine = built.unwrap_or_else(|e| panic!("{}: {e}", case.name));
         Self { engine, _folder: folder }
     }
