@@ -19,6 +19,8 @@ mod embedding;
 mod gather_rows;
 #[path = "kernels/matmul.rs"]
 mod matmul;
+#[path = "kernels/page_copy.rs"]
+mod page_copy;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]
@@ -37,6 +39,7 @@ fn main() {
         embedding::bench,
         gather_rows::bench,
         matmul::bench,
+        page_copy::bench,
         rms_norm::bench,
         rotary_kv_write::bench,
         sample::bench,

@@ -377,6 +377,26 @@ pub struct Sampled {
     pub logprob: f32,
 }
 
+/// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
+/// both read and written.
+pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
+    const OP: &str = "page_copy";
+    let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();
+    written.sort_unstable();
+    if let Some(twice) = written.windows(2).find(|two| two[0] == two[1]) {
+        return Err(Error::operator(OP, "pairs", "each page written once", format!("page {} twice", twice[0])));
+    }
+    for &[from, to] in pairs {
+        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
+            return Err(Error::operator(OP, "pairs", format!("pages below {pages}"), page));
+        }
+        if written.binary_search(&from).is_ok() {
+            return Err(Error::operator(OP, "pairs", "pages read or written", format!("page {from} both")));
+        }
+    }
+    Ok(())
+}
+
 /// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
 pub trait Ops: Send + Sync + Sized + 'static {
     /// Activations on the device.
@@ -456,6 +476,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
         x: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+
+    /// Copies pages of the cache, `[from, to]` each, in every layer. No page is written twice, or both read and written.
+    fn copy_pages(&self, cache: &mut Self::Cache, pairs: &[[u32; 2]]) -> Result<()>;
 
     /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
     fn act_mul(

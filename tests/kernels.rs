@@ -1,5 +1,7 @@
-//! Every CPU kernel against its oracle, on every instruction set that this machine has.
+//! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
 
+#[path = "kernels/device.rs"]
+mod device;
 #[path = "kernels/support.rs"]
 mod support;
 
@@ -16,12 +18,20 @@ mod reference;
 mod act_mul;
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/attention_decode.rs"]
+mod attention_decode;
+#[path = "kernels/attention_prefill.rs"]
+mod attention_prefill;
 #[path = "kernels/embedding.rs"]
 mod embedding;
 #[path = "kernels/gather_rows.rs"]
 mod gather_rows;
 #[path = "kernels/matmul.rs"]
 mod matmul;
+#[path = "kernels/page_copy.rs"]
+mod page_copy;
+#[path = "kernels/paged_attention.rs"]
+mod paged_attention;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]

@@ -10,6 +10,7 @@ mod buffer;
 mod embedding;
 mod gather_rows;
 mod matmul;
+mod page_copy;
 mod pool;
 mod probe;
 mod rms_norm;
@@ -165,6 +166,10 @@ impl Ops for Cpu {
 
     fn gather_rows(&self, step: &Step, rows: Range<usize>, width: usize, x: &Buffer, out: &mut Buffer) -> Result<()> {
         gather_rows::gather_rows(&self.pool, step, rows, width, x, out)
+    }
+
+    fn copy_pages(&self, cache: &mut Cache, pairs: &[[u32; 2]]) -> Result<()> {
+        page_copy::page_copy(&self.pool, cache, pairs)
     }
 
     fn act_mul(

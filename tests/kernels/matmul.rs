@@ -141,3 +141,128 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.matrix(vec![w.clone()], vec![bias.clone()]), "matrix", "bias");
     assert_refused(cpu.matrix(vec![w], vec![bias.clone(), bias]), "matrix", "biases");
 }
+
+mod on_the_device {
+    use burrstone::device::{Stream, Value, Variant};
+    use burrstone::kernels::MatMul;
+
+    use super::*;
+    use crate::device::{Placed, decode, named, stream, variants};
+
+    #[derive(Clone, Debug)]
+    struct Case {
+        m: usize,
+        n: usize,
+        k: usize,
+        dtype: DType,
+        out: DType,
+        biased: bool,
+        /// Elements away from the best alignment: x, weight.
+        shifts: [usize; 2],
+    }
+
+    impl Case {
+        /// The product of x's rows from `first` on.
+        fn run(&self, stream: &Stream, variant: Option<&'static Variant>, first: usize) -> Vec<u8> {
+            let Case { n, k, dtype, shifts, .. } = *self;
+            let m = self.m - first;
+            let x = Placed::of(stream, dtype, &numbers(1, self.m * k, dtype)[first * k..], shifts[0]);
+            let weight = Placed::of(stream, dtype, &numbers(2, n * k, dtype), shifts[1]);
+            let bias = Placed::of(stream, dtype, &numbers(3, n, dtype), 1);
+            let mut out = Placed::untouched(stream, self.out, m * n, 1);
+            let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
+            let args = MatMul { x, weight, bias, out: out.slice_mut(), m, n, k };
+            match variant {
+                Some(variant) => args.launch_variant(stream, variant),
+                None => args.launch(stream),
+            }
+            .unwrap();
+            out.bytes()
+        }
+
+        fn check(&self) {
+            let Case { m, n, k, dtype, out, biased, .. } = *self;
+            let (x, w, b) = (numbers(1, m * k, dtype), numbers(2, n * k, dtype), numbers(3, n, dtype));
+            let bias = biased.then_some(b.as_slice());
+            let plain = matmul::<f32>(&x, &w, bias, m, n, k);
+            let exact = matmul::<f64>(&x, &w, bias, m, n, k);
+            let mut first: Option<Vec<u8>> = None;
+            for variant in variants("matmul", &[("dtype", named(dtype)), ("out", named(out))]) {
+                let Some(stream) = stream(variant, k as u64) else { continue };
+                let got = self.run(&stream, Some(variant), 0);
+                assert_close(variant.name, out, &decode(out, &got), &plain, &exact);
+                // Whatever the tile: the narrow one and the wide one meet in one batch of requests.
+                let expected = first.get_or_insert(got.clone());
+                assert!(*expected == got, "{}: the first variant differs", variant.name);
+            }
+            let expected = first.expect("a variant for the device");
+            let key = [("dtype", named(dtype)), ("out", named(out)), ("m", Value::Int(4))];
+            let stream = stream(variants("matmul", &key)[0], 9).expect("a device");
+            assert!(expected.ends_with(&self.run(&stream, None, m - 1)), "a row alone differs");
+        }
+    }
+
+    fn any_case(shape: impl Strategy<Value = (usize, usize, usize)>) -> impl Strategy<Value = Case> {
+        let dtype = proptest::sample::select(vec![DType::BF16, DType::F16]);
+        let shifts = proptest::sample::select(vec![[0, 0], [8, 16], [1, 0], [0, 3]]);
+        (shape, dtype, any::<bool>(), any::<bool>(), shifts).prop_map(|((m, n, k), dtype, wide, biased, shifts)| {
+            let out = if wide { DType::F32 } else { dtype };
+            Case { m, n, k, dtype, out, biased, shifts }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(cases(24))]
+
+        #[test]
+        fn every_variant_agrees_with_the_oracle(
+            case in any_case((1usize..12, 1usize..80, prop_oneof![1usize..40, (1usize..30).prop_map(|g| 8 * g)])),
+        ) {
+            case.check();
+        }
+
+        /// Around the borders of tiles.
+        #[test]
+        fn borders_agree_with_the_oracle(
+            case in any_case((
+                proptest::sample::select(vec![3usize, 4, 5, 63, 64, 65]),
+                proptest::sample::select(vec![31usize, 32, 33, 64, 65]),
+                proptest::sample::select(vec![56usize, 64, 65, 72, 128, 136]),
+            )),
+        ) {
+            case.check();
+        }
+    }
+
+    #[test]
+    fn nothing_times_nothing_is_the_bias() {
+        let case = Case { m: 2, n: 3, k: 0, dtype: DType::F16, out: DType::F32, biased: true, shifts: [0; 2] };
+        for variant in variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F32))]) {
+            let Some(stream) = stream(variant, 1) else { continue };
+            let bias = numbers(3, 3, DType::F16);
+            assert_eq!(decode(DType::F32, &case.run(&stream, Some(variant), 0)), [bias.clone(), bias].concat());
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let stream = stream(variants("matmul", &[("dtype", named(DType::F16))])[0], 1).expect("f16 is everywhere");
+        let attempt = |x_len, w_dtype, bias_len, out_dtype, m| {
+            let x = Placed::untouched(&stream, DType::F16, x_len, 0);
+            let weight = Placed::untouched(&stream, w_dtype, 12, 0);
+            let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
+            let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
+            let (x, weight, bias) = (x.slice(), weight.slice(), Some(bias.slice()));
+            MatMul { x, weight, bias, out: out.slice_mut(), m, n: 3, k: 4 }.launch(&stream)
+        };
+        const OP: &str = "matmul";
+        attempt(8, DType::F16, 3, DType::F16, 2).unwrap();
+        attempt(8, DType::F16, 3, DType::F16, 0).unwrap();
+        assert_refused(attempt(7, DType::F16, 3, DType::F16, 2), OP, "x");
+        assert_refused(attempt(8, DType::BF16, 3, DType::F16, 2), OP, "weight");
+        assert_refused(attempt(8, DType::F16, 2, DType::F16, 2), OP, "bias");
+        assert_refused(attempt(12, DType::F16, 3, DType::F16, 3), OP, "out");
+        assert_refused(attempt(8, DType::F16, 3, DType::BF16, 2), OP, "out");
+        assert_refused(attempt(8, DType::F16, 3, DType::F16, usize::MAX), OP, "x");
+    }
+}

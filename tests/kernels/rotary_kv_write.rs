@@ -4,6 +4,7 @@ use burrstone::ops::{Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Span};
 use proptest::prelude::*;
 
 use crate::problems::rotary_kv_write::PROBLEMS;
+use crate::reference::Real;
 use crate::reference::rotary_kv_write::head;
 use crate::support::*;
 
@@ -143,4 +144,262 @@ fn wrong_shapes_are_refused() {
     let odd = CacheShape { page_size: 3, ..shape };
     assert_refused(cpu.cache(odd), "cache", "page_size");
     assert_refused(cpu.cache(CacheShape { pages: usize::MAX, ..shape }), "cache", "shape");
+}
+
+mod on_the_device {
+    use burrstone::device::{Stream, Variant};
+    use burrstone::kernels::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};
+
+    use super::*;
+    use crate::device::{
+        Placed, assert_quantized, assert_scale, decode, is_untouched, named, shuffled, stream, variants,
+    };
+
+    #[derive(Clone, Debug)]
+    struct Case {
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        d: usize,
+        rotary: usize,
+        page_size: usize,
+        dtype: DType,
+        cache: DType,
+        norm: bool,
+        offset: f32,
+        /// Elements away from the best alignment: qkv, query, keys, gains.
+        shifts: [usize; 4],
+        seed: u64,
+    }
+
+    /// What the kernel wrote, as it is stored.
+    #[derive(Clone, PartialEq)]
+    struct Written {
+        query: Vec<u8>,
+        /// Keys, then values.
+        cache: [Vec<u8>; 2],
+        scales: [Vec<u8>; 2],
+    }
+
+    const EPS: f32 = 1e-5;
+    const SCALES: [f32; 2] = [0.02, 0.003];
+
+    impl Case {
+        fn width(&self) -> usize {
+            (self.heads + 2 * self.kv_heads) * self.d
+        }
+
+        fn pages(&self) -> usize {
+            self.tokens.div_ceil(self.page_size) + 2
+        }
+
+        fn qkv(&self) -> Vec<f32> {
+            numbers(1, self.tokens * self.width(), self.dtype)
+        }
+
+        fn rope(&self) -> Vec<f32> {
+            numbers(2, self.tokens * self.rotary, DType::F32)
+        }
+
+        fn gains(&self) -> [Vec<f32>; 2] {
+            [numbers(3, self.d, self.dtype), numbers(4, self.d, self.dtype)]
+        }
+
+        /// A slot of its own for each token, all over the cache; some have none.
+        fn slots(&self) -> Vec<u32> {
+            let count = (self.pages() * self.page_size) as u32;
+            let mut slots = shuffled(self.seed, count as usize);
+            slots.truncate(self.tokens);
+            for (t, slot) in slots.iter_mut().enumerate() {
+                match bits(self.seed, 1000 + t as u64) % 6 {
+                    0 => *slot = u32::MAX,
+                    1 => *slot = count,
+                    _ => {}
+                }
+            }
+            slots
+        }
+
+        /// Runs the kernel over tokens from `first` on.
+        fn run(&self, stream: &Stream, variant: &'static Variant, first: usize) -> Written {
+            let Case { heads, kv_heads, d, rotary, page_size, dtype, cache, offset, shifts, .. } = *self;
+            let (tokens, pages) = (self.tokens - first, self.pages());
+            let qkv = Placed::of(stream, dtype, &self.qkv()[first * self.width()..], shifts[0]);
+            let mut query = Placed::untouched(stream, dtype, tokens * heads * d, shifts[1]);
+            let entries = pages * kv_heads * page_size;
+            let mut keys = Placed::untouched(stream, cache, entries * d, shifts[2]);
+            let mut values = Placed::untouched(stream, cache, entries * d, shifts[2]);
+            let mut key_scales = Placed::untouched(stream, DType::F32, entries, 1);
+            let mut value_scales = Placed::untouched(stream, DType::F32, entries, 2);
+            let slots = Placed::indices(stream, &self.slots()[first..], 1);
+            let rope = Placed::of(stream, DType::F32, &self.rope()[first * rotary..], shifts[0]);
+            let gains = self.gains().map(|gain| Placed::of(stream, dtype, &gain, shifts[3]));
+            let scales = match cache {
+                DType::I8 => KvScalesMut::Entry { keys: key_scales.slice_mut(), values: value_scales.slice_mut() },
+                DType::E4M3 | DType::E5M2 => KvScalesMut::Layer { key: SCALES[0], value: SCALES[1] },
+                _ => KvScalesMut::None,
+            };
+            let gains_there = QkGains { query: gains[0].slice(), key: gains[1].slice(), eps: EPS, offset };
+            let args = RotaryKvWrite {
+                qkv: qkv.slice(),
+                query: query.slice_mut(),
+                cache: KvCacheMut { keys: keys.slice_mut(), values: values.slice_mut(), scales, pages, page_size },
+                slots: slots.slice(),
+                rope: rope.slice(),
+                gains: self.norm.then_some(gains_there),
+                tokens,
+                heads,
+                kv_heads,
+                head_dim: d,
+                rotary_dim: rotary,
+            };
+            args.launch_variant(stream, variant).unwrap();
+            let cache = [keys.bytes(), values.bytes()];
+            Written { query: query.bytes(), cache, scales: [key_scales.bytes(), value_scales.bytes()] }
+        }
+
+        /// Heads `heads` of token `t`; values are written as they are.
+        fn expected<T: Real>(&self, t: usize, heads: std::ops::Range<usize>) -> Vec<T> {
+            let (qkv, rope, gains) = (self.qkv(), self.rope(), self.gains());
+            let (cos, sin) = rope[t * self.rotary..][..self.rotary].split_at(self.rotary / 2);
+            let one = |h: usize| {
+                let x = &qkv[t * self.width() + h * self.d..][..self.d];
+                if h >= self.heads + self.kv_heads {
+                    return x.iter().map(|&x| T::of(x)).collect();
+                }
+                let gain: Vec<f32> = gains[usize::from(h >= self.heads)].iter().map(|g| g + self.offset).collect();
+                head(x, self.norm.then_some((gain.as_slice(), EPS)), cos, sin)
+            };
+            heads.flat_map(one).collect()
+        }
+
+        fn check_written(&self, what: &str, written: &Written) {
+            let Case { heads, kv_heads, d, page_size, dtype, cache, .. } = *self;
+            let query = decode(dtype, &written.query);
+            let mut left = vec![true; self.pages() * kv_heads * page_size];
+            for (t, slot) in self.slots().into_iter().enumerate() {
+                let slot = slot as usize;
+                let own = t * heads * d..(t + 1) * heads * d;
+                if slot >= self.pages() * page_size {
+                    assert!(is_untouched(&written.query[own.start * 2..own.end * 2]), "{what}: token {t} has no slot");
+                    continue;
+                }
+                let (plain, exact) = (self.expected(t, 0..heads), self.expected(t, 0..heads));
+                assert_close(&format!("{what}: queries of token {t}"), dtype, &query[own], &plain, &exact);
+                for h in 0..kv_heads {
+                    let entry = (slot / page_size * kv_heads + h) * page_size + slot % page_size;
+                    left[entry] = false;
+                    for (which, first) in [heads, heads + kv_heads].into_iter().enumerate() {
+                        let what = format!("{what}: token {t}, head {h}, {}", ["key", "value"][which]);
+                        let codes =
+                            decode(cache, &written.cache[which][entry * d * cache.size()..][..d * cache.size()]);
+                        let (plain, exact) =
+                            (self.expected(t, first + h..first + h + 1), self.expected(t, first + h..first + h + 1));
+                        match cache {
+                            DType::I8 => {
+                                let scale = decode(DType::F32, &written.scales[which][4 * entry..][..4])[0];
+                                assert_quantized(&what, cache, &codes, scale, &exact);
+                                assert_scale(&what, cache, &codes, scale, &exact);
+                            }
+                            DType::E4M3 | DType::E5M2 => assert_quantized(&what, cache, &codes, SCALES[which], &exact),
+                            _ => assert_close(&what, dtype, &codes, &plain, &exact),
+                        }
+                    }
+                }
+            }
+            for entry in left.iter().enumerate().filter(|(_, left)| **left).map(|(entry, _)| entry) {
+                let bytes = d * cache.size();
+                for (cache, scales) in written.cache.iter().zip(&written.scales) {
+                    let whole =
+                        is_untouched(&cache[entry * bytes..][..bytes]) && is_untouched(&scales[4 * entry..][..4]);
+                    assert!(whole, "{what}: entry {entry} belongs to no token");
+                }
+            }
+        }
+
+        fn check(&self) {
+            let mut first: Option<Written> = None;
+            for variant in variants("rotary_kv_write", &[("dtype", named(self.dtype)), ("cache", named(self.cache))]) {
+                let Some(stream) = stream(variant, self.seed) else { continue };
+                let written = self.run(&stream, variant, 0);
+                self.check_written(variant.name, &written);
+                let alone = self.run(&stream, variant, self.tokens - 1);
+                assert!(written.query.ends_with(&alone.query), "{}: a token alone differs", variant.name);
+                let expected = first.get_or_insert(written.clone());
+                assert!(*expected == written, "{}: the first variant differs", variant.name);
+            }
+        }
+    }
+
+    fn any_case() -> impl Strategy<Value = Case> {
+        let dtypes = proptest::sample::select(vec![DType::BF16, DType::F16]);
+        let cache = proptest::sample::select(vec![None, Some(DType::E4M3), Some(DType::E5M2), Some(DType::I8)]);
+        let shifts = proptest::sample::select(vec![[0; 4], [8, 8, 16, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 4, 1]]);
+        let real = proptest::sample::select(vec![
+            (4, 2, 64, 64),
+            (2, 1, 128, 128),
+            (3, 3, 80, 32),
+            (1, 1, 256, 256),
+            (2, 1, 296, 128),
+        ]);
+        let heads = prop_oneof![any_heads(), real];
+        let sizes = (1usize..7, proptest::sample::select(vec![1usize, 2, 4, 16]), heads);
+        (sizes, dtypes, cache, any::<(bool, bool)>(), shifts, any::<u64>()).prop_map(
+            |((tokens, page_size, (heads, kv_heads, d, rotary)), dtype, cache, (norm, one), shifts, seed)| {
+                let (cache, offset) = (cache.unwrap_or(dtype), if one { 1.0 } else { 0.0 });
+                Case { tokens, heads, kv_heads, d, rotary, page_size, dtype, cache, norm, offset, shifts, seed }
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(cases(80))]
+
+        #[test]
+        fn every_variant_agrees_with_the_oracle(case in any_case()) {
+            case.check();
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let key = [("dtype", named(DType::F16)), ("cache", named(DType::F16))];
+        let stream = stream(variants("rotary_kv_write", &key)[0], 1).expect("f16 is everywhere");
+        let attempt = |qkv_len, stored, layer_scale: bool, rope_len, rotary_dim, pages| {
+            let qkv = Placed::untouched(&stream, DType::F16, qkv_len, 0);
+            let mut query = Placed::untouched(&stream, DType::F16, 8, 0);
+            let (mut keys, mut values) =
+                (Placed::untouched(&stream, stored, 16, 0), Placed::untouched(&stream, stored, 16, 0));
+            let slots = Placed::indices(&stream, &[0], 0);
+            let rope = Placed::untouched(&stream, DType::F32, rope_len, 0);
+            let scales = if layer_scale { KvScalesMut::Layer { key: 1.0, value: 1.0 } } else { KvScalesMut::None };
+            let args = RotaryKvWrite {
+                qkv: qkv.slice(),
+                query: query.slice_mut(),
+                cache: KvCacheMut { keys: keys.slice_mut(), values: values.slice_mut(), scales, pages, page_size: 4 },
+                slots: slots.slice(),
+                rope: rope.slice(),
+                gains: None,
+                tokens: 1,
+                heads: 2,
+                kv_heads: 1,
+                head_dim: 4,
+                rotary_dim,
+            };
+            args.launch(&stream)
+        };
+        const OP: &str = "rotary_kv_write";
+        attempt(16, DType::F16, false, 4, 4, 1).unwrap();
+        attempt(16, DType::E4M3, true, 4, 4, 1).unwrap();
+        assert_refused(attempt(15, DType::F16, false, 4, 4, 1), OP, "qkv");
+        assert_refused(attempt(16, DType::BF16, false, 4, 4, 1), OP, "keys");
+        assert_refused(attempt(16, DType::F16, true, 4, 4, 1), OP, "scales");
+        assert_refused(attempt(16, DType::E5M2, false, 4, 4, 1), OP, "scales");
+        assert_refused(attempt(16, DType::I8, true, 4, 4, 1), OP, "scales");
+        assert_refused(attempt(16, DType::F16, false, 3, 4, 1), OP, "rope");
+        assert_refused(attempt(16, DType::F16, false, 4, 3, 1), OP, "rotary_dim");
+        assert_refused(attempt(16, DType::F16, false, 6, 6, 1), OP, "rotary_dim");
+        assert_refused(attempt(16, DType::F16, false, 4, 4, 2), OP, "keys");
+        assert_refused(attempt(16, DType::F16, false, 4, 4, usize::MAX), OP, "pages");
+    }
 }

@@ -6,6 +6,7 @@ pub mod attention;
 pub mod embedding;
 pub mod gather_rows;
 pub mod matmul;
+pub mod page_copy;
 pub mod rms_norm;
 pub mod rotary_kv_write;
 pub mod sample;

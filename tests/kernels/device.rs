@@ -1,0 +1,180 @@
+//! What the tests of CUDA kernels share: a device, memory whose surroundings are watched, numbers of eight bits.
+
+use burrstone::DType;
+use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Variant};
+use burrstone::kernels::ALL;
+use half::f16;
+
+use crate::support::{bits, encode};
+
+/// All variants of a kernel whose axes have the values of `key`.
+pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
+    let kernel = ALL.iter().find(|k| k.name == kernel).expect("a kernel of that name");
+    let fits = |v: &&Variant| key.iter().all(|(axis, value)| v.value(axis) == Some(*value));
+    let found: Vec<_> = kernel.variants.iter().filter(fits).collect();
+    assert!(!found.is_empty(), "no variant of {} for {key:?}", kernel.name);
+    found
+}
+
+pub fn named(dtype: DType) -> Value {
+    Value::Text(dtype.name())
+}
+
+/// A device that runs `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU; `None` where that GPU
+/// is too old for it.
+pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
+    if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|name| name == "cuda") {
+        let stream = Stream::cuda(0).unwrap();
+        return variant.archs.contains(&stream.arch()).then_some(stream);
+    }
+    Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
+}
+
+/// Elements before and behind what a kernel is given.
+const MARGIN: usize = 32;
+/// What stands there, and in memory that nothing was written to.
+const UNTOUCHED: u8 = 0xa5;
+
+/// Memory with a margin. A kernel that writes there is found out by [`Placed::bytes`].
+pub struct Placed {
+    memory: Memory,
+    start: usize,
+    len: usize,
+}
+
+impl Placed {
+    /// `bytes` as elements of `dtype`; `shift` elements away from the best alignment.
+    pub fn new(stream: &Stream, dtype: DType, bytes: &[u8], shift: usize) -> Self {
+        let (len, start) = (bytes.len() / dtype.size(), MARGIN + shift);
+        let mut all = vec![UNTOUCHED; (start + len + MARGIN) * dtype.size()];
+        all[start * dtype.size()..][..bytes.len()].copy_from_slice(bytes);
+        let mut memory = stream.alloc(dtype, start + len + MARGIN).unwrap();
+        memory.write(&all).unwrap();
+        Self { memory, start, len }
+    }
+
+    pub fn of(stream: &Stream, dtype: DType, values: &[f32], shift: usize) -> Self {
+        Self::new(stream, dtype, &encode(values, dtype), shift)
+    }
+
+    pub fn indices(stream: &Stream, values: &[u32], shift: usize) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self::new(stream, DType::U32, &bytes, shift)
+    }
+
+    /// `len` elements that nothing was written to.
+    pub fn untouched(stream: &Stream, dtype: DType, len: usize, shift: usize) -> Self {
+        Self::new(stream, dtype, &vec![UNTOUCHED; len * dtype.size()], shift)
+    }
+
+    pub fn slice(&self) -> Slice<'_> {
+        self.memory.slice().range(self.start..self.start + self.len).unwrap()
+    }
+
+    pub fn slice_mut(&mut self) -> SliceMut<'_> {
+        self.memory.slice_mut().range(self.start..self.start + self.len).unwrap()
+    }
+
+    /// The elements' bytes; fails if anything around them was written.
+    #[track_caller]
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut all: Vec<u8> = self.memory.read().unwrap();
+        let size = self.memory.dtype().size();
+        let behind = all.split_off((self.start + self.len) * size);
+        let inside = all.split_off(self.start * size);
+        assert!(all.iter().all(|&b| b == UNTOUCHED), "written before the first element");
+        assert!(behind.iter().all(|&b| b == UNTOUCHED), "written behind the last element");
+        inside
+    }
+
+    #[track_caller]
+    pub fn read(&self) -> Vec<f32> {
+        decode(self.memory.dtype(), &self.bytes())
+    }
+}
+
+/// Whether bytes are as [`Placed::untouched`] left them.
+pub fn is_untouched(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&b| b == UNTOUCHED)
+}
+
+/// Elements as they are stored.
+pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    let one = |b: &[u8]| match (dtype, b) {
+        (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        (DType::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+        (DType::E4M3, &[code]) => e4m3(code),
+        // An e5m2 is the upper half of an f16.
+        (DType::E5M2, &[code]) => f16::from_le_bytes([0, code]).to_f32(),
+        (DType::I8, &[code]) => f32::from(code as i8),
+        _ => panic!("no numbers in {dtype}"),
+    };
+    bytes.chunks(dtype.size()).map(one).collect()
+}
+
+/// Sign, four bits of exponent with bias 7, three of mantissa; all ones is NaN.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// The largest magnitude of a quantized dtype.
+pub fn largest_code(dtype: DType) -> f32 {
+    match dtype {
+        DType::E4M3 => 448.0,
+        DType::E5M2 => 57344.0,
+        _ => 127.0,
+    }
+}
+
+/// Codes times their scale are the exact values, but for one rounding to the nearest code and the errors of f32.
+#[track_caller]
+pub fn assert_quantized(what: &str, dtype: DType, codes: &[f32], scale: f32, exact: &[f64]) {
+    assert_eq!(codes.len(), exact.len(), "{what}: lengths");
+    let scale = f64::from(scale);
+    let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    let (mut cross, mut squares) = (0.0, 0.0);
+    for (i, (&code, &e)) in codes.iter().zip(exact).enumerate() {
+        let x = f64::from(code) * scale;
+        // Half of the distance between neighbouring codes.
+        let half = match dtype {
+            DType::E4M3 => (e.abs() / 16.0).max(0.5f64.powi(10) * scale),
+            DType::E5M2 => (e.abs() / 8.0).max(0.5f64.powi(17) * scale),
+            _ => 0.5 * scale,
+        };
+        let (error, bound) = ((x - e).abs(), 1.001 * half + 1e-5 * largest);
+        assert!(
+            error <= bound,
+            "{what}: element {i} is {code} · {scale}, not {e}: off by {error:e}, allowed {bound:e}"
+        );
+        cross += x * e;
+        squares += x * x + e * e;
+    }
+    // Of e5m2 half a step is an eighth.
+    let allowed = if dtype == DType::E5M2 { 8e-3 } else { 1e-3 };
+    let distance = if squares == 0.0 { 0.0 } else { 1.0 - 2.0 * cross / squares };
+    assert!(codes.len() < 8 || distance < allowed, "{what}: distance {distance:e}");
+}
+
+/// A row's scale makes its largest magnitude the largest code, which is there.
+#[track_caller]
+pub fn assert_scale(what: &str, dtype: DType, codes: &[f32], scale: f32, exact: &[f64]) {
+    let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    let expected = largest / f64::from(largest_code(dtype));
+    assert!((f64::from(scale) - expected).abs() <= 1e-5 * expected, "{what}: scale {scale}, not {expected}");
+    let found = codes.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+    assert!(largest == 0.0 || found == largest_code(dtype), "{what}: the largest code is {found}");
+}
+
+/// The numbers from 0 on in an order of their own.
+pub fn shuffled(seed: u64, n: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by_key(|&i| bits(seed, u64::from(i)));
+    order
+}
