@@ -63,7 +63,9 @@ fn with_plain_comments(text: &str) -> String {
     let plain = |line: &str| {
         let (indent, attribute) = line.split_at(line.len() - line.trim_start().len());
         let words = attribute.strip_prefix("#[doc = \"")?.strip_suffix("\"]")?;
-        (!words.contains('\\')).then(|| format!("{indent}///{words}\n"))
+        let lines: Vec<_> = words.split("\\n").collect();
+        let plain = lines.iter().all(|line| !line.contains('\\'));
+        plain.then(|| lines.iter().map(|line| format!("{indent}///{line}\n")).collect::<String>())
     };
     text.lines().map(|line| plain(line).unwrap_or_else(|| format!("{line}\n"))).collect()
 }

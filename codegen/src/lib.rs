@@ -36,6 +36,19 @@
 //! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
 //! as Rust, [`host`] compiles them for the simulator, [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
 //! for GPUs, reads what they use and holds that against their gates.
+//!
+//! # Environment
+//! | variable | values | without it |
+//! |---|---|---|
+//! | `BURRSTONE_CUDA_ARCHS` | `all`, `native`, or a list such as `70,80,90a` | `CUDA_COMPUTE_CAP`, the GPU present, else all |
+//! | `BURRSTONE_CUDA_COMPILER` | `nvrtc`, `nvcc`, `none` | NVRTC where there is one, else nvcc |
+//! | `BURRSTONE_CUDA_VARIANTS` | `fallback`, `all` (with the probes) | `fallback` |
+//! | `BURRSTONE_CUBIN_CACHE` | a folder that builds share | each build keeps its own cubins |
+//! | `BURRSTONE_SIM_SANITIZE` | a list for `-fsanitize=` | none |
+//!
+//! Compilers are looked for by `CUDA_HOME`, `CUDA_PATH`, `NVCC`, `PATH`, in `/usr/local/cuda*` and in the packages of the
+//! Python of `VIRTUAL_ENV`, `CONDA_PREFIX`, the repository's `.venv` and `PATH`. nvcc needs CMake 3.27 (`CMAKE` or
+//! `PATH`) and takes `NVCC_CCBIN`.
 
 mod arch;
 #[cfg(feature = "bindings")]

@@ -68,8 +68,8 @@ enum Command {
 
 #[derive(Args)]
 struct Chosen {
-    /// Kernels and probes; all of them if none is named.
-    kernels: Vec<String>,
+    /// Kernels, probes or variants; everything if nothing is named.
+    names: Vec<String>,
 }
 
 #[derive(Args)]
@@ -189,11 +189,21 @@ fn bindings(_: &Tree) -> Result<String, Vec<String>> {
 impl Chosen {
     fn from(&self, tree: &Tree) -> Result<Vec<Kernel>, Vec<String>> {
         let mut kernels = tree.kernels().map_err(one)?;
-        if let Some(name) = self.kernels.iter().find(|name| kernels.iter().all(|kernel| kernel.spec.name != **name)) {
+        let is_named = |name: &String| self.names.contains(name);
+        let known = |name: &&String| {
+            kernels.iter().any(|k| k.spec.name == **name || k.variants.iter().any(|v| v.name == **name))
+        };
+        if let Some(name) = self.names.iter().find(|name| !known(name)) {
             let known: Vec<_> = kernels.iter().map(|kernel| kernel.spec.name.as_str()).collect();
-            return Err(vec![format!("expected a kernel of {}, found {name:?}", known.join(", "))]);
+            return Err(vec![format!(
+                "expected a kernel of {}, or a variant of one, found {name:?}",
+                known.join(", ")
+            )]);
         }
-        kernels.retain(|kernel| self.kernels.is_empty() || self.kernels.contains(&kernel.spec.name));
+        for kernel in kernels.iter_mut().filter(|kernel| !self.names.is_empty() && !is_named(&kernel.spec.name)) {
+            kernel.variants.retain(|variant| is_named(&variant.name));
+            kernel.pruned.clear();
+        }
         Ok(kernels)
     }
 }

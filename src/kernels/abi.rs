@@ -578,3 +578,17 @@ const _: () = {
     ["Offset of field: target_logprobs_args::rows"][::core::mem::offset_of!(target_logprobs_args, rows) - 24usize];
     ["Offset of field: target_logprobs_args::vocab"][::core::mem::offset_of!(target_logprobs_args, vocab) - 28usize];
 };
+/// A tensor and the boxes it is copied in. Made by the device: CUDA's CUtensorMap, or the simulator's own. Opaque, 128
+/// bytes at a multiple of 64.
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct tensor_map {
+    pub opaque: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tensor_map"][::core::mem::size_of::<tensor_map>() - 128usize];
+    ["Alignment of tensor_map"][::core::mem::align_of::<tensor_map>() - 64usize];
+    ["Offset of field: tensor_map::opaque"][::core::mem::offset_of!(tensor_map, opaque) - 0usize];
+};

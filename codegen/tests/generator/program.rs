@@ -27,6 +27,14 @@ fn variants_are_listed_with_their_architectures() {
 }
 
 #[test]
+fn names_choose_kernels_and_variants() {
+    let listed = |names: &[&str]| lines(&run(&Copy::new(), &[&["list"], names].concat()).stdout).len();
+    assert_eq!(listed(&[]), 9);
+    assert_eq!(listed(&["first_lane"]), 1);
+    assert_eq!(listed(&["scale__f32_v4_t64", "first_lane"]), 2);
+}
+
+#[test]
 fn what_is_pruned_is_printed_with_its_reason() {
     let output = run(&Copy::new(), &["pruned"]);
     let lines = lines(&output.stdout);
@@ -67,7 +75,10 @@ fn mistakes_are_one_line_and_fail() {
         assert_eq!(lines.len(), 1, "{lines:?}");
         lines[0].clone()
     };
-    assert_eq!(error(&["list", "scal"]), "error: expected a kernel of scale, first_lane, found \"scal\"");
+    assert_eq!(
+        error(&["list", "scal"]),
+        "error: expected a kernel of scale, first_lane, or a variant of one, found \"scal\""
+    );
     assert_eq!(error(&["report", "--archs", "all"]), "error: nothing can be compiled");
     copy.replace("codegen/specs/scale.toml", "arch >= 80", "arc >= 80");
     assert!(error(&["check"]).contains("scale.toml: rule 0: "));
