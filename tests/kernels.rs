@@ -1,5 +1,6 @@
 //! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
 
+#[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
 #[path = "kernels/support.rs"]

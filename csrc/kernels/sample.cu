@@ -80,10 +80,8 @@ template <class V> class Sampler {
     }
 
   private:
-    // Penalties, then biases, then the mask, in place.
+    // Penalties, then biases, then the mask, in place. Everyone has read the logits: their sum is known.
     BURRSTONE_DEVICE void adjust() {
-        // Everyone has read the logits.
-        sync_block();
         sample_seen *seen = reinterpret_cast<sample_seen *>(lists + row.seen);
         for (uint32_t i = thread_index(); i < row.seen_len; i += THREADS) {
             float *at = logits + load(&seen[i].token);

@@ -101,7 +101,7 @@ impl Checked {
         let refuse = |field, expected: String, found: String| Err(Error::operator(check.0, field, expected, found));
         let Heads { tokens, heads, kv_heads, head_dim } = of;
         let &KvCache { keys, values, scales, pages, page_size } = cache;
-        if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
+        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
             return refuse("heads", format!("a multiple of {kv_heads}"), heads.to_string());
         }
         if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
@@ -155,7 +155,7 @@ impl Checked {
 /// The number of records of `words` words each in a list of them, which is aligned as the kernels read it.
 pub(super) fn records(check: Check, field: &'static str, list: Slice<'_>, words: usize) -> Result<usize> {
     check.dtype(field, list.dtype(), &[DType::U32])?;
-    if list.len() % words != 0 {
+    if !list.len().is_multiple_of(words) {
         return Err(Error::operator(check.0, field, format!("a multiple of {words} elements"), list.len()));
     }
     aligned(check, field, list, words * 4)?;
@@ -165,7 +165,7 @@ pub(super) fn records(check: Check, field: &'static str, list: Slice<'_>, words:
 /// # Errors
 /// The slice is not aligned to `bytes` bytes.
 pub(super) fn aligned(check: Check, field: &'static str, slice: Slice<'_>, bytes: usize) -> Result<()> {
-    if slice.address() % bytes as u64 != 0 {
+    if !slice.address().is_multiple_of(bytes as u64) {
         return Err(Error::operator(check.0, field, format!("an address aligned to {bytes} bytes"), slice.address()));
     }
     Ok(())

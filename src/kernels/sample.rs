@@ -49,7 +49,7 @@ impl Sample<'_> {
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
         let words = size_of::<sample_row>() / 4;
         CHECK.dtype("rows", self.rows.dtype(), &[DType::U32])?;
-        if self.rows.len() % words != 0 {
+        if !self.rows.len().is_multiple_of(words) {
             return Err(Error::operator(CHECK.0, "rows", format!("a multiple of {words} elements"), self.rows.len()));
         }
         aligned(CHECK, "rows", self.rows, align_of::<sample_row>())?;

@@ -91,6 +91,7 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.act_mul(usize::MAX, 5, Activation::Silu, &gate_up, &mut out), "act_mul", "gate_up");
 }
 
+#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::ActMul;

@@ -5,7 +5,7 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::ALL;
 use half::f16;
 
-use crate::support::{bits, encode};
+use crate::support::encode;
 
 /// All variants of a kernel whose axes have the values of `key`.
 pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
@@ -23,6 +23,7 @@ pub fn named(dtype: DType) -> Value {
 /// A device that runs `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU; `None` where that GPU
 /// is too old for it.
 pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
+    #[cfg(feature = "cuda")]
     if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|name| name == "cuda") {
         let stream = Stream::cuda(0).unwrap();
         return variant.archs.contains(&stream.arch()).then_some(stream);
@@ -170,11 +171,4 @@ pub fn assert_scale(what: &str, dtype: DType, codes: &[f32], scale: f32, exact: 
     assert!((f64::from(scale) - expected).abs() <= 1e-5 * expected, "{what}: scale {scale}, not {expected}");
     let found = codes.iter().fold(0.0f32, |a, x| a.max(x.abs()));
     assert!(largest == 0.0 || found == largest_code(dtype), "{what}: the largest code is {found}");
-}
-
-/// The numbers from 0 on in an order of their own.
-pub fn shuffled(seed: u64, n: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..n as u32).collect();
-    order.sort_by_key(|&i| bits(seed, u64::from(i)));
-    order
 }

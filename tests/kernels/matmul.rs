@@ -142,6 +142,7 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.matrix(vec![w], vec![bias.clone(), bias]), "matrix", "biases");
 }
 
+#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Value, Variant};
     use burrstone::kernels::MatMul;

@@ -1,10 +1,8 @@
 use burrstone::DType;
 use burrstone::cpu::{Cache, Cpu, Isa};
-use burrstone::kernels::PageCopy;
 use burrstone::ops::{CacheShape, Ops, RotaryKvWrite};
 use proptest::prelude::*;
 
-use crate::device::{Placed, shuffled, stream, variants};
 use crate::reference::page_copy::page_copy;
 use crate::support::*;
 
@@ -56,33 +54,6 @@ proptest! {
         cpu.copy_pages(&mut cache, &pairs).unwrap();
         assert_same_bits("cache", &cache.read().unwrap(), &expected);
     }
-
-    #[test]
-    fn every_variant_copies(
-        planes in 1usize..4,
-        pages in 1usize..9,
-        page in prop_oneof![1usize..70, Just(1024usize), 4090usize..4100],
-        dtype in proptest::sample::select(vec![DType::BF16, DType::F32, DType::U8]),
-        shift in 0usize..3,
-        copies in 0usize..5,
-        seed in any::<u64>(),
-    ) {
-        let bytes: Vec<u8> = (0..planes * pages * page * dtype.size()).map(|i| bits(7, i as u64) as u8).collect();
-        let mut pairs = pairs(seed, pages, copies);
-        let mut expected = bytes.clone();
-        page_copy(&mut expected, pages, page * dtype.size(), &pairs);
-        // Pages that the cache lacks are left alone.
-        pairs.extend([[pages as u32, 0], [0, pages as u32], [u32::MAX, u32::MAX]]);
-        for variant in variants("page_copy", &[]) {
-            let Some(stream) = stream(variant, 3) else { continue };
-            let mut cache = Placed::new(&stream, dtype, &bytes, shift);
-            let pairs_there = Placed::indices(&stream, pairs.as_flattened(), 1);
-            let (count, there) = (pairs.len(), pairs_there.slice());
-            let args = PageCopy { cache: cache.slice_mut(), pairs: there, count, planes, pages, page };
-            args.launch_variant(&stream, variant).unwrap();
-            prop_assert_eq!(cache.bytes(), expected.as_slice(), "{}", variant.name);
-        }
-    }
 }
 
 #[test]
@@ -98,17 +69,56 @@ fn wrong_pairs_are_refused() {
     assert_refused(attempt(&[[0, 1], [1, 2]]), "page_copy", "pairs");
 }
 
-#[test]
-fn wrong_shapes_are_refused() {
-    let stream = stream(variants("page_copy", &[])[0], 1).expect("a variant for every device");
-    let attempt = |len: usize, count, pages| {
-        let mut cache = Placed::of(&stream, DType::F32, &vec![0.0; len], 0);
-        let pairs = Placed::indices(&stream, &[0, 1], 0);
-        let (cache, pairs) = (cache.slice_mut(), pairs.slice());
-        PageCopy { cache, pairs, count, planes: 2, pages, page: 2 }.launch(&stream)
-    };
-    attempt(8, 1, 2).unwrap();
-    assert_refused(attempt(7, 1, 2), "page_copy", "cache");
-    assert_refused(attempt(8, 2, 2), "page_copy", "pairs");
-    assert_refused(attempt(8, 1, usize::MAX), "page_copy", "cache");
+#[cfg(feature = "sim")]
+mod on_the_device {
+    use burrstone::kernels::PageCopy;
+
+    use super::*;
+    use crate::device::{Placed, stream, variants};
+
+    proptest! {
+        #![proptest_config(cases(30))]
+
+        #[test]
+        fn every_variant_copies(
+            planes in 1usize..4,
+            pages in 1usize..9,
+            page in prop_oneof![1usize..70, Just(1024usize), 4090usize..4100],
+            dtype in proptest::sample::select(vec![DType::BF16, DType::F32, DType::U8]),
+            shift in 0usize..3,
+            copies in 0usize..5,
+            seed in any::<u64>(),
+        ) {
+            let bytes: Vec<u8> = (0..planes * pages * page * dtype.size()).map(|i| bits(7, i as u64) as u8).collect();
+            let mut pairs = pairs(seed, pages, copies);
+            let mut expected = bytes.clone();
+            page_copy(&mut expected, pages, page * dtype.size(), &pairs);
+            // Pages that the cache lacks are left alone.
+            pairs.extend([[pages as u32, 0], [0, pages as u32], [u32::MAX, u32::MAX]]);
+            for variant in variants("page_copy", &[]) {
+                let Some(stream) = stream(variant, 3) else { continue };
+                let mut cache = Placed::new(&stream, dtype, &bytes, shift);
+                let pairs_there = Placed::indices(&stream, pairs.as_flattened(), 1);
+                let (count, there) = (pairs.len(), pairs_there.slice());
+                let args = PageCopy { cache: cache.slice_mut(), pairs: there, count, planes, pages, page };
+                args.launch_variant(&stream, variant).unwrap();
+                prop_assert_eq!(cache.bytes(), expected.as_slice(), "{}", variant.name);
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let stream = stream(variants("page_copy", &[])[0], 1).expect("a variant for every device");
+        let attempt = |len: usize, count, pages| {
+            let mut cache = Placed::of(&stream, DType::F32, &vec![0.0; len], 0);
+            let pairs = Placed::indices(&stream, &[0, 1], 0);
+            let (cache, pairs) = (cache.slice_mut(), pairs.slice());
+            PageCopy { cache, pairs, count, planes: 2, pages, page: 2 }.launch(&stream)
+        };
+        attempt(8, 1, 2).unwrap();
+        assert_refused(attempt(7, 1, 2), "page_copy", "cache");
+        assert_refused(attempt(8, 2, 2), "page_copy", "pairs");
+        assert_refused(attempt(8, 1, usize::MAX), "page_copy", "cache");
+    }
 }

@@ -146,14 +146,13 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.cache(CacheShape { pages: usize::MAX, ..shape }), "cache", "shape");
 }
 
+#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};
 
     use super::*;
-    use crate::device::{
-        Placed, assert_quantized, assert_scale, decode, is_untouched, named, shuffled, stream, variants,
-    };
+    use crate::device::{Placed, assert_quantized, assert_scale, decode, is_untouched, named, stream, variants};
 
     #[derive(Clone, Debug)]
     struct Case {

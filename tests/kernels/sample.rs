@@ -301,6 +301,24 @@ fn devices_cut_among_equals() {
     }
 }
 
+/// Penalties come before biases, whichever threads apply them: the other way round, each of these tokens would win.
+#[test]
+fn devices_penalize_before_they_bias() {
+    let mut logits = vec![-5.0; 400];
+    logits[30..330].fill(1.0);
+    logits[399] = 0.2;
+    let row = SampleRow {
+        temperature: 0.0,
+        repetition_penalty: 2.0,
+        history: (0..330).collect(),
+        logit_bias: (30..330).map(|token| (token, -0.4)).collect(),
+        ..PLAIN
+    };
+    for order in 0..4 {
+        check_on_device(&stream(order), &logits, &vec![row.clone(); 2]);
+    }
+}
+
 /// A row's choice is its own; a bad one is named, a bad neighbour is not felt.
 #[test]
 fn devices_name_bad_rows() {

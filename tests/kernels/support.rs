@@ -63,6 +63,13 @@ pub fn bits(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// The numbers from 0 on in an order of their own.
+pub fn shuffled(seed: u64, n: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by_key(|&i| bits(seed, u64::from(i)));
+    order
+}
+
 /// `n` numbers in −1..1, as `dtype` can hold them.
 pub fn numbers(seed: u64, n: usize, dtype: DType) -> Vec<f32> {
     (0..n as u64).map(|i| round((bits(seed, i) >> 40) as f32 / (1 << 23) as f32 - 1.0, dtype)).collect()
