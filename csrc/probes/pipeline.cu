@@ -75,6 +75,11 @@ template <class V> BURRSTONE_DEVICE void pipeline(const pipeline_args &args, pip
             } else if constexpr (VIA == Via::CP_ASYNC) {
                 for (unsigned i = lane; i < 96; i += 32) cp_async<4>(words.address(i), in + tile * 96 + i);
                 if (PLANT != Pipe::LOST_ARRIVAL || lane != 7) cp_async_arrive(full);
+                if (PLANT == Pipe::CORRECT && tile == 0) {
+                    // A wait concerns these copies as well.
+                    cp_async_wait<0>();
+                    (void)words.load(lane);
+                }
             } else {
                 for (unsigned i = lane; i < 96; i += 32) words.store(i, load(in + tile * 96 + i));
                 if (PLANT == Pipe::LOST_ARRIVAL) continue;

@@ -129,9 +129,8 @@ impl Machine {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch { variant, entry, grid, threads, args, shape } => {
-                let stats = self
-                    .simulator
-                    .launch(variant, entry, *grid, *threads, args)
+                // SAFETY: who enqueued the launch promised that these are the variant's arguments.
+                let stats = unsafe { self.simulator.launch(variant, entry, *grid, *threads, args) }
                     .map_err(|fault| failed(format_args!("{fault} ({shape})")))?;
                 if self.count {
                     self.stats.lock().unwrap_or_else(PoisonError::into_inner).push((variant, stats));

@@ -277,17 +277,22 @@ impl State {
     }
 
     /// Lands one of the copies that report to an mbarrier, if there are any: nobody can go on without.
-    pub(super) fn land_flight(&mut self, shared: *mut u8) -> bool {
+    pub(super) fn land_any_flight(&mut self, shared: *mut u8) -> bool {
         if self.flights.is_empty() {
             return false;
         }
         let at = self.random.next_u32() as usize % self.flights.len();
+        self.land_flight(at, shared);
+        true
+    }
+
+    pub(super) fn land_flight(&mut self, at: usize, shared: *mut u8) {
         let flight = self.flights.swap_remove(at);
         for load in &flight.loads {
             self.land(load, flight.released[load.thread], shared);
         }
         let Some(barrier) = self.mbarriers.get_mut(&flight.mbarrier) else {
-            return true;
+            return;
         };
         barrier.released.iter_mut().zip(&flight.released).for_each(|(a, b)| *a = (*a).max(*b));
         if flight.bytes == 0 {
@@ -296,7 +301,6 @@ impl State {
         }
         barrier.land(flight.bytes);
         self.advance(flight.mbarrier);
-        true
     }
 
     /// Wakes who waited at an mbarrier, if its phase is over.

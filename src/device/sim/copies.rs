@@ -75,6 +75,7 @@ impl<T> Groups<T> {
 /// Loads that report to an mbarrier.
 #[derive(Debug)]
 pub(super) struct Flight {
+    pub thread: usize,
     pub loads: Vec<Load>,
     pub mbarrier: u32,
     /// Bytes that the barrier was told to expect; 0 for an arrival.

@@ -83,6 +83,12 @@ extern "C" fn burrstone_sim_cp_async_wait(pending: u32, _file: *const c_char, _l
             state.land(&load, epoch, run.shared());
         }
     }
+    if pending == 0 {
+        // Those that report to an mbarrier are waited for as well.
+        while let Some(at) = state.flights.iter().position(|f| f.thread == thread && f.bytes == 0) {
+            state.land_flight(at, run.shared());
+        }
+    }
 }
 
 /// # Safety
@@ -99,7 +105,7 @@ unsafe extern "C" fn burrstone_sim_cp_async_arrive(mbarrier: u32, file: *const c
     let loads = std::mem::take(&mut state.loads[thread].closed).into_iter().flatten().collect();
     let mut released = state.clocks.nothing();
     state.clocks.release(thread, &mut released);
-    state.flights.push(Flight { loads, mbarrier, bytes: 0, released });
+    state.flights.push(Flight { thread, loads, mbarrier, bytes: 0, released });
 }
 
 /// # Safety
@@ -202,7 +208,7 @@ fn fly(run: &Run, to: u64, bytes: u64, from: Source, mbarrier: u32, site: Site) 
     let mut state = run.state.borrow_mut();
     let mut released = state.clocks.nothing();
     state.clocks.release(load.thread, &mut released);
-    state.flights.push(Flight { loads: vec![load], mbarrier, bytes, released });
+    state.flights.push(Flight { thread: load.thread, loads: vec![load], mbarrier, bytes, released });
 }
 
 fn check_bulk(run: &Run, global: u64, bytes: u64, site: Site) {

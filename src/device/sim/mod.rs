@@ -160,7 +160,10 @@ impl Simulator {
     ///
     /// # Errors
     /// The first rule that the kernel broke; its writes up to there remain.
-    pub fn launch(
+    ///
+    /// # Safety
+    /// `entry` is a kernel as `csrc/common/kernel.cuh` makes it, and `args` are a whole value of its argument struct.
+    pub unsafe fn launch(
         &self,
         kernel: &str,
         entry: &SimEntry,
@@ -253,8 +256,8 @@ fn run_block(
             // SAFETY: the run outlives its fibers, which end in this function.
             unsafe { &*run }.yielders[thread].set(yielder);
             let shared = std::ptr::with_exposed_provenance_mut(shared as usize);
-            // SAFETY: `args` are the bytes of the entry's own argument struct and `shared` is as large as it asks; both
-            // live until the block ends. All memory that kernels touch is checked by the hooks first.
+            // SAFETY: the caller of `launch` vouches for `args`, and `shared` is as large as the entry asks; both live until
+            // the block ends. All other memory that kernels touch is checked by the hooks first.
             unsafe { entry(args, shared) };
         }));
     }
@@ -284,7 +287,7 @@ fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), FiberStack>]) -> Resu
         };
         let Some(thread) = next else {
             let mut state = run.state.borrow_mut();
-            if state.any_waits() && state.land_flight(run.shared()) {
+            if state.any_waits() && state.land_any_flight(run.shared()) {
                 continue;
             }
             if let Some(counters) = &mut state.counters {
