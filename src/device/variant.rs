@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 
-/// A kernel and all of its variants that this build has, best first.
+/// A kernel and all of its variants, best first.
 #[derive(Debug)]
 pub struct Kernel {
     pub name: &'static str,
-    /// Tuned winners first, the fallbacks, which every architecture can run, last.
+    /// The fallbacks, which every build for a GPU has, come before variants that are only built for tuning.
     pub variants: &'static [Variant],
 }
 
