@@ -87,14 +87,16 @@ fn devices_agree_with_float32_transformers() {
         let engine = Loaded::new(&case, None, device);
         let cpu = Loaded::new(&case, Some(engine.engine.report().dtype), Device::Cpu);
         let (mut ours, mut theirs) = (Errors::default(), Errors::default());
-        let prompts: Vec<&Prompt> = case.prompts.iter().filter(|prompt| device != Device::Sim || prompt.tokens.len() <= 48).collect();
+        // The simulator takes milliseconds for what a GPU does in microseconds.
+        let short = |prompt: &&Prompt| device != Device::Sim || prompt.tokens.len() <= 48;
+        let prompts: Vec<&Prompt> = case.prompts.iter().filter(short).collect();
         for prompt in &prompts {
             for ((_, found, expected), (_, on_cpu, _)) in engine.score(prompt).zip(cpu.score(prompt)) {
                 ours.add(found - expected);
                 theirs.add(on_cpu - expected);
             }
-            prompt.native_error.iter().for_each(|error| theirs.add(*error));
         }
+        case.prompts.iter().flat_map(|prompt| &prompt.native_error).for_each(|error| theirs.add(*error));
         println!("{:34} {device}: max |Δ| {:.1e} (others {:.1e})", case.name, ours.max(), theirs.max());
         let allowed = 2.0 * theirs.max() + FLOAT32;
         failures.check(ours.max() <= allowed, || {
