@@ -7,7 +7,7 @@ use burrstone_codegen::device::{self, Cubin, Store};
 use burrstone_codegen::discover::Environment;
 use burrstone_codegen::render::{problems, tables};
 use burrstone_codegen::toolchain::Toolchain;
-use burrstone_codegen::{Error, Kernel, Role, Tree, host, write_if_changed};
+use burrstone_codegen::{Error, Kernel, Role, Tree, Variant, host, write_if_changed};
 
 fn main() -> ExitCode {
     let errors = generate().err().unwrap_or_default();
@@ -33,7 +33,7 @@ fn watch_inputs(tree: &Tree) {
     for input in tree.inputs() {
         println!("cargo::rerun-if-changed={}", input.display());
     }
-    let own = ["BURRSTONE_CUDA_PROBES", "BURRSTONE_SIM_SANITIZE", "CXX", "CXXFLAGS", "DOCS_RS"];
+    let own = ["BURRSTONE_CUDA_VARIANTS", "BURRSTONE_SIM_SANITIZE", "CXX", "CXXFLAGS", "DOCS_RS"];
     for name in Environment::VARIABLES.iter().chain(&own) {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -52,23 +52,34 @@ fn compile_for_the_simulator(tree: &Tree, kernels: &[Kernel], out: &Path) -> Res
             return Ok(false);
         }
     };
-    let objects = compiler.objects(tree, kernels, &out.join("sim"))?;
+    let folder = out.join("sim");
+    let objects = compiler.objects(tree, kernels, &folder)?;
+    host::keep_only(&folder, &objects)?;
     compiler.link(&objects, out)?;
+    if variable("CARGO_CFG_TARGET_OS") == "linux" {
+        // So that a test can load other kernels in place of these: they call the simulator that is in the program.
+        println!("cargo::rustc-link-arg-tests=-Wl,--export-dynamic-symbol=burrstone_sim_*");
+    }
     Ok(true)
 }
 
-/// Cubins within their budgets, with the feature and where there is a CUDA compiler: of every kernel, and of the probes
-/// where tests on a GPU want them.
+/// Cubins within their budgets, and a report of what they use, with the feature and where there is a CUDA compiler.
+/// Those are the fallbacks; tests on a GPU and tuners ask for all variants, the probes' among them.
 fn compile_for_gpus<'a>(
     tree: &Tree,
     kernels: &'a [Kernel],
     root: &Path,
     out: &Path,
 ) -> Result<Vec<Cubin<'a>>, Vec<String>> {
-    let probes = std::env::var_os("BURRSTONE_CUDA_PROBES").is_some();
-    let wanted = |kernel: &&Kernel| !kernel.variants.is_empty() && (probes || kernel.spec.role == Role::Kernel);
-    let feature = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
-    if !feature || documentation_only() || !kernels.iter().any(|kernel| wanted(&kernel)) {
+    let all = match std::env::var("BURRSTONE_CUDA_VARIANTS").as_deref() {
+        Ok("all") => true,
+        Ok("fallback") | Err(_) => false,
+        Ok(other) => return Err(vec![format!("BURRSTONE_CUDA_VARIANTS: expected all or fallback, found {other:?}")]),
+    };
+    let wanted =
+        |(kernel, variant): &(&Kernel, &Variant)| all || (kernel.spec.role == Role::Kernel && variant.fallback);
+    let variants: Vec<_> = kernels.iter().flat_map(Kernel::pairs).filter(wanted).collect();
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() || documentation_only() || variants.is_empty() {
         return Ok(Vec::new());
     }
     let environment = Environment::new(&|name| std::env::var_os(name));
@@ -77,7 +88,8 @@ fn compile_for_gpus<'a>(
     let Some(toolchain) = found.toolchain else { return Ok(Vec::new()) };
     let shared = environment.path("BURRSTONE_CUBIN_CACHE");
     let store = Store { own: &out.join("cubins"), shared: shared.as_deref(), scratch: &out.join("nvcc") };
-    let cubins = device::build(&toolchain, tree, kernels.iter().filter(wanted), store, &|_| ()).map_err(one)?;
+    let cubins = device::build(&toolchain, tree, variants.into_iter(), store, &|_| ()).map_err(one)?;
+    write_if_changed(&out.join("kernels.txt"), &device::report(&cubins)).map_err(one)?;
     let over = device::over_budget(&cubins);
     if over.is_empty() { Ok(cubins) } else { Err(over.iter().map(Error::to_string).collect()) }
 }
@@ -87,7 +99,7 @@ fn write_all(kernels: &[Kernel], simulated: bool, cubins: &[Cubin], out: &Path) 
     for (role, file) in [(Role::Kernel, "kernels.rs"), (Role::Probe, "probes.rs")] {
         write_if_changed(&out.join(file), &tables::tables(role, kernels, simulated, cubins))?;
     }
-    write_if_changed(&out.join("kernels.txt"), &device::report(cubins))
+    Ok(())
 }
 
 /// docs.rs has no compilers, and runs nothing.

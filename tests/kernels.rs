@@ -19,6 +19,10 @@ mod reference;
 mod act_mul;
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/attention_decode.rs"]
+mod attention_decode;
+#[path = "kernels/attention_prefill.rs"]
+mod attention_prefill;
 #[path = "kernels/embedding.rs"]
 mod embedding;
 #[path = "kernels/gather_rows.rs"]
@@ -27,6 +31,8 @@ mod gather_rows;
 mod matmul;
 #[path = "kernels/page_copy.rs"]
 mod page_copy;
+#[path = "kernels/paged_attention.rs"]
+mod paged_attention;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]

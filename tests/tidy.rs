@@ -26,14 +26,44 @@ fn files_below(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// A kernel has one name, and the name is its address in every room.
-#[test]
-fn every_kernel_is_in_every_room() {
+/// What the specifications name: kernels, those of them with device code, and the operations that they are kernels of.
+struct Specs {
+    kernels: BTreeSet<String>,
+    on_devices: BTreeSet<String>,
+    ops: BTreeSet<String>,
+}
+
+fn specs() -> Specs {
     let kernels = stems("codegen/specs");
     assert!(!kernels.is_empty());
-    for room in ["src/cpu", "tests/reference", "tests/kernels", "benches/kernels"] {
+    let (mut on_devices, mut ops) = (BTreeSet::new(), BTreeSet::new());
+    for kernel in &kernels {
+        let text = fs::read_to_string(root().join(format!("codegen/specs/{kernel}.toml"))).unwrap();
+        let op = text.lines().find_map(|line| line.strip_prefix("op = \"")?.strip_suffix('"'));
+        ops.insert(op.unwrap_or(kernel).to_owned());
+        if text.contains("\n[[axis]]\n") {
+            on_devices.insert(kernel.clone());
+        }
+    }
+    Specs { kernels, on_devices, ops }
+}
+
+/// A kernel has one name, and the name is its address in every room; several kernels of one operation share what does
+/// not depend on how they do it.
+#[test]
+fn every_kernel_is_in_every_room() {
+    let specs = specs();
+    for (room, names) in [
+        ("csrc/abi", &specs.on_devices),
+        ("csrc/kernels", &specs.on_devices),
+        ("src/kernels", &specs.on_devices),
+        ("src/cpu", &specs.ops),
+        ("tests/reference", &specs.ops),
+        ("tests/kernels", &specs.kernels),
+        ("benches/kernels", &specs.ops),
+    ] {
         let here = stems(room);
-        let missing: Vec<_> = kernels.difference(&here).collect();
+        let missing: Vec<_> = names.difference(&here).collect();
         assert!(missing.is_empty(), "{room} lacks {missing:?}");
     }
 }
@@ -41,15 +71,22 @@ fn every_kernel_is_in_every_room() {
 /// Rust asks for a list of modules; a kernel that is missing from one would be neither tested nor measured.
 #[test]
 fn every_kernel_is_in_every_list() {
-    for list in ["src/cpu/mod.rs", "tests/kernels.rs", "tests/reference/mod.rs", "benches/kernels.rs"] {
+    let specs = specs();
+    for (list, names) in [
+        ("src/cpu/mod.rs", &specs.ops),
+        ("src/kernels/mod.rs", &specs.on_devices),
+        ("tests/kernels.rs", &specs.kernels),
+        ("tests/reference/mod.rs", &specs.ops),
+        ("benches/kernels.rs", &specs.ops),
+    ] {
         let text = fs::read_to_string(root().join(list)).unwrap();
-        for kernel in stems("codegen/specs") {
-            assert!(text.contains(&format!("mod {kernel};\n")), "{list} lacks {kernel}");
+        for name in names {
+            assert!(text.contains(&format!("mod {name};\n")), "{list} lacks {name}");
         }
     }
     let benches = fs::read_to_string(root().join("benches/kernels.rs")).unwrap();
-    for kernel in stems("codegen/specs") {
-        assert!(benches.contains(&format!("{kernel}::bench,")), "benches/kernels.rs does not run {kernel}");
+    for op in &specs.ops {
+        assert!(benches.contains(&format!("{op}::bench,")), "benches/kernels.rs does not run {op}");
     }
 }
 

@@ -105,6 +105,25 @@ mod tests {
         assert_eq!(attributes(&info).collect::<Vec<_>>(), [(0x2f, 12, 14), (0x12, 12, 16)]);
     }
 
+    /// Of `tests/cubins/stack.cu`, an array of 64 bytes that is indexed at run time; the numbers are cuobjdump's.
+    #[test]
+    fn cubins_of_both_compilers_are_read() {
+        let nvrtc = include_bytes!("../tests/cubins/stack-sm_75-nvrtc-12.9.cubin");
+        let expected =
+            Resources { registers: 28, shared_bytes: 128, local_bytes: 64, constant_bytes: 372, code_bytes: 3328 };
+        assert_eq!(Resources::read("stack", nvrtc), Ok(expected));
+        let nvcc = include_bytes!("../tests/cubins/stack-sm_90a-nvcc-13.0.cubin");
+        let expected =
+            Resources { registers: 32, shared_bytes: 128, local_bytes: 64, constant_bytes: 548, code_bytes: 3584 };
+        assert_eq!(Resources::read("stack", nvcc), Ok(expected));
+        let error = Resources::read("other", nvcc).unwrap_err();
+        assert_eq!(error, "expected the kernel other, found none");
+        for end in 0..nvcc.len() {
+            // However much is missing, there is an answer.
+            let _ = Resources::read("stack", &nvcc[..end]);
+        }
+    }
+
     #[test]
     fn what_is_no_cubin_is_refused() {
         for bytes in [&b""[..], b"not an ELF file", &[0x7f, b'E', b'L', b'F', 2, 1, 1]] {

@@ -42,19 +42,19 @@ pub struct Progress<'a> {
     pub arch: Arch,
 }
 
-/// Compiles every variant of `kernels` for every architecture of the toolchain that it is legal on; what is in the
-/// store already is taken from there. `progress` hears of each that is compiled.
+/// Compiles each of `variants` for every architecture of the toolchain that it is legal on; what is in the store already
+/// is taken from there. `progress` hears of each that is compiled.
 ///
 /// # Errors
 /// A unit does not compile, a cubin says nothing about itself, or a file cannot be read or written.
 pub fn build<'a>(
     toolchain: &Toolchain,
     tree: &Tree,
-    kernels: impl Iterator<Item = &'a Kernel>,
+    variants: impl Iterator<Item = (&'a Kernel, &'a Variant)>,
     store: Store,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Vec<Cubin<'a>>, Error> {
-    let jobs = toolchain.jobs(&tree.csrc(), kernels)?;
+    let jobs = toolchain.jobs(&tree.csrc(), variants)?;
     let own = Cache::open(store.own)?;
     let shared = store.shared.map(Cache::open).transpose()?;
     let mut files = BTreeMap::new();

@@ -5,11 +5,21 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Reads environment variables; empty ones count as missing.
-pub struct Environment<'a>(&'a dyn Fn(&str) -> Option<OsString>);
+pub struct Environment<'a> {
+    read: &'a dyn Fn(&str) -> Option<OsString>,
+    /// Where toolkits are installed if nothing else is said.
+    usual: &'a Path,
+}
 
 impl<'a> Environment<'a> {
     pub fn new(read: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
-        Self(read)
+        Self { read, usual: Path::new("/usr/local") }
+    }
+
+    /// A machine without toolkits.
+    #[cfg(test)]
+    pub fn bare(read: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self { read, usual: Path::new("/nowhere") }
     }
 
     /// The variables that decide about compilers, architectures and the cache. `PATH` and `HOME` are not among them:
@@ -29,11 +39,11 @@ impl<'a> Environment<'a> {
     ];
 
     pub fn text(&self, name: &str) -> Option<String> {
-        (self.0)(name).map(|value| value.to_string_lossy().trim().to_owned()).filter(|value| !value.is_empty())
+        (self.read)(name).map(|value| value.to_string_lossy().trim().to_owned()).filter(|value| !value.is_empty())
     }
 
     pub fn path(&self, name: &str) -> Option<PathBuf> {
-        (self.0)(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+        (self.read)(name).filter(|value| !value.is_empty()).map(PathBuf::from)
     }
 
     /// The folders of `PATH`.
@@ -72,8 +82,8 @@ fn toolkits(environment: &Environment) -> Vec<PathBuf> {
         let real = nvcc.canonicalize().unwrap_or(nvcc);
         found.extend(real.ancestors().nth(2).map(Path::to_owned));
     }
-    found.push("/usr/local/cuda".into());
-    let mut others = entries("/usr/local".as_ref(), |name| name.starts_with("cuda-"));
+    found.push(environment.usual.join("cuda"));
+    let mut others = entries(environment.usual, |name| name.starts_with("cuda-"));
     others.sort_by_key(|path| std::cmp::Reverse(numbers(path)));
     found.extend(others);
     found.retain(|toolkit| toolkit.is_dir());
@@ -158,7 +168,7 @@ mod tests {
     fn find(root: &Path, variables: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         let variables: Vec<_> = variables.iter().map(|(name, inside)| (*name, root.join(inside))).collect();
         let read = |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, path)| path.clone().into());
-        let environment = Environment::new(&read);
+        let environment = Environment { read: &read, usual: &root.join("usual") };
         let inside = |paths: Vec<PathBuf>| -> Vec<String> {
             paths.iter().filter_map(|path| Some(path.strip_prefix(root).ok()?.to_str()?.to_owned())).collect()
         };
@@ -192,6 +202,14 @@ mod tests {
         assert_eq!(find(&root, &[("VIRTUAL_ENV", "venv")]), python);
         assert_eq!(find(&root, &[("CUDA_HOME", "toolkit"), ("VIRTUAL_ENV", "venv")]).0.len(), 2);
         assert_eq!(find(&root, &[("PATH", "nowhere"), ("CUDA_HOME", "nowhere")]), (vec![], vec![]));
+        touch(&root.join(".venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13"));
+        assert_eq!(find(&root, &[]).0, [".venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13"]);
+        for version in ["12.9", "12.10"] {
+            touch(&root.join(format!("usual/cuda-{version}/bin/nvcc")));
+        }
+        assert_eq!(find(&root, &[]).1, ["usual/cuda-12.10/bin/nvcc", "usual/cuda-12.9/bin/nvcc"]);
+        touch(&root.join("usual/cuda/bin/nvcc"));
+        assert_eq!(find(&root, &[]).1[0], "usual/cuda/bin/nvcc");
     }
 
     #[test]

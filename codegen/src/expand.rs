@@ -11,7 +11,7 @@ use crate::{Arch, Error};
 #[derive(Debug)]
 pub struct Kernel {
     pub spec: Spec,
-    /// In the order of the specification, fallbacks last.
+    /// Fallbacks first, as long as nothing is tuned; else in the order of the specification.
     pub variants: Vec<Variant>,
     /// What the rules took out, with their reasons.
     pub pruned: Vec<Pruned>,
@@ -41,6 +41,11 @@ pub struct Pruned {
 }
 
 impl Kernel {
+    /// Its variants, each with the kernel.
+    pub fn pairs(&self) -> impl Iterator<Item = (&Self, &Variant)> {
+        self.variants.iter().map(move |variant| (self, variant))
+    }
+
     /// Expands a specification's axes.
     ///
     /// # Errors
@@ -50,7 +55,7 @@ impl Kernel {
         let wrong = |reason: String| Error::new(&spec.file, reason);
         let (mut variants, pruned) = candidates(&spec).map_err(wrong)?;
         check_coverage(&spec, &variants).map_err(wrong)?;
-        variants.sort_by_key(|variant| variant.fallback);
+        variants.sort_by_key(|variant| !variant.fallback);
         Ok(Self { spec, variants, pruned })
     }
 }
@@ -185,15 +190,15 @@ mod tests {
     }
 
     #[test]
-    fn legal_combinations_become_variants_with_fallbacks_last() {
+    fn legal_combinations_become_variants_with_fallbacks_first() {
         let kernel = expand(SPEC).unwrap();
         let names: Vec<_> = kernel.variants.iter().map(|variant| variant.name.as_str()).collect();
-        let expected = ["bf16_v4_t256", "bf16_v8_t128", "f16_v4_t256", "f16_v8_t128", "bf16_v8_t256", "f16_v8_t256"];
+        let expected = ["bf16_v8_t256", "f16_v8_t256", "bf16_v4_t256", "bf16_v8_t128", "f16_v4_t256", "f16_v8_t128"];
         assert_eq!(names, expected.map(|values| format!("norm__{values}")));
-        let variant = &kernel.variants[4];
+        let variant = &kernel.variants[0];
         assert_eq!((variant.threads, variant.fallback), (256, true));
         assert_eq!(variant.archs, Arch::ALL[2..]);
-        assert_eq!(kernel.variants[5].archs, Arch::ALL);
+        assert_eq!(kernel.variants[1].archs, Arch::ALL);
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Compiler {
     }
 
     /// Compiles all variants of each kernel, and the C++ side of the simulator, to objects in `out`. What was
-    /// compiled before from the same sources is kept.
+    /// compiled before from the same sources is taken as it is.
     ///
     /// # Errors
     /// The compiler refuses a unit, or a file cannot be read or written.
@@ -60,7 +60,6 @@ impl Compiler {
             units.push((unit, object));
         }
         let objects: Vec<_> = units.iter().map(|(_, object)| object.clone()).collect();
-        forget_others(out, &objects)?;
         units.retain(|(_, object)| !object.exists());
         parallel::map(units, |(unit, object)| self.compile(&unit, &object)).into_iter().collect::<Result<(), _>>()?;
         Ok(objects)
@@ -85,14 +84,20 @@ impl Compiler {
         Ok(())
     }
 
+    /// Links `objects` to a shared object, `out`, whose kernels a program with a simulator can load.
+    ///
+    /// # Errors
+    /// The linker refuses, or `out` cannot be written.
+    pub fn shared_object(&self, objects: &[PathBuf], out: &Path) -> Result<(), Error> {
+        let mut command = self.tool.to_command();
+        // Its kernels use each other's code, not that of the same name in the program.
+        run(command.args(["-shared", "-Wl,-Bsymbolic", "-o"]).arg(out).args(objects), out)
+    }
+
     fn compile(&self, unit: &Path, object: &Path) -> Result<(), Error> {
         let partial = object.with_extension("partial");
         let mut command = self.tool.to_command();
-        let output = command.arg("-c").arg(unit).arg("-o").arg(&partial).output();
-        let output = output.map_err(Error::io(self.tool.path()))?;
-        if !output.status.success() {
-            return Err(Error::new(unit, String::from_utf8_lossy(&output.stderr).trim()));
-        }
+        run(command.arg("-c").arg(unit).arg("-o").arg(&partial), unit)?;
         std::fs::rename(&partial, object).map_err(Error::io(object))
     }
 }
@@ -119,8 +124,19 @@ fn texts(tree: &Tree, kernels: &[Kernel]) -> Result<Vec<(String, String)>, Error
     Ok(units)
 }
 
-/// Removes objects of sources as they once were.
-fn forget_others(out: &Path, objects: &[PathBuf]) -> Result<(), Error> {
+fn run(command: &mut Command, file: &Path) -> Result<(), Error> {
+    let output = command.output().map_err(Error::io(file))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::new(file, String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// Removes from `out` the objects that are not among `objects`: of sources as they once were.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn keep_only(out: &Path, objects: &[PathBuf]) -> Result<(), Error> {
     for entry in std::fs::read_dir(out).map_err(Error::io(out))? {
         let path = entry.map_err(Error::io(out))?.path();
         if path.extension().is_some_and(|e| e == "o") && !objects.contains(&path) {

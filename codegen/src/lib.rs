@@ -144,6 +144,17 @@ impl Tree {
     }
 }
 
+/// The target that cargo calls this machine's own, for what runs outside a build script.
+pub fn this_target() -> String {
+    use std::env::consts::{ARCH, OS};
+    match OS {
+        "linux" => format!("{ARCH}-unknown-linux-gnu"),
+        "macos" => format!("{ARCH}-apple-darwin"),
+        "windows" => format!("{ARCH}-pc-windows-msvc"),
+        _ => format!("{ARCH}-unknown-{OS}"),
+    }
+}
+
 /// Writes a generated file, unless it says the same already.
 ///
 /// # Errors

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use burrstone_codegen::device::{self, Cubin, Progress, Store};
 use burrstone_codegen::discover::Environment;
+use burrstone_codegen::render::cuda;
 use burrstone_codegen::table::aligned;
 use burrstone_codegen::toolchain::Toolchain;
-use burrstone_codegen::{Arch, Error, Kernel, Tree, write_if_changed};
+use burrstone_codegen::{Arch, Error, Kernel, Tree, host, this_target, write_if_changed};
 use clap::{Args, Parser, Subcommand};
 
 /// Burrstone's kernel generator.
@@ -38,10 +39,27 @@ enum Command {
     List(Chosen),
     /// Lists what the rules take out, where and why.
     Pruned(Chosen),
+    /// Prints the translation unit of a variant.
+    Unit {
+        /// Its name, such as rms_norm__bf16_v8_t256.
+        variant: String,
+    },
     /// Compiles cubins, to inspect or to measure them.
     Build(Compile),
     /// Prints what each cubin uses; fails where one is over its gate.
     Report(Compile),
+    /// Compiles kernels for the simulator to a shared object, which tests load in place of their own kernels where
+    /// BURRSTONE_SIM_KERNELS names it: a kernel is changed and tested without building anything else.
+    Simulator {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// The shared object [default: target/sim/kernels.so].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// A list for the compiler's -fsanitize=, such as address,undefined.
+        #[arg(long, value_name = "LIST", env = "BURRSTONE_SIM_SANITIZE", default_value = "")]
+        sanitize: String,
+    },
     /// Writes src/kernels/abi.rs from csrc/abi. Needs the feature `bindings` and libclang (LIBCLANG_PATH).
     Bindings,
     /// Fails unless the specifications make sense and src/kernels/abi.rs is what csrc/abi says.
@@ -87,8 +105,12 @@ fn run(cli: &Cli) -> Result<String, Vec<String>> {
     match &cli.command {
         Command::List(chosen) => Ok(list(&chosen.from(&tree)?)),
         Command::Pruned(chosen) => Ok(pruned(&chosen.from(&tree)?)),
+        Command::Unit { variant } => unit(&tree.kernels().map_err(one)?, variant),
         Command::Build(compile) => compile.run(&tree, place),
         Command::Report(compile) => compile.run(&tree, |cubins, _| Ok(device::report(cubins))),
+        Command::Simulator { chosen, out, sanitize } => {
+            simulator(&tree, &chosen.from(&tree)?, out.as_deref(), sanitize)
+        }
         Command::Bindings => write_if_changed(&tree.bindings(), &bindings(&tree)?).map(|()| String::new()).map_err(one),
         Command::Check => check(&tree),
     }
@@ -109,6 +131,24 @@ fn pruned(kernels: &[Kernel]) -> String {
     let pruned = kernels.iter().flat_map(|kernel| &kernel.pruned);
     let rows: Vec<_> = pruned.map(|p| [p.name.clone(), words(&p.archs), p.why.clone()]).collect();
     aligned(&rows, 3)
+}
+
+fn unit(kernels: &[Kernel], name: &str) -> Result<String, Vec<String>> {
+    let mut variants = kernels.iter().flat_map(Kernel::pairs);
+    match variants.find(|(_, variant)| variant.name == name) {
+        Some((kernel, variant)) => Ok(cuda::unit(kernel, variant)),
+        None => Err(vec![format!("expected one of the variants that `list` prints, found {name:?}")]),
+    }
+}
+
+fn simulator(tree: &Tree, kernels: &[Kernel], out: Option<&Path>, sanitize: &str) -> Result<String, Vec<String>> {
+    let folder = tree.root().join("target/sim");
+    let compiler =
+        host::Compiler::find(tree, &this_target(), &this_target(), sanitize).map_err(|reason| vec![reason])?;
+    let objects = compiler.objects(tree, kernels, &folder).map_err(one)?;
+    let out = out.map_or_else(|| folder.join("kernels.so"), Path::to_owned);
+    compiler.shared_object(&objects, &out).map_err(one)?;
+    Ok(format!("{}\n", out.display()))
 }
 
 fn words(archs: &[Arch]) -> String {
@@ -179,7 +219,8 @@ impl Compile {
         let store = Store { own: &out.join("last"), shared: Some(&shared), scratch: &out.join("nvcc") };
         let tell = |p: Progress| eprintln!("[{}/{}] {} {}", p.done, p.total, p.name, p.arch);
         eprintln!("{}", toolchain.name());
-        let cubins = device::build(&toolchain, tree, kernels.iter(), store, &tell).map_err(one)?;
+        let cubins =
+            device::build(&toolchain, tree, kernels.iter().flat_map(Kernel::pairs), store, &tell).map_err(one)?;
         let text = finish(&cubins, &out)?;
         let over = device::over_budget(&cubins);
         if over.is_empty() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::discover::Environment;
-use crate::{Arch, Error, parallel, write_if_changed};
+use crate::{Arch, Error, parallel, this_target, write_if_changed};
 
 /// An nvcc that compiles for some of the architectures, with the CMake that runs it.
 #[derive(Debug)]
@@ -92,8 +92,7 @@ impl Nvcc {
         config.out_dir(scratch).profile("Release").always_configure(true).no_build_target(true);
         if std::env::var_os("TARGET").is_none() {
             // Outside a build script.
-            let target = format!("{}-unknown-{}-gnu", std::env::consts::ARCH, std::env::consts::OS);
-            config.target(&target).host(&target).build_arg(format!("-j{}", parallel::cores()));
+            config.target(&this_target()).host(&this_target()).build_arg(format!("-j{}", parallel::cores()));
         }
         config.define("BURRSTONE_UNITS", list).define("CMAKE_CUDA_COMPILER", &self.program);
         if let Some(toolkit) = self.program.ancestors().nth(2) {

@@ -121,11 +121,15 @@ impl Toolchain {
         self.compiler.name()
     }
 
-    /// Everything to compile of `kernels`, in their order, with `csrc` for the includes.
+    /// What to compile of `variants`, in their order, with `csrc` for the includes.
     ///
     /// # Errors
     /// An included file cannot be read.
-    pub fn jobs<'a>(&self, csrc: &Path, kernels: impl Iterator<Item = &'a Kernel>) -> Result<Vec<Job<'a>>, Error> {
+    pub fn jobs<'a>(
+        &self,
+        csrc: &Path,
+        variants: impl Iterator<Item = (&'a Kernel, &'a Variant)>,
+    ) -> Result<Vec<Job<'a>>, Error> {
         let mut sources = Sources::new(csrc);
         let project = match self.compiler {
             Compiler::Nvrtc(_) => String::new(),
@@ -135,14 +139,12 @@ impl Toolchain {
             }
         };
         let mut jobs = Vec::new();
-        for kernel in kernels {
-            for variant in &kernel.variants {
-                let unit = cuda::unit(kernel, variant);
-                for &arch in self.archs.iter().filter(|arch| variant.archs.contains(arch)) {
-                    let settings = [&self.compiler.identity(), &self.compiler.flags(arch).join(" "), &project];
-                    let key = sources.key(&unit, &settings.map(String::as_str))?;
-                    jobs.push(Job { kernel, variant, arch, key, unit: unit.clone() });
-                }
+        for (kernel, variant) in variants {
+            let unit = cuda::unit(kernel, variant);
+            for &arch in self.archs.iter().filter(|arch| variant.archs.contains(arch)) {
+                let settings = [&self.compiler.identity(), &self.compiler.flags(arch).join(" "), &project];
+                let key = sources.key(&unit, &settings.map(String::as_str))?;
+                jobs.push(Job { kernel, variant, arch, key, unit: unit.clone() });
             }
         }
         Ok(jobs)
@@ -266,7 +268,7 @@ mod tests {
 
     fn find(variables: &[(&str, &str)]) -> Result<Found, String> {
         let read = |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).into());
-        Toolchain::find(&Environment::new(&read), "/nowhere".as_ref())
+        Toolchain::find(&Environment::bare(&read), "/nowhere".as_ref())
     }
 
     #[test]
@@ -289,9 +291,8 @@ mod tests {
     #[test]
     fn without_a_compiler_there_is_one_line() {
         let found = find(&[("BURRSTONE_CUDA_ARCHS", "all"), ("PATH", "/nowhere")]).unwrap();
-        if found.toolchain.is_none() {
-            assert_eq!(found.notes, ["no CUDA compiler, so no kernels for GPUs: found no libnvrtc; found no nvcc"]);
-        }
+        assert!(found.toolchain.is_none());
+        assert_eq!(found.notes, ["no CUDA compiler, so no kernels for GPUs: found no libnvrtc; found no nvcc"]);
         let found = find(&[("BURRSTONE_CUDA_COMPILER", "none")]).unwrap();
         assert!(found.toolchain.is_none() && found.notes.is_empty());
     }

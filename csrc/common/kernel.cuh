@@ -15,6 +15,11 @@ namespace burrstone {
 // An empty struct has one byte in C++, and needs none of shared memory.
 template <class S> constexpr unsigned shared_bytes = __is_empty(S) ? 0 : unsigned(sizeof(S));
 
+// Blocks that must fit a multiprocessor at once; a variant's `min_blocks`, or 1. (Moving registers between warps works
+// only in kernels that say so.)
+template <class V, class = void> constexpr int min_blocks = 1;
+template <class V> constexpr int min_blocks<V, decltype(void(V::min_blocks))> = V::min_blocks;
+
 } // namespace burrstone
 
 // BURRSTONE_KERNEL(kernel, name, variant) makes the entry `name` of the template burrstone::kernel<variant>, and says
@@ -34,7 +39,8 @@ template <class S> constexpr unsigned shared_bytes = __is_empty(S) ? 0 : unsigne
 #else
 #define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
     extern "C" __device__ const unsigned name##__shared = burrstone::shared_bytes<burrstone::kernel##_shared<variant>>;   \
-    extern "C" __global__ void __launch_bounds__(variant::threads, 1) name(const __grid_constant__ kernel##_args args) {  \
+    extern "C" __global__ void __launch_bounds__(variant::threads, burrstone::min_blocks<variant>)                     \
+        name(const __grid_constant__ kernel##_args args) {                                                             \
         extern __shared__ __align__(1024) unsigned char burrstone_shared_memory[];                                     \
         burrstone::kernel<variant>(                                                                                    \
             args, *reinterpret_cast<burrstone::kernel##_shared<variant> *>(burrstone_shared_memory));                  \

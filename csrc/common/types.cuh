@@ -66,13 +66,13 @@ template <int EXPONENT, int MANTISSA> BURRSTONE_DEVICE float widen(uint32_t magn
 
 BURRSTONE_DEVICE uint8_t to_e4m3(float x) {
     uint32_t bits = float_bits(x), magnitude = bits & 0x7fffffff, sign = (bits >> 24) & 0x80;
-    if (magnitude > 0x7f800000) return uint8_t(sign | 0x7f);
+    if (magnitude > 0x7f800000) return 0x7f;
     return uint8_t(sign | narrow<4, 3>(magnitude, 0x7e, 0x7e));
 }
 
 BURRSTONE_DEVICE uint8_t to_e5m2(float x) {
     uint32_t bits = float_bits(x), magnitude = bits & 0x7fffffff, sign = (bits >> 24) & 0x80;
-    if (magnitude > 0x7f800000) return uint8_t(sign | 0x7f);
+    if (magnitude > 0x7f800000) return 0x7f;
     return uint8_t(sign | narrow<5, 2>(magnitude, 0x7b, 0x7b));
 }
 

@@ -24,6 +24,7 @@ enum class Plant {
     NO_WARP_BARRIER,
     SHUFFLE_MASK,
     SHUFFLE_OUTSIDE,
+    PAST_LOCAL,
 };
 template <Plant P> struct Planted {
     static constexpr Plant plant = P;
@@ -42,6 +43,7 @@ using plant_misaligned_global = Planted<Plant::MISALIGNED_GLOBAL>;
 using plant_no_warp_barrier = Planted<Plant::NO_WARP_BARRIER>;
 using plant_shuffle_mask = Planted<Plant::SHUFFLE_MASK>;
 using plant_shuffle_outside = Planted<Plant::SHUFFLE_OUTSIDE>;
+using plant_past_local = Planted<Plant::PAST_LOCAL>;
 
 template <class V> struct fault_shared {
     Shared<float, V::threads> first;
@@ -79,6 +81,12 @@ template <class V> BURRSTONE_DEVICE void fault(const fault_args &args, fault_sha
 
     if (PLANT == Plant::SHUFFLE_MASK) result = shfl(result, lane, 32, lane < 16 ? 0xffffffffu : 0xffff0000u);
     if (PLANT == Plant::SHUFFLE_OUTSIDE && lane < 16) result = shfl(result, 20, 32, 0xffffu);
+    if constexpr (PLANT == Plant::PAST_LOCAL) {
+        // Nothing but AddressSanitizer sees this one.
+        float local[4] = {result, result, result, result};
+        local[args.n] = 1.0f;
+        result = local[args.n / 2];
+    }
     if (PLANT == Plant::MISALIGNED_GLOBAL) store(reinterpret_cast<vec<float, 2> *>(out + (t | 1)), {{result, result}});
     if (PLANT == Plant::BEFORE_GLOBAL && block_index_x() == 0 && t == 0) store(out - 1, result);
     store(out + t + (PLANT == Plant::PAST_GLOBAL), result);

@@ -23,6 +23,8 @@ enum burrstone_sim_access : uint32_t {
     BURRSTONE_SIM_LOAD = 0,
     BURRSTONE_SIM_STORE = 1,
     BURRSTONE_SIM_ATOMIC = 2,
+    // A read by a unit beside the threads (wgmma): checked, not counted.
+    BURRSTONE_SIM_ASYNC_LOAD = 3,
 };
 
 // Waits until all lanes of `mask` have called with the same `run` and mask; the last one calls `run` with the records
@@ -48,6 +50,43 @@ void burrstone_sim_shared(const void *array, uint32_t array_bytes, uint64_t offs
 void *burrstone_sim_shared_at(uint32_t address, uint32_t bytes, uint32_t access, const char *file, uint32_t line);
 // The address in the shared window.
 uint32_t burrstone_sim_shared_address(const void *pointer, const char *file, uint32_t line);
+
+// Asynchronous copies of the calling thread; see common/cp_async.cuh.
+void burrstone_sim_cp_async(uint32_t shared, const void *global, uint32_t bytes, uint32_t valid, const char *file,
+                            uint32_t line);
+void burrstone_sim_cp_async_commit(const char *file, uint32_t line);
+void burrstone_sim_cp_async_wait(uint32_t pending, const char *file, uint32_t line);
+void burrstone_sim_cp_async_arrive(uint32_t mbarrier, const char *file, uint32_t line);
+
+// Barriers in shared memory; see common/mbarrier.cuh.
+void burrstone_sim_mbarrier_init(uint32_t barrier, uint32_t count, const char *file, uint32_t line);
+void burrstone_sim_mbarrier_arrive(uint32_t barrier, uint32_t arrivals, uint32_t bytes, const char *file, uint32_t line);
+void burrstone_sim_mbarrier_wait(uint32_t barrier, uint32_t parity, const char *file, uint32_t line);
+
+// Orders the thread's writes to shared memory before later reads by bulk copies and wgmma.
+void burrstone_sim_fence_async(void);
+
+// Bulk copies; see common/tma.cuh. A load arrives at `mbarrier`, a store joins the thread's open group.
+void burrstone_sim_bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t mbarrier, const char *file,
+                             uint32_t line);
+void burrstone_sim_bulk_store(void *global, uint32_t shared, uint32_t bytes, const char *file, uint32_t line);
+// The same for a box of a tensor; `map` is a descriptor of src/device/sim/tensor_map.rs.
+void burrstone_sim_tensor_load(uint32_t shared, const void *map, const int32_t *coordinates, uint32_t dimensions,
+                               uint32_t mbarrier, const char *file, uint32_t line);
+void burrstone_sim_tensor_store(const void *map, const int32_t *coordinates, uint32_t dimensions, uint32_t shared,
+                                const char *file, uint32_t line);
+void burrstone_sim_bulk_commit(const char *file, uint32_t line);
+void burrstone_sim_bulk_wait(uint32_t pending, const char *file, uint32_t line);
+
+// Work of the calling warpgroup that is done when it waits; see common/wgmma.cuh. To be called inside a collective of
+// the warpgroup. `data` is copied. `target` names what the work writes.
+typedef void (*burrstone_sim_work)(const void *data);
+void burrstone_sim_defer(burrstone_sim_work work, const void *data, uint32_t bytes, const void *target);
+// Whether deferred work of the warpgroup writes `target`.
+bool burrstone_sim_deferred(const void *target);
+void burrstone_sim_defer_commit(void);
+// Does all but the last `pending` groups of the warpgroup's work.
+void burrstone_sim_defer_wait(uint32_t pending);
 
 // Ends the launch: the kernel broke a rule of a primitive.
 void burrstone_sim_fault(const char *what, const char *file, uint32_t line);

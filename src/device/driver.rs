@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::variant::{Kernel, Variant};
+use super::variant::Variant;
 use crate::error::Result;
 
 /// What a device is.
@@ -22,7 +22,6 @@ pub struct DeviceInfo {
 
 /// A kernel to run.
 pub struct Launch<'a> {
-    pub kernel: &'static Kernel,
     pub variant: &'static Variant,
     /// Blocks along x, y and z.
     pub grid: [u32; 3],

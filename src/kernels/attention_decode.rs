@@ -1,13 +1,13 @@
 //! Attention of the newest queries of each sequence.
 
 use super::abi::{attention_decode_args, attention_span};
-use super::attention::{Checked, KvCache, Scoring};
-use super::check::{records, small};
+use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
+use super::call::{Call, Check};
 use super::tables::ATTENTION_DECODE;
-use crate::device::{Launch, Slice, SliceMut, Stream, Variant};
-use crate::error::{Error, Result};
+use crate::device::{Slice, SliceMut, Stream, Value, Variant};
+use crate::error::Result;
 
-const OP: &str = "attention_decode";
+const CHECK: Check = Check("attention_decode");
 
 /// Causal softmax attention of one query, or a few, of each sequence over the paged cache.
 ///
@@ -26,7 +26,7 @@ pub struct AttentionDecode<'a> {
     pub spans: Slice<'a>,
     /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans and entries name must exist.
     pub page_table: Slice<'a>,
-    pub heads: usize,
+    pub heads: Heads,
     pub scoring: Scoring,
 }
 
@@ -36,8 +36,12 @@ impl AttentionDecode<'_> {
     /// # Errors
     /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
-        let variant = self.checked()?.pick(&ATTENTION_DECODE, stream)?;
+        let variant = ATTENTION_DECODE.pick(stream.arch(), &self.key()?)?;
         self.launch_variant(stream, variant)
+    }
+
+    fn key(&self) -> Result<[(&'static str, Value); 3]> {
+        key(CHECK, self.query, &self.cache, self.heads)
     }
 
     /// The same with a variant of the caller's choice, for tuning and tests.
@@ -45,53 +49,36 @@ impl AttentionDecode<'_> {
     /// # Errors
     /// As [`launch`](Self::launch); or the variant is for other types.
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
-        let checked = self.checked()?;
-        checked.check(&ATTENTION_DECODE, variant)?;
-        let spans_len = records(OP, "spans", self.spans, size_of::<attention_span>() / 4)?;
-        records(OP, "page_table", self.page_table, 1)?;
-        if self.spans.address() % 16 != 0 {
-            return Err(Error::operator(OP, "spans", "an address aligned to 16 bytes", self.spans.address()));
-        }
-        let blocks = small(OP, "spans", spans_len as usize * self.cache.kv_heads)?;
-        if blocks == 0 {
+        let call = Call { kernel: &ATTENTION_DECODE, key: &self.key()? };
+        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
+        let spans = records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
+        records(CHECK, "page_table", self.page_table, 1)?;
+        if spans == 0 {
             return Ok(());
         }
         let args = attention_decode_args {
-            query: checked.query,
-            out: checked.out,
-            keys: checked.keys,
-            values: checked.values,
+            query: self.query.address(),
+            out: self.out.address(),
+            keys: self.cache.keys.address(),
+            values: self.cache.values.address(),
             key_scales: checked.key_scales,
             value_scales: checked.value_scales,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
-            spans_len,
+            spans_len: CHECK.size("spans", spans)?,
             heads: checked.heads,
             kv_heads: checked.kv_heads,
             head_dim: checked.head_dim,
             page_bits: checked.page_bits,
             window: checked.window,
-            scale: checked.scale,
+            scale: self.scoring.scale,
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
         };
-        let launch = Launch {
-            kernel: &ATTENTION_DECODE,
-            variant,
-            grid: [blocks, 1, 1],
-            args: bytemuck::bytes_of(&args),
-            shape: &format_args!(
-                "{spans_len} spans, {} heads, {} key heads of {}",
-                self.heads, self.cache.kv_heads, self.cache.head_dim
-            ),
-        };
+        let shape = format_args!("{spans} spans, {:?}", self.heads);
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans and page table say is
         // the caller's promise.
-        unsafe { stream.launch(&launch) }
-    }
-
-    fn checked(&self) -> Result<Checked> {
-        Checked::new(OP, self.query, &self.out, &self.cache, self.heads, self.scoring)
+        unsafe { call.launch(stream, variant, [spans * self.heads.kv_heads, 1, 1], &args, &shape) }
     }
 }

@@ -1,13 +1,13 @@
 //! Attention of many queries of each sequence.
 
 use super::abi::{attention_prefill_args, attention_span, attention_tile};
-use super::attention::{Checked, KvCache, Scoring};
-use super::check::{records, small};
+use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
+use super::call::{Call, Check};
 use super::tables::ATTENTION_PREFILL;
-use crate::device::{Launch, Slice, SliceMut, Stream, Variant};
+use crate::device::{Slice, SliceMut, Stream, Value, Variant};
 use crate::error::{Error, Result};
 
-const OP: &str = "attention_prefill";
+const CHECK: Check = Check("attention_prefill");
 
 /// Causal softmax attention of many queries of each sequence over the paged cache.
 ///
@@ -31,7 +31,7 @@ pub struct AttentionPrefill<'a> {
     pub tile_queries: usize,
     /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans, tiles and entries name must exist.
     pub page_table: Slice<'a>,
-    pub heads: usize,
+    pub heads: Heads,
     pub scoring: Scoring,
 }
 
@@ -41,8 +41,12 @@ impl AttentionPrefill<'_> {
     /// # Errors
     /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
-        let variant = self.checked()?.pick(&ATTENTION_PREFILL, stream)?;
+        let variant = ATTENTION_PREFILL.pick(stream.arch(), &self.key()?)?;
         self.launch_variant(stream, variant)
+    }
+
+    fn key(&self) -> Result<[(&'static str, Value); 3]> {
+        key(CHECK, self.query, &self.cache, self.heads)
     }
 
     /// The same with a variant of the caller's choice, for tuning and tests.
@@ -50,62 +54,43 @@ impl AttentionPrefill<'_> {
     /// # Errors
     /// As [`launch`](Self::launch); or the variant is for other types.
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
-        let checked = self.checked()?;
-        checked.check(&ATTENTION_PREFILL, variant)?;
-        records(OP, "spans", self.spans, size_of::<attention_span>() / 4)?;
-        records(OP, "page_table", self.page_table, 1)?;
-        let tiles_len = records(OP, "tiles", self.tiles, size_of::<attention_tile>() / 4)?;
-        for (field, address, bytes) in [("spans", self.spans.address(), 16), ("tiles", self.tiles.address(), 8)] {
-            if address % bytes != 0 {
-                return Err(Error::operator(OP, field, format!("an address aligned to {bytes} bytes"), address));
-            }
-        }
+        let call = Call { kernel: &ATTENTION_PREFILL, key: &self.key()? };
+        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
+        records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
+        records(CHECK, "page_table", self.page_table, 1)?;
+        let tiles = records(CHECK, "tiles", self.tiles, size_of::<attention_tile>() / 4)?;
         if self.tile_queries == 0 {
-            return Err(Error::operator(OP, "tile_queries", "at least 1", 0));
+            return Err(Error::operator(CHECK.0, "tile_queries", "at least 1", 0));
         }
-        let blocks = small(OP, "tiles", tiles_len as usize * self.cache.kv_heads)?;
-        if blocks == 0 {
+        if tiles == 0 {
             return Ok(());
         }
         let args = attention_prefill_args {
-            query: checked.query,
-            out: checked.out,
-            keys: checked.keys,
-            values: checked.values,
+            query: self.query.address(),
+            out: self.out.address(),
+            keys: self.cache.keys.address(),
+            values: self.cache.values.address(),
             key_scales: checked.key_scales,
             value_scales: checked.value_scales,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
             tiles: self.tiles.address(),
-            tiles_len,
-            tile_queries: small(OP, "tile_queries", self.tile_queries)?,
+            tiles_len: CHECK.size("tiles", tiles)?,
+            tile_queries: CHECK.size("tile_queries", self.tile_queries)?,
             heads: checked.heads,
             kv_heads: checked.kv_heads,
             head_dim: checked.head_dim,
             page_bits: checked.page_bits,
             window: checked.window,
-            scale: checked.scale,
+            scale: self.scoring.scale,
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
             padding: 0,
         };
-        let launch = Launch {
-            kernel: &ATTENTION_PREFILL,
-            variant,
-            grid: [blocks, 1, 1],
-            args: bytemuck::bytes_of(&args),
-            shape: &format_args!(
-                "{tiles_len} tiles of {} queries, {} heads, {} key heads of {}",
-                self.tile_queries, self.heads, self.cache.kv_heads, self.cache.head_dim
-            ),
-        };
+        let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans, tiles and page table
         // say is the caller's promise.
-        unsafe { stream.launch(&launch) }
-    }
-
-    fn checked(&self) -> Result<Checked> {
-        Checked::new(OP, self.query, &self.out, &self.cache, self.heads, self.scoring)
+        unsafe { call.launch(stream, variant, [tiles * self.heads.kv_heads, 1, 1], &args, &shape) }
     }
 }

@@ -52,7 +52,7 @@ impl Call<'_> {
         }
         let args = bytemuck::bytes_of(args);
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(&Launch { kernel: self.kernel, variant, grid, args, shape }) }
+        unsafe { stream.launch(&Launch { variant, grid, args, shape }) }
     }
 }
 

@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use super::step::{Step, TILE_QUERIES};
 use super::{
-    ActMul, AttentionDecode, AttentionPrefill, Embedding, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul, Norm,
-    PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
+    ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
+    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -165,9 +165,8 @@ impl Cache {
         Ok(KvCache {
             keys: inside(start)?,
             values: inside(start + plane)?,
-            scales: KvScales::ONE,
-            kv_heads: self.shape.kv_heads,
-            head_dim: self.shape.head_dim,
+            scales: KvScales::None,
+            pages: self.shape.pages,
             page_size: self.shape.page_size,
         })
     }
@@ -348,7 +347,9 @@ impl Ops for Gpu {
     }
 
     fn attention(&self, step: &Step, args: ops::Attention<'_, Self>) -> Result<()> {
-        let (query, out, heads) = (args.query.slice(), args.out.slice_mut(), args.heads);
+        let (query, out, shape) = (args.query.slice(), args.out.slice_mut(), args.cache.shape);
+        let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
+        let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
         let scoring = Scoring { scale: args.scale, soft_cap: None, window: args.window };
         if step.is_decode() {
@@ -374,9 +375,12 @@ impl Ops for Gpu {
 
     fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Memory) -> Result<()> {
         let last = rows.end == step.shape().logit_rows;
+        let (len, found) = (rows.len() * vocab, logits.len());
+        let wrong = || Error::operator("sample", "logits", format!("at least {len} elements"), found);
         let words = step.samples(rows)?;
         let (rows, lists, results) = (words.rows, words.lists, words.results);
-        Sample { logits: logits.slice_mut(), rows, lists, results, vocab }.launch(&self.stream)?;
+        let logits = logits.slice_mut().range(0..len).ok_or_else(wrong)?;
+        Sample { logits, rows, lists, results, vocab }.launch(&self.stream)?;
         // The results of all groups of rows go to the host in one copy, behind the last.
         if last { step.collect_samples() } else { Ok(()) }
     }
@@ -387,8 +391,11 @@ impl Ops for Gpu {
 
     fn target_logprobs(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &Memory) -> Result<()> {
         let last = rows.end == step.shape().logit_rows;
+        let len = rows.len() * vocab;
+        let wrong = || Error::operator("target_logprobs", "logits", format!("at least {len} elements"), logits.len());
         let (targets, out) = step.targets(rows)?;
-        TargetLogprobs { logits: logits.slice(), targets, out, vocab }.launch(&self.stream)?;
+        TargetLogprobs { logits: logits.slice().range(0..len).ok_or_else(wrong)?, targets, out, vocab }
+            .launch(&self.stream)?;
         if last { step.collect_scores() } else { Ok(()) }
     }
 

@@ -13,7 +13,6 @@ mod attention;
 mod attention_decode;
 mod attention_prefill;
 mod call;
-mod check;
 mod embedding;
 mod gpu;
 mod matmul;
@@ -26,7 +25,7 @@ mod tables;
 mod target_logprobs;
 
 pub use act_mul::ActMul;
-pub use attention::{KvCache, KvScales, Scoring};
+pub use attention::{Heads, KvCache, KvScales, Scoring};
 pub use attention_decode::AttentionDecode;
 pub use attention_prefill::AttentionPrefill;
 pub use embedding::Embedding;

@@ -1,14 +1,15 @@
 //! Chooses the next token of each row of logits.
 
 use super::abi::{sample_args, sample_bias, sample_result, sample_row, sample_seen};
-use super::check::{elements, own, records, small};
+use super::attention::aligned;
+use super::call::{Call, Check};
 use super::tables::SAMPLE;
-use crate::device::{Launch, Slice, SliceMut, Stream, Variant};
+use crate::device::{Slice, SliceMut, Stream, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{SampleRow, Sampled};
 
-const OP: &str = "sample";
+const CHECK: Check = Check("sample");
 
 /// The largest vocabulary: sums of so many weights fit the kernels' integers.
 const MAX_VOCAB: usize = 1 << 20;
@@ -46,37 +47,33 @@ impl Sample<'_> {
     /// # Errors
     /// As [`launch`](Self::launch).
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
-        own(&SAMPLE, variant)?;
-        let rows = records(OP, "rows", self.rows, size_of::<sample_row>() / 4)?;
-        let vocab = check_logits(OP, self.logits.as_slice(), rows as usize, self.vocab)?;
-        records(OP, "lists", self.lists.as_slice(), 1)?;
-        elements(OP, "results", self.results.as_slice(), DType::U8, rows as usize * Self::RESULT_BYTES)?;
-        for (field, address, bytes) in [("rows", self.rows.address(), 8), ("results", self.results.address(), 16)] {
-            if address % bytes != 0 {
-                return Err(Error::operator(OP, field, format!("an address aligned to {bytes} bytes"), address));
-            }
+        let words = size_of::<sample_row>() / 4;
+        CHECK.dtype("rows", self.rows.dtype(), &[DType::U32])?;
+        if self.rows.len() % words != 0 {
+            return Err(Error::operator(CHECK.0, "rows", format!("a multiple of {words} elements"), self.rows.len()));
         }
-        if rows == 0 {
-            return Ok(());
-        }
+        aligned(CHECK, "rows", self.rows, align_of::<sample_row>())?;
+        let rows = self.rows.len() / words;
+        CHECK.slice("logits", self.logits.as_slice(), DType::F32, &[rows, self.vocab])?;
+        CHECK.dtype("lists", self.lists.dtype(), &[DType::U32])?;
+        CHECK.slice("results", self.results.as_slice(), DType::U8, &[rows, Self::RESULT_BYTES])?;
+        aligned(CHECK, "results", self.results.as_slice(), Self::RESULT_BYTES)?;
         let args = sample_args {
             logits: self.logits.address(),
             rows: self.rows.address(),
             lists: self.lists.address(),
             results: self.results.address(),
-            rows_len: rows,
-            vocab,
+            rows_len: CHECK.rows("rows", rows)?,
+            vocab: check_vocab(CHECK, self.vocab)?,
         };
-        let launch = Launch {
-            kernel: &SAMPLE,
-            variant,
-            grid: [rows, 1, 1],
-            args: bytemuck::bytes_of(&args),
-            shape: &format_args!("{rows} rows of {vocab}"),
-        };
+        if rows == 0 {
+            return Ok(());
+        }
+        let call = Call { kernel: &SAMPLE, key: &[] };
+        let shape = format_args!("{rows} rows of {}", self.vocab);
         // SAFETY: the slices are device memory of the sizes that were checked above; what rows and lists say is the
         // caller's promise.
-        unsafe { stream.launch(&launch) }
+        unsafe { call.launch(stream, variant, [rows, 1, 1], &args, &shape) }
     }
 
     /// What the kernel wrote to `results`, row by row, read back.
@@ -152,23 +149,22 @@ fn biases(row: &SampleRow, vocab: usize) -> Vec<sample_bias> {
     same.map(one).collect()
 }
 
-fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
+pub(super) fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
     let &sample_result { token, logprob, status, .. } = result;
     match status {
         0 => Ok(Sampled { token, logprob }),
         1 => {
             let found = format!("{logprob} in row {row}, column {token}");
-            Err(Error::operator(OP, "logits", "finite numbers", found))
+            Err(Error::operator(CHECK.0, "logits", "finite numbers", found))
         }
-        _ => Err(Error::operator(OP, "banned", "a token that is left", format!("none in row {row}"))),
+        _ => Err(Error::operator(CHECK.0, "banned", "a token that is left", format!("none in row {row}"))),
     }
 }
 
-/// The vocabulary, if `logits` are f32 `[rows, vocab]`.
-pub(super) fn check_logits(op: &'static str, logits: Slice<'_>, rows: usize, vocab: usize) -> Result<u32> {
+/// A vocabulary's size as the kernels that reduce over it take it.
+pub(super) fn check_vocab(check: Check, vocab: usize) -> Result<u32> {
     if vocab == 0 || vocab > MAX_VOCAB {
-        return Err(Error::operator(op, "vocab", format!("1 to {MAX_VOCAB}"), vocab));
+        return Err(Error::operator(check.0, "vocab", format!("1 to {MAX_VOCAB}"), vocab));
     }
-    elements(op, "logits", logits, DType::F32, rows * vocab)?;
-    small(op, "vocab", vocab)
+    check.size("vocab", vocab)
 }

@@ -1,14 +1,14 @@
 //! Log-probabilities of given tokens.
 
 use super::abi::target_logprobs_args;
-use super::check::{elements, own, small};
-use super::sample::check_logits;
+use super::call::{Call, Check};
+use super::sample::check_vocab;
 use super::tables::TARGET_LOGPROBS;
-use crate::device::{Launch, Slice, SliceMut, Stream, Variant};
+use crate::device::{Slice, SliceMut, Stream, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
 
-const OP: &str = "target_logprobs";
+const CHECK: Check = Check("target_logprobs");
 
 /// `out[i] = log softmax(logits[i])[targets[i]]`; NaN where a row has no softmax, having NaN or +∞ in it or nothing but
 /// −∞. The same bits as [`Sample`](super::Sample) gives a token.
@@ -39,30 +39,24 @@ impl TargetLogprobs<'_> {
     /// # Errors
     /// As [`launch`](Self::launch).
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
-        own(&TARGET_LOGPROBS, variant)?;
         let rows = self.targets.len();
-        let vocab = check_logits(OP, self.logits, rows, self.vocab)?;
-        elements(OP, "targets", self.targets, DType::U32, rows)?;
-        elements(OP, "out", self.out.as_slice(), DType::F32, rows)?;
+        CHECK.dtype("targets", self.targets.dtype(), &[DType::U32])?;
+        CHECK.slice("logits", self.logits, DType::F32, &[rows, self.vocab])?;
+        CHECK.slice("out", self.out.as_slice(), DType::F32, &[rows])?;
         let args = target_logprobs_args {
             logits: self.logits.address(),
             targets: self.targets.address(),
             out: self.out.address(),
-            rows: small(OP, "rows", rows)?,
-            vocab,
+            rows: CHECK.rows("targets", rows)?,
+            vocab: check_vocab(CHECK, self.vocab)?,
         };
         if rows == 0 {
             return Ok(());
         }
-        let launch = Launch {
-            kernel: &TARGET_LOGPROBS,
-            variant,
-            grid: [args.rows, 1, 1],
-            args: bytemuck::bytes_of(&args),
-            shape: &format_args!("{rows} rows of {}", self.vocab),
-        };
+        let call = Call { kernel: &TARGET_LOGPROBS, key: &[] };
+        let shape = format_args!("{rows} rows of {}", self.vocab);
         // SAFETY: the slices are device memory of the sizes that were checked above; that targets are in the
         // vocabulary is the caller's promise.
-        unsafe { stream.launch(&launch) }
+        unsafe { call.launch(stream, variant, [rows, 1, 1], &args, &shape) }
     }
 }

@@ -1,5 +1,7 @@
 use burrstone::DType;
 use burrstone::cpu::{Cpu, Isa};
+use burrstone::device::{Stream, Variant};
+use burrstone::kernels::{Sample, SampleWords};
 use burrstone::ops::{Ops, SampleRow, Sampled};
 use proptest::prelude::*;
 
@@ -14,8 +16,13 @@ const PLAIN: SampleRow = SampleRow {
     top_p: 1.0,
     min_p: 0.0,
     repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
     history: Vec::new(),
+    prompt_len: 0,
+    logit_bias: Vec::new(),
     banned: Vec::new(),
+    mask: None,
     seed: 7,
     position: 0,
 };
@@ -30,35 +37,55 @@ fn attempt(cpu: &Cpu, vocab: usize, logits: &[f32], rows: &[SampleRow]) -> burrs
     cpu.sampled(&mut step)
 }
 
+/// Logits, often with equals among them, and a way to choose with some of everything.
+fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f32>, SampleRow)> {
+    let filters = (
+        prop_oneof![Just(0usize), 1usize..100],
+        prop_oneof![Just(1.0f32), 0.05f32..1.0],
+        prop_oneof![Just(0.0f32), 0.0f32..0.5],
+    );
+    let penalties = (prop_oneof![Just(1.0f32), 0.5f32..2.0], prop_oneof![Just(0.0f32), -2.0f32..2.0], -0.5f32..0.5);
+    let tokens = || proptest::collection::vec(any::<u32>(), 0..10);
+    let biases = proptest::collection::vec((any::<u32>(), -4.0f32..4.0), 0..6);
+    let lists = (tokens(), 0usize..10, biases, tokens(), proptest::option::of(any::<u64>()));
+    (vocab, 0.1f32..8.0, 0.2f32..2.0, any::<bool>(), filters, penalties, lists).prop_map(
+        |(vocab, sharpness, temperature, ties, (top_k, top_p, min_p), penalties, lists)| {
+            let logits = numbers(1, vocab, DType::F32);
+            let logits = logits.iter().map(|x| if ties { (x * 4.0).round() } else { x * sharpness }).collect();
+            let (history, prompt_len, biases, banned, mask) = lists;
+            let id = |t: u32| t % vocab as u32;
+            let mut row = SampleRow {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty: penalties.0,
+                presence_penalty: penalties.1,
+                frequency_penalty: penalties.2,
+                history: history.into_iter().map(id).collect(),
+                prompt_len,
+                logit_bias: biases.into_iter().map(|(t, bias)| (id(t), bias)).collect(),
+                banned: banned.into_iter().map(id).take(vocab / 2).collect(),
+                mask: mask.map(|seed| (0..vocab.div_ceil(32) as u64).map(|i| bits(seed, i) as u32).collect()),
+                ..PLAIN
+            };
+            // Something is left.
+            if row.mask.as_ref().is_some_and(|mask| mask[0] & 1 == 0) || row.banned.contains(&0) {
+                row.banned.retain(|&t| t != 0);
+                row.mask.iter_mut().for_each(|mask| mask[0] |= 1);
+            }
+            (logits, row)
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(cases(60))]
 
     /// Every token that is drawn has a probability above 0 under the sorting oracle, and frequencies follow it.
     #[test]
-    fn draws_follow_the_oracle(
-        isa in any_isa(),
-        vocab in 2usize..80,
-        sharpness in 0.1f32..8.0,
-        temperature in 0.2f32..2.0,
-        top_k in prop_oneof![Just(0usize), 1usize..100],
-        top_p in prop_oneof![Just(1.0f32), 0.05f32..1.0],
-        min_p in prop_oneof![Just(0.0f32), 0.0f32..0.5],
-        repetition_penalty in prop_oneof![Just(1.0f32), 0.5f32..2.0],
-        history in proptest::collection::vec(any::<u32>(), 0..10),
-        banned in proptest::option::of(any::<u32>()),
-        ties in any::<bool>(),
-    ) {
-        let cpu = cpu(isa, 2);
-        let logits: Vec<f32> = numbers(1, vocab, DType::F32)
-            .iter()
-            .map(|x| if ties { (x * 4.0).round() } else { x * sharpness })
-            .collect();
-        let history: Vec<u32> = history.iter().map(|t| t % vocab as u32).collect();
-        let banned: Vec<u32> = banned.iter().map(|t| t % vocab as u32).collect();
-        let row = SampleRow {
-            temperature, top_k, top_p, min_p, repetition_penalty,
-            history, banned, ..PLAIN
-        };
+    fn draws_follow_the_oracle(isa in any_isa(), (logits, row) in any_row(2usize..80)) {
+        let (cpu, vocab) = (cpu(isa, 2), logits.len());
         let p = distribution(&logits, &row);
         let logprobs = log_softmax::<f64>(&logits);
         const DRAWS: usize = 1000;
@@ -159,6 +186,171 @@ fn bad_rows_and_arguments_are_refused() {
     assert_refused(attempt(&good, SampleRow { top_p: 0.0, ..PLAIN }), "sample", "top_p");
     assert_refused(attempt(&good, SampleRow { min_p: 1.5, ..PLAIN }), "sample", "min_p");
     assert_refused(attempt(&good, SampleRow { repetition_penalty: 0.0, ..PLAIN }), "sample", "repetition_penalty");
+    assert_refused(attempt(&good, SampleRow { presence_penalty: 2.5, ..PLAIN }), "sample", "presence_penalty");
+    assert_refused(attempt(&good, SampleRow { frequency_penalty: f32::NAN, ..PLAIN }), "sample", "frequency_penalty");
     assert_refused(attempt(&good, SampleRow { history: vec![4], ..PLAIN }), "sample", "history");
+    assert_refused(attempt(&good, SampleRow { logit_bias: vec![(4, 0.0)], ..PLAIN }), "sample", "logit_bias");
+    assert_refused(attempt(&good, SampleRow { logit_bias: vec![(0, f32::INFINITY)], ..PLAIN }), "sample", "logit_bias");
+    assert_refused(attempt(&good, SampleRow { mask: Some(vec![1, 1]), ..PLAIN }), "sample", "mask");
     assert_refused(attempt(&good, SampleRow { banned: vec![0, 1, 2, 3], ..PLAIN }), "sample", "banned");
+}
+
+/// The device's choices by one variant.
+fn on_device(
+    stream: &Stream,
+    variant: &'static Variant,
+    vocab: usize,
+    logits: &[f32],
+    rows: &[SampleRow],
+) -> burrstone::Result<Vec<Sampled>> {
+    let words = SampleWords::new(rows, vocab)?;
+    let memory = |dtype: DType, words: &[u32]| {
+        let mut memory = stream.alloc(dtype, words.len()).unwrap();
+        memory.write(words).unwrap();
+        memory
+    };
+    let bits: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
+    let (mut on_device, mut lists) = (memory(DType::F32, &bits), memory(DType::U32, &words.lists));
+    let of_rows = memory(DType::U32, &words.rows);
+    let mut results = stream.alloc(DType::U8, rows.len() * Sample::RESULT_BYTES).unwrap();
+    let kernel = Sample {
+        logits: on_device.slice_mut(),
+        rows: of_rows.slice(),
+        lists: lists.slice_mut(),
+        results: results.slice_mut(),
+        vocab,
+    };
+    kernel.launch_variant(stream, variant)?;
+    Sample::results(&results.read::<u8>()?)
+}
+
+fn variants() -> &'static [Variant] {
+    burrstone::kernels::ALL.iter().find(|kernel| kernel.name == "sample").unwrap().variants
+}
+
+/// The same choices by every variant: those of the CPU, which follow the oracle, with the model's log-probabilities.
+fn check_on_device(stream: &Stream, logits: &[f32], rows: &[SampleRow]) {
+    let vocab = logits.len();
+    let wanted = sample(&cpu(Isa::best(), 1), &logits.repeat(rows.len()), rows);
+    let logprobs = log_softmax::<f64>(logits);
+    let mut first = None;
+    for variant in variants() {
+        let got = on_device(stream, variant, vocab, &logits.repeat(rows.len()), rows).unwrap();
+        for ((got, wanted), row) in got.iter().zip(&wanted).zip(rows) {
+            assert_eq!(got.token, wanted.token, "{}: vocabulary of {vocab}, {row:?}", variant.name);
+            let exact = logprobs[got.token as usize];
+            let error = (f64::from(got.logprob) - exact).abs();
+            assert!(error <= 2e-7 * exact.abs().max(1.0), "{}: {got:?}, not {exact}", variant.name);
+            if row.temperature > 0.0 {
+                assert!(distribution(logits, row)[got.token as usize] > 0.0, "{}: {got:?} with {row:?}", variant.name);
+            }
+        }
+        assert_eq!(*first.get_or_insert_with(|| got.clone()), got, "{}", variant.name);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn devices_draw_as_the_cpu_does(
+        order in any::<u64>(),
+        (logits, row) in any_row(prop_oneof![2usize..80, 1000usize..1400, Just(4096usize), 5000usize..5010]),
+    ) {
+        let rows: Vec<_> = (0..3).map(|position| SampleRow { position, ..row.clone() }).collect();
+        check_on_device(&stream(order), &logits, &rows);
+        // The likeliest token is exactly the CPU's, penalties and all.
+        check_on_device(&stream(order), &logits, &[SampleRow { temperature: 0.0, ..row }]);
+    }
+}
+
+/// Each filter by itself, over the vocabularies of real models and an odd one.
+#[test]
+fn devices_filter_real_vocabularies() {
+    let stream = stream(5);
+    for vocab in PROBLEMS.iter().map(|problem| problem.vocab).chain([50_257]) {
+        let logits: Vec<f32> = numbers(4, vocab, DType::F32).iter().map(|x| 20.0 * x).collect();
+        let rows = [
+            SampleRow { top_k: 50, ..PLAIN },
+            SampleRow { top_p: 0.2, ..PLAIN },
+            SampleRow { min_p: 0.5, ..PLAIN },
+            SampleRow { temperature: 0.0, ..PLAIN },
+        ];
+        check_on_device(&stream, &logits, &rows);
+    }
+}
+
+/// Cuts among equals: top-k keeps all that are as likely as the k-th, top-p the lowest ids.
+#[test]
+fn devices_cut_among_equals() {
+    let stream = stream(6);
+    let mut logits = vec![1.0; 3000];
+    logits[2900] = 2.0;
+    logits[17] = 0.0;
+    for row in [
+        SampleRow { top_k: 5, ..PLAIN },
+        SampleRow { top_k: 2999, ..PLAIN },
+        SampleRow { top_p: 0.3, ..PLAIN },
+        SampleRow { top_p: 0.0005, ..PLAIN },
+        SampleRow { top_k: 2, top_p: 0.9, ..PLAIN },
+        SampleRow { temperature: 1e-40, ..PLAIN },
+        SampleRow { temperature: 1e30, top_p: 0.5, ..PLAIN },
+    ] {
+        let rows: Vec<_> = (0..4).map(|position| SampleRow { position, ..row.clone() }).collect();
+        check_on_device(&stream, &logits, &rows);
+    }
+}
+
+/// A row's choice is its own; a bad one is named, a bad neighbour is not felt.
+#[test]
+fn devices_name_bad_rows() {
+    let stream = stream(7);
+    let mut logits = numbers(9, 3 * 1501, DType::F32);
+    let rows = [PLAIN, SampleRow { top_p: 0.5, ..PLAIN }, SampleRow { temperature: 0.0, ..PLAIN }];
+    for variant in variants() {
+        let together = on_device(&stream, variant, 1501, &logits, &rows).unwrap();
+        for (i, logits) in logits.chunks(1501).enumerate() {
+            let alone = on_device(&stream, variant, 1501, logits, &rows[i..=i]).unwrap();
+            assert_eq!(together[i], alone[0], "{}", variant.name);
+        }
+        let none = SampleRow { mask: Some(vec![0; 47]), ..PLAIN };
+        let error = on_device(&stream, variant, 1501, &logits, &[PLAIN, none, PLAIN]).unwrap_err().to_string();
+        assert_eq!(error, "operator sample: banned: expected a token that is left, found none in row 1");
+    }
+    for (at, bad) in [(0, f32::NAN), (1500, f32::INFINITY), (1024, f32::NAN)] {
+        let good = std::mem::replace(&mut logits[1501 + at], bad);
+        for variant in variants() {
+            let error = on_device(&stream, variant, 1501, &logits, &rows).unwrap_err().to_string();
+            let place = format!("found {bad} in row 1, column {at}");
+            assert_eq!(error, format!("operator sample: logits: expected finite numbers, {place}"), "{}", variant.name);
+        }
+        logits[1501 + at] = good;
+    }
+    let nothing = [f32::NEG_INFINITY; 3];
+    let error = on_device(&stream, &variants()[0], 3, &nothing, &[PLAIN]).unwrap_err().to_string();
+    assert_eq!(error, "operator sample: logits: expected finite numbers, found -inf in row 0, column 0");
+}
+
+#[test]
+fn wrong_slices_are_refused_on_a_device() {
+    let stream = stream(0);
+    let attempt = |vocab: usize, logits: usize, rows: usize, results: usize| {
+        let (mut logits, mut lists) = (stream.alloc(DType::F32, logits).unwrap(), stream.alloc(DType::U32, 1).unwrap());
+        let rows = stream.alloc(DType::U32, rows).unwrap();
+        let mut results = stream.alloc(DType::U8, results).unwrap();
+        let kernel = Sample {
+            logits: logits.slice_mut(),
+            rows: rows.slice(),
+            lists: lists.slice_mut(),
+            results: results.slice_mut(),
+            vocab,
+        };
+        kernel.launch(&stream)
+    };
+    attempt(4, 0, 0, 0).unwrap();
+    assert_refused(attempt(4, 7, 28, 32), "sample", "logits");
+    assert_refused(attempt(4, 8, 27, 32), "sample", "rows");
+    assert_refused(attempt(4, 8, 28, 31), "sample", "results");
+    assert_refused(attempt(0, 8, 28, 32), "sample", "vocab");
+    assert_refused(attempt((1 << 20) + 1, 1 << 22, 28, 32), "sample", "vocab");
 }

@@ -2,7 +2,7 @@
 
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, CpuOptions, Isa, Step};
-use burrstone::device::Bytes;
+use burrstone::device::{Bytes, SimOptions, Stream};
 use burrstone::ops::{Batch, Ops, SampleRow, Span, WeightView};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -21,6 +21,15 @@ pub fn isas() -> Vec<Isa> {
 
 pub fn cpu(isa: Isa, threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
+}
+
+/// The device to test CUDA's kernels on: the simulator, with an order of threads of its own for each seed, or the GPU
+/// where `BURRSTONE_TEST_DEVICE` is `cuda`.
+pub fn stream(seed: u64) -> Stream {
+    match std::env::var("BURRSTONE_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Stream::cuda(0).unwrap(),
+        _ => Stream::sim(SimOptions { seed, ..SimOptions::default() }).unwrap(),
+    }
 }
 
 pub fn any_isa() -> impl Strategy<Value = Isa> {

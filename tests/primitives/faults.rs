@@ -82,6 +82,16 @@ fn a_shuffle_from_outside_its_mask_is_found() {
     fault("shuffle_outside", "shfl(result, 20", |k| matches!(k, FaultKind::Misuse { .. }));
 }
 
+/// Not for a build without AddressSanitizer, and the end of the process in one with it: `.ci/sanitize` runs it.
+#[test]
+#[ignore = "the overrun is real: for AddressSanitizer to find"]
+fn an_overrun_of_a_local_array() {
+    let a = vec![1_f32; THREADS];
+    let mut probe = Probe::new(0, [&bytes(&a), &[], &[]], a.len() * 4);
+    probe.n = 4;
+    probe.run::<f32>("fault__plant_past_local_t128");
+}
+
 #[test]
 fn a_simulator_serves_on_after_a_fault() {
     let a: Vec<f32> = (0..THREADS).map(|i| i as f32).collect();

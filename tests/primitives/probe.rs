@@ -1,35 +1,11 @@
 //! Runs probe kernels.
 
-use burrstone::device::sim::{Fault, LaunchStats, SimEntry, Simulator};
-
-/// What of the generated tables the probes need.
-pub struct Kernel {
-    pub name: &'static str,
-    pub variants: &'static [Variant],
-}
-pub struct Variant {
-    pub name: &'static str,
-    #[allow(dead_code)]
-    pub values: &'static [(&'static str, Value)],
-    pub threads: u32,
-    #[allow(dead_code)]
-    pub archs: &'static [u32],
-    #[allow(dead_code)]
-    pub fallback: bool,
-    pub sim: Option<SimEntry>,
-    #[allow(dead_code)]
-    pub cubins: &'static [Cubin],
-}
-#[allow(dead_code)]
-pub enum Value {
-    Text(&'static str),
-    Int(i64),
-}
-#[allow(dead_code)]
-pub struct Cubin;
+use burrstone::device::Variant;
+use burrstone::device::sim::{Fault, LaunchStats, Simulator, TensorMap};
 
 mod tables {
-    use super::{Kernel, SimEntry, Value, Variant};
+    #![allow(unused_imports, reason = "which of them the tables need depends on the compilers that the build found")]
+    use burrstone::device::{Cubin, Kernel, SimEntry, Value, Variant};
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
 
@@ -40,7 +16,7 @@ pub struct Probe {
     out: u64,
     out_bytes: usize,
     pub n: u32,
-    pub m: u32,
+    pub map: Option<TensorMap>,
 }
 
 fn variant(name: &str) -> &'static Variant {
@@ -65,19 +41,28 @@ impl Probe {
             address
         });
         let out = simulator.alloc(out_bytes as u64).unwrap();
-        Probe { simulator, inputs, out, out_bytes, n: 0, m: 0 }
+        Probe { simulator, inputs, out, out_bytes, n: 0, map: None }
     }
 
     pub fn launch(&self, name: &str, blocks: u32) -> Result<LaunchStats, Fault> {
         let variant = variant(name);
-        let mut args = Vec::new();
+        // `probe_args` of csrc/abi/probe.h.
+        let mut args = self.map.map_or([0; 128], |map| map.to_bytes()).to_vec();
         for address in self.inputs.iter().chain([&self.out]) {
             args.extend(address.to_ne_bytes());
         }
         args.extend(self.n.to_ne_bytes());
-        args.extend(self.m.to_ne_bytes());
+        args.resize(192, 0);
         let entry = variant.sim.expect("the simulator is compiled in");
         self.simulator.launch(name, &entry, [blocks, 1, 1], variant.threads, &args)
+    }
+
+    pub fn input(&self, index: usize) -> u64 {
+        self.inputs[index]
+    }
+
+    pub fn out_address(&self) -> u64 {
+        self.out
     }
 
     pub fn out<T: Number>(&self) -> Vec<T> {
@@ -132,10 +117,5 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
-    }
-
-    /// A multiple of 1/8 in -4 to 4: products and sums of few are exact in f32.
-    pub fn eighth(&mut self) -> f32 {
-        (self.next() % 65) as f32 / 8.0 - 4.0
     }
 }

@@ -1,13 +1,14 @@
 use super::Real;
 
-/// One query over the keys and values that it sees, `[positions][head_dim]`.
-pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<T> {
+/// One query over the keys and values that it sees, `[positions][head_dim]`. Scores beyond `cap` are bent to it.
+pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32, cap: Option<f32>) -> Vec<T> {
     let dot = |key: &[f32]| {
         let mut sum = T::of(0.0);
         for (&q, &k) in query.iter().zip(key) {
             sum = sum + T::of(q) * T::of(k);
         }
-        sum * T::of(scale)
+        let score = sum * T::of(scale);
+        cap.map_or(score, |cap| T::of(cap) * (score / T::of(cap)).tanh())
     };
     let scores: Vec<T> = keys.iter().map(|key| dot(key)).collect();
     let max = scores.iter().copied().fold(scores[0], |a, b| if a > b { a } else { b });

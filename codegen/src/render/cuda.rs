@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_variant_is_a_struct_and_a_line() {
-        let spec = "summary = 's'\n[fallback]\nthreads = 64\n[[axis]]\nname = 'dtype'\nkey = true\nvalues = ['f16']\n\
+        let spec = "summary = 's'\n[fallback]\nthreads = 32\n[[axis]]\nname = 'dtype'\nkey = true\nvalues = ['f16']\n\
                     [[axis]]\nname = 'threads'\ntag = 't'\nvalues = [32, 64]\n";
         let kernel = Kernel::expand(parse("norm", Role::Probe, spec).unwrap()).unwrap();
         let expected = "// Generated from codegen/probes/norm.toml.\n#include \"probes/norm.cu\"\n\n\

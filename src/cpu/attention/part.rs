@@ -304,7 +304,7 @@ impl Part<'_> {
             r += match rows - r {
                 1 => self.score_rows::<S, P, 1, 4>(s, room, r, places, count),
                 2 | 3 => self.score_rows::<S, P, 2, 4>(s, room, r, places, count),
-                _ => self.score_rows::<S, P, 4, 2>(s, room, r, places, count),
+                _ => self.score_rows::<S, P, 4, 3>(s, room, r, places, count),
             };
         }
     }
@@ -392,7 +392,7 @@ impl Part<'_> {
                         2
                     }
                     _ => {
-                        add_values::<S, E, 4, 2, 2>(s, room, state, r, value, count);
+                        add_values::<S, E, 4, 3, 2>(s, room, state, r, value, count);
                         4
                     }
                 };

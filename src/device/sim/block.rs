@@ -11,8 +11,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::clocks::Clocks;
+use super::copies::{Flight, Groups, Load, Store, land_load, land_store};
 use super::counters::Counters;
+use super::deferred::Work;
 use super::fault::{FaultKind, Place, Waiting};
+use super::mbarriers::Mbarrier;
 use super::memory::Buffer;
 use super::shadow::Shadow;
 use super::sites::{Site, Sites};
@@ -22,6 +25,9 @@ pub(super) const WARP: usize = 32;
 pub(super) const MAX_THREADS: u32 = 1024;
 /// Threads that execute a `wgmma` together.
 pub(super) const WARPGROUP: usize = 128;
+
+/// Nominal start of the shared window, so that address 0 is not valid; a multiple of every alignment in use.
+pub(super) const WINDOW: u64 = 1024;
 
 /// `burrstone_sim_thread` of csrc/sim/runtime.h.
 #[repr(C)]
@@ -107,6 +113,14 @@ pub(super) struct State {
     pub spare_records: Vec<Vec<*mut c_void>>,
     pub warp_syncs: Vec<WarpSync>,
     pub barriers: BTreeMap<u32, Barrier>,
+    /// By address in the shared window.
+    pub mbarriers: BTreeMap<u32, Mbarrier>,
+    /// By thread.
+    pub loads: Vec<Groups<Load>>,
+    pub stores: Vec<Groups<Store>>,
+    pub flights: Vec<Flight>,
+    /// By warpgroup.
+    pub deferred: Vec<Groups<Work>>,
     pub fault: Option<(u32, FaultKind, Place)>,
     pub switches: u64,
 }
@@ -150,6 +164,11 @@ impl Run {
                 spare_records: Vec::new(),
                 warp_syncs: Vec::new(),
                 barriers: BTreeMap::new(),
+                mbarriers: BTreeMap::new(),
+                loads: Vec::new(),
+                stores: Vec::new(),
+                flights: Vec::new(),
+                deferred: Vec::new(),
                 fault: None,
                 switches: 0,
             }),
@@ -159,6 +178,10 @@ impl Run {
             global,
             last_global: Cell::new((0, 0)),
         }
+    }
+
+    pub(super) fn shared(&self) -> *mut u8 {
+        self.shared.borrow().start()
     }
 
     pub(super) fn threads(&self) -> usize {
@@ -210,6 +233,14 @@ impl State {
         self.gatherings.clear();
         self.warp_syncs.clear();
         self.barriers.clear();
+        self.mbarriers.clear();
+        self.loads.clear();
+        self.loads.resize_with(threads, Groups::default);
+        self.stores.clear();
+        self.stores.resize_with(threads, Groups::default);
+        self.flights.clear();
+        self.deferred.clear();
+        self.deferred.resize_with(threads.div_ceil(WARPGROUP), Groups::default);
     }
 
     /// Any of the fibers that can go on.
@@ -222,13 +253,96 @@ impl State {
         Some(self.ready.swap_remove(at as usize))
     }
 
+    /// Moves a load's bytes; other threads see them from `epoch` of its thread on.
+    pub(super) fn land(&mut self, load: &Load, epoch: u32, shared: *mut u8) {
+        // SAFETY: the hooks that begin copies check both ends, and `shared` is the block's own.
+        unsafe { land_load(load, shared, WINDOW) };
+        self.shadow.land(load.to, load.bytes, load.thread, epoch, load.bulk, load.site);
+    }
+
+    pub(super) fn land_stores(&mut self, thread: usize, pending: usize, shared: *const u8) {
+        while let Some(group) = self.stores[thread].take(pending) {
+            for store in group {
+                // SAFETY: as in `land`.
+                unsafe { land_store(&store, shared, WINDOW) };
+            }
+        }
+    }
+
+    /// Lands one of the copies that report to an mbarrier, if there are any: nobody can go on without.
+    pub(super) fn land_flight(&mut self, shared: *mut u8) -> bool {
+        if self.flights.is_empty() {
+            return false;
+        }
+        let at = self.random.next_u32() as usize % self.flights.len();
+        let flight = self.flights.swap_remove(at);
+        for load in &flight.loads {
+            self.land(load, flight.released[load.thread], shared);
+        }
+        let Some(barrier) = self.mbarriers.get_mut(&flight.mbarrier) else {
+            return true;
+        };
+        barrier.released.iter_mut().zip(&flight.released).for_each(|(a, b)| *a = (*a).max(*b));
+        if flight.bytes == 0 {
+            // An arrival beyond the count shows as a phase that never ends.
+            let _ = barrier.arrive();
+        }
+        barrier.land(flight.bytes);
+        self.advance(flight.mbarrier);
+        true
+    }
+
+    /// Wakes who waited at an mbarrier, if its phase is over.
+    pub(super) fn advance(&mut self, mbarrier: u32) {
+        let Some(barrier) = self.mbarriers.get_mut(&mbarrier) else {
+            return;
+        };
+        for thread in barrier.advance() {
+            self.clocks.acquire(thread, &barrier.completed);
+            self.status[thread] = Status::Ready;
+            self.ready.push(thread);
+        }
+    }
+
+    /// What a block that has ended left undone.
+    pub(super) fn unfinished(&self) -> Option<&'static str> {
+        if !self.flights.is_empty() {
+            return Some("the block ended with copies to shared memory on their way");
+        }
+        if self.stores.iter().any(|stores| !stores.is_empty()) {
+            return Some("a thread ended with bulk stores that it has not waited for");
+        }
+        if self.deferred.iter().any(|work| !work.is_empty()) {
+            return Some("a warpgroup ended with products that it has not waited for");
+        }
+        None
+    }
+
     pub(super) fn wake(&mut self, thread: usize) {
         self.status[thread] = Status::Ready;
         self.ready.push(thread);
     }
 
-    /// Why no fiber can go on, with a thread that waits; nothing if all have finished.
-    pub(super) fn stuck(&self) -> Option<(u32, FaultKind, Place)> {
+    pub(super) fn any_waits(&self) -> bool {
+        self.status.iter().any(|status| matches!(status, Status::Waiting(_)))
+    }
+
+    /// No fiber can go on: all have finished, or why not.
+    pub(super) fn end(&self) -> Result<(), (u32, FaultKind, Place)> {
+        if let Some(stuck) = self.stuck() {
+            return Err(stuck);
+        }
+        match self.unfinished() {
+            None => Ok(()),
+            Some(what) => {
+                let place = Place { file: "end of the block".to_owned(), line: 0 };
+                Err((0, FaultKind::Misuse { what: what.to_owned() }, place))
+            }
+        }
+    }
+
+    /// Who waits for what, with a thread that waits; nothing if all have finished.
+    fn stuck(&self) -> Option<(u32, FaultKind, Place)> {
         let mut groups: Vec<Waiting> = Vec::new();
         let mut first = None;
         for (thread, status) in self.status.iter().enumerate() {

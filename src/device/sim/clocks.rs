@@ -14,12 +14,16 @@ pub(super) struct Clocks {
     /// The running epoch of each thread, from 1.
     epoch: Vec<u32>,
     known: Vec<Known>,
+    /// The last epoch of each thread that its asynchronous fences cover.
+    fenced: Vec<u32>,
 }
 
 impl Clocks {
     pub(super) fn reset(&mut self, threads: usize) {
         self.epoch.clear();
         self.epoch.resize(threads, 1);
+        self.fenced.clear();
+        self.fenced.resize(threads, 0);
         let nothing: Known = vec![0; threads].into();
         self.known.clear();
         self.known.resize(threads, nothing);
@@ -27,6 +31,16 @@ impl Clocks {
 
     pub(super) fn epoch(&self, thread: usize) -> u32 {
         self.epoch[thread]
+    }
+
+    /// The writes of `thread` so far may be read by units beside the threads.
+    pub(super) fn fence(&mut self, thread: usize) {
+        self.fenced[thread] = self.epoch[thread];
+        self.epoch[thread] += 1;
+    }
+
+    pub(super) fn is_fenced(&self, thread: usize, epoch: u32) -> bool {
+        epoch <= self.fenced[thread]
     }
 
     /// Whether what `other` did in `epoch` happened before the next step of `thread`.

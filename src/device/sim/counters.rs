@@ -85,7 +85,7 @@ impl Counters {
         address: u64,
         bytes: u32,
     ) {
-        let key = Key { site, space, store: access != Access::Load };
+        let key = Key { site, space, store: matches!(access, Access::Store | Access::Atomic) };
         let lane = thread % LANES;
         let open = self.open.entry((key, thread / LANES)).or_default();
         let index = (open.seen[lane] - open.first) as usize;

@@ -45,6 +45,8 @@ pub enum FaultKind {
     UninitialisedShared { offset: u64 },
     /// An asynchronous copy to these bytes of shared memory has not been waited for.
     InFlight { offset: u64 },
+    /// A bulk copy or `wgmma` reads what a thread wrote without a `fence_async` behind it.
+    Unfenced { offset: u64, thread: u32, place: Place },
     /// Two accesses to shared memory that no barrier orders, one of them a write.
     Race { offset: u64, access: &'static str, earlier: &'static str, thread: u32, place: Place },
     /// Threads wait for each other for ever.
@@ -78,6 +80,11 @@ impl fmt::Display for FaultKind {
             FaultKind::InFlight { offset } => {
                 write!(f, "access to shared memory at byte {offset} before the asynchronous copy to it was waited for")
             }
+            FaultKind::Unfenced { offset, thread, place } => write!(
+                f,
+                "asynchronous read of shared memory at byte {offset}, which thread {thread} wrote at {place} without a \
+                 fence_async behind it"
+            ),
             FaultKind::Race { offset, access, earlier, thread, place } => write!(
                 f,
                 "{access} of shared memory at byte {offset} races with a {earlier} by thread {thread} at {place}"
@@ -101,6 +108,6 @@ pub struct Fault {
     pub kernel: String,
     pub block: [u32; 3],
     pub thread: u32,
-    pub kind: FaultKind,
+    pub kind: Box<FaultKind>,
     pub place: Place,
 }

@@ -6,11 +6,11 @@
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 
-use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WarpSync};
+use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WINDOW, WarpSync};
 use super::counters::Space;
 use super::fault::FaultKind;
-use super::shadow::Access;
-use super::sites::Site;
+use super::shadow::{Access, By};
+use super::sites::{Site, SiteId};
 
 thread_local! {
     /// The launch that runs on this OS thread.
@@ -32,20 +32,18 @@ impl Drop for Entered {
     }
 }
 
-fn run<'a>() -> &'a Run {
+pub(super) fn run<'a>() -> &'a Run {
     // SAFETY: hooks are called by kernel code alone, which runs inside `Simulator::launch`; that keeps the run alive and
     // entered while any of its fibers can run.
     unsafe { &*CURRENT.get() }
 }
 
-/// Nominal start of the shared window, so that address 0 is not valid; a multiple of every alignment in use.
-const WINDOW: u64 = 1024;
-
 fn access(code: u32) -> Access {
     match code {
-        0 => Access::Load,
         1 => Access::Store,
-        _ => Access::Atomic,
+        2 => Access::Atomic,
+        3 => Access::AsyncLoad,
+        _ => Access::Load,
     }
 }
 
@@ -237,30 +235,36 @@ unsafe extern "C" fn burrstone_sim_global(address: u64, bytes: u32, code: u32, f
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
-    let inside = |(start, len): (u64, u64)| address >= start && address - start + u64::from(bytes) <= len;
-    if !inside(run.last_global.get()) {
-        let after = run.global.partition_point(|(start, _)| *start <= address);
-        match after.checked_sub(1).map(|i| run.global[i]).filter(|a| inside(*a)) {
-            Some(allocation) => run.last_global.set(allocation),
-            None => {
-                let below = after.checked_sub(1).map(|i| run.global[i]);
-                let above = run.global.get(after).copied();
-                let nearest = match (below, above) {
-                    (Some(below), Some(above))
-                        if above.0 - address < address - below.0 - below.1.min(address - below.0) =>
-                    {
-                        Some(above)
-                    }
-                    (below, above) => below.or(above),
-                };
-                run.fault(FaultKind::OutOfBoundsGlobal { address, bytes, nearest }, site)
-            }
-        }
-    }
+    check_global(run, address, u64::from(bytes), site);
     if !address.is_multiple_of(u64::from(bytes)) {
         run.fault(FaultKind::Misaligned { address, bytes }, site);
     }
     count(run, Space::Global, site, access(code), address, bytes);
+}
+
+/// Faults unless one live allocation holds the bytes.
+pub(super) fn check_global(run: &Run, address: u64, bytes: u64, site: Site) {
+    let inside = |(start, len): (u64, u64)| address >= start && bytes <= len && address - start <= len - bytes;
+    if inside(run.last_global.get()) {
+        return;
+    }
+    let after = run.global.partition_point(|(start, _)| *start <= address);
+    let below = after.checked_sub(1).map(|i| run.global[i]);
+    let above = run.global.get(after).copied();
+    match below.filter(|allocation| inside(*allocation)) {
+        Some(allocation) => run.last_global.set(allocation),
+        None => {
+            let nearest = match (below, above) {
+                (Some(below), Some(above))
+                    if above.0 - address < address - below.0.saturating_add(below.1).min(address) =>
+                {
+                    Some(above)
+                }
+                (below, above) => below.or(above),
+            };
+            run.fault(FaultKind::OutOfBoundsGlobal { address, bytes: bytes as u32, nearest }, site)
+        }
+    }
 }
 
 fn count(run: &Run, space: Space, site: Site, access: Access, address: u64, bytes: u32) {
@@ -311,28 +315,36 @@ unsafe extern "C" fn burrstone_sim_shared_at(
     std::ptr::with_exposed_provenance_mut((run.shared_start + offset) as usize)
 }
 
-fn shared(run: &Run, offset: u64, bytes: u32, access: Access, site: Site) {
-    let of = run.shared_bytes as u64;
-    if offset >= of || u64::from(bytes) > of - offset {
-        run.fault(FaultKind::OutOfBoundsShared { offset, bytes, of }, site);
-    }
+/// Checks and notes an access of the running thread to shared memory.
+pub(super) fn shared(run: &Run, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
     if !offset.is_multiple_of(u64::from(bytes)) {
         run.fault(FaultKind::Misaligned { address: offset, bytes }, site);
     }
+    shared_range(run, offset, u64::from(bytes), access, site)
+}
+
+/// The same without an alignment.
+pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
+    let of = run.shared_bytes as u64;
+    if offset >= of || bytes > of - offset {
+        run.fault(FaultKind::OutOfBoundsShared { offset, bytes: bytes as u32, of }, site);
+    }
     let thread = run.thread();
-    let checked = {
+    let (id, checked) = {
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
         let id = state.sites.id(site);
-        if let Some(counters) = &mut state.counters {
-            counters.access(Space::Shared, id, access, thread, offset, bytes);
+        // Units beside the threads are not counted, nor is what is no access of a lane's own width.
+        if let Some(counters) = state.counters.as_mut().filter(|_| access != Access::AsyncLoad && bytes <= 16) {
+            counters.access(Space::Shared, id, access, thread, offset, bytes as u32);
         }
-        let (clocks, sites) = (&state.clocks, &state.sites);
-        state.shadow.access(offset as usize, bytes as usize, access, thread, id, clocks, sites)
+        let by = By { thread, site: id, clocks: &state.clocks, sites: &state.sites };
+        (id, state.shadow.access(offset as usize, bytes as usize, access, by))
     };
     if let Err(kind) = checked {
         run.fault(kind, site);
     }
+    id
 }
 
 /// # Safety

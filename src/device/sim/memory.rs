@@ -9,7 +9,7 @@ use super::DeviceMemoryError;
 /// CUDA's allocations start at multiples of this.
 const ALIGNMENT: usize = 256;
 /// What fresh memory holds: NaN in every float format, so that a read before a write shows.
-const POISON: u8 = 0xff;
+pub(super) const POISON: u8 = 0xff;
 
 /// Bytes on the heap at a fixed alignment.
 #[derive(Debug)]

@@ -7,17 +7,22 @@
 
 mod block;
 mod clocks;
+mod copies;
+mod copy_hooks;
 mod counters;
+mod deferred;
 mod fault;
 mod hooks;
+mod mbarriers;
 mod memory;
 mod shadow;
 mod sites;
+mod stacks;
+mod tensor_map;
 
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -26,13 +31,15 @@ use block::{MAX_THREADS, Run, Status};
 pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
 use memory::{Buffer, Memory};
+use stacks::{FiberStack, Stacks};
+pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 
 use super::variant::SimEntry;
 
-/// A fiber's stack: far more than a kernel's frames, and only the pages that are touched cost memory.
-const STACK_BYTES: usize = 256 << 10;
 /// Alignment of shared memory: what 128-byte swizzled tiles need.
 const SHARED_ALIGNMENT: usize = 1024;
+/// Alignment of an argument struct: what a tensor map in it needs.
+const ARGS_ALIGNMENT: usize = 64;
 /// Largest shared memory of a block on any architecture (sm_90).
 const MAX_SHARED_BYTES: u32 = 227 << 10;
 
@@ -69,24 +76,6 @@ struct Inner {
     memory: Memory,
     seeds: ChaCha8Rng,
     count: bool,
-}
-
-/// Stacks of fibers that have ended, of all simulators: mapping one costs more than a small kernel.
-static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
-/// Stacks that are kept; those above are unmapped.
-const KEPT_STACKS: usize = 4 * MAX_THREADS as usize;
-
-/// Takes kept stacks, as far as there are any.
-fn kept_stacks(count: usize) -> Vec<DefaultStack> {
-    let mut kept = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let from = kept.len().saturating_sub(count);
-    kept.split_off(from)
-}
-
-fn keep_stacks(stacks: &mut Vec<DefaultStack>) {
-    let mut kept = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let room = KEPT_STACKS.saturating_sub(kept.len()).min(stacks.len());
-    kept.extend(stacks.drain(..room));
 }
 
 impl Simulator {
@@ -183,7 +172,7 @@ impl Simulator {
             kernel: kernel.to_owned(),
             block: [0; 3],
             thread: 0,
-            kind: FaultKind::Misuse { what },
+            kind: Box::new(FaultKind::Misuse { what }),
             place: Place { file: "launch".to_owned(), line: 0 },
         };
         if threads == 0 || threads > MAX_THREADS {
@@ -197,32 +186,34 @@ impl Simulator {
             .then(|| Buffer::poisoned(shared_bytes as usize, SHARED_ALIGNMENT))
             .flatten()
             .ok_or_else(|| refused(format!("{shared_bytes} bytes of shared memory, at most {MAX_SHARED_BYTES}")))?;
-        // The argument struct at an alignment that any of its fields may want.
-        let mut words = vec![0_u64; args.len().div_ceil(8)];
-        for (word, bytes) in words.iter_mut().zip(args.chunks(8)) {
-            let mut whole = [0; 8];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            *word = u64::from_ne_bytes(whole);
-        }
+        let copied = Buffer::poisoned(args.len(), ARGS_ALIGNMENT)
+            .ok_or_else(|| refused(format!("no memory for {} bytes of arguments", args.len())))?;
+        // SAFETY: the buffer has at least as many bytes.
+        unsafe { copied.start().copy_from(args.as_ptr(), args.len()) };
 
         let mut inner = self.lock();
         let seed = inner.seeds.next_u64();
         let bounds = inner.memory.bounds().to_vec();
         let run = Run::new(threads as usize, shared, shared_bytes as usize, bounds, seed, inner.count);
         let mut stats = LaunchStats::default();
-        let mut stacks = kept_stacks(run.threads());
+        let mut stacks = Stacks::take(run.threads());
         let mut ended = Ok(());
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
-            let one = run_block(&run, entry, words.as_ptr().cast(), &mut stacks);
-            ended =
-                one.map_err(|(thread, kind, place)| Fault { kernel: kernel.to_owned(), block, thread, kind, place });
+            let one = run_block(&run, entry, copied.start().cast_const().cast(), &mut stacks);
+            ended = one.map_err(|(thread, kind, place)| Fault {
+                kernel: kernel.to_owned(),
+                block,
+                thread,
+                kind: Box::new(kind),
+                place,
+            });
             if ended.is_err() {
                 break;
             }
             stats.blocks += 1;
         }
-        keep_stacks(&mut stacks);
+        stacks.keep();
         ended?;
         let state = run.state.borrow();
         stats.switches = state.switches;
@@ -248,18 +239,15 @@ fn run_block(
     run: &Run,
     entry: &SimEntry,
     args: *const c_void,
-    stacks: &mut Vec<DefaultStack>,
+    stacks: &mut Stacks,
 ) -> Result<(), (u32, FaultKind, Place)> {
     let _entered = hooks::Entered::new(run);
     let mut fibers = Vec::with_capacity(run.threads());
     for thread in 0..run.threads() {
-        let stack = match stacks.pop() {
-            Some(stack) => stack,
-            None => DefaultStack::new(STACK_BYTES).map_err(|e| {
-                let what = format!("no memory for the stack of a fiber: {e}");
-                (thread as u32, FaultKind::Misuse { what }, Place { file: "launch".to_owned(), line: 0 })
-            })?,
-        };
+        let stack = stacks.pop().map_err(|e| {
+            let what = format!("no memory for the stack of a fiber: {e}");
+            (thread as u32, FaultKind::Misuse { what }, Place { file: "launch".to_owned(), line: 0 })
+        })?;
         let (run, entry, shared) = (std::ptr::from_ref(run), entry.run, run.shared_start);
         fibers.push(Coroutine::with_stack(stack, move |yielder, ()| {
             // SAFETY: the run outlives its fibers, which end in this function.
@@ -283,7 +271,7 @@ fn run_block(
 }
 
 /// Resumes fibers until all have finished, one has faulted, or none can go on.
-fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), DefaultStack>]) -> Result<(), (u32, FaultKind, Place)> {
+fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), FiberStack>]) -> Result<(), (u32, FaultKind, Place)> {
     let mut info = run.info.get();
     loop {
         let next = {
@@ -296,10 +284,13 @@ fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), DefaultStack>]) -> Re
         };
         let Some(thread) = next else {
             let mut state = run.state.borrow_mut();
+            if state.any_waits() && state.land_flight(run.shared()) {
+                continue;
+            }
             if let Some(counters) = &mut state.counters {
                 counters.end_block();
             }
-            return state.stuck().map_or(Ok(()), Err);
+            return state.end();
         };
         info.thread = thread as u32;
         run.info.set(info);

@@ -7,16 +7,28 @@ use super::sites::{SiteId, Sites};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Load,
+    /// By a unit beside the threads: a bulk copy, `wgmma`.
+    AsyncLoad,
     Store,
     Atomic,
+}
+
+/// Who accesses memory, and what is known of the order of accesses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct By<'a> {
+    pub thread: usize,
+    pub site: SiteId,
+    pub clocks: &'a Clocks,
+    pub sites: &'a Sites,
 }
 
 /// Marks `Cell::reader` where several unordered threads have read; `read_epoch` is then a row of `Shadow::readers`.
 const MANY: u16 = u16::MAX;
 /// `Cell::write_epoch` while an asynchronous copy is on its way.
 const IN_FLIGHT: u32 = u32::MAX;
-/// Set in `Cell::writer` where the write was atomic.
+/// Set in `Cell::writer` where the write was atomic, or came from a bulk copy.
 const ATOMIC: u16 = 0x8000;
+const BULK: u16 = 0x4000;
 
 /// The last write and the last reads of one granule; epoch 0 where there was none.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,39 +101,34 @@ impl Shadow {
         offset / self.granule..(offset + bytes) / self.granule
     }
 
-    /// Checks an access of `thread`, which lies inside the memory, and remembers it.
-    pub(super) fn access(
-        &mut self,
-        offset: usize,
-        bytes: usize,
-        access: Access,
-        thread: usize,
-        site: SiteId,
-        clocks: &Clocks,
-        sites: &Sites,
-    ) -> Result<(), FaultKind> {
+    /// Checks an access, which lies inside the memory, and remembers it.
+    pub(super) fn access(&mut self, offset: usize, bytes: usize, access: Access, by: By<'_>) -> Result<(), FaultKind> {
         self.refine(offset, bytes);
-        for index in self.cells(offset, bytes) {
-            if let Err(kind) = self.one(index, access, thread, site, clocks, sites) {
-                return Err(kind);
-            }
-        }
-        Ok(())
+        self.cells(offset, bytes).try_for_each(|index| self.one(index, access, by))
     }
 
-    fn one(
-        &mut self,
-        index: usize,
-        access: Access,
-        thread: usize,
-        site: SiteId,
-        clocks: &Clocks,
-        sites: &Sites,
-    ) -> Result<(), FaultKind> {
+    /// An asynchronous copy to checked bytes has begun: until it lands, nobody may touch them.
+    pub(super) fn take_off(&mut self, offset: usize, bytes: usize) {
+        for index in self.cells(offset, bytes) {
+            self.cells[index].write_epoch = IN_FLIGHT;
+        }
+    }
+
+    /// The copy has landed, as a write of `thread` in `epoch`.
+    pub(super) fn land(&mut self, offset: usize, bytes: usize, thread: usize, epoch: u32, bulk: bool, site: SiteId) {
+        let writer = thread as u16 | if bulk { BULK } else { 0 };
+        for index in self.cells(offset, bytes) {
+            self.cells[index] = Cell { write_epoch: epoch, writer, write_site: site, ..Cell::default() };
+        }
+    }
+
+    fn one(&mut self, index: usize, access: Access, by: By<'_>) -> Result<(), FaultKind> {
+        let By { thread, site, clocks, sites } = by;
         let cell = self.cells[index];
         let offset = (index * self.granule) as u64;
         let verb = match access {
             Access::Load => "read",
+            Access::AsyncLoad => "asynchronous read",
             Access::Store => "write",
             Access::Atomic => "atomic update",
         };
@@ -132,15 +139,18 @@ impl Shadow {
             return Err(FaultKind::UninitialisedShared { offset });
         }
         let both_atomic = access == Access::Atomic && cell.writer & ATOMIC != 0;
-        let writer = usize::from(cell.writer & !ATOMIC);
+        let writer = usize::from(cell.writer & !(ATOMIC | BULK));
         if cell.write_epoch != 0 && !both_atomic && !clocks.ordered(writer, cell.write_epoch, thread) {
             let earlier = if cell.writer & ATOMIC != 0 { "atomic update" } else { "write" };
             let place = sites.place(cell.write_site);
             return Err(FaultKind::Race { offset, access: verb, earlier, thread: writer as u32, place });
         }
+        if access == Access::AsyncLoad && cell.writer & BULK == 0 && !clocks.is_fenced(writer, cell.write_epoch) {
+            return Err(FaultKind::Unfenced { offset, thread: writer as u32, place: sites.place(cell.write_site) });
+        }
         let epoch = clocks.epoch(thread);
-        if access == Access::Load {
-            self.note_read(index, thread, epoch, site, clocks);
+        if matches!(access, Access::Load | Access::AsyncLoad) {
+            self.note_read(index, epoch, by);
             return Ok(());
         }
         if let Some(reader) = self.unordered_reader(cell, thread, clocks) {
@@ -155,7 +165,7 @@ impl Shadow {
         Ok(())
     }
 
-    fn note_read(&mut self, index: usize, thread: usize, epoch: u32, site: SiteId, clocks: &Clocks) {
+    fn note_read(&mut self, index: usize, epoch: u32, By { thread, site, clocks, .. }: By<'_>) {
         let mut cell = self.cells[index];
         cell.read_site = site;
         if cell.reader == MANY {

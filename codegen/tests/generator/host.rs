@@ -1,24 +1,14 @@
 //! Kernels compiled for the simulator.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use burrstone_codegen::{Error, host};
-use support::Copy;
-
-/// The target that this machine's compiler is for, as cargo tells it to build scripts.
-fn target() -> String {
-    let output = Command::new("rustc").arg("-vV").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().find_map(|line| line.strip_prefix("host: ")).unwrap().to_owned()
-}
+use crate::support::Copy;
+use burrstone_codegen::{Error, host, this_target};
 
 fn objects(copy: &Copy, sanitize: &str) -> Result<Vec<PathBuf>, Error> {
     let tree = copy.tree();
-    let compiler = host::Compiler::find(&tree, &target(), &target(), sanitize).unwrap();
+    let compiler = host::Compiler::find(&tree, &this_target(), &this_target(), sanitize).unwrap();
     compiler.objects(&tree, &tree.kernels()?, &copy.path("out"))
 }
 
@@ -40,7 +30,10 @@ fn a_change_recompiles_what_it_touches() {
     copy.replace("csrc/kernels/scale.cu", "args.factor", "args.factor * 2");
     let second = objects(&copy, "").unwrap();
     assert_eq!(changed(&first, &second), ["kernel_scale".to_owned()].into());
-    assert!(!first[0].exists() || first[0] == second[0]);
+    assert!(first.iter().chain(&second).all(|object| object.exists()));
+    host::keep_only(&copy.path("out"), &second).unwrap();
+    assert!(second.iter().all(|object| object.exists()));
+    assert!(first.iter().all(|object| object.exists() == second.contains(object)));
 
     copy.replace("csrc/common/kernel.cuh", "Just enough", "Enough");
     assert_eq!(changed(&second, &objects(&copy, "").unwrap()).len(), 2);

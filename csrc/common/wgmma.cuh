@@ -1,0 +1,198 @@
+// Products by a warpgroup, four warps together, with operands in shared memory: d (+)= a b, where d is 64 x N, a is 64 x 16
+// and b is 16 x N. sm_90a.
+//
+// A product runs beside the threads: fence, start products, commit them as a group, wait for groups. Until the wait
+// nobody may touch the accumulator, the registers of a, or the shared memory. On the simulator the accumulator is NaN in
+// between, and the product is made in the wait, from what shared memory holds then. Its numbers are those of common/mma.cuh.
+//
+// Lane l of warp w holds of d, as element i: row 16w + l/4 + 8(i/2 % 2), column 8(i/4) + 2(l%4) + i%2. Of a in registers:
+// as m16n8k16, for the rows 16w to 16w + 15.
+#ifndef BURRSTONE_COMMON_WGMMA_CUH
+#define BURRSTONE_COMMON_WGMMA_CUH
+
+#include "common/mma.cuh"
+#include "common/mbarrier.cuh"
+#ifndef BURRSTONE_SIM
+#include "common/wgmma_instructions.cuh"
+#endif
+
+namespace burrstone {
+
+// How 16-byte pieces of an operand are permuted; a tensor_load with the same swizzle makes it so.
+enum class MatrixSwizzle : uint32_t { NONE = 0, BYTES_128 = 1, BYTES_64 = 2, BYTES_32 = 3 };
+
+// Where an operand is in shared memory. Without a swizzle it is made of 8 x 8 blocks of 128 bytes; with one, of blocks of 8
+// rows of 32, 64 or 128 bytes, which start at a multiple of their size (moving along K inside a block is a larger start).
+//
+// Operand with K side by side: `stride` is the distance in bytes from eight rows (of M or N) to the next eight; `leading`
+// that from eight columns to the next, used without a swizzle alone.
+// Operand with M or N side by side: without a swizzle `stride` is the distance from eight M or N to the next, `leading`
+// from eight K to the next; with one, `leading` is from a block's width to the next, `stride` from eight K to the next.
+BURRSTONE_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t leading, uint32_t stride, MatrixSwizzle swizzle) {
+    return uint64_t((start & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
+           uint64_t(swizzle) << 62;
+}
+
+namespace detail {
+
+#ifdef BURRSTONE_SIM
+
+constexpr int GROUP = 128;
+
+struct WgmmaRecord {
+    float *d;
+    uint64_t a, b;
+    const uint32_t *words;
+    bool accumulate;
+    Site site;
+};
+
+template <int N> struct WgmmaWork {
+    float *d[GROUP];
+    float before[GROUP][N / 2];
+    uint32_t words[GROUP][4];
+    uint64_t a, b;
+    bool accumulate, chained;
+    Site site;
+};
+
+inline Element wgmma_d(int thread, int i) {
+    int warp = thread / 32, lane = thread % 32;
+    return {16 * warp + lane / 4 + i / 2 % 2 * 8, i / 4 * 8 + lane % 4 * 2 + i % 2};
+}
+
+// Reads `count` rows of 16 values (K side by side) or 16 rows of `count` values into values[row or column][k].
+template <class T, bool MN> void read_operand(uint64_t descriptor, int count, float (*values)[16], Site site) {
+    uint32_t start = uint32_t(descriptor & 0x3fff) << 4, leading = uint32_t(descriptor >> 16 & 0x3fff) << 4;
+    uint32_t stride = uint32_t(descriptor >> 32 & 0x3fff) << 4, mode = uint32_t(descriptor >> 62);
+    uint32_t width = mode == 0 ? 16 : 256u >> mode; // bytes of a block's row
+    uint32_t mask = mode == 0 ? 0 : width - 16;
+    if (descriptor >> 49 & 7) burrstone_sim_fault("matrix descriptor with a base offset", site.file, site.line);
+    auto piece = [&](uint32_t address, uint16_t(&elements)[8]) {
+        address ^= address >> 3 & mask;
+        __builtin_memcpy(elements, burrstone_sim_shared_at(address, 16, BURRSTONE_SIM_ASYNC_LOAD, site.file, site.line), 16);
+    };
+    uint16_t elements[8];
+    if (!MN) {
+        for (int row = 0; row < count; ++row)
+            for (int half = 0; half < 2; ++half) {
+                piece(start + row / 8 * stride + row % 8 * width + half * (mode == 0 ? leading : 16), elements);
+                for (int i = 0; i < 8; ++i) values[row][half * 8 + i] = to_float(T{elements[i]});
+            }
+    } else {
+        uint32_t pieces = width / 16;
+        uint32_t along = mode == 0 ? stride : leading, down = mode == 0 ? leading : stride;
+        for (int k = 0; k < 16; ++k)
+            for (int eight = 0; eight < count / 8; ++eight) {
+                piece(start + eight / pieces * along + eight % pieces * 16 + k / 8 * down + k % 8 * width, elements);
+                for (int i = 0; i < 8; ++i) values[eight * 8 + i][k] = to_float(T{elements[i]});
+            }
+    }
+}
+
+template <int N, class T, bool A_REGISTERS, bool A_MN, bool B_MN> void work_wgmma(const void *data) {
+    const auto &work = *static_cast<const WgmmaWork<N> *>(data);
+    float a[64][16], b[N][16];
+    if (A_REGISTERS) {
+        for (int thread = 0; thread < GROUP; ++thread)
+            for (int i = 0; i < 8; ++i) {
+                Element e = m16n8k16::a(thread % 32, i);
+                a[thread / 32 * 16 + e.row][e.column] = unpack(work.words[thread], i, T{});
+            }
+    } else {
+        read_operand<T, A_MN>(work.a, 64, a, work.site);
+    }
+    read_operand<T, B_MN>(work.b, N, b, work.site);
+    for (int thread = 0; thread < GROUP; ++thread)
+        for (int i = 0; i < N / 2; ++i) {
+            Element e = wgmma_d(thread, i);
+            double sum = work.accumulate ? (work.chained ? work.d[thread][i] : work.before[thread][i]) : 0.0;
+            for (int k = 0; k < 16; ++k) sum += double(a[e.row][k]) * b[e.column][k];
+            work.d[thread][i] = float(sum);
+        }
+}
+
+template <int N, class T, bool A_REGISTERS, bool A_MN, bool B_MN> void run_wgmma(void *const *records) {
+    auto *first = static_cast<WgmmaRecord *>(records[0]);
+    WgmmaWork<N> work;
+    work.a = first->a, work.b = first->b, work.accumulate = first->accumulate, work.site = first->site;
+    work.chained = burrstone_sim_deferred(first->d);
+    for (int thread = 0; thread < GROUP; ++thread) {
+        auto *record = static_cast<WgmmaRecord *>(records[thread]);
+        if (record->a != work.a || record->b != work.b || record->accumulate != work.accumulate)
+            burrstone_sim_fault("threads of a warpgroup give different operands", record->site.file, record->site.line);
+        work.d[thread] = record->d;
+        __builtin_memcpy(work.before[thread], record->d, sizeof work.before[thread]);
+        if (A_REGISTERS) __builtin_memcpy(work.words[thread], record->words, sizeof work.words[thread]);
+        __builtin_memset(record->d, 0xff, sizeof work.before[thread]);
+    }
+    burrstone_sim_defer(work_wgmma<N, T, A_REGISTERS, A_MN, B_MN>, &work, sizeof work, first->d);
+}
+
+inline void run_wgmma_commit(void *const *) { burrstone_sim_defer_commit(); }
+template <int PENDING> void run_wgmma_wait(void *const *) { burrstone_sim_defer_wait(PENDING); }
+
+#endif
+
+} // namespace detail
+
+// Before the first product, and after the threads have written an accumulator or registers of a.
+BURRSTONE_DEVICE void wgmma_fence() {
+#ifndef BURRSTONE_SIM
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Both operands in shared memory. A_MN, B_MN: the operand has M or N side by side, not K.
+template <int N, class T, bool A_MN = false, bool B_MN = false>
+BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate, Site site = here()) {
+    static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 columns, in eights");
+#ifdef BURRSTONE_SIM
+    detail::WgmmaRecord record{d, a, b, nullptr, accumulate, site};
+    burrstone_sim_warpgroup(detail::run_wgmma<N, T, false, A_MN, B_MN>, &record, "wgmma", site.file, site.line);
+#else
+    (void)site;
+    detail::WgmmaInstruction<N>::template run<A_MN, B_MN>(T{}, d, a, b, accumulate);
+#endif
+}
+
+// a in registers.
+template <int N, class T, bool B_MN = false>
+BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate, Site site = here()) {
+    static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 columns, in eights");
+#ifdef BURRSTONE_SIM
+    detail::WgmmaRecord record{d, 0, b, a, accumulate, site};
+    burrstone_sim_warpgroup(detail::run_wgmma<N, T, true, false, B_MN>, &record, "wgmma", site.file, site.line);
+#else
+    (void)site;
+    detail::WgmmaInstruction<N>::template run<B_MN>(T{}, d, a, b, accumulate);
+#endif
+}
+
+// Closes the group of the warpgroup's products since the last commit.
+BURRSTONE_DEVICE void wgmma_commit(Site site = here()) {
+#ifdef BURRSTONE_SIM
+    char record = 0;
+    burrstone_sim_warpgroup(detail::run_wgmma_commit, &record, "wgmma_commit", site.file, site.line);
+#else
+    (void)site;
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING of the latest groups still run. `d` is an accumulator that is read afterwards.
+template <int PENDING, int COUNT> BURRSTONE_DEVICE void wgmma_wait([[maybe_unused]] float (&d)[COUNT], Site site = here()) {
+#ifdef BURRSTONE_SIM
+    char record = 0;
+    burrstone_sim_warpgroup(detail::run_wgmma_wait<PENDING>, &record, "wgmma_wait", site.file, site.line);
+#else
+    (void)site;
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+    // The compiler must not read the registers before the wait.
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+
+} // namespace burrstone
+
+#endif

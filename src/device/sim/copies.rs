@@ -1,0 +1,140 @@
+//! Copies that run beside the threads. Each lands as late as CUDA allows: in the wait of its thread, or, where it reports
+//! to an mbarrier, when no thread can go on without it.
+
+use std::collections::VecDeque;
+
+use super::sites::SiteId;
+use super::tensor_map::{MAX_RANK, TensorMap};
+
+/// Bytes of shared memory that come from global memory.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    pub to: usize,
+    pub bytes: usize,
+    pub from: Source,
+    pub thread: usize,
+    /// Whether a unit beside the threads writes: `fence_async` does not concern it.
+    pub bulk: bool,
+    pub site: SiteId,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// `valid` bytes from an address on; zero after them.
+    Bytes { address: u64, valid: usize },
+    /// A box of a tensor; zero outside the tensor.
+    Box { map: TensorMap, coordinates: [i32; MAX_RANK] },
+}
+
+/// Bytes of global memory that come from shared memory.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    pub from: usize,
+    pub bytes: usize,
+    pub to: Target,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Target {
+    Bytes { address: u64 },
+    Box { map: TensorMap, coordinates: [i32; MAX_RANK] },
+}
+
+/// Groups of things that are waited for in order; the last may be open.
+#[derive(Debug)]
+pub(super) struct Groups<T> {
+    pub open: Vec<T>,
+    pub closed: VecDeque<Vec<T>>,
+}
+
+impl<T> Default for Groups<T> {
+    fn default() -> Self {
+        Groups { open: Vec::new(), closed: VecDeque::new() }
+    }
+}
+
+impl<T> Groups<T> {
+    pub(super) fn commit(&mut self) {
+        self.closed.push_back(std::mem::take(&mut self.open));
+    }
+
+    /// The first of all but the last `pending` closed groups.
+    pub(super) fn take(&mut self, pending: usize) -> Option<Vec<T>> {
+        if self.closed.len() > pending { self.closed.pop_front() } else { None }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.closed.iter().all(Vec::is_empty)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.closed.iter().flatten().chain(&self.open)
+    }
+}
+
+/// Loads that report to an mbarrier.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub loads: Vec<Load>,
+    pub mbarrier: u32,
+    /// Bytes that the barrier was told to expect; 0 for an arrival.
+    pub bytes: u64,
+    /// What was ordered before the copy, for who waits at the barrier.
+    pub released: Vec<u32>,
+}
+
+/// Moves the bytes of a load into shared memory at `shared`; `window` is the address there of byte 0.
+///
+/// # Safety
+/// The load's source was checked to lie in live allocations and its destination in shared memory.
+pub(super) unsafe fn land_load(load: &Load, shared: *mut u8, window: u64) {
+    match &load.from {
+        Source::Bytes { address, valid } => {
+            let from: *const u8 = std::ptr::with_exposed_provenance(*address as usize);
+            // SAFETY: the caller's contract.
+            unsafe {
+                let to = shared.add(load.to);
+                to.copy_from(from, *valid);
+                to.add(*valid).write_bytes(0, load.bytes - *valid);
+            }
+        }
+        Source::Box { map, coordinates } => {
+            for (i, piece) in map.pieces(coordinates).into_iter().enumerate() {
+                let to = map.permuted(window + (load.to + 16 * i) as u64) - window;
+                let mut bytes = [0_u8; 16];
+                let from = std::ptr::with_exposed_provenance::<u8>(piece.global as usize);
+                // SAFETY: the caller's contract; a permutation stays inside the box.
+                unsafe {
+                    let inside = &mut bytes[piece.inside.clone()];
+                    from.wrapping_add(piece.inside.start).copy_to(inside.as_mut_ptr(), inside.len());
+                    shared.add(to as usize).copy_from(bytes.as_ptr(), 16);
+                }
+            }
+        }
+    }
+}
+
+/// Moves the bytes of a store to global memory.
+///
+/// # Safety
+/// As `land_load`, with source and destination exchanged.
+pub(super) unsafe fn land_store(store: &Store, shared: *const u8, window: u64) {
+    match &store.to {
+        Target::Bytes { address } => {
+            let to: *mut u8 = std::ptr::with_exposed_provenance_mut(*address as usize);
+            // SAFETY: the caller's contract.
+            unsafe { to.copy_from(shared.add(store.from), store.bytes) };
+        }
+        Target::Box { map, coordinates } => {
+            for (i, piece) in map.pieces(coordinates).into_iter().enumerate() {
+                let from = map.permuted(window + (store.from + 16 * i) as u64) - window;
+                let to = std::ptr::with_exposed_provenance_mut::<u8>(piece.global as usize);
+                // SAFETY: the caller's contract; a permutation stays inside the box.
+                unsafe {
+                    let from = shared.add(from as usize + piece.inside.start);
+                    to.wrapping_add(piece.inside.start).copy_from(from, piece.inside.len());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The hooks of asynchronous copies and of the barriers that they report to.
+
+use std::ffi::c_char;
+
+use super::block::{Call, Run, WINDOW};
+use super::copies::{Flight, Load, Source, Store, Target};
+use super::fault::FaultKind;
+use super::hooks::{check_global, run, shared, shared_range};
+use super::mbarriers::Mbarrier;
+use super::memory::POISON;
+use super::shadow::Access;
+use super::sites::Site;
+use super::tensor_map::{MAX_RANK, TensorMap};
+
+/// Bytes of an mbarrier.
+const MBARRIER: u32 = 8;
+/// Bulk copies to and from shared memory start at multiples of this, tensor boxes of that.
+const BULK: u64 = 16;
+const BOX: u64 = 128;
+
+fn misuse(run: &Run, what: &str, site: Site) -> ! {
+    run.fault(FaultKind::Misuse { what: what.to_owned() }, site)
+}
+
+/// Checks the destination of a load, poisons it, and makes it untouchable.
+fn take_off(run: &Run, to: u64, bytes: u64, from: Source, bulk: bool, site: Site) -> Load {
+    let id = shared_range(run, to, bytes, Access::Store, site);
+    // SAFETY: the range was just checked.
+    unsafe { run.shared().add(to as usize).write_bytes(POISON, bytes as usize) };
+    run.state.borrow_mut().shadow.take_off(to as usize, bytes as usize);
+    Load { to: to as usize, bytes: bytes as usize, from, thread: run.thread(), bulk, site: id }
+}
+
+fn window_offset(run: &Run, address: u32, multiple: u64, site: Site) -> u64 {
+    if !u64::from(address).is_multiple_of(multiple) {
+        run.fault(FaultKind::Misaligned { address: u64::from(address), bytes: multiple as u32 }, site);
+    }
+    u64::from(address).wrapping_sub(WINDOW)
+}
+
+/// # Safety
+/// `file` of every hook is a string literal of the kernel's code.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_cp_async(
+    to: u32,
+    from: u64,
+    bytes: u32,
+    valid: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    if valid > bytes {
+        misuse(run, "cp_async of more valid bytes than it copies", site);
+    }
+    if valid > 0 {
+        check_global(run, from, u64::from(valid), site);
+        if !from.is_multiple_of(u64::from(bytes)) {
+            run.fault(FaultKind::Misaligned { address: from, bytes }, site);
+        }
+    }
+    let to = window_offset(run, to, u64::from(bytes), site);
+    let load = take_off(run, to, u64::from(bytes), Source::Bytes { address: from, valid: valid as usize }, false, site);
+    run.state.borrow_mut().loads[load.thread].open.push(load);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_cp_async_commit(_file: *const c_char, _line: u32) {
+    let run = run();
+    run.state.borrow_mut().loads[run.thread()].commit();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_cp_async_wait(pending: u32, _file: *const c_char, _line: u32) {
+    let run = run();
+    let thread = run.thread();
+    let mut state = run.state.borrow_mut();
+    let epoch = state.clocks.epoch(thread);
+    while let Some(group) = state.loads[thread].take(pending as usize) {
+        for load in group {
+            state.land(&load, epoch, run.shared());
+        }
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_cp_async_arrive(mbarrier: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let thread = run.thread();
+    known(run, mbarrier, site);
+    let mut state = run.state.borrow_mut();
+    state.loads[thread].commit();
+    let loads = std::mem::take(&mut state.loads[thread].closed).into_iter().flatten().collect();
+    let mut released = state.clocks.nothing();
+    state.clocks.release(thread, &mut released);
+    state.flights.push(Flight { loads, mbarrier, bytes: 0, released });
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_mbarrier_init(mbarrier: u32, count: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    if count == 0 || count >= 1 << 20 {
+        misuse(run, "mbarrier for a count outside 1 to 2^20 - 1", site);
+    }
+    let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
+    shared(run, offset, MBARRIER, Access::Store, site);
+    let mut state = run.state.borrow_mut();
+    let nothing = state.clocks.nothing();
+    state.mbarriers.insert(mbarrier, Mbarrier::new(count, nothing));
+}
+
+/// Faults unless there is an mbarrier that the running thread may know of.
+fn known(run: &Run, mbarrier: u32, site: Site) {
+    let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
+    shared(run, offset, MBARRIER, Access::Load, site);
+    if !run.state.borrow().mbarriers.contains_key(&mbarrier) {
+        misuse(run, "use of an mbarrier that was not initialised", site);
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_mbarrier_arrive(
+    mbarrier: u32,
+    arrivals: u32,
+    bytes: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    known(run, mbarrier, site);
+    let counted = {
+        let mut state = run.state.borrow_mut();
+        let state = &mut *state;
+        let counted = state.mbarriers.get_mut(&mbarrier).is_some_and(|barrier| {
+            barrier.expect(u64::from(bytes));
+            if arrivals == 0 {
+                return true;
+            }
+            state.clocks.release(run.thread(), &mut barrier.released);
+            barrier.arrive()
+        });
+        if counted {
+            state.advance(mbarrier);
+        }
+        counted
+    };
+    if !counted {
+        misuse(run, "more arrivals at an mbarrier than its count", site);
+    }
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_mbarrier_wait(mbarrier: u32, parity: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    known(run, mbarrier, site);
+    let over = {
+        let mut state = run.state.borrow_mut();
+        let state = &mut *state;
+        state.mbarriers.get_mut(&mbarrier).is_some_and(|barrier| {
+            let over = barrier.is_over(parity);
+            if over {
+                state.clocks.acquire(run.thread(), &barrier.completed);
+            } else {
+                barrier.waiting.push(run.thread());
+            }
+            over
+        })
+    };
+    if !over {
+        run.wait(Call::named(c"mbarrier_wait", site));
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_fence_async() {
+    let run = run();
+    run.state.borrow_mut().clocks.fence(run.thread());
+}
+
+/// A load that reports its bytes to an mbarrier.
+fn fly(run: &Run, to: u64, bytes: u64, from: Source, mbarrier: u32, site: Site) {
+    known(run, mbarrier, site);
+    let load = take_off(run, to, bytes, from, true, site);
+    let mut state = run.state.borrow_mut();
+    let mut released = state.clocks.nothing();
+    state.clocks.release(load.thread, &mut released);
+    state.flights.push(Flight { loads: vec![load], mbarrier, bytes, released });
+}
+
+fn check_bulk(run: &Run, global: u64, bytes: u64, site: Site) {
+    if bytes == 0 || !bytes.is_multiple_of(BULK) || !global.is_multiple_of(BULK) {
+        misuse(run, "bulk copy of bytes or from an address that are no multiple of 16", site);
+    }
+    check_global(run, global, bytes, site);
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_bulk_load(
+    to: u32,
+    from: u64,
+    bytes: u32,
+    mbarrier: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let bytes = u64::from(bytes);
+    check_bulk(run, from, bytes, site);
+    let to = window_offset(run, to, BULK, site);
+    fly(run, to, bytes, Source::Bytes { address: from, valid: bytes as usize }, mbarrier, site);
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_bulk_store(to: u64, from: u32, bytes: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let bytes = u64::from(bytes);
+    check_bulk(run, to, bytes, site);
+    let from = window_offset(run, from, BULK, site);
+    shared_range(run, from, bytes, Access::AsyncLoad, site);
+    let store = Store { from: from as usize, bytes: bytes as usize, to: Target::Bytes { address: to } };
+    run.state.borrow_mut().stores[run.thread()].open.push(store);
+}
+
+/// The map behind a pointer and all five coordinates, with every byte that the box touches checked.
+///
+/// # Safety
+/// `map` points at 128 bytes at a multiple of 64, `coordinates` at `dimensions` numbers.
+unsafe fn tensor_box(
+    run: &Run,
+    map: *const TensorMap,
+    coordinates: *const i32,
+    dimensions: u32,
+    site: Site,
+) -> (TensorMap, [i32; MAX_RANK]) {
+    // SAFETY: the caller's contract; every bit pattern is a map.
+    let map = unsafe { *map };
+    if !map.is_valid() {
+        misuse(run, "not a tensor map", site);
+    }
+    if map.rank != dimensions {
+        misuse(run, "as many coordinates as the tensor map has dimensions are needed", site);
+    }
+    let mut all = [0; MAX_RANK];
+    // SAFETY: the caller's contract; a valid map has at most five dimensions.
+    all[..dimensions as usize].copy_from_slice(unsafe { std::slice::from_raw_parts(coordinates, dimensions as usize) });
+    for piece in map.pieces(&all) {
+        if !piece.inside.is_empty() {
+            let start = piece.global.wrapping_add(piece.inside.start as u64);
+            check_global(run, start, piece.inside.len() as u64, site);
+        }
+    }
+    (map, all)
+}
+
+/// # Safety
+/// As `burrstone_sim_cp_async`, and `map` and `coordinates` as `tensor_box` wants them: what the primitives pass.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_tensor_load(
+    to: u32,
+    map: *const TensorMap,
+    coordinates: *const i32,
+    dimensions: u32,
+    mbarrier: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    // SAFETY: the caller's contract.
+    let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
+    let to = window_offset(run, to, BOX, site);
+    fly(run, to, map.box_bytes(), Source::Box { map, coordinates }, mbarrier, site);
+}
+
+/// # Safety
+/// As `burrstone_sim_tensor_load`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_tensor_store(
+    map: *const TensorMap,
+    coordinates: *const i32,
+    dimensions: u32,
+    from: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    // SAFETY: the caller's contract.
+    let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
+    let from = window_offset(run, from, BOX, site);
+    shared_range(run, from, map.box_bytes(), Access::AsyncLoad, site);
+    let store = Store { from: from as usize, bytes: map.box_bytes() as usize, to: Target::Box { map, coordinates } };
+    run.state.borrow_mut().stores[run.thread()].open.push(store);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_bulk_commit(_file: *const c_char, _line: u32) {
+    let run = run();
+    run.state.borrow_mut().stores[run.thread()].commit();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_bulk_wait(pending: u32, _file: *const c_char, _line: u32) {
+    let run = run();
+    run.state.borrow_mut().land_stores(run.thread(), pending as usize, run.shared());
+}

@@ -1,0 +1,72 @@
+//! Work that a warpgroup has started and does not wait for yet: products of `wgmma`.
+
+use super::block::{Run, WARPGROUP};
+use super::hooks;
+
+pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
+
+/// A function of the primitive's host body, and the data it was started with.
+#[derive(Debug)]
+pub(super) struct Work {
+    work: DeferredWork,
+    data: Vec<u64>,
+    target: usize,
+}
+
+fn warpgroup(run: &Run) -> usize {
+    run.thread() / WARPGROUP
+}
+
+/// # Safety
+/// `data` has `bytes` bytes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_defer(work: DeferredWork, data: *const u8, bytes: u32, target: usize) {
+    let run = hooks::run();
+    let mut copy = vec![0_u64; (bytes as usize).div_ceil(8)];
+    // SAFETY: the caller's contract; the copy is as long.
+    unsafe { copy.as_mut_ptr().cast::<u8>().copy_from(data, bytes as usize) };
+    run.state.borrow_mut().deferred[warpgroup(run)].open.push(Work { work, data: copy, target });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_deferred(target: usize) -> bool {
+    let run = hooks::run();
+    run.state.borrow().deferred[warpgroup(run)].iter().any(|work| work.target == target)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_defer_commit() {
+    let run = hooks::run();
+    run.state.borrow_mut().deferred[warpgroup(run)].commit();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn burrstone_sim_defer_wait(pending: u32) {
+    let run = hooks::run();
+    let group = warpgroup(run);
+    loop {
+        // The work may fault, which abandons this frame; so the data stays in the state while it runs.
+        let next = {
+            let state = run.state.borrow();
+            let groups = &state.deferred[group].closed;
+            match groups.front() {
+                Some(first) if groups.len() > pending as usize => first.first().map(|w| (w.work, w.data.as_ptr())),
+                _ => return,
+            }
+        };
+        if let Some((work, data)) = next {
+            // SAFETY: the data is what the work was started with, and nobody takes it from the state before it is done.
+            unsafe { work(data) };
+        }
+        let mut state = run.state.borrow_mut();
+        let groups = &mut state.deferred[group].closed;
+        if let Some(first) = groups.front_mut() {
+            if !first.is_empty() {
+                first.remove(0);
+            }
+            if first.is_empty() {
+                groups.pop_front();
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+use burrstone::DType;
+use burrstone::device::Stream;
+use burrstone::kernels::{AttentionDecode, Heads, KvCache, KvScales, Scoring};
+use proptest::prelude::*;
+
+use super::paged_attention::{Case, Paged, any_case, variants};
+use crate::support::*;
+
+const KERNEL: &str = "attention_decode";
+
+/// All queries at once: by every variant the same bits, close to the oracle.
+fn check(stream: &Stream, case: &Case) {
+    let paged = Paged::new(stream, case);
+    let all: Vec<_> = case.sequences.iter().map(|&(_, len)| (0, len)).collect();
+    let (plain, exact) = case.expected();
+    let mut first: Option<Vec<f32>> = None;
+    for variant in variants(KERNEL, stream, case) {
+        let got = paged.decode(stream, variant, &all);
+        assert_close(variant.name, case.dtype, &got, &plain, &exact);
+        assert_same_bits(variant.name, first.get_or_insert_with(|| got.clone()), &got);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
+
+    #[test]
+    fn agrees_with_the_oracle(seed in any::<u64>(), case in any_case(3)) {
+        check(&stream(seed), &case);
+    }
+}
+
+/// Every variant, past the end of a split, on several pages.
+#[test]
+fn every_variant_walks_splits_and_pages() {
+    let stream = stream(1);
+    for (dtype, head_dim) in [(DType::BF16, 48), (DType::F16, 48), (DType::BF16, 136), (DType::F16, 136)] {
+        for cache in [dtype, DType::E4M3, DType::E5M2, DType::I8] {
+            let case = Case {
+                group: 5,
+                kv_heads: 1,
+                head_dim,
+                page_size: 16,
+                window: None,
+                cap: None,
+                dtype,
+                cache,
+                sequences: vec![(511, 2), (40, 1)],
+            };
+            check(&stream, &case);
+        }
+    }
+}
+
+/// A query gets the same bits alone, among others of its sequence, and among other sequences.
+#[test]
+fn company_changes_nothing() {
+    let stream = stream(2);
+    let case = Case {
+        group: 3,
+        kv_heads: 2,
+        head_dim: 40,
+        page_size: 8,
+        window: Some(37),
+        cap: Some(20.0),
+        dtype: DType::F16,
+        cache: DType::I8,
+        sequences: vec![(70, 4), (31, 3), (0, 5)],
+    };
+    let paged = Paged::new(&stream, &case);
+    let row = 6 * 40;
+    for variant in variants(KERNEL, &stream, &case) {
+        let together = paged.decode(&stream, variant, &[(0, 4), (0, 3), (0, 5)]);
+        for (s, start, len) in [(0, 0, 4), (1, 4, 3), (2, 7, 5)] {
+            for query in 0..len {
+                let mut ranges = [(0, 0); 3];
+                ranges[s] = (query, query + 1);
+                let alone = paged.decode(&stream, variant, &ranges);
+                let at = (start + query) * row;
+                assert_same_bits(variant.name, &alone[at..at + row], &together[at..at + row]);
+                // Rows of no span are not written.
+                let others = alone[..at].iter().chain(&alone[at + row..]);
+                assert!(others.into_iter().all(|x| x.is_nan()), "{}", variant.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let stream = stream(0);
+    let query = stream.alloc(DType::F16, 2 * 4 * 8).unwrap();
+    let (keys, scales) =
+        (stream.alloc(DType::I8, 3 * 2 * 4 * 8).unwrap(), stream.alloc(DType::F32, 3 * 2 * 4).unwrap());
+    let half_keys = stream.alloc(DType::F16, 3 * 2 * 4 * 8).unwrap();
+    let words = stream.alloc(DType::U32, 8).unwrap();
+    let of = Heads { tokens: 2, heads: 4, kv_heads: 2, head_dim: 8 };
+    let plain = Scoring { scale: 1.0, soft_cap: None, window: None };
+    let entries = KvScales::Entry { keys: scales.slice(), values: scales.slice() };
+    let cache = KvCache { keys: keys.slice(), values: keys.slice(), scales: entries, pages: 3, page_size: 4 };
+    let attempt = |heads: Heads, cache: KvCache<'_>, scoring: Scoring, spans: usize| {
+        let mut out = stream.alloc(DType::F16, 2 * 4 * 8).unwrap();
+        let kernel = AttentionDecode {
+            query: query.slice(),
+            out: out.slice_mut(),
+            cache,
+            spans: words.slice().range(0..spans).unwrap(),
+            page_table: words.slice(),
+            heads,
+            scoring,
+        };
+        kernel.launch(&stream)
+    };
+    // No spans, or none with queries: nothing to do.
+    attempt(of, cache, plain, 0).unwrap();
+    attempt(of, cache, plain, 8).unwrap();
+    let refused = |heads, cache, scoring, field| assert_refused(attempt(heads, cache, scoring, 8), KERNEL, field);
+    refused(Heads { tokens: 3, ..of }, cache, plain, "query");
+    refused(Heads { heads: 3, ..of }, cache, plain, "heads");
+    refused(Heads { kv_heads: 0, ..of }, cache, plain, "heads");
+    refused(Heads { head_dim: 257, ..of }, cache, plain, "head_dim");
+    refused(of, KvCache { pages: 4, ..cache }, plain, "keys");
+    refused(of, KvCache { page_size: 3, ..cache }, plain, "page_size");
+    refused(of, KvCache { page_size: 256, ..cache }, plain, "page_size");
+    refused(of, KvCache { values: half_keys.slice(), ..cache }, plain, "values");
+    refused(of, KvCache { scales: KvScales::None, ..cache }, plain, "scales");
+    refused(of, KvCache { scales: KvScales::Layer { key: 1.0, value: 1.0 }, ..cache }, plain, "scales");
+    refused(of, KvCache { keys: half_keys.slice(), values: half_keys.slice(), ..cache }, plain, "scales");
+    refused(of, cache, Scoring { window: Some(0), ..plain }, "window");
+    refused(of, cache, Scoring { soft_cap: Some(0.0), ..plain }, "soft_cap");
+    refused(of, cache, Scoring { scale: f32::NAN, ..plain }, "scale");
+    assert_refused(attempt(of, cache, plain, 7), KERNEL, "spans");
+    let bf16 = Case {
+        group: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        page_size: 4,
+        window: None,
+        cap: None,
+        dtype: DType::BF16,
+        cache: DType::BF16,
+        sequences: vec![],
+    };
+    let mut out = stream.alloc(DType::F16, 2 * 4 * 8).unwrap();
+    let spans = words.slice();
+    let (query, page_table) = (query.slice(), words.slice());
+    let kernel = AttentionDecode { query, out: out.slice_mut(), cache, spans, page_table, heads: of, scoring: plain };
+    assert_refused(kernel.launch_variant(&stream, variants(KERNEL, &stream, &bf16)[0]), KERNEL, "variant");
+}

@@ -1,0 +1,73 @@
+use burrstone::DType;
+use burrstone::device::Stream;
+use proptest::prelude::*;
+
+use super::paged_attention::{Case, Paged, any_case, variants};
+use crate::support::*;
+
+const KERNEL: &str = "attention_prefill";
+
+/// All queries at once: by every variant, in tiles of any size, the same bits as decode's, close to the oracle.
+fn check(stream: &Stream, case: &Case, tile: usize) {
+    let paged = Paged::new(stream, case);
+    let all: Vec<_> = case.sequences.iter().map(|&(_, len)| (0, len)).collect();
+    let (plain, exact) = case.expected();
+    let decoded = paged.decode(stream, variants("attention_decode", stream, case)[0], &all);
+    for (i, variant) in variants(KERNEL, stream, case).into_iter().enumerate() {
+        let got = paged.prefill(stream, variant, &all, tile + i);
+        assert_close(variant.name, case.dtype, &got, &plain, &exact);
+        assert_same_bits(variant.name, &decoded, &got);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn agrees_with_the_oracle_and_with_decode(seed in any::<u64>(), case in any_case(20), tile in 1usize..20) {
+        check(&stream(seed), &case, tile);
+    }
+
+    /// A prompt cut anywhere: the same bits.
+    #[test]
+    fn chunks_change_nothing(seed in any::<u64>(), mut case in any_case(40), cut in 0usize..40, tile in 1usize..9) {
+        case.sequences.truncate(2);
+        let stream = stream(seed);
+        let paged = Paged::new(&stream, &case);
+        let variant = *variants(KERNEL, &stream, &case).last().unwrap();
+        let whole: Vec<_> = case.sequences.iter().map(|&(_, len)| (0, len)).collect();
+        let at_once = paged.prefill(&stream, variant, &whole, tile);
+        let parts = [
+            whole.iter().map(|&(_, end)| (0, cut.min(end))).collect::<Vec<_>>(),
+            whole.iter().map(|&(_, end)| (cut.min(end), end)).collect(),
+        ];
+        let [before, after] = parts.map(|ranges| paged.prefill(&stream, variant, &ranges, tile + 3));
+        for (i, &whole) in at_once.iter().enumerate() {
+            // Each part leaves the other's rows as they were, NaN.
+            let part = if before[i].is_nan() { after[i] } else { before[i] };
+            prop_assert_eq!(part.to_bits(), whole.to_bits(), "{}: element {}", variant.name, i);
+        }
+    }
+}
+
+/// Every variant, past the end of a split, on several pages.
+#[test]
+fn every_variant_walks_splits_and_pages() {
+    let stream = stream(3);
+    for (dtype, head_dim) in [(DType::BF16, 48), (DType::F16, 48), (DType::BF16, 136), (DType::F16, 136)] {
+        for cache in [dtype, DType::E4M3, DType::E5M2, DType::I8] {
+            let case = Case {
+                group: 2,
+                kv_heads: 1,
+                head_dim,
+                page_size: 32,
+                window: Some(500),
+                cap: None,
+                dtype,
+                cache,
+                sequences: vec![(505, 12)],
+            };
+            check(&stream, &case, 7);
+        }
+    }
+}

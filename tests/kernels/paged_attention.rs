@@ -1,0 +1,328 @@
+//! What the tests of both attention kernels share: sequences in a paged cache on a device.
+
+use burrstone::DType;
+use burrstone::device::{Kernel, Memory, Stream, Variant};
+use burrstone::kernels::{AttentionDecode, AttentionPrefill, Heads, KvCache, KvScales, Scoring};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use crate::reference::attention::attend;
+use crate::support::*;
+
+/// A layer and some sequences.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub group: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub page_size: usize,
+    pub window: Option<usize>,
+    pub cap: Option<f32>,
+    pub dtype: DType,
+    pub cache: DType,
+    /// For each sequence: tokens already in the cache, queries.
+    pub sequences: Vec<(usize, usize)>,
+}
+
+/// Scales of an fp8 layer: powers of two lose nothing.
+const LAYER: (f32, f32) = (0.5, 2.0);
+
+impl Case {
+    pub fn heads(&self) -> Heads {
+        let tokens = self.sequences.iter().map(|(_, len)| len).sum();
+        Heads { tokens, heads: self.group * self.kv_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
+    pub fn scoring(&self) -> Scoring {
+        Scoring { scale: 1.0 / (self.head_dim as f32).sqrt(), soft_cap: self.cap, window: self.window }
+    }
+
+    /// The first position that a query at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// A head of a query, sharpened, so that the softmax has something to choose.
+    fn query(&self, sequence: usize, position: usize, head: usize) -> Vec<f32> {
+        let seed = ((sequence * 10_000 + position) * 100 + head) as u64;
+        numbers(seed, self.head_dim, self.dtype).iter().map(|x| 4.0 * x).collect()
+    }
+
+    /// A head of a key (0) or a value (1) as the cache stores it: codes, and what they are multiplied by.
+    fn entry(&self, which: usize, sequence: usize, position: usize, head: usize) -> (Vec<u8>, f32) {
+        let seed = (((which + 1) * 1_000_000 + sequence * 10_000 + position) * 100 + head) as u64;
+        let codes = (0..self.head_dim as u64).flat_map(|i| code(self.cache, bits(seed, i))).collect();
+        let scale = match self.cache {
+            DType::I8 => 0.004 + (bits(seed, 999) % 1000) as f32 * 1e-5,
+            DType::E4M3 | DType::E5M2 => [LAYER.0, LAYER.1][which],
+            _ => 1.0,
+        };
+        (codes, scale)
+    }
+
+    fn decoded(&self, which: usize, sequence: usize, position: usize, head: usize) -> Vec<f32> {
+        let (codes, scale) = self.entry(which, sequence, position, head);
+        codes.chunks(self.cache.size()).map(|code| number(self.cache, code) * scale).collect()
+    }
+
+    /// Plain and exact results of all queries, `[tokens, heads, head_dim]`.
+    pub fn expected(&self) -> (Vec<f32>, Vec<f64>) {
+        let (mut plain, mut exact) = (Vec::new(), Vec::new());
+        for (s, &(past, len)) in self.sequences.iter().enumerate() {
+            let of_head = |which, kv| -> Vec<Vec<f32>> {
+                (0..past + len).map(|position| self.decoded(which, s, position, kv)).collect()
+            };
+            let keys: Vec<_> = (0..self.kv_heads).map(|kv| of_head(0, kv)).collect();
+            let values: Vec<_> = (0..self.kv_heads).map(|kv| of_head(1, kv)).collect();
+            for position in past..past + len {
+                let seen = self.first_seen(position)..position + 1;
+                for head in 0..self.group * self.kv_heads {
+                    let kv = head / self.group;
+                    let keys: Vec<&[f32]> = keys[kv][seen.clone()].iter().map(Vec::as_slice).collect();
+                    let values: Vec<&[f32]> = values[kv][seen.clone()].iter().map(Vec::as_slice).collect();
+                    let (query, scale) = (self.query(s, position, head), self.scoring().scale);
+                    plain.extend(attend::<f32>(&query, &keys, &values, scale, self.cap));
+                    exact.extend(attend::<f64>(&query, &keys, &values, scale, self.cap));
+                }
+            }
+        }
+        (plain, exact)
+    }
+}
+
+/// A stored number that is neither NaN nor infinite, from random bits.
+fn code(dtype: DType, random: u64) -> Vec<u8> {
+    let (sign, low) = ((random >> 63) as u8, random % 10_007);
+    match dtype {
+        DType::BF16 | DType::F16 => encode(&numbers(random, 1, dtype), dtype),
+        // Exponents from the subnormals' to 2.
+        DType::E4M3 => vec![sign << 7 | (low % 72) as u8],
+        DType::E5M2 => vec![sign << 7 | (low % 68) as u8],
+        _ => vec![(low % 255) as u8],
+    }
+}
+
+/// What a stored number is, by the formats' definitions.
+fn number(dtype: DType, code: &[u8]) -> f32 {
+    let eight_bits = |code: u8, mantissa: i32, bias: i32| {
+        let (sign, magnitude) = (if code >> 7 == 1 { -1.0 } else { 1.0 }, i32::from(code & 0x7f));
+        let (exponent, rest) = (magnitude >> mantissa, magnitude & ((1 << mantissa) - 1));
+        let (whole, exponent) = if exponent == 0 { (0, 1) } else { (1 << mantissa, exponent) };
+        sign * (whole + rest) as f32 * 2f32.powi(exponent - bias - mantissa)
+    };
+    match (dtype, code) {
+        (DType::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+        (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+        (DType::E4M3, &[code]) => eight_bits(code, 3, 7),
+        (DType::E5M2, &[code]) => eight_bits(code, 2, 15),
+        (_, code) => f32::from(code[0] as i8),
+    }
+}
+
+/// A case on a device. Whatever no query may see is NaN: pages of nobody, what lies beyond a sequence or before its
+/// window.
+pub struct Paged {
+    case: Case,
+    query: Memory,
+    keys: Memory,
+    values: Memory,
+    key_scales: Memory,
+    value_scales: Memory,
+    pages: usize,
+    table: Memory,
+    /// First token of each sequence's queries.
+    starts: Vec<usize>,
+    /// First entry of each sequence in the table.
+    entries: Vec<usize>,
+}
+
+impl Paged {
+    pub fn new(stream: &Stream, case: &Case) -> Self {
+        let (d, page_size) = (case.head_dim, case.page_size);
+        let lengths = case.sequences.iter().map(|(past, len)| past + len);
+        let entries: Vec<usize> =
+            lengths.clone().scan(0, |at, len| Some(std::mem::replace(at, *at + len.div_ceil(page_size)))).collect();
+        let used: usize = lengths.map(|len| len.div_ceil(page_size)).sum();
+        let pages = used + 3;
+        // An order that is not the table's: a step that shares no factor with the number of pages.
+        let step = (1..pages).rev().find(|step| gcd(*step, pages) == 1).unwrap_or(1);
+        let table: Vec<u32> = (0..used).map(|entry| ((entry * step + 2) % pages) as u32).collect();
+        let slots = pages * case.kv_heads * page_size;
+        let bytes = d * case.cache.size();
+        let mut planes = [vec![0xff; slots * bytes], vec![0xff; slots * bytes]];
+        let mut scales = [vec![f32::NAN; slots], vec![f32::NAN; slots]];
+        let mut query = Vec::new();
+        for (s, &(past, len)) in case.sequences.iter().enumerate() {
+            for position in case.first_seen(past)..past + len {
+                let page = table[entries[s] + position / page_size] as usize;
+                for head in 0..case.kv_heads {
+                    let slot = (page * case.kv_heads + head) * page_size + position % page_size;
+                    for which in 0..2 {
+                        let (codes, scale) = case.entry(which, s, position, head);
+                        planes[which][slot * bytes..][..bytes].copy_from_slice(&codes);
+                        scales[which][slot] = scale;
+                    }
+                }
+            }
+            for position in past..past + len {
+                for head in 0..case.group * case.kv_heads {
+                    query.extend(encode(&case.query(s, position, head), case.dtype));
+                }
+            }
+        }
+        let memory = |dtype: DType, bytes: &[u8]| {
+            let mut memory = stream.alloc(dtype, bytes.len() / dtype.size()).unwrap();
+            memory.write(bytes).unwrap();
+            memory
+        };
+        let floats = |floats: &[f32]| memory(DType::F32, &encode(floats, DType::F32));
+        let mut on_device = stream.alloc(DType::U32, table.len()).unwrap();
+        on_device.write(&table).unwrap();
+        Self {
+            query: memory(case.dtype, &query),
+            keys: memory(case.cache, &planes[0]),
+            values: memory(case.cache, &planes[1]),
+            key_scales: floats(&scales[0]),
+            value_scales: floats(&scales[1]),
+            pages,
+            table: on_device,
+            starts: case.sequences.iter().scan(0, |at, (_, len)| Some(std::mem::replace(at, *at + len))).collect(),
+            entries,
+            case: case.clone(),
+        }
+    }
+
+    fn cache(&self) -> KvCache<'_> {
+        let scales = match self.case.cache {
+            DType::I8 => KvScales::Entry { keys: self.key_scales.slice(), values: self.value_scales.slice() },
+            DType::E4M3 | DType::E5M2 => KvScales::Layer { key: LAYER.0, value: LAYER.1 },
+            _ => KvScales::None,
+        };
+        let (keys, values) = (self.keys.slice(), self.values.slice());
+        KvCache { keys, values, scales, pages: self.pages, page_size: self.case.page_size }
+    }
+
+    /// `[spans, 4]` for queries `from..to` of each sequence; and between them a span without queries, as pads a step.
+    fn spans(&self, ranges: &[(usize, usize)]) -> Vec<u32> {
+        let of_sequence = |(s, &(from, to)): (usize, &(usize, usize))| {
+            let kv_len = self.case.sequences[s].0 + to;
+            let span = [self.starts[s] + from, to - from, kv_len, self.entries[s]].map(|x| x as u32);
+            [span, [u32::MAX, 0, 0, u32::MAX]].concat()
+        };
+        ranges.iter().enumerate().flat_map(of_sequence).collect()
+    }
+
+    /// Queries `from..to` of each sequence by the decode kernel; rows of no query stay NaN.
+    pub fn decode(&self, stream: &Stream, variant: &'static Variant, ranges: &[(usize, usize)]) -> Vec<f32> {
+        let spans = words(stream, &self.spans(ranges));
+        self.run(stream, |out| {
+            let kernel = AttentionDecode {
+                query: self.query.slice(),
+                out: out.slice_mut(),
+                cache: self.cache(),
+                spans: spans.slice(),
+                page_table: self.table.slice(),
+                heads: self.case.heads(),
+                scoring: self.case.scoring(),
+            };
+            kernel.launch_variant(stream, variant)
+        })
+    }
+
+    /// The same by the prefill kernel, in tiles of `tile` queries.
+    pub fn prefill(
+        &self,
+        stream: &Stream,
+        variant: &'static Variant,
+        ranges: &[(usize, usize)],
+        tile: usize,
+    ) -> Vec<f32> {
+        let spans = words(stream, &self.spans(ranges));
+        let tiles: Vec<u32> = ranges
+            .iter()
+            .enumerate()
+            .flat_map(|(s, &(from, to))| {
+                (0..to - from).step_by(tile).flat_map(move |first| [2 * s as u32, first as u32])
+            })
+            .collect();
+        let tiles = words(stream, &tiles);
+        self.run(stream, |out| {
+            let kernel = AttentionPrefill {
+                query: self.query.slice(),
+                out: out.slice_mut(),
+                cache: self.cache(),
+                spans: spans.slice(),
+                tiles: tiles.slice(),
+                tile_queries: tile,
+                page_table: self.table.slice(),
+                heads: self.case.heads(),
+                scoring: self.case.scoring(),
+            };
+            kernel.launch_variant(stream, variant)
+        })
+    }
+
+    fn run(&self, stream: &Stream, launch: impl FnOnce(&mut Memory) -> burrstone::Result<()>) -> Vec<f32> {
+        let mut out = stream.alloc(self.case.dtype, self.query.len()).unwrap();
+        out.write(&vec![u16::MAX; out.len()]).unwrap();
+        launch(&mut out).unwrap();
+        let bits: Vec<u16> = out.read().unwrap();
+        bits.iter().map(|bits| number(self.case.dtype, &bits.to_le_bytes())).collect()
+    }
+}
+
+fn words(stream: &Stream, words: &[u32]) -> Memory {
+    let mut memory = stream.alloc(DType::U32, words.len()).unwrap();
+    memory.write(words).unwrap();
+    memory
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The kernel's variants for a case's types and heads.
+pub fn variants(kernel: &str, stream: &Stream, case: &Case) -> Vec<&'static Variant> {
+    let kernel: &'static Kernel = burrstone::kernels::ALL.iter().find(|own| own.name == kernel).unwrap();
+    let laid_out_for = if case.head_dim <= 128 { 128 } else { 256 };
+    let fits = |variant: &&'static Variant| {
+        let text = |axis| variant.value(axis).unwrap().to_string();
+        text("dtype") == case.dtype.name()
+            && text("cache") == case.cache.name()
+            && variant.int("head_dim") == Some(laid_out_for)
+            && variant.archs.contains(&stream.arch())
+    };
+    let found: Vec<_> = kernel.variants.iter().filter(fits).collect();
+    assert!(!found.is_empty(), "{} for {case:?}", kernel.name);
+    found
+}
+
+/// Lengths around the borders of tiles of 32, and others.
+fn any_length(most: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![Just(0), Just(31), Just(32), Just(33), Just(64), 0..most]
+}
+
+/// Small cases: `queries` at most a sequence.
+pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
+    let head_dim = prop_oneof![4 => 1usize..70, 2 => Just(64), 1 => Just(128), 1 => 129usize..=256];
+    let dtypes = (any::<bool>(), 0usize..4).prop_map(|(bf16, cache)| {
+        let dtype = if bf16 { DType::BF16 } else { DType::F16 };
+        (dtype, [dtype, DType::E4M3, DType::E5M2, DType::I8][cache])
+    });
+    (
+        (1usize..6, 1usize..4, head_dim, 0u32..8),
+        (proptest::option::of(1usize..70), proptest::option::of(0.5f32..30.0), dtypes),
+        proptest::collection::vec((any_length(90), 1..=queries), 1..4),
+    )
+        .prop_map(|((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), sequences)| Case {
+            group,
+            kv_heads,
+            head_dim,
+            page_size: 1 << page,
+            window,
+            cap,
+            dtype,
+            cache,
+            sequences,
+        })
+}

@@ -1,0 +1,97 @@
+//! Asynchronous copies and the barriers they report to: what arrives, and that nothing can be used too early.
+
+use burrstone::device::sim::{Fault, FaultKind};
+
+use crate::probe::{Probe, Random, bytes};
+
+fn cp_async(bytes_each: usize, plant: &str, valid: usize, seed: u64) -> Result<(Vec<u8>, Vec<u8>), Fault> {
+    let mut random = Random::new(seed);
+    let a: Vec<u8> = (0..128 * bytes_each).map(|_| random.next() as u8).collect();
+    let mut probe = Probe::new(seed, [&a, &[], &[]], a.len());
+    probe.n = valid as u32;
+    probe.launch(&format!("cp_async__b{bytes_each}_copy_{plant}_t64"), 1)?;
+    Ok((a, probe.out()))
+}
+
+#[test]
+fn copies_bring_their_bytes_and_zeros() {
+    for each in [4, 8, 16] {
+        for valid in [0, 1, 3, each] {
+            for seed in 0..5 {
+                let (mut expected, out) = cp_async(each, "correct", valid, seed).unwrap_or_else(|f| panic!("{f}"));
+                let half = expected.len() / 2;
+                for (i, byte) in expected[half..].iter_mut().enumerate() {
+                    if i % each >= valid {
+                        *byte = 0;
+                    }
+                }
+                assert_eq!(out, expected, "{each} bytes, {valid} valid");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_cannot_be_read_before_its_wait() {
+    for each in [4, 8, 16] {
+        for seed in 0..10 {
+            for plant in ["no_wait", "wait_too_few"] {
+                let fault = cp_async(each, plant, each, seed).unwrap_err();
+                assert!(matches!(*fault.kind, FaultKind::InFlight { .. }), "{plant}: {fault}");
+            }
+            let fault = cp_async(each, "no_barrier", each, seed).unwrap_err();
+            let early = matches!(
+                *fault.kind,
+                FaultKind::Race { .. } | FaultKind::InFlight { .. } | FaultKind::UninitialisedShared { .. }
+            );
+            assert!(early, "{fault}");
+            let fault = cp_async(each, "over_read", each, seed).unwrap_err();
+            assert!(matches!(*fault.kind, FaultKind::Race { .. } | FaultKind::InFlight { .. }), "{fault}");
+        }
+    }
+}
+
+fn pipeline(via: &str, plant: &str, tiles: u32, seed: u64) -> Result<(), Fault> {
+    let a: Vec<u32> = (0..96 * tiles).map(|i| i * 7).collect();
+    let mut probe = Probe::new(seed, [&bytes(&a), &[], &[]], a.len() * 4);
+    probe.n = tiles;
+    probe.launch(&format!("pipeline__via_{via}_pipe_{plant}_t128"), 1)?;
+    for (i, found) in probe.out::<u32>().into_iter().enumerate() {
+        let (tile, reader) = (i as u32 / 96, i as u32 % 96);
+        assert_eq!(found, (tile * 96 + 95 - reader) * 7 + tile, "{via}, tile {tile}, reader {reader}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_ring_of_stages_brings_every_tile_under_every_seed() {
+    for via in ["mbarrier", "cp_async", "bulk", "named"] {
+        for tiles in [1, 2, 3, 8] {
+            for seed in 0..10 {
+                pipeline(via, "correct", tiles, seed).unwrap_or_else(|fault| panic!("{via}, {tiles} tiles: {fault}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ring_without_one_of_its_waits_is_found_under_every_seed() {
+    for via in ["mbarrier", "cp_async", "bulk", "named"] {
+        for seed in 0..10 {
+            for plant in ["no_full_wait", "no_empty_wait"] {
+                let fault = pipeline(via, plant, 6, seed).expect_err(via);
+                let found = matches!(
+                    *fault.kind,
+                    FaultKind::Race { .. }
+                        | FaultKind::InFlight { .. }
+                        | FaultKind::UninitialisedShared { .. }
+                        | FaultKind::DivergentBarrier { .. }
+                        | FaultKind::Misuse { .. }
+                );
+                assert!(found, "{via}, {plant}: {fault}");
+            }
+            let fault = pipeline(via, "lost_arrival", 6, seed).expect_err(via);
+            assert!(matches!(*fault.kind, FaultKind::DivergentBarrier { .. }), "{via}: {fault}");
+        }
+    }
+}
