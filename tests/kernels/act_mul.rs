@@ -97,7 +97,9 @@ mod on_the_device {
     use burrstone::kernels::ActMul;
 
     use super::*;
-    use crate::device::{Placed, assert_quantized, assert_scale, decode, named, stream, variants};
+    use crate::device::{
+        Placed, assert_no_waste, assert_quantized, assert_scale, counting_stream, decode, named, stream, variants,
+    };
 
     #[derive(Clone, Debug)]
     struct Case {
@@ -193,6 +195,17 @@ mod on_the_device {
             case in any_case((1usize..3, proptest::sample::select(vec![2048, 4096, 4104, 4999, 8200, 16392]))),
         ) {
             case.check();
+        }
+    }
+
+    #[test]
+    fn whole_rows_use_memory_to_the_full() {
+        let (rows, width, dtype, activation) = (2, 2048, DType::BF16, Activation::Silu);
+        let case = Case { rows, width, dtype, out: dtype, activation, shifts: [0; 2] };
+        for variant in variants("act_mul", &[("dtype", named(dtype)), ("out", named(dtype))]) {
+            let stream = counting_stream(variant);
+            case.run(&stream, variant, 0);
+            assert_no_waste(&stream, |_| true);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the tests of CUDA kernels share: a device, memory whose surroundings are watched, numbers of eight bits.
 
 use burrstone::DType;
+use burrstone::device::sim::SiteStats;
 use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Variant};
 use burrstone::kernels::ALL;
 use half::f16;
@@ -29,6 +30,24 @@ pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
         return variant.archs.contains(&stream.arch()).then_some(stream);
     }
     Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
+}
+
+/// A simulator that counts what accesses cost; see [`assert_no_waste`].
+pub fn counting_stream(variant: &Variant) -> Stream {
+    Stream::sim(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() }).unwrap()
+}
+
+/// Every access so far of the kinds that `counts` names fills its sectors, and asks no bank twice.
+#[track_caller]
+pub fn assert_no_waste(stream: &Stream, counts: impl Fn(&SiteStats) -> bool) {
+    let launches = stream.take_launch_stats();
+    assert!(!launches.is_empty(), "nothing was launched");
+    for (variant, stats) in launches {
+        assert!(stats.sites.iter().any(&counts), "{variant}: no such access");
+        for site in stats.sites.iter().filter(|site| counts(site)) {
+            assert_eq!(site.cost, site.ideal, "{variant}: {site:?}");
+        }
+    }
 }
 
 /// Elements before and behind what a kernel is given.

@@ -144,11 +144,12 @@ fn wrong_shapes_are_refused() {
 
 #[cfg(feature = "sim")]
 mod on_the_device {
+    use burrstone::device::sim::Space;
     use burrstone::device::{Stream, Value, Variant};
     use burrstone::kernels::MatMul;
 
     use super::*;
-    use crate::device::{Placed, decode, named, stream, variants};
+    use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, stream, variants};
 
     #[derive(Clone, Debug)]
     struct Case {
@@ -232,6 +233,18 @@ mod on_the_device {
             )),
         ) {
             case.check();
+        }
+    }
+
+    /// Tiles are loaded in whole sectors, and no bank of shared memory is asked twice.
+    #[test]
+    fn tiles_use_memory_to_the_full() {
+        let (m, n, k, dtype, out) = (64, 64, 128, DType::BF16, DType::F32);
+        let case = Case { m, n, k, dtype, out, biased: false, shifts: [0; 2] };
+        for variant in variants("matmul", &[("dtype", named(dtype)), ("out", named(out))]) {
+            let stream = counting_stream(variant);
+            case.run(&stream, Some(variant), 0);
+            assert_no_waste(&stream, |site| site.space == Space::Shared || !site.store);
         }
     }
 

@@ -64,7 +64,9 @@ mod on_the_device {
     use burrstone::kernels::{Norm, RmsNorm};
 
     use super::*;
-    use crate::device::{Placed, assert_quantized, assert_scale, decode, named, stream, variants};
+    use crate::device::{
+        Placed, assert_no_waste, assert_quantized, assert_scale, counting_stream, decode, named, stream, variants,
+    };
     use crate::reference::rms_norm::layer_norm;
     use burrstone::device::Value;
 
@@ -211,6 +213,18 @@ mod on_the_device {
             for out in [DType::BF16, DType::E4M3, DType::I8] {
                 Case { rows, width, dtype, out, norm, add, bias, offset, shifts }.check();
             }
+        }
+    }
+
+    #[test]
+    fn whole_rows_use_memory_to_the_full() {
+        let (rows, width, norm, dtype) = (2, 2048, Norm::Rms, DType::BF16);
+        let (out, add, bias, offset, shifts) = (dtype, true, false, 0.0, [0; 4]);
+        let case = Case { rows, width, dtype, out, norm, add, bias, offset, shifts };
+        for variant in case.variants() {
+            let stream = counting_stream(variant);
+            case.run(&stream, variant, 0);
+            assert_no_waste(&stream, |_| true);
         }
     }
 
