@@ -90,9 +90,10 @@ template <class V> BURRSTONE_DEVICE void fault(const fault_args &args, fault_sha
     if (PLANT == Plant::SHUFFLE_MASK) result = shfl(result, lane, 32, lane < 16 ? 0xffffffffu : 0xffff0000u);
     if (PLANT == Plant::SHUFFLE_OUTSIDE && lane < 16) result = shfl(result, 20, 32, 0xffffu);
     if constexpr (PLANT == Plant::PAST_LOCAL) {
-        // Nothing but AddressSanitizer sees this one.
+        // Only the sanitizers see this one.
         float local[4] = {result, result, result, result};
-        local[args.n] = 1.0f;
+        float *at = local;
+        at[args.n] = 1.0f;
         result = local[args.n / 2];
     }
     if (PLANT == Plant::MISALIGNED_GLOBAL) store(reinterpret_cast<vec<float, 2> *>(out + (t | 1)), {{result, result}});
