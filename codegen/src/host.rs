@@ -97,7 +97,9 @@ impl Compiler {
     fn compile(&self, unit: &Path, object: &Path) -> Result<(), Error> {
         let partial = object.with_extension("partial");
         let mut command = self.tool.to_command();
-        run(command.arg("-c").arg(unit).arg("-o").arg(&partial), unit)?;
+        // All units end in one program: helpers of the same name in two kernels must stay two.
+        let name = unit.file_stem().unwrap_or_default().to_string_lossy();
+        run(command.arg(format!("-Dburrstone=burrstone_{name}")).arg("-c").arg(unit).arg("-o").arg(&partial), unit)?;
         std::fs::rename(&partial, object).map_err(Error::io(object))
     }
 }

@@ -52,7 +52,7 @@ impl Memory {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let size = self.dtype.size();
         let room = self.len.saturating_sub(start) * size;
-        if bytes.len() % size != 0 || bytes.len() > room {
+        if !bytes.len().is_multiple_of(size) || bytes.len() > room {
             let expected = format!("at most {room} bytes of {}", self.dtype);
             return Err(Error::operator("write", "values", expected, format!("{} bytes", bytes.len())));
         }
@@ -73,7 +73,7 @@ impl Memory {
     /// The memory is no whole number of `T`; the device failed.
     pub fn read<T: Pod>(&self) -> Result<Vec<T>> {
         let bytes = self.len * self.dtype.size();
-        if bytes % size_of::<T>() != 0 {
+        if !bytes.is_multiple_of(size_of::<T>()) {
             let expected = format!("a multiple of {} bytes", size_of::<T>());
             return Err(Error::operator("read", "memory", expected, format!("{bytes} bytes")));
         }

@@ -360,6 +360,16 @@ mod on_the_device {
         }
     }
 
+    /// A sum in another order shows in few elements: here are enough of them.
+    #[test]
+    fn many_wide_heads_agree_with_the_oracle() {
+        let (tokens, heads, kv_heads, d, page_size) = (4, 16, 4, 512, 4);
+        let (dtype, cache, norm, offset, shifts) = (DType::F16, DType::F16, true, 0.0, [0; 4]);
+        let case =
+            Case { tokens, heads, kv_heads, d, rotary: d, page_size, dtype, cache, norm, offset, shifts, seed: 1 };
+        case.check();
+    }
+
     #[test]
     fn wrong_shapes_are_refused() {
         let key = [("dtype", named(DType::F16)), ("cache", named(DType::F16))];
