@@ -1,7 +1,8 @@
 //! Burrstone: an LLM inference engine.
 //!
 //! [`Engine`] loads a checkpoint and answers requests. Below it, in this order: [`model`] (an architecture is data),
-//! [`ops`] (what a forward pass may ask of a device), [`cpu`] (the kernels), [`device`] (memory).
+//! [`ops`] (what a forward pass may ask of a device), [`cpu`] and [`kernels`] (the two sides that answer), [`device`]
+//! (memory, streams, graphs: a GPU's or the simulator's).
 
 pub mod cpu;
 pub mod device;
@@ -21,6 +22,6 @@ pub use engine::{
 pub use error::{Error, Result};
 
 /// The README's code compiles.
-#[cfg(all(doctest, feature = "builtin-model"))]
+#[cfg(all(doctest, feature = "builtin-model", feature = "sim"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
