@@ -6,6 +6,7 @@
 mod bytes;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod driver;
 mod memory;
 #[cfg(feature = "sim")]
@@ -13,7 +14,9 @@ pub mod sim;
 #[cfg(feature = "sim")]
 mod simulated;
 mod slice;
+#[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod stream;
+#[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod variant;
 
 pub use bytes::Bytes;

@@ -99,26 +99,9 @@ impl std::fmt::Display for Value {
 /// Architectures that code is made for.
 pub const ARCHS: [u32; 6] = [70, 75, 80, 86, 89, 90];
 
-/// The one of [`ARCHS`] whose code a device of this compute capability runs: the newest of its generation that is not
-/// newer than the device. Hopper's code (sm_90a) runs on nothing else.
-pub(super) fn code_arch(capability: u32) -> Option<u32> {
-    let same_generation = |arch: &u32| arch / 10 == capability / 10 && *arch <= capability;
-    ARCHS.into_iter().rev().find(same_generation)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_device_runs_code_of_its_generation() {
-        let cases = [(70, 70), (72, 70), (75, 75), (80, 80), (86, 86), (87, 86), (89, 89), (90, 90)];
-        for (capability, arch) in cases {
-            assert_eq!(code_arch(capability), Some(arch), "sm_{capability}");
-        }
-        assert_eq!(code_arch(61), None);
-        assert_eq!(code_arch(100), None);
-    }
 
     static KERNEL: Kernel = Kernel { name: "k", variants: &[] };
 

@@ -192,8 +192,18 @@ fn usage_errors_are_one_line_too() {
 
 #[test]
 fn devices_that_are_not_there_are_failures() {
-    for device in ["cuda", "cuda:1", "sim"] {
-        let ran = run(&["generate", "a", "--device", device]);
-        assert!(ran.error(1).starts_with("device "), "{ran:?}");
-    }
+    let ran = run(&["generate", "a", "--device", "cuda:99"]);
+    assert!(ran.error(1).starts_with("device cuda:99: "), "{ran:?}");
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn what_a_device_lacks_is_bad_input() {
+    let sim = |args: &[&str]| run(&[&["generate", "a", "--device", "sim"], args].concat());
+    assert_eq!(sim(&["--dtype", "f32"]).error(2), "dtype: expected bf16 or f16 on a GPU, found f32");
+    let ran = sim(&["--dtype", "bf16", "--sim-arch", "sm_75"]);
+    assert_eq!(ran.error(2), "dtype: expected f16: sm_75 has no bf16, give --dtype f16, found bf16");
+    let ran = sim(&["--sim-arch", "sm_60"]);
+    let expected = "--sim-arch <ARCH>: expected sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a, found \"sm_60\"";
+    assert_eq!(ran.error(2), expected);
 }

@@ -25,6 +25,14 @@ fn text_streams_to_stdout_and_one_line_of_timings_to_stderr() {
     assert_eq!(quiet.err, "");
 }
 
+/// The CUDA kernels, simulated, say what the CPU says; the margins of this text allow no other.
+#[cfg(feature = "sim")]
+#[test]
+fn the_simulator_writes_what_the_cpu_writes() {
+    let on = |device: &str| greedy(&["In the beginning", "--max-tokens", "8", "--device", device])["token_ids"].clone();
+    assert_eq!(on("sim"), on("cpu"));
+}
+
 /// The first read of the pipe returns before all of the text is there.
 #[test]
 fn text_arrives_while_it_is_made() {

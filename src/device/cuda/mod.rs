@@ -13,7 +13,7 @@ use cudarc::driver::{
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::slice::{Slice, SliceMut};
 use super::stream::Stream;
-use super::variant::code_arch;
+use super::variant::ARCHS;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use modules::Modules;
@@ -81,6 +81,13 @@ impl<'a> SliceMut<'a> {
         drop(guard);
         Self::new(address, T::DTYPE, len)
     }
+}
+
+/// The one of [`ARCHS`] whose code a device of this compute capability runs: the newest of its generation that is not
+/// newer than the device. Hopper's code (sm_90a) runs on nothing else.
+fn code_arch(capability: u32) -> Option<u32> {
+    let same_generation = |arch: &u32| arch / 10 == capability / 10 && *arch <= capability;
+    ARCHS.into_iter().rev().find(same_generation)
 }
 
 /// Whether there is a driver to load; the reason if not.
@@ -291,5 +298,20 @@ impl Recording for Recorded {
     fn replay(&self) -> Result<()> {
         let failed = |e| Error::Device { device: self.device.clone(), reason: format!("graph replay: {}", explain(e)) };
         self.graph.launch().map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_runs_code_of_its_generation() {
+        let cases = [(70, 70), (72, 70), (75, 75), (80, 80), (86, 86), (87, 86), (89, 89), (90, 90)];
+        for (capability, arch) in cases {
+            assert_eq!(code_arch(capability), Some(arch), "sm_{capability}");
+        }
+        assert_eq!(code_arch(61), None);
+        assert_eq!(code_arch(100), None);
     }
 }

@@ -1,0 +1,144 @@
+//! One step, as it is described to a device.
+
+use super::CacheShape;
+use super::sampling::SampleRow;
+use crate::error::{Error, Result};
+
+/// One sequence's share of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First token of the sequence in the flat batch.
+    pub start: usize,
+    /// Tokens of the sequence in this batch, at least one.
+    pub len: usize,
+    /// Tokens in the cache once this batch is written; the last query sits at position `kv_len - 1`.
+    pub kv_len: usize,
+    /// First entry of the sequence in [`Batch::page_table`]; entry `p / page_size` holds position `p`.
+    pub pages: usize,
+}
+
+/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike, and what is wanted
+/// of it.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids, `[tokens]`.
+    pub tokens: Vec<u32>,
+    /// Position of each token in its sequence, `[tokens]`.
+    pub positions: Vec<u32>,
+    /// Where each token's key and value go: `page * page_size + position % page_size`, `[tokens]`.
+    pub slots: Vec<u32>,
+    /// Rotary factors of each token, `[tokens, 2, rotary_dim / 2]`: cosines, then sines, already scaled.
+    pub rope: Vec<f32>,
+    pub spans: Vec<Span>,
+    pub page_table: Vec<u32>,
+    /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
+    pub logit_rows: Vec<u32>,
+    /// How the token after each of `logit_rows` is chosen; empty where none is.
+    pub samples: Vec<SampleRow>,
+    /// Tokens whose log-probability after each of `logit_rows` is wanted; empty where it is not.
+    pub targets: Vec<u32>,
+}
+
+impl Batch {
+    /// Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no two tokens share a slot.
+    ///
+    /// # Errors
+    /// They do not, or fields do not belong together.
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "upload";
+        let tokens = self.tokens.len();
+        for (field, len) in [("positions", self.positions.len()), ("slots", self.slots.len())] {
+            if len != tokens {
+                return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
+            }
+        }
+        if !self.rope.len().is_multiple_of(2 * tokens.max(1)) {
+            let expected = format!("cosines and sines for {tokens} tokens");
+            return Err(Error::operator(OP, "rope", expected, format!("{} factors", self.rope.len())));
+        }
+        let mut end = 0usize;
+        for (i, span) in self.spans.iter().enumerate() {
+            let next = span.start.checked_add(span.len);
+            if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
+                let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+            let first = span.kv_len - span.len;
+            let positions = &self.positions[span.start..span.start + span.len];
+            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
+                let found = format!("{} at token {}", positions[at], span.start + at);
+                return Err(Error::operator(OP, "positions", first + at, found));
+            }
+            end = span.start + span.len;
+        }
+        if end != tokens {
+            return Err(Error::operator(OP, "spans", format!("all of {tokens} tokens"), format!("{end} covered")));
+        }
+        if let Some(&row) = self.logit_rows.iter().find(|&&row| row as usize >= tokens) {
+            return Err(Error::operator(OP, "logit_rows", format!("below {tokens}"), row));
+        }
+        for (field, len) in [("samples", self.samples.len()), ("targets", self.targets.len())] {
+            if len > self.logit_rows.len() {
+                let expected = format!("at most one for each of {} logit rows", self.logit_rows.len());
+                return Err(Error::operator(OP, field, expected, len));
+            }
+        }
+        let mut order = self.slots.clone();
+        order.sort_unstable();
+        if let Some(pair) = order.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::operator(OP, "slots", "one token each", format!("slot {} twice", pair[0])));
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    /// What indices lead to is there: a device that is not the CPU could only fault.
+    ///
+    /// # Errors
+    /// A token is not in a vocabulary of `vocab`, a slot or a page not in the cache; a row of `samples` makes no sense.
+    pub(crate) fn check_within(&self, vocab: usize, cache: &CacheShape) -> Result<()> {
+        const OP: &str = "upload";
+        let outside = |ids: &[u32], limit: usize| ids.iter().copied().find(|&id| id as usize >= limit);
+        let slots = cache.pages * cache.page_size;
+        for (field, ids, limit) in [
+            ("tokens", &self.tokens, vocab),
+            ("targets", &self.targets, vocab),
+            ("slots", &self.slots, slots),
+            ("page_table", &self.page_table, cache.pages),
+        ] {
+            if let Some(id) = outside(ids, limit) {
+                return Err(Error::operator(OP, field, format!("below {limit}"), id));
+            }
+        }
+        for (i, span) in self.spans.iter().enumerate() {
+            let end = span.pages.checked_add(span.kv_len.div_ceil(cache.page_size));
+            if end.is_none_or(|end| end > self.page_table.len()) {
+                let expected = format!("pages within a table of {}", self.page_table.len());
+                return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
+            }
+        }
+        self.samples.iter().try_for_each(|row| row.check(vocab))
+    }
+}
+
+/// What a device makes of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Rows that kernels over tokens run for: the batch's tokens, and perhaps rows that only pad it.
+    pub tokens: usize,
+    /// Rows that kernels over logits run for.
+    pub logit_rows: usize,
+    /// Steps with one key do the same work on the same addresses: recorded once, it can be replayed. `None` where
+    /// there is nothing to gain.
+    pub recording: Option<RecordingKey>,
+}
+
+/// See [`StepShape::recording`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordingKey {
+    /// Sequences that the recorded work has room for.
+    pub bucket: usize,
+    /// Counts how often the step's addresses have changed; recordings of earlier ones are of no use any more.
+    pub generation: u64,
+}

@@ -1,0 +1,263 @@
+//! What a forward pass may ask of a device. The decoder is written once against [`Ops`]; every device implements it
+//! kernel by kernel, under the same names.
+//!
+//! Conventions. Activations are dense row-major `[tokens, features]` arrays in [`Ops::Buffer`]s that are allocated once
+//! and reused; a buffer may be longer than what a call uses. Weights keep the dtype they are stored in. A *batch* is
+//! the description of one step: it is prepared on the host, uploaded once, and read by every kernel of the step.
+//!
+//! Same bits in any company: every output element is reduced in an order that depends on its own inputs alone, never
+//! on the number of tokens in the batch, on how a prompt was cut into chunks, or on the number of threads.
+
+mod batch;
+mod sampling;
+
+use std::ops::Range;
+
+use crate::device::{Bytes, Counters};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+pub use batch::{Batch, RecordingKey, Span, StepShape};
+pub use sampling::{SampleRow, Sampled};
+
+/// A tensor as a checkpoint stores it: row-major, little-endian, not necessarily aligned.
+#[derive(Clone, Debug)]
+pub struct WeightView {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub data: Bytes,
+}
+
+impl WeightView {
+    /// Elements of the shape.
+    ///
+    /// # Errors
+    /// The data are not of the shape and the dtype.
+    pub(crate) fn elements(&self, op: &'static str) -> Result<usize> {
+        let elements = self.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(self.dtype.size()));
+        match (elements, bytes) {
+            (Some(elements), Some(bytes)) if bytes == self.data.len() => Ok(elements),
+            _ => {
+                let expected = format!("the bytes of {:?} in {}", self.shape, self.dtype);
+                Err(Error::operator(op, "data", expected, format!("{} bytes in {}", self.data.len(), self.name)))
+            }
+        }
+    }
+}
+
+/// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    pub layers: usize,
+    pub pages: usize,
+    /// Tokens per page, a power of two.
+    pub page_size: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub dtype: DType,
+}
+
+impl CacheShape {
+    /// Bytes that one token takes over all layers.
+    pub fn bytes_per_token(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim * self.dtype.size()
+    }
+
+    /// Bytes of the whole cache.
+    pub fn bytes(&self) -> usize {
+        self.pages * self.page_size * self.bytes_per_token()
+    }
+}
+
+/// How two halves of a gated feed-forward layer meet: `activation(gate) * up`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    Silu,
+    /// `gelu(x) ≈ 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / √2))`.
+    Gelu,
+}
+
+/// Arguments of [`Ops::rotary_kv_write`].
+pub struct RotaryKvWrite<'a, O: Ops> {
+    /// `[tokens, (heads + 2 · kv_heads) · head_dim]`: queries, keys, values.
+    pub qkv: &'a O::Buffer,
+    /// Rotated queries, `[tokens, heads, head_dim]`.
+    pub query: &'a mut O::Buffer,
+    pub cache: &'a mut O::Cache,
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Leading dimensions of a head that rotate; element `i` pairs with `i + rotary_dim / 2`.
+    pub rotary_dim: usize,
+    /// Per-head RMS norm of queries and keys before the rotation: gains of `[head_dim]` and epsilon.
+    pub qk_norm: Option<QkNorm<'a, O>>,
+}
+
+/// Gains of the per-head norm of queries and keys.
+pub struct QkNorm<'a, O: Ops> {
+    pub query: &'a O::Vector,
+    pub key: &'a O::Vector,
+    pub eps: f32,
+}
+
+/// Arguments of [`Ops::attention`].
+pub struct Attention<'a, O: Ops> {
+    /// `[tokens, heads, head_dim]`.
+    pub query: &'a O::Buffer,
+    /// Keys and values, those of this batch included.
+    pub cache: &'a O::Cache,
+    pub layer: usize,
+    /// `[tokens, heads, head_dim]`.
+    pub out: &'a mut O::Buffer,
+    pub heads: usize,
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+    /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
+    pub window: Option<usize>,
+}
+
+/// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
+/// both read and written.
+pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
+    const OP: &str = "page_copy";
+    let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();
+    written.sort_unstable();
+    if let Some(twice) = written.windows(2).find(|two| two[0] == two[1]) {
+        return Err(Error::operator(OP, "pairs", "each page written once", format!("page {} twice", twice[0])));
+    }
+    for &[from, to] in pairs {
+        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
+            return Err(Error::operator(OP, "pairs", format!("pages below {pages}"), page));
+        }
+        if written.binary_search(&from).is_ok() {
+            return Err(Error::operator(OP, "pairs", "pages read or written", format!("page {from} both")));
+        }
+    }
+    Ok(())
+}
+
+/// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
+pub trait Ops: Send + Sync + Sized + 'static {
+    /// Activations on the device.
+    type Buffer: Send;
+    /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
+    type Matrix: Send + Sync;
+    /// A gain, `[n]`.
+    type Vector: Send + Sync;
+    /// The paged KV cache of all layers.
+    type Cache: Send;
+    /// A batch on the device.
+    type Step: Send;
+    /// Recorded work.
+    type Recording: Send;
+
+    /// What this is, for people: instruction set, threads.
+    fn describe(&self) -> String;
+
+    /// What the device was asked to do so far; nothing is counted on the CPU.
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    /// The dtype in which matrix products and the residual stream are kept when activations are `activation`.
+    fn wide_dtype(&self, activation: DType) -> DType;
+
+    /// A linear layer from row blocks `[n_i, k]` stacked along `n` (query, key and value projections, say), with one
+    /// bias per block or none.
+    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self::Matrix>;
+
+    fn vector(&self, weight: WeightView) -> Result<Self::Vector>;
+
+    /// Room for `len` elements.
+    fn buffer(&self, dtype: DType, len: usize) -> Result<Self::Buffer>;
+
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+
+    /// An empty step, to be filled by [`Ops::upload`].
+    fn step(&self) -> Result<Self::Step>;
+
+    /// Brings a batch to the device: one copy at most.
+    fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<StepShape>;
+
+    /// `out[t] = table[tokens[t]]`.
+    fn embedding(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
+
+    /// `residual += delta` (where given), then `out = residual / rms(residual) * weight`, for the first `rows` rows of
+    /// all: `[rows, width]`.
+    #[allow(clippy::too_many_arguments)]
+    fn rms_norm(
+        &self,
+        rows: usize,
+        width: usize,
+        residual: &mut Self::Buffer,
+        delta: Option<&Self::Buffer>,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// `out = x · weightᵀ + bias` for the first `rows` rows: `[rows, k] → [rows, n]`.
+    fn matmul(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
+
+    /// Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache.
+    fn rotary_kv_write(&self, step: &Self::Step, args: RotaryKvWrite<'_, Self>) -> Result<()>;
+
+    /// Causal softmax attention of each query over its sequence in the paged cache, grouped heads included.
+    fn attention(&self, step: &Self::Step, args: Attention<'_, Self>) -> Result<()>;
+
+    /// `out[i] = x[logit_rows[start + i]]` for the step's `logit_rows[rows]`, `rows` being `start..end`: rows of `width`
+    /// elements, `[tokens, width] → [end - start, width]`, both of one dtype.
+    fn gather_rows(
+        &self,
+        step: &Self::Step,
+        rows: Range<usize>,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Copies pages of the cache, `[from, to]` each, in every layer. No page is written twice, or both read and written.
+    fn copy_pages(&self, cache: &mut Self::Cache, pairs: &[[u32; 2]]) -> Result<()>;
+
+    /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
+    fn act_mul(
+        &self,
+        rows: usize,
+        width: usize,
+        activation: Activation,
+        gate_up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Chooses a token by each of the step's `samples[rows]` from `logits: [rows, vocab]`, f32, which penalties may
+    /// change. [`sampled`](Self::sampled) reads the results.
+    fn sample(&self, step: &mut Self::Step, rows: Range<usize>, vocab: usize, logits: &mut Self::Buffer) -> Result<()>;
+
+    /// Waits for the step; the tokens chosen by its `samples`, in order.
+    fn sampled(&self, step: &mut Self::Step) -> Result<Vec<Sampled>>;
+
+    /// `log softmax(logits[i])[target]` for each of the step's `targets[rows]` and `logits: [rows, vocab]`, f32.
+    /// [`scored`](Self::scored) reads the results.
+    fn target_logprobs(
+        &self,
+        step: &mut Self::Step,
+        rows: Range<usize>,
+        vocab: usize,
+        logits: &Self::Buffer,
+    ) -> Result<()>;
+
+    /// Waits for the step; the log-probabilities of its `targets`, in order.
+    fn scored(&self, step: &mut Self::Step) -> Result<Vec<f32>>;
+
+    /// Records the work that `work` asks for instead of doing it.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
+
+    /// Does recorded work once more, on what the buffers hold now.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
+}

@@ -1,0 +1,125 @@
+//! How tokens are chosen.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::error::{Error, Result};
+
+/// How the next token of one row is chosen.
+#[derive(Clone, Debug)]
+pub struct SampleRow {
+    /// 0 takes the most likely token (the lowest id among equals).
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: usize,
+    /// Smallest set of most likely tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Drops tokens below this fraction of the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in `history`; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Is subtracted once from the logit of every generated token; 0 does nothing.
+    pub presence_penalty: f32,
+    /// Is subtracted from the logit of every generated token as often as it was generated; 0 does nothing.
+    pub frequency_penalty: f32,
+    /// Prompt and generated tokens so far; may be empty where no penalty asks for them.
+    pub history: Vec<u32>,
+    /// So many tokens of `history` are the prompt's; the rest were generated.
+    pub prompt_len: usize,
+    /// Token ids and what is added to their logits after the penalties; −∞ bans a token.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Token ids that may not be chosen.
+    pub banned: Vec<u32>,
+    /// Bit `t % 32` of word `t / 32` is set where token `t` may be chosen: `⌈vocab / 32⌉` words. Without it all may.
+    pub mask: Option<Vec<u32>>,
+    pub seed: u64,
+    /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
+    pub position: u64,
+}
+
+impl SampleRow {
+    /// The most likely token, changed by nothing.
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        history: Vec::new(),
+        prompt_len: 0,
+        logit_bias: Vec::new(),
+        banned: Vec::new(),
+        mask: None,
+        seed: 0,
+        position: 0,
+    };
+
+    /// # Errors
+    /// A field is out of its range, or names what is no token of a vocabulary of `vocab`.
+    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
+        let wrong = |field, expected: &str, found: f32| Err(Error::operator("sample", field, expected, found));
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return wrong("temperature", "a finite number from 0", self.temperature);
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong("top_p", "above 0, at most 1", self.top_p);
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return wrong("min_p", "0 to 1", self.min_p);
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return wrong("repetition_penalty", "a finite number above 0", self.repetition_penalty);
+        }
+        for (field, penalty) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return wrong(field, "-2 to 2", penalty);
+            }
+        }
+        if let Some((_, bias)) = self.logit_bias.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
+            return wrong("logit_bias", "finite numbers or -infinity", *bias);
+        }
+        if let Some((token, _)) = self.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
+            return Err(Error::operator("sample", "logit_bias", format!("ids below {vocab}"), token));
+        }
+        let words = vocab.div_ceil(32);
+        if let Some(mask) = self.mask.as_ref().filter(|mask| mask.len() != words) {
+            return Err(Error::operator("sample", "mask", format!("{words} words"), mask.len()));
+        }
+        match self.history.iter().find(|&&token| token as usize >= vocab) {
+            Some(token) => Err(Error::operator("sample", "history", format!("ids below {vocab}"), token)),
+            None => Ok(()),
+        }
+    }
+
+    /// Each token of the history once, by id, with how often it was generated; none where no penalty asks.
+    pub(crate) fn penalized(&self) -> Vec<(u32, u32)> {
+        if self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0 {
+            return Vec::new();
+        }
+        let generated = |(i, &token): (usize, &u32)| (token, u32::from(i >= self.prompt_len));
+        let mut tokens: Vec<(u32, u32)> = self.history.iter().enumerate().map(generated).collect();
+        tokens.sort_unstable();
+        let same = tokens.chunk_by(|a, b| a.0 == b.0);
+        same.map(|same| (same[0].0, same.iter().map(|(_, generated)| generated).sum())).collect()
+    }
+
+    /// The draw: a number in [0, 1) that depends on the seed and the position alone.
+    pub(crate) fn uniform(&self) -> f64 {
+        let mut key = [0u8; 32];
+        key[..8].copy_from_slice(&self.seed.to_le_bytes());
+        key[8..16].copy_from_slice(&self.position.to_le_bytes());
+        let bits = ChaCha8Rng::from_seed(key).next_u64() >> 11;
+        bits as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// A chosen token with its log-probability under the model, before temperature, penalties and filters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprob: f32,
+}
