@@ -184,10 +184,8 @@ fn the_precision_of_activations_is_a_choice() {
 
 #[test]
 fn devices_that_are_not_there_are_an_error_value() {
-    for device in [Device::Cuda(0), Device::Sim] {
-        let error = Engine::builtin().device(device).build().err().unwrap();
-        assert!(matches!(error, Error::Device { .. }) && error.to_string().contains(&device.to_string()), "{error}");
-    }
+    let error = Engine::builtin().device(Device::Cuda(99)).build().err().unwrap();
+    assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("cuda:99"), "{error}");
     for name in ["auto", "cpu", "cuda:3", "sim"] {
         assert_eq!(name.parse::<Device>().unwrap().to_string(), name);
     }
