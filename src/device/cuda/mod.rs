@@ -66,7 +66,7 @@ impl Stream {
 }
 
 impl<'a> Slice<'a> {
-    /// Memory of cudarc's. Waits, on the stream, for what writes it elsewhere.
+    /// Memory of cudarc's, in order with the work of its own stream: launch there, or have the streams wait.
     pub fn from_cudarc<T: Element>(slice: &'a CudaSlice<T>) -> Self {
         let (address, _guard) = slice.device_ptr(slice.stream());
         Self::new(address, T::DTYPE, slice.len())
@@ -74,7 +74,7 @@ impl<'a> Slice<'a> {
 }
 
 impl<'a> SliceMut<'a> {
-    /// Memory of cudarc's. Waits, on the stream, for what uses it elsewhere.
+    /// Memory of cudarc's, in order with the work of its own stream: launch there, or have the streams wait.
     pub fn from_cudarc<T: Element>(slice: &'a mut CudaSlice<T>) -> Self {
         let (stream, len) = (Arc::clone(slice.stream()), slice.len());
         let (address, guard) = slice.device_ptr_mut(&stream);
