@@ -27,6 +27,7 @@ pub fn cpu(isa: Isa, threads: usize) -> Cpu {
 /// where `BURRSTONE_TEST_DEVICE` is `cuda`.
 pub fn stream(seed: u64) -> Stream {
     match std::env::var("BURRSTONE_TEST_DEVICE").as_deref() {
+        #[cfg(feature = "cuda")]
         Ok("cuda") => Stream::cuda(0).unwrap(),
         _ => Stream::sim(SimOptions { seed, ..SimOptions::default() }).unwrap(),
     }
