@@ -82,6 +82,9 @@ fn memory_that_a_graph_may_use_outlives_its_owner() {
     let graph = stream.capture(|| Ok(())).unwrap();
     drop(memory);
     assert_eq!(stream.free_bytes().unwrap(), 1 << 19);
+    // What was allocated after the capture is not in the graph.
+    drop(stream.alloc(DType::U8, 1 << 18).unwrap());
+    assert_eq!(stream.free_bytes().unwrap(), 1 << 19);
     drop(graph);
     assert_eq!(stream.free_bytes().unwrap(), 1 << 20);
 }

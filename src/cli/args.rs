@@ -27,7 +27,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
     pub threads: Option<usize>,
 
-    /// Precision of the activations; weights stay as they are stored
+    /// Precision of the activations, and on a GPU of the weights, which on the CPU stay as they are stored
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
 

@@ -13,11 +13,13 @@ pub struct Memory {
     address: u64,
     dtype: DType,
     len: usize,
+    /// Allocations of the stream before this one.
+    number: u64,
 }
 
 impl Memory {
-    pub(super) fn new(stream: Stream, address: u64, dtype: DType, len: usize) -> Self {
-        Self { stream, address, dtype, len }
+    pub(super) fn new(stream: Stream, address: u64, dtype: DType, len: usize, number: u64) -> Self {
+        Self { stream, address, dtype, len, number }
     }
 
     pub fn dtype(&self) -> DType {
@@ -85,7 +87,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.stream.release(self.address, self.len * self.dtype.size());
+        self.stream.release(self.address, self.len * self.dtype.size(), self.number);
     }
 }
 

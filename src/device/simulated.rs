@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::sim::{LaunchStats, Simulator};
 use super::stream::Stream;
-use super::variant::{ARCHS, SimEntry, Variant};
+use super::variant::{ARCHS, Variant};
 use crate::error::{Error, Result};
 
 /// How a simulated GPU is set up.
@@ -19,10 +19,6 @@ pub struct SimOptions {
     /// Keep what every launch costs, for [`Stream::take_launch_stats`].
     pub count: bool,
 }
-
-/// A shared object whose kernels take the place of this build's, by variant: `burrstone-codegen simulator` makes one. A
-/// kernel is changed and tested again without building anything else.
-const KERNELS_VARIABLE: &str = "BURRSTONE_SIM_KERNELS";
 
 impl Default for SimOptions {
     fn default() -> Self {
@@ -48,8 +44,7 @@ impl Stream {
             processors: 4,
             memory_bytes: options.memory_bytes,
         };
-        let replaced = std::env::var_os(KERNELS_VARIABLE).map(|file| Replaced::load(&file)).transpose()?;
-        let machine = Machine { simulator, replaced, count: options.count, stats: Mutex::default() };
+        let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
         Ok(Self::new(Box::new(Sim { info, machine: Arc::new(machine), recording: Mutex::default() })))
     }
 
@@ -69,14 +64,13 @@ struct Sim {
 /// What does the work: shared with recordings.
 struct Machine {
     simulator: Simulator,
-    replaced: Option<Replaced>,
     count: bool,
     stats: Mutex<Vec<(&'static str, LaunchStats)>>,
 }
 
 /// One piece of work.
 enum Work {
-    Launch { variant: &'static str, entry: SimEntry, grid: [u32; 3], threads: u32, args: Vec<u8>, shape: String },
+    Launch { variant: &'static Variant, grid: [u32; 3], args: Vec<u8>, shape: String },
     CopyToHost { address: u64, to: HostAddress, bytes: usize },
     Clear { address: u64, bytes: usize },
 }
@@ -93,47 +87,15 @@ fn failed(reason: impl ToString) -> Error {
     Error::Device { device: "sim".to_owned(), reason: reason.to_string() }
 }
 
-/// Kernels from a shared object.
-struct Replaced(&'static libloading::Library);
-
-impl Replaced {
-    fn load(file: &std::ffi::OsStr) -> Result<Self> {
-        let named = |e| failed(format_args!("{KERNELS_VARIABLE}: {}: {e}", file.display()));
-        // SAFETY: the developer vouches for the object by naming it; it holds kernels, which have no initializers.
-        let library = unsafe { libloading::Library::new(file) }.map_err(named)?;
-        // For the process: launches that were recorded keep its addresses.
-        Ok(Self(Box::leak(Box::new(library))))
-    }
-
-    /// The variant's code, if the object has it.
-    fn entry(&self, variant: &str) -> Option<SimEntry> {
-        let symbol = format!("burrstone_sim_{variant}");
-        // SAFETY: what BURRSTONE_KERNEL (csrc/common/kernel.cuh) defines under these names has these types.
-        unsafe {
-            let run = *self.0.get(symbol.as_bytes()).ok()?;
-            let shared_bytes = *self.0.get(format!("{symbol}__shared").as_bytes()).ok()?;
-            Some(SimEntry { run, shared_bytes })
-        }
-    }
-}
-
 impl Machine {
-    /// The code of a variant.
-    fn entry(&self, variant: &Variant) -> Result<SimEntry> {
-        let replaced = self.replaced.as_ref().and_then(|kernels| kernels.entry(variant.name));
-        replaced.or(variant.sim).ok_or_else(|| {
-            failed(format_args!("{}: this build has no simulator: it found no C++ compiler", variant.name))
-        })
-    }
-
     fn run(&self, work: &Work) -> Result<()> {
         match work {
-            Work::Launch { variant, entry, grid, threads, args, shape } => {
+            Work::Launch { variant, grid, args, shape } => {
                 // SAFETY: who enqueued the launch promised that these are the variant's arguments.
-                let stats = unsafe { self.simulator.launch(variant, entry, *grid, *threads, args) }
+                let stats = unsafe { self.simulator.launch(variant, *grid, args) }
                     .map_err(|fault| failed(format_args!("{fault} ({shape})")))?;
                 if self.count {
-                    self.stats.lock().unwrap_or_else(PoisonError::into_inner).push((variant, stats));
+                    self.stats.lock().unwrap_or_else(PoisonError::into_inner).push((variant.name, stats));
                 }
             }
             Work::CopyToHost { address, to, bytes } => {
@@ -209,13 +171,9 @@ impl Driver for Sim {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let variant = launch.variant;
-        let entry = self.machine.entry(variant)?;
         self.enqueue(Work::Launch {
-            variant: variant.name,
-            entry,
+            variant: launch.variant,
             grid: launch.grid,
-            threads: variant.threads,
             args: launch.args.to_vec(),
             shape: launch.shape.to_string(),
         })

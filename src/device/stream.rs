@@ -19,11 +19,14 @@ struct Inner {
     capturing: AtomicBool,
     /// Graphs that may be replayed.
     graphs: AtomicUsize,
-    /// Memory that was dropped while there were graphs, which may use it: given back with the last of them.
+    /// Memory that was dropped while there were graphs that may use it: given back with the last of them.
     deferred: Mutex<Vec<(u64, usize)>>,
+    /// Allocations before the end of the last capture: what came later is in no graph.
+    captured: AtomicU64,
 }
 
-/// What a stream was asked to do, since it was made.
+/// What a stream was asked to do, since it was made; what is recorded by a capture is counted as it is asked for, and
+/// not again with its replays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
@@ -33,7 +36,7 @@ pub struct Counters {
     pub replays: u64,
     /// Copies from the host to the device.
     pub uploads: u64,
-    /// Copies from the device to the host, replayed ones apart.
+    /// Copies from the device to the host.
     pub downloads: u64,
     /// Pieces of device memory allocated.
     pub allocations: u64,
@@ -66,6 +69,7 @@ impl Stream {
             capturing: AtomicBool::new(false),
             graphs: AtomicUsize::new(0),
             deferred: Mutex::default(),
+            captured: AtomicU64::new(0),
         }))
     }
 
@@ -114,16 +118,18 @@ impl Stream {
         self.not_capturing("an allocation")?;
         let bytes = len.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
         let bytes = bytes.ok_or_else(|| Error::operator("alloc", "len", "a size that fits memory", len))?;
-        count(&self.0.counts.allocations);
+        let number = self.0.counts.allocations.fetch_add(1, Ordering::Relaxed);
         let address = self.driver().allocate(bytes)?;
-        let memory = Memory::new(self.clone(), address, dtype, len);
+        let memory = Memory::new(self.clone(), address, dtype, len, number);
         self.driver().clear(address, bytes)?;
         Ok(memory)
     }
 
-    pub(super) fn release(&self, address: u64, bytes: usize) {
+    /// `number` counts the allocations before this one.
+    pub(super) fn release(&self, address: u64, bytes: usize, number: u64) {
         let mut deferred = self.0.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.0.graphs.load(Ordering::Acquire) > 0 || self.0.capturing.load(Ordering::Acquire) {
+        let replayed = self.0.graphs.load(Ordering::Acquire) > 0 && number < self.0.captured.load(Ordering::Acquire);
+        if replayed || self.0.capturing.load(Ordering::Acquire) {
             deferred.push((address, bytes));
         } else {
             self.driver().release(address, bytes);
@@ -199,6 +205,7 @@ impl Stream {
         });
         let launches = self.counters().launches - before.launches;
         let graph = recording.map(|recording| {
+            self.0.captured.store(self.counters().allocations, Ordering::Release);
             self.0.graphs.fetch_add(1, Ordering::AcqRel);
             Graph { stream: self.clone(), recording: Mutex::new(recording), launches }
         });

@@ -160,8 +160,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Precision of the activations and of the KV cache; weights stay as they are stored. `None` is the checkpoint's
-    /// own.
+    /// Precision of the activations and of the KV cache; on a GPU of the weights too, which on the CPU stay as they are
+    /// stored. `None` is the checkpoint's own, as far as the device has it.
     pub fn dtype(mut self, dtype: Option<DType>) -> Self {
         self.dtype = dtype;
         self

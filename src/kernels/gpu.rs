@@ -4,8 +4,7 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
+use super::converted::converted;
 use super::step::{Step, TILE_QUERIES};
 use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
@@ -85,7 +84,7 @@ impl Gpu {
                 memory.write_at(start, &view.data)?;
                 start += view.data.len() / self.dtype.size();
             } else {
-                for piece in Converted::new(view, self.dtype) {
+                for piece in converted(view, self.dtype) {
                     let piece = piece?;
                     memory.write_at(start, &piece)?;
                     start += piece.len();
@@ -93,51 +92,6 @@ impl Gpu {
             }
         }
         Ok(memory)
-    }
-}
-
-/// Elements that are converted at a time: enough for copies to run at full speed.
-const PIECE: usize = 1 << 20;
-
-/// A view's elements as f16 or bf16, piece by piece.
-struct Converted<'a> {
-    view: &'a WeightView,
-    to: DType,
-    done: usize,
-}
-
-impl<'a> Converted<'a> {
-    fn new(view: &'a WeightView, to: DType) -> Self {
-        Self { view, to, done: 0 }
-    }
-}
-
-impl Iterator for Converted<'_> {
-    type Item = Result<Vec<u16>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let size = self.view.dtype.size();
-        let rest = self.view.data.get(self.done * size..).filter(|rest| !rest.is_empty())?;
-        let bytes = &rest[..rest.len().min(PIECE * size)];
-        let value = |bytes: &[u8]| match (self.view.dtype, bytes) {
-            (DType::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            _ => f32::NAN,
-        };
-        let mut piece = Vec::with_capacity(bytes.len() / size);
-        for (i, bytes) in bytes.chunks_exact(size).enumerate() {
-            let x = value(bytes);
-            let bits = if self.to == DType::BF16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() };
-            // Only f16 is too narrow for what a checkpoint holds.
-            if self.to == DType::F16 && x.is_finite() && f16::from_bits(bits).is_infinite() {
-                let field = format!("{}: element {}", self.view.name, self.done + i);
-                return Some(Err(Error::request(field, "at most 65504 in size, the largest f16", x)));
-            }
-            piece.push(bits);
-        }
-        self.done += piece.len();
-        Some(Ok(piece))
     }
 }
 
@@ -251,6 +205,7 @@ impl Ops for Gpu {
     fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {
         step.upload(batch)
     }
+
     fn embedding(&self, step: &Step, table: &Matrix, out: &mut Memory) -> Result<()> {
         let args = Embedding {
             table: table.weight.slice(),

@@ -13,6 +13,7 @@ mod attention;
 mod attention_decode;
 mod attention_prefill;
 mod call;
+mod converted;
 mod embedding;
 mod gpu;
 mod matmul;

@@ -140,6 +140,26 @@ fn a_decode_step_on_a_device_is_one_replay() {
     assert_eq!(loaded.engine.score(&tokens).unwrap().logprobs[prompt.len()..], logprobs);
 }
 
+/// Volta and Turing have no bf16: such a checkpoint runs there in f16, which is the more precise of the two.
+#[cfg(feature = "sim")]
+#[test]
+fn a_bf16_checkpoint_runs_in_f16_where_there_is_no_bf16() {
+    let case = case("llama-gqa");
+    let folder = tempfile::tempdir().unwrap();
+    case.write(folder.path());
+    for arch in [70, 75] {
+        let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).sim_arch(arch).build();
+        let loaded = Loaded { engine: built.unwrap(), _folder: tempfile::tempdir().unwrap() };
+        assert_eq!(loaded.engine.report().dtype, DType::F16);
+        let (mut ours, mut theirs) = (Errors::default(), Errors::default());
+        for prompt in case.prompts.iter().filter(|prompt| prompt.tokens.len() <= 48) {
+            loaded.score(prompt).for_each(|(_, found, expected)| ours.add(found - expected));
+            prompt.native_error.iter().for_each(|error| theirs.add(*error));
+        }
+        assert!(!ours.0.is_empty() && ours.max() <= theirs.max(), "sm_{arch}: {} and {}", ours.max(), theirs.max());
+    }
+}
+
 /// The device whose kernels are tested.
 #[cfg(feature = "sim")]
 fn device() -> Device {

@@ -53,9 +53,8 @@ impl Probe {
         }
         args.extend(self.n.to_ne_bytes());
         args.resize(192, 0);
-        let entry = variant.sim.expect("the simulator is compiled in");
         // SAFETY: the bytes above are a whole `probe_args`, which every probe takes.
-        unsafe { self.simulator.launch(name, &entry, [blocks, 1, 1], variant.threads, &args) }
+        unsafe { self.simulator.launch(variant, [blocks, 1, 1], &args) }
     }
 
     pub fn input(&self, index: usize) -> u64 {

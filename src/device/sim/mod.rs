@@ -11,6 +11,7 @@ mod copies;
 mod copy_hooks;
 mod counters;
 mod deferred;
+mod entry;
 mod fault;
 mod hooks;
 mod mbarriers;
@@ -34,7 +35,7 @@ use memory::{Buffer, Memory};
 use stacks::{FiberStack, Stacks};
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
 
-use super::variant::SimEntry;
+use super::variant::{SimEntry, Variant};
 
 /// Alignment of shared memory: what 128-byte swizzled tiles need.
 const SHARED_ALIGNMENT: usize = 1024;
@@ -156,28 +157,24 @@ impl Simulator {
         Ok(())
     }
 
-    /// Runs `kernel` over `grid` blocks of `threads` threads, to the end. `args` are the bytes of its argument struct.
+    /// Runs `grid` blocks of a kernel's variant to the end. `args` are the bytes of its argument struct.
     ///
     /// # Errors
-    /// The first rule that the kernel broke; its writes up to there remain.
+    /// The first rule that the kernel broke; its writes up to there remain. Or the build has no code for it.
     ///
     /// # Safety
-    /// `entry` is a kernel as `csrc/common/kernel.cuh` makes it, and `args` are a whole value of its argument struct.
-    pub unsafe fn launch(
-        &self,
-        kernel: &str,
-        entry: &SimEntry,
-        grid: [u32; 3],
-        threads: u32,
-        args: &[u8],
-    ) -> Result<LaunchStats, Fault> {
+    /// The variant's code is a kernel as `csrc/common/kernel.cuh` makes it, and `args` are a whole value of its argument
+    /// struct.
+    pub unsafe fn launch(&self, variant: &Variant, grid: [u32; 3], args: &[u8]) -> Result<LaunchStats, Fault> {
         let refused = |what: String| Fault {
-            kernel: kernel.to_owned(),
+            kernel: variant.name.to_owned(),
             block: [0; 3],
             thread: 0,
             kind: Box::new(FaultKind::Misuse { what }),
             place: Place { file: "launch".to_owned(), line: 0 },
         };
+        let entry = entry::entry(variant).map_err(refused)?;
+        let threads = variant.threads;
         if threads == 0 || threads > MAX_THREADS {
             return Err(refused(format!("{threads} threads a block, where 1 to {MAX_THREADS} are possible")));
         }
@@ -203,9 +200,9 @@ impl Simulator {
         let mut ended = Ok(());
         for block in shuffled_blocks(grid, seed) {
             run.begin_block(block, grid);
-            let one = run_block(&run, entry, copied.start().cast_const().cast(), &mut stacks);
+            let one = run_block(&run, &entry, copied.start().cast_const().cast(), &mut stacks);
             ended = one.map_err(|(thread, kind, place)| Fault {
-                kernel: kernel.to_owned(),
+                kernel: variant.name.to_owned(),
                 block,
                 thread,
                 kind: Box::new(kind),

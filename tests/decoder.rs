@@ -1,0 +1,128 @@
+//! The decoder on a simulated GPU, by batches: what the engine will ask of it once it serves several sequences.
+#![cfg(feature = "sim")]
+
+#[allow(dead_code, reason = "the checkpoint is wanted, not what transformers says of it")]
+#[path = "golden/checkpoint.rs"]
+mod checkpoint;
+
+use burrstone::DType;
+use burrstone::device::{SimOptions, Stream};
+use burrstone::kernels::Gpu;
+use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope};
+use burrstone::ops::{Batch, CacheShape, SampleRow, Sampled, Span};
+
+const PAGE_SIZE: usize = 8;
+const PAGES_EACH: usize = 8;
+
+/// A model on the simulator, and sequences that have their pages in turns, so that neighbours' pages alternate.
+struct Lab {
+    decoder: Decoder<Gpu>,
+    rope: Rope,
+    sequences: Vec<Vec<u32>>,
+}
+
+impl Lab {
+    fn new(prompts: &[Vec<u32>]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint::case("qwen3").write(folder.path());
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let spec = checkpoint.spec().clone();
+        let cache = CacheShape {
+            layers: spec.layers,
+            pages: PAGES_EACH * prompts.len(),
+            page_size: PAGE_SIZE,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            dtype: DType::BF16,
+        };
+        let limits = Limits { batch_tokens: 64, cache };
+        let stream = Stream::sim(SimOptions { memory_bytes: 1 << 30, ..SimOptions::default() }).unwrap();
+        let gpu = Gpu::new(stream, DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
+        let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
+        Self { decoder, rope: spec.rope.table(), sequences: prompts.to_vec() }
+    }
+
+    /// Runs the last `new[i]` tokens of each sequence in one step, and appends the tokens that are chosen.
+    fn step(&mut self, new: &[usize], row: impl Fn(usize, &[u32]) -> SampleRow) -> Vec<Sampled> {
+        let mut batch = Batch::default();
+        for (i, (tokens, &new)) in self.sequences.iter().zip(new).enumerate() {
+            let pages: Vec<u32> = (0..PAGES_EACH).map(|p| (p * self.sequences.len() + i) as u32).collect();
+            let (start, past) = (batch.tokens.len(), tokens.len() - new);
+            for (position, &token) in tokens.iter().enumerate().skip(past) {
+                batch.tokens.push(token);
+                batch.positions.push(position as u32);
+                batch.slots.push(pages[position / PAGE_SIZE] * PAGE_SIZE as u32 + (position % PAGE_SIZE) as u32);
+                self.rope.append(position as u32, tokens.len(), &mut batch.rope);
+            }
+            batch.spans.push(Span { start, len: new, kv_len: tokens.len(), pages: batch.page_table.len() });
+            batch.page_table.extend(pages);
+            batch.logit_rows.push(batch.tokens.len() as u32 - 1);
+            batch.samples.push(row(i, tokens));
+        }
+        let sampled = self.decoder.sample(&batch).unwrap();
+        for (tokens, sampled) in self.sequences.iter_mut().zip(&sampled) {
+            tokens.push(sampled.token);
+        }
+        sampled
+    }
+}
+
+/// Greedy, drawn, and penalized with a ban: rows that look up different lists.
+fn row(which: usize, tokens: &[u32]) -> SampleRow {
+    let position = tokens.len() as u64;
+    match which {
+        0 => SampleRow { position, ..SampleRow::GREEDY },
+        1 => SampleRow { position, temperature: 1.5, top_p: 0.9, seed: 3, ..SampleRow::GREEDY },
+        _ => SampleRow {
+            position,
+            repetition_penalty: 4.0,
+            history: tokens.to_vec(),
+            banned: vec![7],
+            ..SampleRow::GREEDY
+        },
+    }
+}
+
+/// A prompt, then decodes in one bucket, the fourth row of which only pads: every sequence gets the bits that it gets
+/// alone.
+#[test]
+fn sequences_of_a_step_do_not_disturb_each_other() {
+    let prompts: Vec<Vec<u32>> = [5, 33, 1].map(|n| (0..n).map(|i| 11 + i * 37 % 90).collect()).to_vec();
+    let mut together = Lab::new(&prompts);
+    let mut found = vec![together.step(&[5, 33, 1], row)];
+    for _ in 0..5 {
+        found.push(together.step(&[1, 1, 1], row));
+    }
+    let counters = together.decoder.counters();
+    assert_eq!(counters.replays, 4, "the first decode is launched, and recorded");
+    for (which, prompt) in prompts.iter().enumerate() {
+        let mut alone = Lab::new(std::slice::from_ref(prompt));
+        for (step, found) in found.iter().enumerate() {
+            let new = if step == 0 { prompt.len() } else { 1 };
+            let expected = alone.step(&[new], |_, tokens| row(which, tokens));
+            assert_eq!(found[which].token, expected[0].token, "sequence {which}, step {step}");
+            assert_eq!(found[which].logprob.to_bits(), expected[0].logprob.to_bits(), "sequence {which}, step {step}");
+        }
+    }
+}
+
+/// A step that needs more room than any before moves to other addresses: what was recorded for the old ones is not
+/// replayed.
+#[test]
+fn recordings_are_made_anew_when_a_step_outgrows_its_room() {
+    let biased = |tokens: u32| {
+        move |_: usize, so_far: &[u32]| {
+            let logit_bias = (0..tokens).map(|token| (token, 0.0)).collect();
+            SampleRow { position: so_far.len() as u64, logit_bias, ..SampleRow::GREEDY }
+        }
+    };
+    let prompt = vec![20];
+    let mut plain = Lab::new(std::slice::from_ref(&prompt));
+    let mut grown = Lab::new(std::slice::from_ref(&prompt));
+    for step in 0..8 {
+        let tokens = if step == 4 { 90 } else { 1 };
+        let (a, b) = (plain.step(&[1], biased(1))[0], grown.step(&[1], biased(tokens))[0]);
+        assert_eq!((a.token, a.logprob.to_bits()), (b.token, b.logprob.to_bits()), "step {step}");
+    }
+    assert!(grown.decoder.counters().replays < plain.decoder.counters().replays);
+}
