@@ -1,5 +1,13 @@
 //! Every kernel on the layers of real models, with the floor of this machine beside: `cargo bench --bench kernels`.
+//! `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU.
 
+use burrstone::cpu::{Cpu, CpuOptions};
+use burrstone::device::{SimOptions, Stream};
+
+#[path = "kernels/cpu.rs"]
+mod cpu;
+#[path = "kernels/gpu.rs"]
+mod gpu;
 #[path = "kernels/support.rs"]
 mod support;
 
@@ -30,9 +38,9 @@ mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
 
-fn main() {
+fn all<D: support::Bench>(device: D) {
     let mut criterion = criterion::Criterion::default().configure_from_args();
-    let mut lab = support::Lab::new();
+    let mut lab = support::Lab::new(device);
     for bench in [
         act_mul::bench,
         attention::bench,
@@ -49,4 +57,18 @@ fn main() {
         bench(&mut criterion, &lab);
     }
     criterion.final_summary();
+}
+
+fn main() -> burrstone::Result<()> {
+    match std::env::var("BURRSTONE_BENCH_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => all(Cpu::new(CpuOptions::default())?),
+        Ok("cuda") => all(gpu::gpu(Stream::cuda(0)?)?),
+        // Its times mean nothing; what is measured can be tried out (`-- --test`).
+        Ok("sim") => all(gpu::gpu(Stream::sim(SimOptions::default())?)?),
+        Ok(other) => {
+            eprintln!("BURRSTONE_BENCH_DEVICE: expected cpu, cuda or sim, found {other}");
+            std::process::exit(2);
+        }
+    }
+    Ok(())
 }

@@ -16,6 +16,8 @@ fn memory_holds_what_is_written() {
     memory.write(&[1u32, 2, 3]).unwrap();
     memory.write_at(4, &[9u32]).unwrap();
     assert_eq!(memory.read::<u32>().unwrap(), [1, 2, 3, 0, 9]);
+    memory.clear().unwrap();
+    assert_eq!(memory.read::<u32>().unwrap(), [0; 5]);
     let error = memory.write_at(4, &[1u32, 2]).unwrap_err().to_string();
     assert_eq!(error, "operator write: values: expected at most 4 bytes of u32, found 8 bytes");
     assert!(memory.write(&[1u8]).is_err(), "no whole element");

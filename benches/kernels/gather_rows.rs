@@ -1,20 +1,18 @@
-use burrstone::DType;
-use burrstone::ops::Ops;
 use criterion::Criterion;
 
 use crate::problems::gather_rows::PROBLEMS;
-use crate::support::{Lab, Work};
+use crate::support::{Bench, Lab, Work};
 
-pub fn bench(criterion: &mut Criterion, lab: &Lab) {
+pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     let tokens = 512;
-    let step = lab.step_with_logits(0, tokens, 0, (0..tokens as u32).collect());
+    let step = lab.step(&[(0, tokens)], 0, (0..tokens as u32).collect());
     for problem in PROBLEMS {
         let width = problem.width;
-        let x = lab.buffer(DType::F32, tokens * width);
-        let mut out = lab.buffer(DType::F32, tokens * width);
-        let work = Work { bytes: 2 * tokens * width * 4, flops: 0 };
+        let x = lab.buffer(lab.wide_dtype(), tokens * width);
+        let mut out = lab.buffer(lab.wide_dtype(), tokens * width);
+        let work = Work { bytes: 2 * tokens * width * lab.wide(), flops: 0 };
         lab.measure(criterion, "gather_rows", &format!("{}/{tokens}", problem.label), work, || {
-            lab.cpu.gather_rows(&step, 0..tokens, width, &x, &mut out).expect("rows");
+            lab.device.gather_rows(&step, 0..tokens, width, &x, &mut out)
         });
     }
 }

@@ -1,22 +1,20 @@
-use burrstone::DType;
-use burrstone::ops::Ops;
 use criterion::Criterion;
 
 use crate::problems::matmul::PROBLEMS;
-use crate::support::{DTYPE, Lab, Work};
+use crate::support::{Bench, Lab, Work};
 
-pub fn bench(criterion: &mut Criterion, lab: &Lab) {
+pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     for problem in PROBLEMS {
         let (n, k) = (problem.n, problem.k);
         let matrices = lab.matrices(n, k);
         for rows in [1, 8, 64, 512] {
-            let x = lab.buffer(DTYPE, rows * k);
-            let mut out = lab.buffer(DType::F32, rows * n);
+            let x = lab.buffer(lab.device.dtype(), rows * k);
+            let mut out = lab.buffer(lab.wide_dtype(), rows * n);
             let mut turn = matrices.iter().cycle();
-            let work = Work { bytes: n * k * DTYPE.size(), flops: 2 * rows * n * k };
+            let bytes = (n * k + rows * k) * lab.narrow() + rows * n * lab.wide();
+            let work = Work { bytes, flops: 2 * rows * n * k };
             lab.measure(criterion, "matmul", &format!("{}/{rows}", problem.label), work, || {
-                let matrix = turn.next().expect("a matrix");
-                lab.cpu.matmul(rows, &x, matrix, &mut out).expect("a product");
+                lab.device.matmul(rows, &x, turn.next().expect("a matrix"), &mut out)
             });
         }
     }

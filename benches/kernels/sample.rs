@@ -1,11 +1,11 @@
 use burrstone::DType;
-use burrstone::ops::{Ops, SampleRow};
+use burrstone::ops::SampleRow;
 use criterion::Criterion;
 
 use crate::problems::sample::PROBLEMS;
-use crate::support::{Lab, Work};
+use crate::support::{Bench, Lab, Work};
 
-pub fn bench(criterion: &mut Criterion, lab: &Lab) {
+pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     let greedy = SampleRow { seed: 1, position: 1, ..SampleRow::GREEDY };
     let cases = [
         ("greedy", greedy.clone()),
@@ -14,16 +14,17 @@ pub fn bench(criterion: &mut Criterion, lab: &Lab) {
         ("top-k", SampleRow { temperature: 1.0, top_k: 50, ..greedy }),
     ];
     for problem in PROBLEMS {
-        let mut logits = lab.buffer(DType::F32, problem.vocab);
-        let values: Vec<f32> = (0..problem.vocab).map(|i| (i * 7919 % 10_007) as f32 / 1000.0).collect();
-        logits.write(&values).expect("the logits");
-        for (case, row) in &cases {
-            let work = Work { bytes: 4 * problem.vocab, flops: 13 * problem.vocab };
-            let mut step = lab.step_for_logits(vec![row.clone()], Vec::new());
-            lab.measure(criterion, "sample", &format!("{}/{case}", problem.label), work, || {
-                lab.cpu.sample(&mut step, 0..1, problem.vocab, &mut logits).expect("a row");
-                lab.cpu.sampled(&mut step).expect("a token");
-            });
+        let vocab = problem.vocab;
+        for rows in [1, 512] {
+            let values: Vec<f32> = (0..rows * vocab).map(|i| (i * 7919 % 10_007) as f32 / 1000.0).collect();
+            let mut logits = lab.buffer_of(DType::F32, &values);
+            for (case, row) in &cases {
+                let work = Work { bytes: 4 * rows * vocab, flops: 13 * rows * vocab };
+                let mut step = lab.step_for_logits(vec![row.clone(); rows], Vec::new());
+                lab.measure(criterion, "sample", &format!("{}/{case}-{rows}", problem.label), work, || {
+                    lab.device.sample(&mut step, 0..rows, vocab, &mut logits)
+                });
+            }
         }
     }
 }

@@ -1,25 +1,44 @@
-//! What the benches share: the machine with its floors, and one way to measure.
+//! What the benches share: a device with its floors, and one way to measure.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use burrstone::DType;
-use burrstone::cpu::{Buffer, Cpu, CpuOptions, Matrix, Probe, Step, probe};
 use burrstone::device::Bytes;
-use burrstone::ops::{Batch, Ops, SampleRow, Span, WeightView};
+use burrstone::ops::{Batch, CacheShape, Ops, SampleRow, Span, WeightView};
+use burrstone::{DType, Result};
 use criterion::{Criterion, Throughput};
-
-/// Activations, weights and cache.
-pub const DTYPE: DType = DType::BF16;
 
 /// Weights larger than any cache, so that every call reads its own from memory.
 const WEIGHTS: usize = 256 << 20;
+/// Tokens of a page.
+const PAGE_SIZE: usize = 16;
 
-/// This machine, its rates taken just before each kernel's.
-pub struct Lab {
-    pub cpu: Cpu,
-    probe: Option<Probe>,
-    weights: Bytes,
+/// A device that can be measured.
+pub trait Bench: Ops {
+    /// Of activations, weights and cache.
+    fn dtype(&self) -> DType;
+
+    /// Numbers of rows that are worth measuring.
+    fn rows(&self) -> &'static [usize];
+
+    /// Batches that attention is measured with: a name, and for each sequence the tokens before and in the step.
+    fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)>;
+
+    fn write(&self, buffer: &mut Self::Buffer, values: &[f32]);
+
+    /// The device's rates at this moment.
+    fn rates(&self) -> Rates;
+
+    /// Time of `calls` calls, one after another.
+    fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+}
+
+/// What bounds a kernel.
+#[derive(Clone, Copy)]
+pub struct Rates {
+    pub gb_s: f64,
+    /// Of multiplications and additions; `None` where nobody measured it.
+    pub gflop_s: Option<f64>,
 }
 
 /// What a call must do at least.
@@ -28,102 +47,147 @@ pub struct Work {
     pub flops: usize,
 }
 
-impl Lab {
-    pub fn new() -> Self {
-        let cpu = Cpu::new(CpuOptions::default()).expect("a CPU");
-        Self { cpu, probe: None, weights: Bytes::from(vec![0x3c; WEIGHTS]) }
+/// A device, its rates taken just before each kernel's.
+pub struct Lab<D> {
+    pub device: D,
+    rates: Option<Rates>,
+    weights: Bytes,
+}
+
+impl<D: Bench> Lab<D> {
+    pub fn new(device: D) -> Self {
+        Self { device, rates: None, weights: Bytes::from(vec![0x3c; WEIGHTS]) }
     }
 
-    /// Takes the machine's rates, unless the benches are only tried out (`--test`).
+    /// Takes the device's rates, unless the benches are only tried out (`--test`).
     pub fn probe(&mut self) {
         if !std::env::args().any(|argument| argument == "--test") {
-            self.probe = Some(probe(&self.cpu).expect("room for the probe"));
+            self.rates = Some(self.device.rates());
         }
     }
 
     /// Times `call`, and prints its best against the floor: what memory and arithmetic need, whichever is longer.
-    pub fn measure(&self, criterion: &mut Criterion, kernel: &str, case: &str, work: Work, mut call: impl FnMut()) {
+    pub fn measure(
+        &self,
+        criterion: &mut Criterion,
+        kernel: &str,
+        case: &str,
+        work: Work,
+        mut call: impl FnMut() -> Result<()>,
+    ) {
         let best = Cell::new(Duration::MAX);
         let mut group = criterion.benchmark_group(kernel);
         group.sample_size(10).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(200));
         group.throughput(Throughput::Bytes(work.bytes as u64));
         group.bench_function(case, |bencher| {
             bencher.iter_custom(|iterations| {
-                let start = Instant::now();
-                (0..iterations).for_each(|_| call());
-                let time = start.elapsed();
+                let time = self.device.time(iterations, &mut call).expect(kernel);
                 best.set(best.get().min(time.div_f64(iterations as f64)));
                 time
             });
         });
         group.finish();
-        let Some(probe) = self.probe.filter(|_| best.get() < Duration::MAX) else { return };
+        let Some(rates) = self.rates.filter(|_| best.get() < Duration::MAX) else { return };
         let time = best.get().as_secs_f64();
         let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
-        let floor = (gb / probe.read_gb_s).max(gflop / probe.bf16_gflop_s);
+        let floor = (gb / rates.gb_s).max(rates.gflop_s.map_or(0.0, |rate| gflop / rate));
+        let of = rates.gflop_s.map_or(String::new(), |rate| format!(" of {rate:.1}"));
         println!(
-            "{kernel}/{case}: best {:.3} ms, {:.1} GB/s of {:.1}, {:.1} GFLOP/s of {:.1}: {:.0} % of the floor",
-            time * 1e3,
+            "{kernel}/{case}: best {:.2} µs, {:.1} GB/s of {:.1}, {:.1} GFLOP/s{of}: {:.0} % of the floor",
+            time * 1e6,
             gb / time,
-            probe.read_gb_s,
+            rates.gb_s,
             gflop / time,
-            probe.bf16_gflop_s,
             100.0 * floor / time,
         );
     }
 
+    /// Bytes of an element of activations, weights and cache.
+    pub fn narrow(&self) -> usize {
+        self.device.dtype().size()
+    }
+
+    /// The dtype of matrix products and of the residual stream.
+    pub fn wide_dtype(&self) -> DType {
+        self.device.wide_dtype(self.device.dtype())
+    }
+
+    /// Bytes of an element of these.
+    pub fn wide(&self) -> usize {
+        self.wide_dtype().size()
+    }
+
     /// As many matrices `[n, k]`, of no more than all weights, as there are weights for, to be used in turn.
-    pub fn matrices(&self, n: usize, k: usize) -> Vec<Matrix> {
-        let len = n * k * DTYPE.size();
+    pub fn matrices(&self, n: usize, k: usize) -> Vec<D::Matrix> {
+        let len = n * k * self.narrow();
         let one = |i: usize| {
             let data = self.weights.slice(i * len..(i + 1) * len).expect("inside");
-            let view = WeightView { name: "weight".to_owned(), dtype: DTYPE, shape: vec![n, k], data };
-            self.cpu.matrix(vec![view], Vec::new()).expect("a matrix")
+            let view = WeightView { name: "weight".to_owned(), dtype: self.device.dtype(), shape: vec![n, k], data };
+            self.device.matrix(vec![view], Vec::new()).expect("a matrix")
         };
         (0..WEIGHTS / len).map(one).collect()
     }
 
-    pub fn buffer(&self, dtype: DType, len: usize) -> Buffer {
-        let mut buffer = self.cpu.buffer(dtype, len).expect("a buffer");
+    /// A gain of `width`.
+    pub fn vector(&self, width: usize) -> D::Vector {
+        let data = self.weights.slice(0..width * self.narrow()).expect("inside");
+        let view = WeightView { name: "gain".to_owned(), dtype: self.device.dtype(), shape: vec![width], data };
+        self.device.vector(view).expect("a gain")
+    }
+
+    pub fn buffer(&self, dtype: DType, len: usize) -> D::Buffer {
         let values: Vec<f32> = (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
-        buffer.write(&values).expect("the values");
+        self.buffer_of(dtype, &values)
+    }
+
+    pub fn buffer_of(&self, dtype: DType, values: &[f32]) -> D::Buffer {
+        let mut buffer = self.device.buffer(dtype, values.len()).expect("a buffer");
+        self.device.write(&mut buffer, values);
         buffer
     }
 
-    /// One sequence: `len` tokens after `past`, in pages of 16; the logits of the last are wanted.
-    pub fn step(&self, past: usize, len: usize, rotary_dim: usize) -> Step {
-        self.step_with_logits(past, len, rotary_dim, vec![len as u32 - 1])
+    /// A cache with room for `tokens` in one sequence.
+    pub fn cache(&self, layers: usize, tokens: usize, kv_heads: usize, head_dim: usize) -> (D::Cache, CacheShape) {
+        let (pages, page_size, dtype) = (tokens.div_ceil(PAGE_SIZE), PAGE_SIZE, self.device.dtype());
+        let shape = CacheShape { layers, pages, page_size, kv_heads, head_dim, dtype };
+        (self.device.cache(shape).expect("a cache"), shape)
     }
 
-    /// The same, with the logits of `logit_rows`.
-    pub fn step_with_logits(&self, past: usize, len: usize, rotary_dim: usize, logit_rows: Vec<u32>) -> Step {
-        self.uploaded(Batch { logit_rows, ..batch(past, len, rotary_dim) })
+    /// Sequences of so many tokens before the step and in it; the logits of `logit_rows` are wanted.
+    pub fn step(&self, sequences: &[(usize, usize)], rotary_dim: usize, logit_rows: Vec<u32>) -> D::Step {
+        self.uploaded(Batch { logit_rows, ..batch(sequences, rotary_dim) })
     }
 
     /// Rows of logits, each of which asks for a token or a log-probability.
-    pub fn step_for_logits(&self, samples: Vec<SampleRow>, targets: Vec<u32>) -> Step {
+    pub fn step_for_logits(&self, samples: Vec<SampleRow>, targets: Vec<u32>) -> D::Step {
         let rows = samples.len().max(targets.len());
         let logit_rows = (0..rows as u32).collect();
-        self.uploaded(Batch { logit_rows, samples, targets, ..batch(0, rows, 0) })
+        self.uploaded(Batch { logit_rows, samples, targets, ..batch(&[(0, rows)], 0) })
     }
 
-    fn uploaded(&self, batch: Batch) -> Step {
-        let mut step = self.cpu.step().expect("a step");
-        self.cpu.upload(&batch, &mut step).expect("a batch");
+    fn uploaded(&self, batch: Batch) -> D::Step {
+        let mut step = self.device.step().expect("a step");
+        self.device.upload(&batch, &mut step).expect("a batch");
         step
     }
 }
 
-/// One sequence: `len` tokens after `past`, in pages of 16.
-fn batch(past: usize, len: usize, rotary_dim: usize) -> Batch {
-    let range = past as u32..(past + len) as u32;
-    Batch {
-        tokens: (0..len as u32).map(|t| t * 7919 % 32_000).collect(),
-        positions: range.clone().collect(),
-        slots: range.collect(),
-        rope: vec![0.5; len * rotary_dim],
-        spans: vec![Span { start: 0, len, kv_len: past + len, pages: 0 }],
-        page_table: (0..(past + len).div_ceil(16) as u32).collect(),
-        ..Batch::default()
+/// Slots that sequences of so many tokens take, each of which has pages of its own.
+pub fn slots(sequences: &[(usize, usize)]) -> usize {
+    sequences.iter().map(|(past, len)| (past + len).next_multiple_of(PAGE_SIZE)).sum()
+}
+
+fn batch(sequences: &[(usize, usize)], rotary_dim: usize) -> Batch {
+    let mut batch = Batch::default();
+    for &(past, len) in sequences {
+        let (start, pages) = (batch.tokens.len(), batch.page_table.len());
+        let range = past as u32..(past + len) as u32;
+        batch.tokens.extend((0..len as u32).map(|t| t * 7919 % 32_000));
+        batch.positions.extend(range.clone());
+        batch.slots.extend(range.map(|position| (pages * PAGE_SIZE) as u32 + position));
+        batch.rope.extend(std::iter::repeat_n(0.5, len * rotary_dim));
+        batch.spans.push(Span { start, len, kv_len: past + len, pages });
+        batch.page_table.extend(pages as u32..(pages + (past + len).div_ceil(PAGE_SIZE)) as u32);
     }
+    batch
 }

@@ -1,20 +1,18 @@
 use burrstone::DType;
-use burrstone::ops::Ops;
 use criterion::Criterion;
 
 use crate::problems::target_logprobs::PROBLEMS;
-use crate::support::{Lab, Work};
+use crate::support::{Bench, Lab, Work};
 
-pub fn bench(criterion: &mut Criterion, lab: &Lab) {
+pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     for problem in PROBLEMS {
+        let vocab = problem.vocab;
         for rows in [1, 32] {
-            let logits = lab.buffer(DType::F32, rows * problem.vocab);
-            let targets: Vec<u32> = (0..rows as u32).collect();
-            let work = Work { bytes: 4 * rows * problem.vocab, flops: 13 * rows * problem.vocab };
-            let mut step = lab.step_for_logits(Vec::new(), targets);
+            let logits = lab.buffer(DType::F32, rows * vocab);
+            let mut step = lab.step_for_logits(Vec::new(), (0..rows as u32).collect());
+            let work = Work { bytes: 4 * rows * vocab, flops: 13 * rows * vocab };
             lab.measure(criterion, "target_logprobs", &format!("{}/{rows}", problem.label), work, || {
-                lab.cpu.target_logprobs(&mut step, 0..rows, problem.vocab, &logits).expect("rows");
-                lab.cpu.scored(&mut step).expect("log-probabilities");
+                lab.device.target_logprobs(&mut step, 0..rows, vocab, &logits)
             });
         }
     }

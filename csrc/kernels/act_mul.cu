@@ -12,14 +12,13 @@ template <class V> struct act_mul_shared {
 };
 
 // SiLU and the tanh form of GELU are both x times a sigmoid: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), and in this form
-// nothing cancels where u is far below 0.
+// nothing cancels where u is far below 0. The fast functions are within a few units of f32's last place, which the
+// rounding to the output hides.
 BURRSTONE_DEVICE float activate(uint32_t activation, float x) {
-    if (activation == BURRSTONE_SILU) return x / (1.0f + exp_(-x));
-    if (activation == BURRSTONE_GELU_TANH) {
-        const float u = 0.7978845608028654f * fma_(0.044715f * x * x, x, x);
-        return x / (1.0f + exp_(-2.0f * u));
-    }
-    return 0.5f * x * (1.0f + erf_(0.7071067811865476f * x));
+    if (activation == BURRSTONE_GELU_ERF) return 0.5f * x * (1.0f + erf_(0.7071067811865476f * x));
+    const float twice = 1.5957691216057308f * fma_(0.044715f * x * x, x, x);
+    const float u = activation == BURRSTONE_SILU ? x : twice;
+    return x * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * u));
 }
 
 template <class V, bool WHOLE> BURRSTONE_DEVICE void act_mul_row(const act_mul_args &args, act_mul_shared<V> &shared) {
@@ -43,7 +42,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void act_mul_row(const act_mul_a
         // The activations are worth keeping: half of the work is in the first pass.
         using Walk = Row<V::threads, WHOLE>;
         typename Walk::template Kept<float> kept;
-        Walk::each(width, [&](uint32_t at, int, int k) {
+        Walk::each(width, [&](uint32_t at, int k) {
             if (k >= 0) kept.grains[k] = product(at);
         });
         const auto value = [&](uint32_t at, int k) { return k >= 0 ? kept.grains[k] : product(at); };

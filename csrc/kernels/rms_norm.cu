@@ -36,7 +36,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
 
     typename Walk::template Kept<T> kept;
     typename Walk::Chains sum, squares;
-    Walk::each(width, [&](uint32_t at, int chain, int k) {
+    Walk::each_of_chains(width, [&](uint32_t at, int chain, int k) {
         Grain<T> x = load_grain(residual, width, at, WHOLE);
         if (delta) {
             const Grain<T> d = load_grain(delta, width, at, WHOLE);
@@ -67,7 +67,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
     if constexpr (CENTRED) {
         // The squares of deviations, not the difference of two large sums.
         mean = Walk::reduce(sum, Sum{}, shared.sum) / float(width);
-        Walk::each(width, [&](uint32_t at, int chain, int k) {
+        Walk::each_of_chains(width, [&](uint32_t at, int chain, int k) {
             const Grain<T> x = grain(at, k);
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e) {

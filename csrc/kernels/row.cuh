@@ -74,8 +74,7 @@ template <int THREADS, bool WHOLE> struct Row {
 
     // Calls f(at, chain, kept) for each of this thread's grains, which begins at element `at` and belongs to its chain
     // number `chain`. `kept` numbers those that are kept; it is -1 for the others.
-    template <class F> static BURRSTONE_DEVICE void each(uint32_t width, F f) {
-        constexpr uint32_t STEP = THREADS * GRAIN;
+    template <class F> static BURRSTONE_DEVICE void each_of_chains(uint32_t width, F f) {
         uint32_t at = thread_index() * GRAIN;
         BURRSTONE_UNROLL
         for (int kept = 0; kept < KEPT; ++kept, at += STEP)
@@ -85,6 +84,16 @@ template <int THREADS, bool WHOLE> struct Row {
             for (int chain = 0; chain < OWN_CHAINS; ++chain, at += STEP)
                 if (at < width) f(at, chain, -1);
         }
+    }
+
+    // Calls f(at, kept) in the same way.
+    template <class F> static BURRSTONE_DEVICE void each(uint32_t width, F f) {
+        uint32_t at = thread_index() * GRAIN;
+        BURRSTONE_UNROLL
+        for (int kept = 0; kept < KEPT; ++kept, at += STEP)
+            if (at < width) f(at, kept);
+        BURRSTONE_ROLLED
+        for (; at < width; at += STEP) f(at, -1);
     }
 
     // Every thread gets the row's result. Each reduction has its own scratch, so that one barrier is enough.
@@ -100,6 +109,8 @@ template <int THREADS, bool WHOLE> struct Row {
     }
 
   private:
+    static constexpr uint32_t STEP = THREADS * GRAIN;
+
     // Recursion, for the indices to be constants.
     template <int N, class Op> static BURRSTONE_DEVICE void halve(float *values, Op op) {
         if constexpr (N > 1) {
@@ -136,18 +147,19 @@ BURRSTONE_DEVICE void store_row(typename V::out *row, uint32_t width, F value, f
     using Walk = Row<V::threads, WHOLE>;
     float factor = 1.0f;
     if constexpr (QUANTIZED_MAX<Out> > 0.0f) {
+        // The order of a maximum does not matter: one chain does.
         typename Walk::Chains largest;
-        Walk::each(width, [&](uint32_t at, int chain, int k) {
+        Walk::each(width, [&](uint32_t at, int k) {
             const Grain<float> y = value(at, k);
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e)
-                if (WHOLE || at + e < width) largest.v[chain] = max_(largest.v[chain], abs_(y.v[e]));
+                if (WHOLE || at + e < width) largest.v[0] = max_(largest.v[0], abs_(y.v[e]));
         });
         const float top = Walk::reduce(largest, Max{}, scratch, site);
         if (thread_index() == 0) store(scale, dequantizer<Out>(top), site);
         factor = quantizer<Out>(top);
     }
-    Walk::each(width, [&](uint32_t at, int, int k) {
+    Walk::each(width, [&](uint32_t at, int k) {
         Grain<float> y = value(at, k);
         if constexpr (QUANTIZED_MAX<Out> > 0.0f) y = times(y, factor);
         store_grain(row, width, at, WHOLE, y, site);

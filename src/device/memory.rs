@@ -69,6 +69,14 @@ impl Memory {
         self.write_at(0, values)
     }
 
+    /// Enqueues zeros.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn clear(&mut self) -> Result<()> {
+        self.stream.driver().clear(self.address, self.len * self.dtype.size())
+    }
+
     /// Waits for the work enqueued so far, then reads all of it.
     ///
     /// # Errors

@@ -19,10 +19,7 @@ pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
 macro_rules! present {
     ($e:expr) => {
         // SAFETY: `self` proves that the machine has NEON; no memory is touched.
-        #[allow(unused_unsafe)]
-        unsafe {
-            $e
-        }
+        unsafe { $e }
     };
 }
 

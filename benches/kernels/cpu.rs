@@ -1,0 +1,37 @@
+//! The CPU as a device that is measured.
+
+use std::time::{Duration, Instant};
+
+use burrstone::cpu::{Buffer, Cpu, probe};
+use burrstone::{DType, Result};
+
+use crate::support::{Bench, Rates};
+
+impl Bench for Cpu {
+    fn dtype(&self) -> DType {
+        DType::BF16
+    }
+
+    fn rows(&self) -> &'static [usize] {
+        &[1, 512]
+    }
+
+    fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)> {
+        vec![("prefill-512", vec![(0, 512)]), ("prefill-2048", vec![(0, 2048)]), ("decode-2048", vec![(2047, 1)])]
+    }
+
+    fn write(&self, buffer: &mut Buffer, values: &[f32]) {
+        buffer.write(values).expect("the values");
+    }
+
+    fn rates(&self) -> Rates {
+        let probe = probe(self).expect("room for the probe");
+        Rates { gb_s: probe.read_gb_s, gflop_s: Some(probe.bf16_gflop_s) }
+    }
+
+    fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        let start = Instant::now();
+        (0..calls).try_for_each(|_| call())?;
+        Ok(start.elapsed())
+    }
+}

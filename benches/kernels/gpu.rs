@@ -1,0 +1,108 @@
+//! A GPU as a device that is measured: by replays of graphs, with the L2 cache cold.
+
+use std::time::{Duration, Instant};
+
+use burrstone::device::{Memory, Stream};
+use burrstone::kernels::Gpu;
+use burrstone::ops::{CacheShape, Ops};
+use burrstone::{DType, Result};
+use half::{bf16, f16};
+
+use crate::support::{Bench, Rates};
+
+/// More than the L2 cache of any GPU.
+const COLD: usize = 256 << 20;
+/// Calls of a graph: enough to make its start a small part.
+const CALLS: u64 = 16;
+/// Tokens of the largest step, and the largest vocabulary, of all benches.
+const LARGEST: usize = 8192;
+const VOCAB: usize = 1 << 18;
+
+/// The first GPU.
+pub fn gpu(stream: Stream) -> Result<Gpu> {
+    let dtype = Gpu::default_dtype(stream.arch(), DType::BF16);
+    Gpu::new(stream, dtype, LARGEST, VOCAB)
+}
+
+/// Time of `times` replays of what `work` enqueues.
+fn replayed(stream: &Stream, times: u64, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let graph = stream.capture(work)?;
+    graph.replay()?;
+    stream.synchronize()?;
+    let start = Instant::now();
+    (0..times).try_for_each(|_| graph.replay())?;
+    stream.synchronize()?;
+    Ok(start.elapsed())
+}
+
+impl Bench for Gpu {
+    fn dtype(&self) -> DType {
+        Gpu::default_dtype(self.stream().arch(), DType::BF16)
+    }
+
+    fn rows(&self) -> &'static [usize] {
+        &[1, 32, 512, LARGEST]
+    }
+
+    fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)> {
+        let ragged = std::iter::once((32_767, 1)).chain(std::iter::repeat_n((511, 1), 63));
+        vec![
+            ("prefill-512", vec![(0, 512)]),
+            ("prefill-8192", vec![(0, LARGEST)]),
+            ("decode-1x32768", vec![(32_767, 1)]),
+            ("decode-64x4096", vec![(4095, 1); 64]),
+            ("decode-ragged", ragged.collect()),
+        ]
+    }
+
+    fn write(&self, buffer: &mut Memory, values: &[f32]) {
+        let written = match buffer.dtype() {
+            DType::BF16 => buffer.write(&values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>()),
+            DType::F16 => buffer.write(&values.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>()),
+            _ => buffer.write(values),
+        };
+        written.expect("the values");
+    }
+
+    /// What a copy of pages moves: bytes read and written.
+    fn rates(&self) -> Rates {
+        let (pages, page_size, kv_heads, head_dim) = (1024, 64, 16, 128);
+        let shape = CacheShape { layers: 2, pages, page_size, kv_heads, head_dim, dtype: self.dtype() };
+        let mut cache = self.cache(shape).expect("room for the probe");
+        let half = pages as u32 / 2;
+        let pairs: Vec<[u32; 2]> = (0..half).map(|page| [page, half + page]).collect();
+        let passes = 8;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let start = Instant::now();
+            (0..passes).try_for_each(|_| self.copy_pages(&mut cache, &pairs)).expect("a copy");
+            self.stream().synchronize().expect("a copy");
+            best = best.min(start.elapsed().as_secs_f64() / f64::from(passes));
+        }
+        Rates { gb_s: shape.bytes() as f64 / 1e9 / best, gflop_s: None }
+    }
+
+    /// Each call finds a cold cache, cleared by zeros; what these take by themselves is taken off. A call that cannot be
+    /// captured is timed as it is enqueued.
+    fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        // The first one loads the kernel's module.
+        call()?;
+        let stream = self.stream();
+        let mut cold = stream.alloc(DType::U8, COLD)?;
+        let graphs = calls.div_ceil(CALLS);
+        let both = replayed(stream, graphs, || {
+            (0..CALLS).try_for_each(|_| {
+                cold.clear()?;
+                call()
+            })
+        });
+        let Ok(both) = both else {
+            let start = Instant::now();
+            (0..calls).try_for_each(|_| call())?;
+            stream.synchronize()?;
+            return Ok(start.elapsed());
+        };
+        let clears = replayed(stream, graphs, || (0..CALLS).try_for_each(|_| cold.clear()))?;
+        Ok(both.saturating_sub(clears).mul_f64(calls as f64 / (graphs * CALLS) as f64))
+    }
+}
