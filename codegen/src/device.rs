@@ -148,7 +148,8 @@ pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
 /// A table of what each cubin uses, with the number of blocks that a multiprocessor holds and how far they fill it, and the
 /// instructions of its main loop, where it has one with tensor cores. Ideally there are no others.
 pub fn report(cubins: &[Cubin]) -> String {
-    let head = ["variant", "arch", "registers", "shared", "local", "constant", "code", "blocks", "occupancy", "main loop"];
+    let head =
+        ["variant", "arch", "registers", "shared", "local", "constant", "code", "blocks", "occupancy", "main loop"];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(cubins.iter().map(|Cubin { variant, arch, used, occupancy, main_loop, .. }| {
         [

@@ -21,7 +21,7 @@ const OPERATIONS: [(&str, &[u128]); 12] = [
     ("HMMA.884", &[0x236]),
     ("HMMA.1688", &[0x23c]),
     ("HMMA.16816", &[0x23c]),
-    ("HGMMA", &[0xdf0]),
+    ("HGMMA", &[0x9f0]),
     ("LDSM", &[0x83b]),
     ("LDS", &[0x984]),
     ("STS", &[0x388, 0x988]),
@@ -32,6 +32,8 @@ const OPERATIONS: [(&str, &[u128]); 12] = [
     ("STL", &[0x387]),
 ];
 const BRANCH: u128 = 0x947;
+/// In the place of an instruction's predicate: never. Compilers pad with such instructions.
+const NEVER: u128 = 0xf;
 
 /// The instructions of a kernel.
 pub struct Sass {
@@ -94,7 +96,7 @@ fn operation(instruction: u128) -> u128 {
 impl Mix {
     fn of(instructions: &[u128]) -> Self {
         let mut mix = Self { all: instructions.len() as u32, ..Self::default() };
-        for &instruction in instructions {
+        for &instruction in instructions.iter().filter(|&instruction| instruction >> 12 & 0xf != NEVER) {
             // One operation with two depths: a bit tells.
             let deep = instruction >> 75 & 1 == 1;
             let is = |(name, codes): &&(&str, &[u128])| {

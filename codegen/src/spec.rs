@@ -257,7 +257,8 @@ fn check_axes(spec: &Spec) -> Result<(), String> {
             return Err(format!("axis {name}: tag: expected lower-case letters, found {:?}", axis.tag));
         }
     }
-    if let Some(name) = spec.facts.iter().flat_map(|fact| fact.has.iter().chain(&fact.lacks)).find(|n| !is_operation(n)) {
+    if let Some(name) = spec.facts.iter().flat_map(|fact| fact.has.iter().chain(&fact.lacks)).find(|n| !is_operation(n))
+    {
         return Err(format!("sass: expected an operation that codegen/src/sass.rs knows, found {name}"));
     }
     let threads = spec.axes.iter().find(|axis| axis.name == "threads").ok_or("expected an axis named threads")?;

@@ -1,4 +1,4 @@
-// x weight^T + bias on the tensor cores of every architecture up to Ada, and on Hopper's older ones.
+// x weight^T + bias on the tensor cores of every architecture.
 //
 // A result's bits do not depend on tiles, on the number of tokens, nor on how many blocks share the work. k is cut into spans
 // of BURRSTONE_MATMUL_SPAN elements; the products of a span are one chain of the instruction, from zero, in ascending k; the
@@ -16,7 +16,7 @@ namespace burrstone {
 
 template <class V> struct matmul_shared {
     union {
-        Shared<typename V::dtype, V::stages * MatmulTile<V>::STAGE, 128> tiles;
+        Shared<typename V::dtype, V::stages * MatmulTile<V>::STAGE, 1024> tiles;
         MatmulRows<V> rows;
     };
 };
@@ -26,28 +26,15 @@ template <class V, class F>
 BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, uint32_t first, uint32_t count, F f) {
     using T = typename V::dtype;
     using Tile = MatmulTile<V>;
-    constexpr int STEPS = Tile::K / Tile::DEPTH;
     constexpr uint32_t SPAN = BURRSTONE_MATMUL_SPAN / Tile::K;
 
     MatmulSums<V> sums;
     sums.clear();
-    const auto multiply = [&](uint32_t done) {
-        const unsigned stage = done % V::stages * Tile::STAGE;
-        // While fragments are multiplied the next ones are loaded, where copies leave registers for them.
-        constexpr int AHEAD = Tile::ASYNC ? 1 : 0;
-        MatmulFragments<V> fragments[1 + AHEAD];
-        if (AHEAD) fragments[0].load(shared.tiles, stage, 0);
-        BURRSTONE_UNROLL
-        for (int step = 0; step < STEPS; ++step) {
-            const int next = step + AHEAD;
-            if (next < STEPS) fragments[next % (1 + AHEAD)].load(shared.tiles, stage, next);
-            fragments[step % (1 + AHEAD)].multiply(sums);
-        }
+    const auto end_stage = [&](uint32_t done) {
         const uint32_t at = first + done;
-        if (at % SPAN == SPAN - 1 || done + 1 == count) {
-            f(sums, at / SPAN);
-            sums.clear();
-        }
+        if (at % SPAN != SPAN - 1 && done + 1 != count) return;
+        f(sums, at / SPAN);
+        sums.clear();
     };
     const auto start_of = [&](uint32_t stage) { return (first + stage) * Tile::K; };
 
@@ -60,12 +47,16 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
         BURRSTONE_ROLLED
         for (uint32_t done = 0; done < count; ++done) {
             cp_async_wait<V::stages - 2>();
+            if constexpr (Tile::GROUP) fence_async();
             // The stage has landed for all, and all are done with the one before, whose place is the next copies'.
             sync_block();
+            if constexpr (Tile::GROUP) start_products<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
             const uint32_t next = done + V::stages - 1;
             if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
             cp_async_commit();
-            multiply(done);
+            if constexpr (Tile::GROUP) wgmma_wait<0>(sums.v[0]);
+            else multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
+            end_stage(done);
         }
     } else {
         static_assert(V::stages == 2, "one stage is multiplied, one is written");
@@ -77,7 +68,8 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
             const uint32_t next = done + 1;
             sync_block();
             if (next < count) copies.read(grains, start_of(next));
-            multiply(done);
+            multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE);
+            end_stage(done);
             if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), grains);
         }
     }

@@ -25,7 +25,8 @@ template <class V, class F> BURRSTONE_DEVICE void each_partial(const matmul_args
 template <class V>
 BURRSTONE_DEVICE void store_partial(const matmul_args &args, uint64_t tile_and_span, MatmulSums<V> &sums) {
     vec<float, 4> pieces[MatmulSums<V>::COUNT / 4];
-    sums.each([&](float &sum, int i) { pieces[i / 4].v[i % 4] = sum; });
+    BURRSTONE_UNROLL
+    for (int i = 0; i < MatmulSums<V>::COUNT; ++i) pieces[i / 4].v[i % 4] = sums.at(i);
     each_partial<V>(args, tile_and_span, [&](vec<float, 4> *to, int i) { store(to, pieces[i]); });
 }
 
@@ -51,7 +52,8 @@ template <class V> BURRSTONE_DEVICE void add_partials(const matmul_args &args, u
     for (uint32_t span = 0; span < spans; ++span) {
         vec<float, 4> pieces[MatmulSums<V>::COUNT / 4];
         each_partial<V>(args, uint64_t(tile) * spans + span, [&](vec<float, 4> *from, int i) { pieces[i] = load(from); });
-        sums.each([&](float &sum, int i) { sum += pieces[i / 4].v[i % 4]; });
+        BURRSTONE_UNROLL
+        for (int i = 0; i < MatmulSums<V>::COUNT; ++i) sums.at(i) += pieces[i / 4].v[i % 4];
     }
 }
 
@@ -60,21 +62,13 @@ template <class V>
 BURRSTONE_DEVICE void store_tile(const matmul_args &args, uint64_t first_m, uint64_t first_n, MatmulSums<V> &sums, MatmulRows<V> &rows) {
     using T = typename V::dtype;
     using Out = typename V::out;
-    using Tile = MatmulTile<V>;
-    using S = typename V::instruction;
     constexpr int PIECE = 4, PIECES = V::m * V::n / PIECE;
 
-    const unsigned lane = lane_index();
-    const unsigned warp_n = warp_index() % Tile::WARPS_N * (V::n / Tile::WARPS_N);
-    const unsigned warp_m = warp_index() / Tile::WARPS_N * (V::m / Tile::WARPS_M);
-    sums.each([&](float &sum, int index) {
-        const int e = index % S::D_WORDS, j = index / S::D_WORDS % Tile::UNITS_M, i = index / S::D_WORDS / Tile::UNITS_M;
-        const Element at = S::d(lane, e);
-        // Row r of product q is held by lane 4q + r % 4 + 16 (r / 4), which took the row of its own number.
-        const unsigned row = Tile::BY_ROWS ? lane / 4 % 4 * 4 + at.row % 4 + at.row / 4 * 16 : at.row;
-        const unsigned n = warp_n + i * Tile::UNIT_N + row, m = warp_m + j * Tile::UNIT_M + at.column;
-        rows.sums.store(m * MatmulRows<V>::STRIDE + n, sum);
-    });
+    BURRSTONE_UNROLL
+    for (int i = 0; i < MatmulSums<V>::COUNT; ++i) {
+        const Element place = MatmulTile<V>::place_of_sum(i);
+        rows.sums.store(unsigned(place.column) * MatmulRows<V>::STRIDE + unsigned(place.row), sums.at(i));
+    }
     sync_block();
 
     const bool whole = (args.out | args.n * sizeof(Out)) % (PIECE * sizeof(Out)) == 0;

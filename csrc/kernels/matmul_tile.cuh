@@ -6,15 +6,25 @@
 #include "common/cp_async.cuh"
 #include "common/ldmatrix.cuh"
 #include "common/mma.cuh"
+#include "common/wgmma.cuh"
 #include "kernels/row.cuh"
 
 namespace burrstone {
+
+// Hopper's products by a warpgroup, as a shape: 64 rows of the weight and any number of tokens in eights.
+struct m64k16 {
+    static constexpr int M = 64, N = 8, K = 16;
+    static constexpr int LANES_PER_PRODUCT = 32;
+};
+
+template <class S> constexpr bool BY_WARPGROUP = false;
+template <> constexpr bool BY_WARPGROUP<m64k16> = true;
 
 // The sizes that follow from a variant's axes. The weight is operand a, x is operand b: eight tokens are one instruction's
 // width on every architecture, so that one token and eight thousand are multiplied by the same instruction.
 template <class V> struct MatmulTile {
     using S = typename V::instruction;
-    // Before Turing lanes hold rows, eight elements of k at a time; from there on ldmatrix deals out 16 elements of k.
+    // Before Turing lanes hold rows, eight elements of k at a time; then ldmatrix deals out 16 elements of k.
     static constexpr bool BY_ROWS = S::LANES_PER_PRODUCT < int(WARP);
     // Copies to shared memory that run beside the warps came with this shape.
     static constexpr bool ASYNC = S::K == 16;
@@ -26,16 +36,43 @@ template <class V> struct MatmulTile {
     static constexpr int ROWS = V::n + V::m;
     static constexpr int STAGE = ROWS * K;
 
+    // Who multiplies on its own: a warp, or a warpgroup, which reads shared memory itself.
+    static constexpr bool GROUP = BY_WARPGROUP<S>;
+    static constexpr int WORKERS = V::threads / int(WARP) / (GROUP ? 4 : 1);
     // Few tokens: a warp for each part of the weight's rows. Else two warps share rows of the weight: squarer tiles of a
     // warp read less of shared memory for each product.
-    static constexpr int WARPS_M = V::m > 16 ? 2 : 1;
-    static constexpr int WARPS_N = V::threads / int(WARP) / WARPS_M;
-    // What one instruction of a warp covers: 16 rows of the weight, or four products' 32, times eight tokens.
+    static constexpr int WORKERS_M = V::m > 16 && !GROUP ? 2 : 1;
+    static constexpr int WORKERS_N = WORKERS / WORKERS_M;
+    // What one instruction covers: 16 rows of the weight, four products' 32 or a warpgroup's 64, times eight tokens.
     static constexpr int UNIT_N = int(WARP) / S::LANES_PER_PRODUCT * S::M;
     static constexpr int UNIT_M = S::N;
-    static constexpr int UNITS_N = V::n / WARPS_N / UNIT_N;
-    static constexpr int UNITS_M = V::m / WARPS_M / UNIT_M;
-    static_assert(UNITS_N * UNIT_N * WARPS_N == V::n && UNITS_M * UNIT_M * WARPS_M == V::m, "warps cover the tile");
+    static constexpr int UNITS_N = V::n / WORKERS_N / UNIT_N;
+    static constexpr int UNITS_M = V::m / WORKERS_M / UNIT_M;
+    static_assert(UNITS_N * UNIT_N * WORKERS_N == V::n && UNITS_M * UNIT_M * WORKERS_M == V::m, "warps cover the tile");
+    static_assert(!GROUP || UNITS_N == 1, "a warpgroup has one accumulator");
+
+    // A thread's sums of a unit.
+    static constexpr int WORDS = UNIT_N * UNIT_M / int(WARP) / (GROUP ? 4 : 1);
+
+    // Of the thread's worker: its first row of the weight and its first token in the tile.
+    static BURRSTONE_DEVICE unsigned worker() { return warp_index() / (GROUP ? 4 : 1); }
+    static BURRSTONE_DEVICE unsigned worker_n() { return worker() % WORKERS_N * (V::n / WORKERS_N); }
+    static BURRSTONE_DEVICE unsigned worker_m() { return worker() / WORKERS_N * (V::m / WORKERS_M); }
+
+    // Which row of the weight and which token of the tile the thread's sum number `index` belongs to.
+    static BURRSTONE_DEVICE Element place_of_sum(int index) {
+        const int e = index % WORDS, j = index / WORDS % UNITS_M, i = index / WORDS / UNITS_M;
+        const int lane = int(lane_index());
+        Element at;
+        if constexpr (GROUP) {
+            at = {int(warp_index()) % 4 * 16 + lane / 4 + e / 2 * 8, lane % 4 * 2 + e % 2};
+        } else {
+            at = S::d(lane, e);
+            // Row r of product q is held by lane 4q + r % 4 + 16 (r / 4), which took the row of its own number.
+            if (BY_ROWS) at.row = lane / 4 % 4 * 4 + at.row % 4 + at.row / 4 * 16;
+        }
+        return {int(worker_n()) + i * UNIT_N + at.row, int(worker_m()) + j * UNIT_M + at.column};
+    }
 
     // Elements of k that fragments hold at a time, and the instructions for them.
     static constexpr int DEPTH = BY_ROWS ? GRAIN : 16;
@@ -47,32 +84,22 @@ template <class V> struct MatmulTile {
     static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
 };
 
-// The sums of a thread: `d` of every instruction.
+// The sums of a thread: the accumulators of all units, those of a warpgroup in one piece.
 template <class V> struct MatmulSums {
     using Tile = MatmulTile<V>;
-    float v[Tile::UNITS_N][Tile::UNITS_M][Tile::S::D_WORDS];
+    static constexpr int COUNT = Tile::UNITS_N * Tile::UNITS_M * Tile::WORDS;
+    static constexpr int PIECE = Tile::GROUP ? COUNT : Tile::WORDS;
 
+    float v[COUNT / PIECE][PIECE];
+
+    BURRSTONE_DEVICE float &at(int i) { return v[i / PIECE][i % PIECE]; }
     BURRSTONE_DEVICE void clear() {
-        each([](float &x, int) { x = 0.0f; });
+        BURRSTONE_UNROLL
+        for (int i = 0; i < COUNT; ++i) at(i) = 0.0f;
     }
     BURRSTONE_DEVICE void add(MatmulSums &other) {
-        other.each([&](float &x, int i) { at(i) += x; });
-    }
-    // Calls f(sum, index), by ascending index.
-    template <class F> BURRSTONE_DEVICE void each(F f) {
         BURRSTONE_UNROLL
-        for (int i = 0; i < Tile::UNITS_N; ++i) {
-            BURRSTONE_UNROLL
-            for (int j = 0; j < Tile::UNITS_M; ++j) {
-                BURRSTONE_UNROLL
-                for (int e = 0; e < Tile::S::D_WORDS; ++e) f(v[i][j][e], (i * Tile::UNITS_M + j) * Tile::S::D_WORDS + e);
-            }
-        }
-    }
-    static constexpr int COUNT = Tile::UNITS_N * Tile::UNITS_M * Tile::S::D_WORDS;
-
-    BURRSTONE_DEVICE float &at(int i) {
-        return v[i / Tile::S::D_WORDS / Tile::UNITS_M][i / Tile::S::D_WORDS % Tile::UNITS_M][i % Tile::S::D_WORDS];
+        for (int i = 0; i < COUNT; ++i) at(i) += other.at(i);
     }
 };
 
@@ -169,8 +196,7 @@ template <class V> struct MatmulFragments {
     // From DEPTH * step on, of the stage at element `stage` of `tiles`.
     template <class Tiles> BURRSTONE_DEVICE void load(const Tiles &tiles, unsigned stage, int step) {
         const unsigned lane = lane_index();
-        const unsigned first_n = warp_index() % Tile::WARPS_N * (V::n / Tile::WARPS_N);
-        const unsigned first_m = V::n + warp_index() / Tile::WARPS_N * (V::m / Tile::WARPS_M);
+        const unsigned first_n = Tile::worker_n(), first_m = V::n + Tile::worker_m();
         if constexpr (Tile::BY_ROWS) {
             // Of the weight each lane takes its own row: four products' rows, eight of which are never in one bank.
             BURRSTONE_UNROLL
@@ -209,7 +235,7 @@ template <class V> struct MatmulFragments {
             BURRSTONE_UNROLL
             for (int i = 0; i < Tile::UNITS_N; ++i) {
                 BURRSTONE_UNROLL
-                for (int j = 0; j < Tile::UNITS_M; ++j) mma<S, T>(sums.v[i][j], a[i][p], b[j][p]);
+                for (int j = 0; j < Tile::UNITS_M; ++j) mma<S, T>(sums.v[i * Tile::UNITS_M + j], a[i][p], b[j][p]);
             }
         }
     }
@@ -224,6 +250,35 @@ template <class V> struct MatmulFragments {
         }
     }
 };
+
+// Adds a warp's products with the stage at element `stage` of `tiles`. While fragments are multiplied the next ones are
+// loaded, where copies leave registers for them.
+template <class V, class Tiles> BURRSTONE_DEVICE void multiply_stage(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage) {
+    using Tile = MatmulTile<V>;
+    constexpr int STEPS = Tile::K / Tile::DEPTH, AHEAD = Tile::ASYNC ? 1 : 0;
+    MatmulFragments<V> fragments[1 + AHEAD];
+    if (AHEAD) fragments[0].load(tiles, stage, 0);
+    BURRSTONE_UNROLL
+    for (int step = 0; step < STEPS; ++step) {
+        const int next = step + AHEAD;
+        if (next < STEPS) fragments[next % (1 + AHEAD)].load(tiles, stage, next);
+        fragments[step % (1 + AHEAD)].multiply(sums);
+    }
+}
+
+// Starts the products of a warpgroup with the stage at element `stage` of `tiles`. Stages lie as 128-byte swizzles do.
+template <class V, class Tiles> BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage) {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    constexpr uint32_t ROW = Tile::K * sizeof(T), EIGHT_ROWS = 8 * ROW;
+    const uint32_t weight = tiles.address(stage) + Tile::worker_n() * ROW, x = tiles.address(stage) + V::n * ROW;
+    wgmma_fence();
+    BURRSTONE_UNROLL
+    for (uint32_t at = 0; at < ROW; at += Tile::S::K * sizeof(T))
+        wgmma<V::m, T>(sums.v[0], matrix_descriptor(weight + at, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128),
+                       matrix_descriptor(x + at, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128), true);
+    wgmma_commit();
+}
 
 } // namespace burrstone
 

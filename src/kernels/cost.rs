@@ -1,12 +1,13 @@
 //! What a launch costs in cycles and bytes: ranks variants where nothing was measured.
 //!
-//! The model is a roofline over one wave of blocks at a time. Its assumptions:
-//! - a GPU is so many equal multiprocessors; each has its share of the memory's and of the L2 cache's bandwidth, and the
-//!   clock, the tensor rate and the bandwidths are those of one card of the architecture (NVIDIA's data sheets), scaled by
-//!   the number of multiprocessors;
-//! - blocks start in waves of as many as are resident at once, and all blocks of a launch take the same time;
+//! The model is a roofline. Its assumptions:
+//! - a GPU is so many equal multiprocessors; clock, tensor rate and bandwidths are those of one card of the architecture,
+//!   scaled by the number of multiprocessors;
+//! - the memory's and the L2 cache's bandwidth is reached by all multiprocessors together: those that are idle leave
+//!   their share of it unused;
+//! - all blocks of a launch take the same time, and a multiprocessor holds as many at once as its resources allow;
 //! - copies, tensor cores and shared memory of a multiprocessor work beside each other: the slowest one counts;
-//! - a multiprocessor gets no more bytes than it has in flight in one latency (Little's law).
+//! - a block gets no more bytes than it has in flight in one latency (Little's law).
 //!
 //! It is for comparing launches with each other. As a prediction it is optimistic.
 
@@ -79,6 +80,8 @@ impl Machine {
     pub const SHARED_BANDWIDTH: f64 = 128.0;
     /// Seconds from asking for bytes of a busy memory to having them.
     pub const LATENCY: f64 = 700e-9;
+    /// The same of the L2 cache.
+    pub const CACHE_LATENCY: f64 = 300e-9;
     /// Seconds from one launch's end to the next one's first instruction, inside a graph.
     pub const LAUNCH: f64 = 2e-6;
 

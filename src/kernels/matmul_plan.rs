@@ -41,7 +41,8 @@ impl MatMulShape {
         let instruction = match arch {
             ..75 => "m8n8k4",
             75..80 => "m16n8k8",
-            _ => "m16n8k16",
+            80..90 => "m16n8k16",
+            _ => "m64k16",
         };
         [("dtype", named(self.dtype)), ("out", named(self.out)), ("instruction", Value::Text(instruction))]
     }
@@ -92,6 +93,8 @@ struct Tile {
     stages: usize,
     threads: usize,
     shared_bytes: u32,
+    /// Warps, or warpgroups, that multiply: along the tokens, and along the rows of the weight.
+    workers: [usize; 2],
 }
 
 impl Tile {
@@ -99,7 +102,12 @@ impl Tile {
         // Every variant has these axes, and none of them is 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch) }
+        let workers = match variant.value("instruction") {
+            Some(Value::Text("m64k16")) => [1, threads / 128],
+            _ if m > 16 => [2, threads / 64],
+            _ => [1, threads / 32],
+        };
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), workers }
     }
 
     fn tiles(&self, shape: &MatMulShape) -> usize {
@@ -116,12 +124,13 @@ impl Tile {
     }
 
     /// What the launch takes. Beside the machine's assumptions:
-    /// - the slowest block decides: it has the most spans;
+    /// - the block with the most spans decides;
     /// - a thread has twice its sums in registers, and 64 more;
     /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
     ///   are not are not read, but multiplied;
+    /// - of shared memory each warp reads its rows of the weight and its tokens;
     /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
-    ///   of each thread in flight.
+    ///   of each thread in flight; three latencies are spent on the arrival.
     fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize) -> f64 {
         let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
@@ -130,33 +139,30 @@ impl Tile {
         let blocks = tiles * splits as f64;
         let depth = (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64;
 
-        let registers = 64 + 2 * self.m * self.n / self.threads;
-        let resident = f64::from(machine.resident(self.threads as u32, registers as u32, self.shared_bytes));
         let products = depth * tile_m * tile_n / machine.tensor_rate;
-        let warps_m = if self.m > 16 { 2.0 } else { 1.0 };
-        let warps_n = threads / 32.0 / warps_m;
-        let fragments = 2.0 * depth * (tile_n * warps_m + tile_m * warps_n + tile_m + tile_n);
-        let block_cycles = products.max(fragments / Machine::SHARED_BANDWIDTH);
-        let computing = (blocks / processors).ceil() * block_cycles / machine.clock;
+        let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
+        let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m * (workers_n + 1.0));
+        let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
+        let computing = (blocks / processors).ceil() * cycles / machine.clock;
 
+        let registers = 64 + 2 * self.m * self.n / self.threads;
+        let resident = machine.resident(self.threads as u32, registers as u32, self.shared_bytes);
         let rows = tile_n + tile_m.min(m);
+        let busy = (blocks / processors).min(1.0);
         let unique = 2.0 * k * (m + n) + m * n * shape.out.size() as f64;
-        let in_flight = (self.stages - 1) as f64 * STAGE * 2.0 * rows;
-        let copies = |count: f64| {
-            let asked = count * in_flight / Machine::LATENCY;
-            let from_memory = count / blocks * unique / machine.memory_bandwidth.min(asked);
-            let from_cache = count * depth * 2.0 * rows / machine.cache_bandwidth.min(asked);
-            if count > 0.0 { from_memory.max(from_cache) } else { 0.0 }
-        };
-        let seats = processors * resident;
-        let copying = (blocks / seats).floor() * copies(seats) + copies(blocks % seats);
+        let from_memory = unique / (machine.memory_bandwidth * busy);
+        let from_cache = blocks * depth * 2.0 * rows / (machine.cache_bandwidth * busy);
+        let rounds = (blocks / (processors * f64::from(resident))).ceil();
+        let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1) as f64);
+        let copying = from_memory.max(from_cache).max(in_flight);
 
-        let mut seconds = Machine::LAUNCH + Machine::LATENCY + computing.max(copying);
-        if splits > 1 {
+        let adding = if splits > 1 {
             let sums = 4.0 * tiles * tile_m * tile_n * shape.spans() as f64;
-            let reading = machine.cache_bandwidth.min(tiles * threads * 64.0 / Machine::LATENCY);
-            seconds += 2.0 * Machine::LATENCY + sums / machine.cache_bandwidth + sums / reading;
-        }
-        seconds
+            let reading = machine.cache_bandwidth.min(tiles * threads * 64.0 / Machine::CACHE_LATENCY);
+            3.0 * Machine::CACHE_LATENCY + sums / machine.cache_bandwidth + sums / reading
+        } else {
+            0.0
+        };
+        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding
     }
 }

@@ -1,5 +1,7 @@
 //! The product on devices: every variant and every split against the oracle, and against each other bit by bit.
 
+use std::collections::BTreeSet;
+
 use burrstone::device::sim::{SiteStats, Space};
 use burrstone::device::{SimOptions, Stream, Value, Variant};
 use burrstone::kernels::{Machine, MatMul, MatMulPlan, MatMulShape};
@@ -61,7 +63,7 @@ impl Case {
         for variant in self.variants() {
             let Some(stream) = stream(variant, k as u64) else { continue };
             let instruction = variant.value("instruction").expect("an axis");
-            for splits in [1, 2, 3, spans].into_iter().take(spans.min(4)).collect::<std::collections::BTreeSet<_>>() {
+            for splits in [1, 2, spans].into_iter().filter(|&s| s <= spans).collect::<BTreeSet<_>>() {
                 let got = self.run(&stream, Some((variant, splits)), 0);
                 assert_close(variant.name, out, &decode(out, &got), &plain, &exact);
                 // Whatever the tile and the split: small steps and large ones meet in one batch of requests.
@@ -114,13 +116,18 @@ proptest! {
         case.check();
     }
 
+}
+
+proptest! {
+    #![proptest_config(cases(8))]
+
     /// Around the borders of spans: what one block adds and what several do.
     #[test]
     fn spans_agree_with_the_oracle(
         case in any_case((
             proptest::sample::select(vec![1usize, 3, 9]),
             proptest::sample::select(vec![5usize, 64, 68]),
-            proptest::sample::select(vec![504usize, 512, 513, 520, 1024, 1032, 1543, 2112]),
+            proptest::sample::select(vec![504usize, 512, 513, 520, 1024, 1032, 1543]),
         )),
     ) {
         case.check();
@@ -158,7 +165,7 @@ fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
 fn tiles_use_memory_to_the_full() {
     let in_loop = |site: &SiteStats| site.place.file.ends_with("matmul_tile.cuh");
     for out in [DType::F16, DType::F32] {
-        let case = Case { m: 128, n: 128, k: 1024, dtype: DType::F16, out, biased: false, shifts: [0; 3] };
+        let case = Case { m: 64, n: 128, k: 576, dtype: DType::F16, out, biased: false, shifts: [0; 3] };
         for variant in case.variants() {
             for splits in [1, 2] {
                 let by_rows = variant.value("instruction") == Some(Value::Text("m8n8k4"));
@@ -248,23 +255,26 @@ fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulS
     (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
-/// A decode step of any layer starts a block on every multiprocessor, as far as there are spans for them.
+/// Where spans could fill a wave, a decode step fills it, or nearly: up to a third is left where sharing tiles would cost
+/// more than it gives.
 #[test]
-fn no_multiprocessor_is_idle_where_there_is_work() {
+fn no_wave_is_empty_that_could_be_full() {
     for (arch, processors) in MACHINES {
         let machine = Machine::new(arch, processors);
         for (n, k) in layers() {
             for m in [1, 2, 4, 8, 16] {
                 let (plan, shape) = plan(&machine, m, n, k);
-                let most = plan.blocks(&shape) / plan.splits * shape.spans();
-                let (blocks, wanted) = (plan.blocks(&shape), most.min(processors as usize));
-                assert!(blocks >= wanted, "sm_{arch}: [{m}, {k}] × [{n}, {k}]: {blocks} of {wanted} blocks: {plan:?}");
+                let blocks = plan.blocks(&shape);
+                let full = blocks / plan.splits * shape.spans() >= processors as usize;
+                let nearly = 3 * blocks >= 2 * processors as usize;
+                assert!(nearly || !full, "sm_{arch}: {shape:?}: {blocks} blocks of {}", plan.variant.name);
             }
         }
     }
 }
 
-/// Twice the rows never take more than twice the time, and more rows never less.
+/// Twice the rows take at most twice the time. Between the powers of two a tile more can start a wave of its own; then too
+/// no number of rows is half as fast as a smaller one.
 #[test]
 fn throughput_does_not_fall_with_the_batch() {
     for (arch, processors) in MACHINES {
@@ -275,15 +285,15 @@ fn throughput_does_not_fall_with_the_batch() {
             for (power, pair) in times.windows(2).enumerate() {
                 assert!(
                     pair[1] <= 2.0 * pair[0],
-                    "sm_{arch}: [{n}, {k}]: {} rows to twice as many: {pair:?}",
+                    "sm_{arch}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
                     1 << power
                 );
             }
-            let mut best: f64 = 0.0;
-            for m in 1..400 {
+            for m in (1..16).chain((16..400).step_by(16)).chain([17, 33, 65, 129, 193, 257, 385]) {
                 let throughput = m as f64 / seconds(m);
-                assert!(throughput >= 0.0 * best, "sm_{arch}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}");
-                best = best.max(throughput);
+                let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
+                let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
+                assert!(throughput >= 0.5 * best, "sm_{arch}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}");
             }
         }
     }
