@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::cache::Cache;
 use crate::cubin::Resources;
 use crate::occupancy::{Occupancy, most_shared_bytes, predict};
+use crate::sass::{Mix, Sass};
 use crate::toolchain::{Job, Toolchain};
 use crate::{Arch, Error, Kernel, Tree, Variant, table};
 
@@ -20,6 +21,9 @@ pub struct Cubin<'a> {
     pub file: PathBuf,
     pub used: Resources,
     pub occupancy: Occupancy,
+    /// The instructions of all of it, and of its main loop.
+    pub instructions: Mix,
+    pub main_loop: Mix,
 }
 
 /// The folders that cubins are kept in.
@@ -61,9 +65,9 @@ pub fn build<'a>(
     let mut missing = Vec::new();
     for job in &jobs {
         if let Some((file, bytes)) = own.get(&job.key) {
-            files.insert(&job.key, (file.to_owned(), resources(job, &bytes)?));
+            files.insert(&job.key, (file.to_owned(), read(job, &bytes)?));
         } else if let Some((_, bytes)) = shared.as_ref().and_then(|shared| shared.get(&job.key)) {
-            files.insert(&job.key, (own.put(&job.key, &bytes)?, resources(job, &bytes)?));
+            files.insert(&job.key, (own.put(&job.key, &bytes)?, read(job, &bytes)?));
         } else {
             missing.push(job);
         }
@@ -71,31 +75,53 @@ pub fn build<'a>(
     let done = AtomicUsize::new(0);
     let compiled = Mutex::new(Vec::new());
     toolchain.compile(&tree.csrc(), store.scratch, &missing, &|job, bytes| {
-        let used = resources(job, bytes)?;
+        let read = read(job, bytes)?;
         let file = own.put(&job.key, bytes)?;
         if let Some(shared) = &shared {
             shared.put(&job.key, bytes)?;
         }
         let mut compiled = compiled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        compiled.push((job.key.clone(), file, used));
+        compiled.push((job.key.clone(), file, read));
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         progress(Progress { done, total: missing.len(), name: &job.variant.name, arch: job.arch });
         Ok(())
     })?;
     let compiled = compiled.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    files.extend(compiled.iter().map(|(key, file, used)| (key, (file.clone(), *used))));
+    files.extend(compiled.iter().map(|(key, file, read)| (key, (file.clone(), read.clone()))));
     own.keep_only(files.values().map(|(file, _)| file.as_path()))?;
     let cubins = jobs.iter().filter_map(|job| {
-        let (file, used) = files.get(&job.key)?.clone();
+        let (file, (used, [instructions, main_loop])) = files.get(&job.key)?.clone();
         let occupancy = predict(job.arch, job.variant.threads, &used);
-        Some(Cubin { kernel: job.kernel, variant: job.variant, arch: job.arch, file, used, occupancy })
+        let (kernel, variant, arch) = (job.kernel, job.variant, job.arch);
+        Some(Cubin { kernel, variant, arch, file, used, occupancy, instructions, main_loop })
     });
     Ok(cubins.collect())
 }
 
-fn resources(job: &Job, cubin: &[u8]) -> Result<Resources, Error> {
-    let wrong = |reason| Error::new(&job.kernel.spec.file, format!("{} on {}: {reason}", job.variant.name, job.arch));
-    Resources::read(&job.variant.name, cubin).map_err(wrong)
+/// What a cubin uses, and the instructions of all of it and of its main loop.
+fn read(job: &Job, cubin: &[u8]) -> Result<(Resources, [Mix; 2]), Error> {
+    let name = &job.variant.name;
+    let read = Resources::read(name, cubin).and_then(|used| {
+        let sass = Sass::read(name, job.arch, cubin)?;
+        Ok((used, [sass.mix(), sass.main_loop()]))
+    });
+    read.map_err(|reason| Error::new(&job.kernel.spec.file, format!("{name} on {}: {reason}", job.arch)))
+}
+
+/// The cubins whose machine code is not what their specification says of it.
+pub fn unlike_the_facts(cubins: &[Cubin]) -> Vec<Error> {
+    let mut errors = Vec::new();
+    for Cubin { kernel, variant, arch, instructions, .. } in cubins {
+        for fact in kernel.facts(variant, *arch) {
+            let missing = fact.has.iter().filter(|name| instructions.count(name) == 0).map(|name| ("some", name));
+            let extra = fact.lacks.iter().filter(|name| instructions.count(name) > 0).map(|name| ("no", name));
+            errors.extend(missing.chain(extra).map(|(expected, name)| {
+                let reason = format!("{} on {arch}: expected {expected} {name}, found {instructions}", variant.name);
+                Error::new(&kernel.spec.file, reason)
+            }));
+        }
+    }
+    errors
 }
 
 /// The cubins that use more than their specification's gate allows, or more than there is.
@@ -119,11 +145,13 @@ pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
     errors
 }
 
-/// A table of what each cubin uses, with the number of blocks that a multiprocessor holds and how far they fill it.
+/// A table of what each cubin uses, with the number of blocks that a multiprocessor holds and how far they fill it, and the
+/// instructions of its main loop, where it has one with tensor cores. Ideally there are no others.
 pub fn report(cubins: &[Cubin]) -> String {
-    let head = ["variant", "arch", "registers", "shared", "local", "constant", "code", "blocks", "occupancy"];
+    let head =
+        ["variant", "arch", "registers", "shared", "local", "constant", "code", "blocks", "occupancy", "main loop"];
     let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(cubins.iter().map(|Cubin { variant, arch, used, occupancy, .. }| {
+    rows.extend(cubins.iter().map(|Cubin { variant, arch, used, occupancy, main_loop, .. }| {
         [
             variant.name.clone(),
             arch.to_string(),
@@ -134,6 +162,7 @@ pub fn report(cubins: &[Cubin]) -> String {
             used.code_bytes.to_string(),
             occupancy.blocks.to_string(),
             format!("{}%", occupancy.filled),
+            if *main_loop == Mix::default() { String::new() } else { main_loop.to_string() },
         ]
     }));
     table::aligned(&rows, 2)
@@ -146,7 +175,8 @@ mod tests {
 
     fn kernel() -> Kernel {
         let spec = "summary = 's'\n[fallback]\nthreads = 64\n[[axis]]\nname = 'threads'\ntag = 't'\nvalues = [64]\n\
-                    [gate]\nregisters = 40\nshared_bytes = 70000\n";
+                    [gate]\nregisters = 40\nshared_bytes = 70000\n\
+                    [[sass]]\nwhere = 'arch >= 80'\nhas = ['LDSM']\n";
         Kernel::expand(parse("norm", Role::Probe, spec).unwrap()).unwrap()
     }
 
@@ -154,7 +184,8 @@ mod tests {
         let used = Resources { registers, shared_bytes, local_bytes, constant_bytes: 360, code_bytes: 512 };
         let (arch, variant) = (Arch::ALL[arch], &kernel.variants[0]);
         let occupancy = predict(arch, 64, &used);
-        Cubin { kernel, variant, arch, file: "a.cubin".into(), used, occupancy }
+        let (instructions, main_loop) = (Mix::default(), Mix::default());
+        Cubin { kernel, variant, arch, file: "a.cubin".into(), used, occupancy, instructions, main_loop }
     }
 
     #[test]
@@ -173,11 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_instruction_is_named() {
+        let kernel = kernel();
+        let errors = unlike_the_facts(&[cubin(&kernel, 0, 40, 0, 0), cubin(&kernel, 2, 40, 0, 0)]);
+        let reasons: Vec<_> = errors.iter().map(|e| e.reason.as_str()).collect();
+        assert_eq!(reasons, ["norm__t64 on sm_80: expected some LDSM, found 0 others"]);
+    }
+
+    #[test]
     fn a_report_is_a_table() {
         let kernel = kernel();
         let text = report(&[cubin(&kernel, 2, 40, 128, 0), cubin(&kernel, 5, 32, 1024, 16)]);
         let expected = "\
-variant    arch    registers  shared  local  constant  code  blocks  occupancy
+variant    arch    registers  shared  local  constant  code  blocks  occupancy  main loop
 norm__t64  sm_80          40     128      0       360   512      24        75%
 norm__t64  sm_90a         32    1024     16       360   512      32       100%
 ";

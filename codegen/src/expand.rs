@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use minijinja::{Environment, UndefinedBehavior};
+use minijinja::{Environment, Expression, UndefinedBehavior};
 
-use crate::spec::{Spec, Value};
+use crate::spec::{Fact, Spec, Value};
 use crate::{Arch, Error};
 
 /// A kernel with its variants.
@@ -28,7 +28,7 @@ pub struct Variant {
     pub threads: u32,
     /// Where it is legal.
     pub archs: Vec<Arch>,
-    /// Whether it is what runs where nothing was tuned.
+    /// Whether it is always built, to run where nothing was tuned.
     pub fallback: bool,
 }
 
@@ -46,30 +46,34 @@ impl Kernel {
         self.variants.iter().map(move |variant| (self, variant))
     }
 
+    /// What its specification says of a variant's machine code for an architecture.
+    pub fn facts(&self, variant: &Variant, arch: Arch) -> Vec<&Fact> {
+        // That the conditions are conditions was seen when the kernel was expanded.
+        facts(&self.spec, variant, arch).unwrap_or_default()
+    }
+
     /// Expands a specification's axes.
     ///
     /// # Errors
-    /// A rule is no expression over the axes and `arch`, nothing is legal, or a fallback is not legal wherever its
+    /// A rule or the condition of a fact is no expression over the axes and `arch`, nothing is legal, or a fallback is not legal wherever its
     /// keys are.
     pub fn expand(spec: Spec) -> Result<Self, Error> {
         let wrong = |reason: String| Error::new(&spec.file, reason);
         let (mut variants, pruned) = candidates(&spec).map_err(wrong)?;
         check_coverage(&spec, &variants).map_err(wrong)?;
+        for variant in &variants {
+            variant.archs.iter().try_for_each(|arch| facts(&spec, variant, *arch).map(drop)).map_err(wrong)?;
+        }
         variants.sort_by_key(|variant| !variant.fallback);
         Ok(Self { spec, variants, pruned })
     }
 }
 
 fn candidates(spec: &Spec) -> Result<(Vec<Variant>, Vec<Pruned>), String> {
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    let known: BTreeSet<_> = spec.axes.iter().map(|axis| axis.name.as_str()).chain(["arch"]).collect();
+    let environment = environment();
     let mut rules = Vec::new();
     for (index, rule) in spec.rules.iter().enumerate() {
-        let legal = environment.compile_expression(&rule.legal).map_err(|e| format!("rule {index}: {e}"))?;
-        if let Some(name) = legal.undeclared_variables(false).iter().find(|name| !known.contains(name.as_str())) {
-            return Err(format!("rule {index}: expected the names of axes or arch, found {name}"));
-        }
+        let legal = Condition::new(spec, &environment, &rule.legal).map_err(|e| format!("rule {index}: {e}"))?;
         rules.push((legal, rule.why.as_str()));
     }
     let mut variants = Vec::new();
@@ -79,17 +83,9 @@ fn candidates(spec: &Spec) -> Result<(Vec<Variant>, Vec<Pruned>), String> {
         let mut archs = Vec::new();
         let mut reasons: BTreeMap<&str, Vec<Arch>> = BTreeMap::new();
         for arch in Arch::ALL {
-            let scope: BTreeMap<&str, minijinja::Value> = values
-                .iter()
-                .map(|(axis, value)| (axis.as_str(), operand(value)))
-                .chain([("arch", arch.number().into())])
-                .collect();
             let mut legal = true;
             for (index, (rule, why)) in rules.iter().enumerate() {
-                let holds = rule.eval(&scope).map_err(|e| format!("rule {index}: {name}: {e}"))?;
-                let holds = bool::try_from(holds.clone())
-                    .map_err(|_| format!("rule {index}: expected true or false, found {holds}"))?;
-                if !holds {
+                if !rule.holds(&values, arch).map_err(|e| format!("rule {index}: {name}: {e}"))? {
                     legal = false;
                     reasons.entry(why).or_default().push(arch);
                 }
@@ -112,12 +108,57 @@ fn candidates(spec: &Spec) -> Result<(Vec<Variant>, Vec<Pruned>), String> {
                 name,
                 threads: threads.ok_or("expected an axis named threads")?,
                 archs,
-                fallback: values.iter().all(|(axis, value)| spec.fallback.get(axis).is_none_or(|own| own == value)),
+                fallback: values
+                    .iter()
+                    .all(|(axis, value)| spec.fallback.get(axis).is_none_or(|own| own.values().contains(value))),
                 values,
             });
         }
     }
     Ok((variants, pruned))
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment
+}
+
+/// An expression over a specification's axes and `arch`.
+struct Condition<'a>(Expression<'a, 'a>);
+
+impl<'a> Condition<'a> {
+    fn new(spec: &Spec, environment: &'a Environment<'a>, text: &'a str) -> Result<Self, String> {
+        let expression = environment.compile_expression(text).map_err(|e| e.to_string())?;
+        let known = |name: &String| name == "arch" || spec.axes.iter().any(|axis| axis.name == *name);
+        match expression.undeclared_variables(false).iter().find(|name| !known(name)) {
+            Some(name) => Err(format!("expected the names of axes or arch, found {name}")),
+            None => Ok(Self(expression)),
+        }
+    }
+
+    fn holds(&self, values: &[(String, Value)], arch: Arch) -> Result<bool, String> {
+        let scope: BTreeMap<&str, minijinja::Value> = values
+            .iter()
+            .map(|(axis, value)| (axis.as_str(), operand(value)))
+            .chain([("arch", arch.number().into())])
+            .collect();
+        let holds = self.0.eval(&scope).map_err(|e| e.to_string())?;
+        bool::try_from(holds.clone()).map_err(|_| format!("expected true or false, found {holds}"))
+    }
+}
+
+/// The facts that a variant's machine code for an architecture is to show.
+fn facts<'a>(spec: &'a Spec, variant: &Variant, arch: Arch) -> Result<Vec<&'a Fact>, String> {
+    let environment = environment();
+    let mut found = Vec::new();
+    for (index, fact) in spec.facts.iter().enumerate() {
+        let holds = Condition::new(spec, &environment, &fact.of).and_then(|of| of.holds(&variant.values, arch));
+        if holds.map_err(|e| format!("sass {index}: {}: {e}", variant.name))? {
+            found.push(fact);
+        }
+    }
+    Ok(found)
 }
 
 /// Every combination of values, the last axis changing fastest. None where there are no axes.
@@ -146,7 +187,7 @@ fn operand(value: &Value) -> minijinja::Value {
     }
 }
 
-/// Names are unique, something is legal, and wherever a combination of keys is legal its fallback is.
+/// Names are unique, something is legal, and wherever a combination of keys is legal one of its fallbacks is.
 fn check_coverage(spec: &Spec, variants: &[Variant]) -> Result<(), String> {
     if !spec.axes.is_empty() && variants.is_empty() {
         return Err("the rules leave no variant on any architecture".to_owned());
@@ -162,9 +203,9 @@ fn check_coverage(spec: &Spec, variants: &[Variant]) -> Result<(), String> {
     };
     for variant in variants {
         let wanted = keys(variant);
-        let fallback = variants.iter().find(|other| other.fallback && keys(other) == wanted);
-        let covered = fallback.map_or(&[][..], |fallback| &fallback.archs);
-        if let Some(arch) = variant.archs.iter().find(|arch| !covered.contains(arch)) {
+        let fallbacks: Vec<_> = variants.iter().filter(|other| other.fallback && keys(other) == wanted).collect();
+        let covered = |arch: &Arch| fallbacks.iter().any(|fallback| fallback.archs.contains(arch));
+        if let Some(arch) = variant.archs.iter().find(|arch| !covered(arch)) {
             let wanted = if wanted.is_empty() { "any problem".to_owned() } else { wanted.join(", ") };
             return Err(format!("fallback: not legal for {wanted} on {arch}, where {} is", variant.name));
         }
@@ -202,6 +243,17 @@ mod tests {
     }
 
     #[test]
+    fn fallbacks_may_be_several() {
+        let several = SPEC.replace("threads = 256\n[[rule]]", "threads = [128, 256]\n[[rule]]");
+        let kernel = expand(&several).unwrap();
+        let fallbacks = kernel.variants.iter().filter(|variant| variant.fallback).map(|variant| variant.name.as_str());
+        let expected = ["bf16_v8_t128", "bf16_v8_t256", "f16_v8_t128", "f16_v8_t256"];
+        assert_eq!(fallbacks.collect::<Vec<_>>(), expected.map(|values| format!("norm__{values}")));
+        let apart = several.replace("vec * threads != 512", "threads == (128 if arch < 80 else 256)");
+        assert!(expand(&apart).is_ok());
+    }
+
+    #[test]
     fn what_is_pruned_says_where_and_why() {
         let kernel = expand(SPEC).unwrap();
         let of = |name: &str| -> Vec<_> {
@@ -211,6 +263,18 @@ mod tests {
         assert_eq!(of("norm__f16_v4_t128"), [("too few", 6)]);
         assert_eq!(of("norm__bf16_v8_t256"), [("no bf16", 2)]);
         assert_eq!(of("norm__f16_v8_t256"), []);
+    }
+
+    #[test]
+    fn facts_are_of_the_variants_that_they_name() {
+        let text = format!("{SPEC}[[sass]]\nwhere = 'arch >= 80 and vec == 8'\nhas = ['LDSM']\n");
+        let kernel = expand(&text).unwrap();
+        let count = |name: &str, arch: usize| {
+            let variant = kernel.variants.iter().find(|variant| variant.name == name).unwrap();
+            kernel.facts(variant, Arch::ALL[arch]).len()
+        };
+        assert_eq!((count("norm__f16_v8_t256", 2), count("norm__f16_v8_t256", 0)), (1, 0));
+        assert_eq!(count("norm__f16_v4_t256", 2), 0);
     }
 
     #[test]
@@ -225,8 +289,10 @@ mod tests {
         let cases = [
             (SPEC.replace(rule, "arch >="), "rule 0: syntax error"),
             (SPEC.replace(rule, "arc >= 80"), "rule 0: expected the names of axes or arch, found arc"),
-            (SPEC.replace(rule, "arch"), "rule 0: expected true or false, found 70"),
+            (SPEC.replace(rule, "arch"), "rule 0: norm__bf16_v4_t128: expected true or false, found 70"),
             (SPEC.replace(rule, "vec + dtype"), "rule 0: norm__bf16_v4_t128: "),
+            (format!("{SPEC}[[sass]]\nwhere = 'vec'\n"), "sass 0: norm__bf16_v4_t256: expected true or false, found 4"),
+            (format!("{SPEC}[[sass]]\nwhere = 'wide'\n"), "sass 0: norm__bf16_v4_t256: expected the names of axes"),
             (SPEC.replace("dtype != 'bf16' or arch >= 80", "false"), "the rules leave no variant"),
             (SPEC.replace("vec * threads != 512", "vec != 8"), "fallback: not legal for dtype = bf16 on sm_80"),
             (SPEC.replace("vec * threads != 512", "vec != 8 or arch < 90"), "on sm_90a, where norm__bf16_v4_t128 is"),

@@ -26,11 +26,16 @@
 //! legal = "dtype != 'bf16' or arch >= 80"
 //! why = "Volta and Turing have no bf16"
 //!
-//! [fallback]                   # one value for each axis that is not a key
+//! [fallback]                   # a value, or a list of them, for each axis that is not a key: always built
 //! threads = 256
 //!
 //! [gate]                       # checked after compilation
 //! registers = 64
+//!
+//! [[sass]]                     # in the machine code
+//! where = "arch >= 80"         # of these variants, as in rules
+//! has = ["HMMA.16816"]
+//! lacks = ["LDL", "STL"]
 //! ```
 //!
 //! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
@@ -64,6 +69,7 @@ mod nvidia;
 pub mod occupancy;
 mod parallel;
 pub mod render;
+pub mod sass;
 mod sources;
 pub mod spec;
 pub mod table;

@@ -46,7 +46,8 @@ enum Command {
     },
     /// Compiles cubins, to inspect or to measure them.
     Build(Compile),
-    /// Prints what each cubin uses; fails where one is over its gate.
+    /// Prints what each cubin uses and the mix of its main loop; fails where one is over its gate, or made of other
+    /// instructions than its specification says.
     Report(Compile),
     /// Compiles kernels for the simulator to a shared object, which tests load in place of their own kernels where
     /// BURRSTONE_SIM_KERNELS names it: a kernel is changed and tested without building anything else.
@@ -232,7 +233,8 @@ impl Compile {
         let cubins =
             device::build(&toolchain, tree, kernels.iter().flat_map(Kernel::pairs), store, &tell).map_err(one)?;
         let text = finish(&cubins, &out)?;
-        let over = device::over_budget(&cubins);
+        let mut over = device::over_budget(&cubins);
+        over.extend(device::unlike_the_facts(&cubins));
         if over.is_empty() {
             return Ok(text);
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::Error;
+use crate::sass::is_operation;
 
 /// One kernel's specification.
 #[derive(Debug, Deserialize, PartialEq)]
@@ -35,11 +36,15 @@ pub struct Spec {
     /// What makes a variant illegal.
     #[serde(rename = "rule", default)]
     pub rules: Vec<Rule>,
-    /// A value for each axis that is not a key: the variant that runs where nothing was tuned.
+    /// A value, or several, for each axis that is not a key: the variants that are always built, and run where nothing
+    /// was tuned.
     #[serde(default)]
-    pub fallback: BTreeMap<String, Value>,
+    pub fallback: BTreeMap<String, Choice>,
     #[serde(default)]
     pub gate: Gate,
+    /// What machine code has, or lacks.
+    #[serde(rename = "sass", default)]
+    pub facts: Vec<Fact>,
 }
 
 /// Kernels are for the engine; probes exercise one primitive of `csrc/common` in the tests.
@@ -56,6 +61,24 @@ pub enum Role {
 pub enum Value {
     Int(u32),
     Text(String),
+}
+
+/// What a fallback says of an axis.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum Choice {
+    One(Value),
+    Several(Vec<Value>),
+}
+
+impl Choice {
+    /// Its values.
+    pub fn values(&self) -> &[Value] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Several(values) => values,
+        }
+    }
 }
 
 impl fmt::Display for Value {
@@ -90,6 +113,20 @@ pub struct Rule {
     pub legal: String,
     /// Why not where it does not hold.
     pub why: String,
+}
+
+/// Which instructions variants are made of.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Fact {
+    /// Of which variants: a minijinja expression over the axes and `arch`.
+    #[serde(rename = "where")]
+    pub of: String,
+    /// Operations of the machine, by nvdisasm's names.
+    #[serde(default)]
+    pub has: Vec<String>,
+    #[serde(default)]
+    pub lacks: Vec<String>,
 }
 
 /// What a compiled variant may use at most.
@@ -185,7 +222,8 @@ fn check_problems(spec: &Spec) -> Result<(), String> {
 
 fn check_axes(spec: &Spec) -> Result<(), String> {
     if spec.axes.is_empty() {
-        return if spec.rules.is_empty() && spec.fallback.is_empty() && spec.gate == Gate::default() {
+        let nothing = spec.rules.is_empty() && spec.fallback.is_empty() && spec.facts.is_empty();
+        return if nothing && spec.gate == Gate::default() {
             Ok(())
         } else {
             Err("expected an [[axis]] where there are rules, a fallback or a gate".to_owned())
@@ -219,6 +257,10 @@ fn check_axes(spec: &Spec) -> Result<(), String> {
             return Err(format!("axis {name}: tag: expected lower-case letters, found {:?}", axis.tag));
         }
     }
+    if let Some(name) = spec.facts.iter().flat_map(|fact| fact.has.iter().chain(&fact.lacks)).find(|n| !is_operation(n))
+    {
+        return Err(format!("sass: expected an operation that codegen/src/sass.rs knows, found {name}"));
+    }
     let threads = spec.axes.iter().find(|axis| axis.name == "threads").ok_or("expected an axis named threads")?;
     for value in &threads.values {
         if !matches!(value, Value::Int(n) if (32..=1024).contains(n) && n % 32 == 0) {
@@ -230,15 +272,15 @@ fn check_axes(spec: &Spec) -> Result<(), String> {
 
 fn check_fallback(spec: &Spec) -> Result<(), String> {
     for axis in &spec.axes {
-        match spec.fallback.get(&axis.name) {
-            Some(_) if axis.key => {
-                return Err(format!("fallback.{}: expected none, for the problem decides this key", axis.name));
-            }
-            Some(value) if !axis.values.contains(value) => {
-                return Err(format!("fallback.{}: expected a value of the axis, found {value}", axis.name));
-            }
-            None if !axis.key => return Err(format!("fallback.{}: expected a value, found none", axis.name)),
-            _ => {}
+        let values = spec.fallback.get(&axis.name).map_or(&[][..], Choice::values);
+        if axis.key && spec.fallback.contains_key(&axis.name) {
+            return Err(format!("fallback.{}: expected none, for the problem decides this key", axis.name));
+        }
+        if let Some(value) = values.iter().find(|value| !axis.values.contains(value)) {
+            return Err(format!("fallback.{}: expected a value of the axis, found {value}", axis.name));
+        }
+        if !axis.key && values.is_empty() {
+            return Err(format!("fallback.{}: expected a value, found none", axis.name));
         }
     }
     match spec.fallback.keys().find(|name| spec.axes.iter().all(|axis| axis.name != **name)) {
@@ -303,9 +345,16 @@ mod tests {
                 whole.replace("threads = 256", "threads = 64"),
                 "fallback.threads: expected a value of the axis, found 64",
             ),
+            (
+                whole.replace("threads = 256", "threads = [128, 64]"),
+                "fallback.threads: expected a value of the axis, found 64",
+            ),
+            (whole.replace("threads = 256", "threads = []"), "fallback.threads: expected a value, found none"),
             (whole.replace("threads = 256", ""), "fallback.threads: expected a value, found none"),
             (format!("{GOOD}{AXES}vec = 1\n"), "fallback.vec: expected the name of an axis"),
             (format!("{GOOD}{AXES}[gate]\nwarps = 1\n"), "unknown field `warps`"),
+            (format!("{GOOD}[[sass]]\nwhere = 'true'\n"), "expected an [[axis]]"),
+            (format!("{GOOD}{AXES}[[sass]]\nwhere = 'true'\nhas = ['MMA']\n"), "sass: expected an operation"),
         ];
         for (text, expected) in cases {
             let error = parse(&text).unwrap_err();

@@ -1,109 +1,115 @@
-// x weight^T + bias with fused multiply-adds: runs everywhere, and is what the tensor-core kernels are measured against.
+// x weight^T + bias on the tensor cores of every architecture.
 //
-// Each output is one chain of f32 additions in ascending k, whatever the tile: all variants give the same bits.
+// A result's bits do not depend on tiles, on the number of tokens, nor on how many blocks share the work. k is cut into spans
+// of BURRSTONE_MATMUL_SPAN elements; the products of a span are one chain of the instruction, from zero, in ascending k; the
+// spans' sums are added in ascending order. Any block may compute any span.
+//
+// A span of 512: short enough that the layers of a model of 1 B parameters (k = 2048) give four blocks to each tile of a
+// decode step, long enough that the sums of spans are next to nothing beside the products (1 addition for 32 instructions
+// of Ampere's), and that their way through memory is short (a 128th of the weight's bytes for each token).
 #ifndef BURRSTONE_KERNELS_MATMUL_CU
 #define BURRSTONE_KERNELS_MATMUL_CU
 
-#include "abi/matmul.h"
-#include "kernels/row.cuh"
+#include "kernels/matmul_result.cuh"
 
 namespace burrstone {
 
-template <class V> struct matmul_tile {
-    // Elements of k at a time: 128 bytes of each row, whole cache lines.
-    static constexpr int K = 64;
-    // Shared memory between two rows: the grain more puts eight rows' grains into different banks.
-    static constexpr int STRIDE = K + GRAIN;
-    // Rows of x and, behind them, of the weight.
-    static constexpr int ROWS = V::m + V::n;
-    // Threads along m and n. A warp spans few rows of x and many of the weight, so that it stores side by side.
-    static constexpr int DOWN = V::m < 16 ? V::m : 16;
-    static constexpr int ACROSS = V::threads / DOWN;
-    // Outputs of a thread: every DOWN-th row, every ACROSS-th column.
-    static constexpr int M = V::m / DOWN;
-    static constexpr int N = V::n / ACROSS;
-    static_assert(M * DOWN == V::m && N * ACROSS == V::n && ACROSS * DOWN == V::threads, "threads cover the tile");
-};
-
 template <class V> struct matmul_shared {
-    Shared<typename V::dtype, matmul_tile<V>::ROWS * matmul_tile<V>::STRIDE> rows;
+    union {
+        Shared<typename V::dtype, V::stages * MatmulTile<V>::STAGE, 1024> tiles;
+        MatmulRows<V> rows;
+    };
 };
 
-// Blocks [tiles of m, tiles of n]: neighbours share rows of the weight.
-template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_shared<V> &shared) {
+// The sums of `count` stages from stage `first` of k on; calls f(sums, span) where a span ends.
+template <class V, class F>
+BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, uint32_t first, uint32_t count, F f) {
     using T = typename V::dtype;
-    using Out = typename V::out;
-    using Tile = matmul_tile<V>;
-    constexpr int GRAINS = Tile::K / GRAIN;
-    constexpr int LOADS = (Tile::ROWS * GRAINS + V::threads - 1) / V::threads;
+    using Tile = MatmulTile<V>;
+    constexpr uint32_t SPAN = BURRSTONE_MATMUL_SPAN / Tile::K;
 
-    const uint32_t k = args.k;
-    const uint64_t first_row = uint64_t(block_index_x()) * V::m, first_column = uint64_t(block_index_y()) * V::n;
-    const bool whole = has_grains<T>(args.x | args.weight, k);
-    const unsigned down = thread_index() / Tile::ACROSS, across = thread_index() % Tile::ACROSS;
-
-    // The next tile travels while this one is multiplied.
-    Grain<T> next[LOADS];
-    const auto fetch = [&](uint64_t start) {
-        BURRSTONE_UNROLL
-        for (int i = 0; i < LOADS; ++i) {
-            const unsigned index = i * V::threads + thread_index(), row = index / GRAINS;
-            const uint64_t at = start + index % GRAINS * GRAIN;
-            const bool of_x = row < V::m;
-            const uint64_t source = of_x ? first_row + row : first_column + (row - V::m);
-            const T *base = pointer<const T>(of_x ? args.x : args.weight);
-            next[i] = {};
-            if (row < Tile::ROWS && at < k && source < (of_x ? args.m : args.n))
-                next[i] = load_grain(base + source * k, k, uint32_t(at), whole);
-        }
+    MatmulSums<V> sums;
+    sums.clear();
+    const auto end_stage = [&](uint32_t done) {
+        const uint32_t at = first + done;
+        if (at % SPAN != SPAN - 1 && done + 1 != count) return;
+        f(sums, at / SPAN);
+        sums.clear();
     };
+    const auto start_of = [&](uint32_t stage) { return (first + stage) * Tile::K; };
 
-    float sum[Tile::M][Tile::N] = {};
-    fetch(0);
-    for (uint64_t start = 0; start < k; start += Tile::K) {
-        BURRSTONE_UNROLL
-        for (int i = 0; i < LOADS; ++i) {
-            const unsigned index = i * V::threads + thread_index();
-            if (index < Tile::ROWS * GRAINS)
-                shared.rows.template store_vec<GRAIN>(index / GRAINS * Tile::STRIDE + index % GRAINS * GRAIN, next[i]);
+    if constexpr (Tile::ASYNC) {
+        BURRSTONE_ROLLED
+        for (int stage = 0; stage < V::stages - 1; ++stage) {
+            if (uint32_t(stage) < count) copies.start(shared.tiles, stage * Tile::STAGE, start_of(stage));
+            cp_async_commit();
         }
-        sync_block();
-        fetch(start + Tile::K);
-        // With few rows, the threads of the others only load.
-        if (first_row + down < args.m) {
-            for (int g = 0; g < Tile::K; g += GRAIN) {
-                Grain<T> x[Tile::M], w[Tile::N];
-                BURRSTONE_UNROLL
-                for (int i = 0; i < Tile::M; ++i)
-                    x[i] = shared.rows.template load_vec<GRAIN>((down + i * Tile::DOWN) * Tile::STRIDE + g);
-                BURRSTONE_UNROLL
-                for (int j = 0; j < Tile::N; ++j)
-                    w[j] = shared.rows.template load_vec<GRAIN>((V::m + across + j * Tile::ACROSS) * Tile::STRIDE + g);
-                BURRSTONE_UNROLL
-                for (int e = 0; e < GRAIN; ++e) {
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < Tile::M; ++i) {
-                        BURRSTONE_UNROLL
-                        for (int j = 0; j < Tile::N; ++j)
-                            sum[i][j] = fma_(to_float(x[i].v[e]), to_float(w[j].v[e]), sum[i][j]);
-                    }
-                }
-            }
+        BURRSTONE_ROLLED
+        for (uint32_t done = 0; done < count; ++done) {
+            cp_async_wait<V::stages - 2>();
+            if constexpr (Tile::GROUP) fence_async();
+            // The stage has landed for all, and all are done with the one before, whose place is the next copies'.
+            sync_block();
+            if constexpr (Tile::GROUP) start_products<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
+            const uint32_t next = done + V::stages - 1;
+            if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
+            cp_async_commit();
+            if constexpr (Tile::GROUP) wgmma_wait<0>(sums.v[0]);
+            else multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
+            end_stage(done);
         }
-        sync_block();
-    }
-
-    BURRSTONE_UNROLL
-    for (int j = 0; j < Tile::N; ++j) {
-        const uint64_t column = first_column + across + j * Tile::ACROSS;
-        if (column >= args.n) continue;
-        const float bias = args.bias ? to_float(load(pointer<const T>(args.bias) + column)) : 0.0f;
-        BURRSTONE_UNROLL
-        for (int i = 0; i < Tile::M; ++i) {
-            const uint64_t row = first_row + down + i * Tile::DOWN;
-            if (row < args.m) store(pointer<Out>(args.out) + row * args.n + column, from_float<Out>(sum[i][j] + bias));
+    } else {
+        static_assert(V::stages == 2, "one stage is multiplied, one is written");
+        Grain<T> grains[Tile::COPIES] = {};
+        copies.read(grains, start_of(0));
+        if (count > 0) copies.write(shared.tiles, 0, start_of(0), grains);
+        BURRSTONE_ROLLED
+        for (uint32_t done = 0; done < count; ++done) {
+            const uint32_t next = done + 1;
+            sync_block();
+            if (next < count) copies.read(grains, start_of(next));
+            multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE);
+            end_stage(done);
+            if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), grains);
         }
     }
+}
+
+// Blocks [tiles, splits].
+template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_shared<V> &shared) {
+    using Tile = MatmulTile<V>;
+    constexpr uint32_t SPAN = BURRSTONE_MATMUL_SPAN / Tile::K;
+
+    // Blocks that run side by side share rows of x and of the weight: tiles are numbered down bands of eight tiles of x.
+    constexpr unsigned BAND = 8;
+    const unsigned tile = block_index_x(), tiles_n = (args.n + V::n - 1) / V::n, tiles_m = (args.m + V::m - 1) / V::m;
+    const unsigned band = tile / (BAND * tiles_n), inside = tile % (BAND * tiles_n);
+    const unsigned height = tiles_m - band * BAND < BAND ? tiles_m - band * BAND : BAND;
+    const uint64_t first_m = uint64_t(band * BAND + inside % height) * V::m, first_n = uint64_t(inside / height) * V::n;
+
+    // Spans of this block, and their stages.
+    const uint32_t stages = (args.k + Tile::K - 1) / Tile::K, spans = (stages + SPAN - 1) / SPAN;
+    const uint32_t split = block_index_y();
+    const uint32_t first = uint32_t(uint64_t(split) * spans / args.splits) * SPAN;
+    const uint32_t behind = uint32_t(uint64_t(split + 1) * spans / args.splits) * SPAN;
+    const uint32_t end = behind < stages ? behind : stages;
+
+    const MatmulCopies<V> copies(args, first_m, first_n);
+    MatmulSums<V> result;
+    result.clear();
+    const bool alone = args.splits == 1;
+    multiply_stages<V>(copies, shared, first, end - first, [&](MatmulSums<V> &sums, uint32_t span) {
+        if (alone) result.add(sums);
+        else store_partial<V>(args, uint64_t(tile) * spans + span, sums);
+    });
+    if (alone) {
+        // The rows of the result take the place of the stages.
+        sync_block();
+    } else {
+        if (!is_last<V>(args, tile, shared.rows.arrived)) return;
+        add_partials<V>(args, tile, spans, result);
+    }
+    store_tile<V>(args, first_m, first_n, result, shared.rows);
 }
 
 } // namespace burrstone

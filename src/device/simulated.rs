@@ -41,7 +41,7 @@ impl Stream {
             device: "sim".to_owned(),
             name: format!("simulated sm_{}", options.arch),
             arch: options.arch,
-            processors: 4,
+            processors: processors(options.arch),
             memory_bytes: options.memory_bytes,
         };
         let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
@@ -51,6 +51,19 @@ impl Stream {
     /// What each launch since the last call did, by variant, where [`SimOptions::count`] asked for it.
     pub fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
         self.driver().take_launch_stats()
+    }
+}
+
+/// Multiprocessors of a card of the architecture: V100, T4, A100, RTX 3090, RTX 4090, H100. The simulator runs one block
+/// at a time; what is chosen by the number of multiprocessors is to be what such a card chooses.
+fn processors(arch: u32) -> u32 {
+    match arch {
+        ..75 => 80,
+        75..80 => 40,
+        80..86 => 108,
+        86..89 => 82,
+        89 => 128,
+        _ => 132,
     }
 }
 

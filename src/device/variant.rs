@@ -21,7 +21,7 @@ pub struct Variant {
     pub threads: u32,
     /// Architectures that may run it: 70 is sm_70.
     pub archs: &'static [u32],
-    /// The one of its kind that is always built.
+    /// Every build for a GPU has it.
     pub fallback: bool,
     pub cubins: &'static [Cubin],
     /// `None` where the build had no C++ compiler, or not the feature `sim`.
@@ -57,18 +57,40 @@ pub struct SimEntry {
 }
 
 impl Kernel {
-    /// The best variant that `arch` can run and whose axes have the values of `key`.
+    /// The first variant that `arch` can run and whose axes have the values of `key`.
     ///
     /// # Errors
     /// There is none: the message names kernel, architecture and key.
     pub fn pick(&'static self, arch: u32, key: &[(&str, Value)]) -> Result<&'static Variant> {
-        let fits =
-            |v: &&Variant| v.archs.contains(&arch) && key.iter().all(|(axis, value)| v.value(axis) == Some(*value));
-        self.variants.iter().find(fits).ok_or_else(|| {
-            let key: Vec<String> = key.iter().map(|(axis, value)| format!("{axis} = {value}")).collect();
-            let expected = format!("a variant for sm_{arch} with {}", key.join(", "));
-            Error::operator(self.name, "variant", expected, "none in this build")
+        self.fitting(arch, key).next().ok_or_else(|| self.missing(arch, key))
+    }
+
+    /// The cheapest one of those that every build has; the first one of equals.
+    ///
+    /// # Errors
+    /// As [`pick`](Self::pick).
+    pub fn best(
+        &'static self,
+        arch: u32,
+        key: &[(&str, Value)],
+        cost: impl Fn(&'static Variant) -> f64,
+    ) -> Result<&'static Variant> {
+        let built = self.fitting(arch, key).filter(|variant| variant.fallback);
+        let costs = built.map(|variant| (variant, cost(variant)));
+        let best = costs.min_by(|(_, a), (_, b)| a.total_cmp(b));
+        best.map(|(variant, _)| variant).ok_or_else(|| self.missing(arch, key))
+    }
+
+    fn fitting(&'static self, arch: u32, key: &[(&str, Value)]) -> impl Iterator<Item = &'static Variant> {
+        self.variants.iter().filter(move |variant| {
+            variant.archs.contains(&arch) && key.iter().all(|(axis, value)| variant.value(axis) == Some(*value))
         })
+    }
+
+    fn missing(&self, arch: u32, key: &[(&str, Value)]) -> Error {
+        let key: Vec<String> = key.iter().map(|(axis, value)| format!("{axis} = {value}")).collect();
+        let expected = format!("a variant for sm_{arch} with {}", key.join(", "));
+        Error::operator(self.name, "variant", expected, "none in this build")
     }
 }
 
@@ -76,6 +98,12 @@ impl Variant {
     /// Its value on `axis`; `None` where the kernel has no such axis.
     pub fn value(&self, axis: &str) -> Option<Value> {
         self.values.iter().find(|(name, _)| *name == axis).map(|(_, value)| *value)
+    }
+
+    /// Bytes of shared memory of a block on `arch`; 0 where the build has no code for it.
+    pub fn shared_bytes(&self, arch: u32) -> u32 {
+        let cubin = self.cubins.iter().find(|cubin| cubin.arch == arch).map(|cubin| cubin.shared_bytes);
+        cubin.or(self.sim.map(|sim| *sim.shared_bytes)).unwrap_or(0)
     }
 
     /// Its value on an axis of numbers; `None` where the kernel has no such axis.
@@ -103,14 +131,36 @@ pub const ARCHS: [u32; 6] = [70, 75, 80, 86, 89, 90];
 mod tests {
     use super::*;
 
-    static KERNEL: Kernel = Kernel { name: "k", variants: &[] };
+    const fn variant(name: &'static str, values: &'static [(&'static str, Value)], fallback: bool) -> Variant {
+        Variant { name, values, threads: 32, archs: &[80, 90], fallback, cubins: &[], sim: None }
+    }
+
+    static KERNEL: Kernel = Kernel {
+        name: "k",
+        variants: &[
+            variant("narrow", &[("m", Value::Int(8))], true),
+            variant("wide", &[("m", Value::Int(64))], true),
+            variant("tall", &[("m", Value::Int(64))], true),
+            variant("tuned", &[("m", Value::Int(1))], false),
+        ],
+    };
 
     #[test]
     fn a_missing_variant_is_named() {
-        let error = KERNEL.pick(70, &[("dtype", Value::Text("bf16"))]).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "operator k: variant: expected a variant for sm_70 with dtype = bf16, found none in this build"
-        );
+        let expected = "operator k: variant: expected a variant for sm_70 with m = 8, found none in this build";
+        let key = [("m", Value::Int(8))];
+        assert_eq!(KERNEL.pick(70, &key).unwrap_err().to_string(), expected);
+        assert_eq!(KERNEL.best(70, &key, |_| 0.0).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn the_cheapest_that_is_built_is_the_best() {
+        let best = |key: &[(&str, Value)], cost: fn(u32) -> f64| {
+            KERNEL.best(80, key, |variant| cost(variant.int("m").unwrap())).unwrap().name
+        };
+        assert_eq!(best(&[], f64::from), "narrow");
+        assert_eq!(best(&[], |m| -f64::from(m)), "wide");
+        assert_eq!(best(&[("m", Value::Int(64))], f64::from), "wide");
+        assert_eq!(KERNEL.pick(80, &[("m", Value::Int(64))]).unwrap().name, "wide");
     }
 }

@@ -4,6 +4,7 @@ pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
 pub const BURRSTONE_SILU: u32 = 0;
 pub const BURRSTONE_GELU_TANH: u32 = 1;
 pub const BURRSTONE_GELU_ERF: u32 = 2;
+pub const BURRSTONE_MATMUL_SPAN: u32 = 512;
 /// An address in the device's memory; 0 where an optional array is absent.
 pub type device_ptr = u64;
 /// One sequence's share of a batch.
@@ -264,23 +265,30 @@ pub struct matmul_args {
     pub bias: device_ptr,
     /// [m, n]
     pub out: device_ptr,
+    /// u32 [tiles]: 0 before and after the launch; not used with one split
+    pub arrivals: device_ptr,
+    /// f32 [tiles, spans, tile], at a multiple of 16 bytes; not used with one split
+    pub partials: device_ptr,
     pub m: u32,
     pub n: u32,
     pub k: u32,
-    pub padding: u32,
+    /// blocks that share the spans of a tile: at least 1, at most the spans
+    pub splits: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 48usize];
+    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 64usize];
     ["Alignment of matmul_args"][::core::mem::align_of::<matmul_args>() - 8usize];
     ["Offset of field: matmul_args::x"][::core::mem::offset_of!(matmul_args, x) - 0usize];
     ["Offset of field: matmul_args::weight"][::core::mem::offset_of!(matmul_args, weight) - 8usize];
     ["Offset of field: matmul_args::bias"][::core::mem::offset_of!(matmul_args, bias) - 16usize];
     ["Offset of field: matmul_args::out"][::core::mem::offset_of!(matmul_args, out) - 24usize];
-    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 32usize];
-    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 36usize];
-    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 40usize];
-    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 44usize];
+    ["Offset of field: matmul_args::arrivals"][::core::mem::offset_of!(matmul_args, arrivals) - 32usize];
+    ["Offset of field: matmul_args::partials"][::core::mem::offset_of!(matmul_args, partials) - 40usize];
+    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 48usize];
+    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 52usize];
+    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 56usize];
+    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 60usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]

@@ -3,6 +3,7 @@
 //! Activations, the residual stream and weights have one dtype, f16 or bf16; logits are f32; every reduction is in f32.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::converted::converted;
 use super::step::{Step, TILE_QUERIES};
@@ -23,6 +24,8 @@ pub struct Gpu {
     /// Tokens of the largest step.
     batch_tokens: usize,
     vocab: usize,
+    /// Of products: one launch after the other, as they are enqueued.
+    workspace: Mutex<Memory>,
 }
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
@@ -44,7 +47,7 @@ impl Gpu {
     /// `batch_tokens` is the size of the largest step, `vocab` that of the model's vocabulary.
     ///
     /// # Errors
-    /// The kernels have no such dtype on this device.
+    /// The kernels have no such dtype on this device, or the device has no room for their workspace.
     pub fn new(stream: Stream, dtype: DType, batch_tokens: usize, vocab: usize) -> Result<Self> {
         let arch = stream.arch();
         match dtype {
@@ -56,7 +59,8 @@ impl Gpu {
             }
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
-        Ok(Self { stream, dtype, batch_tokens, vocab })
+        let workspace = Mutex::new(stream.alloc(DType::U32, MatMul::WORKSPACE)?);
+        Ok(Self { stream, dtype, batch_tokens, vocab, workspace })
     }
 
     /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
@@ -266,11 +270,13 @@ impl Ops for Gpu {
     }
 
     fn matmul(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory) -> Result<()> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let args = MatMul {
             x: x.slice(),
             weight: weight.weight.slice(),
             bias: weight.bias.as_ref().map(Memory::slice),
             out: out.slice_mut(),
+            workspace: Some(workspace.slice_mut()),
             m: rows,
             n: weight.n,
             k: weight.k,

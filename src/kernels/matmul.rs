@@ -1,22 +1,18 @@
 //! `out = x · weightᵀ + bias`.
 
 use super::abi::matmul_args;
-use super::call::{Call, Check, named};
+use super::call::{Call, Check};
+use super::cost::Machine;
+use super::matmul_plan::{COUNTERS, MatMulPlan, MatMulShape};
 use super::tables::MATMUL;
-use crate::device::{Slice, SliceMut, Stream, Value, Variant};
+use crate::device::{Slice, SliceMut, Stream, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 const CHECK: Check = Check("matmul");
 
-/// Up to so many rows the narrow tile reads the weight no more often than the wide one computes rows that nobody wants.
-const NARROW_ROWS: usize = 8;
-/// Rows of the tiles, values of the axis `m`.
-const NARROW: u32 = 4;
-const WIDE: u32 = 64;
-
-/// A linear layer. Each output is one chain of f32 additions in ascending `k`: its bits depend on its own row of `x` and
-/// of the weight, and on nothing else.
+/// A linear layer, on the tensor cores. The bits of an output depend on its own row of `x` and of the weight, on the
+/// device's architecture, and on nothing else: not on the rows beside it, nor on how the work is divided.
 pub struct MatMul<'a> {
     /// `[m, k]` of bf16 or f16.
     pub x: Slice<'a>,
@@ -26,66 +22,92 @@ pub struct MatMul<'a> {
     pub bias: Option<Slice<'a>>,
     /// `[m, n]`, of the same dtype or f32.
     pub out: SliceMut<'a>,
+    /// u32 at a multiple of 16 bytes, zeros before its first use; without it no two blocks share a tile, and few rows
+    /// leave most of the device idle. A launch leaves it to the next one: launches that share it run one after the other,
+    /// as those of one stream do. [`WORKSPACE`](Self::WORKSPACE) words are enough for the layers that profit.
+    pub workspace: Option<SliceMut<'a>>,
     pub m: usize,
     pub n: usize,
     pub k: usize,
 }
 
 impl MatMul<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Words of a workspace: 16 MiB hold the sums of 16 rows through a layer of 8192 outputs and 16384 inputs, which has
+    /// a tile for every multiprocessor. What does not fit is computed without.
+    pub const WORKSPACE: usize = 4 << 20;
+
+    /// Checks the shapes, picks variant and splits for the device, and launches them.
     ///
     /// # Errors
-    /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
+    /// A slice is too short, misaligned or of the wrong dtype; this build has no variant for the device; the device
+    /// failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
-        let [dtype, out] = self.key()?;
-        let rows = if self.m <= NARROW_ROWS { NARROW } else { WIDE };
-        let variant = MATMUL.pick(stream.arch(), &[dtype, ("m", Value::Int(rows)), out])?;
-        self.launch_variant(stream, variant)
+        let shape = self.shape()?;
+        let workspace = self.workspace.as_ref().map_or(0, SliceMut::len);
+        let plan = MatMulPlan::choose(&Machine::of(stream.info()), &shape, workspace)?;
+        self.launch_plan(stream, plan.variant, plan.splits)
     }
 
-    fn key(&self) -> Result<[(&'static str, Value); 2]> {
+    fn shape(&self) -> Result<MatMulShape> {
         let (dtype, out) = (self.x.dtype(), self.out.dtype());
         CHECK.dtype("x", dtype, &[DType::BF16, DType::F16])?;
         CHECK.dtype("out", out, &[dtype, DType::F32])?;
-        Ok([("dtype", named(dtype)), ("out", named(out))])
+        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k })
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests. All variants for a problem give the same
-    /// bits.
+    /// The same with a variant and a number of splits of the caller's choice, for tuning and tests. All that a device can
+    /// run give the same bits.
     ///
     /// # Errors
-    /// As [`launch`](Self::launch); the variant is not one for this problem.
-    pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
-        let key = self.key()?;
-        let Self { x, weight, bias, out, m, n, k } = self;
+    /// As [`launch`](Self::launch); the variant is not one for this problem; there are fewer spans than splits, or the
+    /// workspace is too small for them.
+    pub fn launch_plan(self, stream: &Stream, variant: &'static Variant, splits: usize) -> Result<()> {
+        let shape = self.shape()?;
+        let Self { x, weight, bias, out, workspace, m, n, k } = self;
         CHECK.len("x", x, &[m, k])?;
         CHECK.slice("weight", weight, x.dtype(), &[n, k])?;
         if let Some(bias) = bias {
             CHECK.slice("bias", bias, x.dtype(), &[n])?;
         }
         CHECK.len("out", out.as_slice(), &[m, n])?;
-        let call = Call { kernel: &MATMUL, key: &key };
+        let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;
-        let tile = |axis: &'static str| {
-            let size = variant.int(axis).filter(|&size| size > 0);
-            size.ok_or_else(|| Error::operator(CHECK.0, "variant", format!("a tile along {axis}"), variant.name))
+        let plan = MatMulPlan { variant, splits, seconds: 0.0 };
+        let [arrivals, partials] = match workspace {
+            _ if splits == 1 => [0; 2],
+            _ if splits == 0 || splits > shape.spans() => {
+                let expected = format!("1 to {}, the spans of k", shape.spans().max(1));
+                return Err(Error::operator(CHECK.0, "splits", expected, splits));
+            }
+            None => return Err(Error::operator(CHECK.0, "workspace", format!("one for {splits} splits"), "none")),
+            Some(workspace) => {
+                CHECK.slice("workspace", workspace.as_slice(), DType::U32, &[plan.workspace(&shape)])?;
+                let address = workspace.address();
+                if !address.is_multiple_of(16) {
+                    let found = format!("{address:#x}");
+                    return Err(Error::operator(CHECK.0, "workspace", "a multiple of 16 bytes", found));
+                }
+                [address, address + (COUNTERS * size_of::<u32>()) as u64]
+            }
         };
         let args = matmul_args {
             x: x.address(),
             weight: weight.address(),
             bias: bias.map_or(0, |bias| bias.address()),
             out: out.address(),
+            arrivals,
+            partials,
             m: CHECK.rows("m", m)?,
             n: CHECK.size("n", n)?,
             k: CHECK.size("k", k)?,
-            padding: 0,
+            splits: CHECK.size("splits", splits)?,
         };
-        let blocks = [m.div_ceil(tile("m")? as usize), n.div_ceil(tile("n")? as usize), 1];
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let shape = format_args!("[{m}, {k}] × [{n}, {k}]ᵀ of {} to {}", x.dtype(), out.dtype());
-        // SAFETY: every slice was checked against the shape.
+        let blocks = [plan.blocks(&shape) / splits, splits, 1];
+        let shape = format_args!("[{m}, {k}] × [{n}, {k}]ᵀ of {} to {} in {splits}", x.dtype(), out.dtype());
+        // SAFETY: every slice was checked against the shape, the workspace against the variant's tiles.
         unsafe { call.launch(stream, variant, blocks, &args, &shape) }
     }
 }

@@ -105,6 +105,7 @@ mod tests {
     use super::*;
     use crate::cubin::Resources;
     use crate::occupancy::predict;
+    use crate::sass::Mix;
     use crate::spec::parse;
 
     fn kernel() -> Kernel {
@@ -119,7 +120,9 @@ mod tests {
         let kernel = kernel();
         let used = Resources { registers: 40, shared_bytes: 128, local_bytes: 0, constant_bytes: 0, code_bytes: 0 };
         let (arch, variant, file) = (crate::Arch::ALL[4], &kernel.variants[0], "/out/a.cubin".into());
-        let cubin = Cubin { kernel: &kernel, variant, arch, file, used, occupancy: predict(arch, 32, &used) };
+        let (occupancy, instructions) = (predict(arch, 32, &used), Mix::default());
+        let main_loop = instructions.clone();
+        let cubin = Cubin { kernel: &kernel, variant, arch, file, used, occupancy, instructions, main_loop };
         let text = tables(Role::Probe, std::slice::from_ref(&kernel), true, &[cubin]);
         for line in [
             "    fn burrstone_sim_add__f16_t32(args: *const core::ffi::c_void, shared: *mut core::ffi::c_void);",

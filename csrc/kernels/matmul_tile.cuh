@@ -1,0 +1,285 @@
+// A block's tile of a product: rows of the weight and of x in shared memory, and the warps' fragments of them.
+#ifndef BURRSTONE_KERNELS_MATMUL_TILE_CUH
+#define BURRSTONE_KERNELS_MATMUL_TILE_CUH
+
+#include "abi/matmul.h"
+#include "common/cp_async.cuh"
+#include "common/ldmatrix.cuh"
+#include "common/mma.cuh"
+#include "common/wgmma.cuh"
+#include "kernels/row.cuh"
+
+namespace burrstone {
+
+// Hopper's products by a warpgroup, as a shape: 64 rows of the weight and any number of tokens in eights.
+struct m64k16 {
+    static constexpr int M = 64, N = 8, K = 16;
+    static constexpr int LANES_PER_PRODUCT = 32;
+};
+
+template <class S> constexpr bool BY_WARPGROUP = false;
+template <> constexpr bool BY_WARPGROUP<m64k16> = true;
+
+// The sizes that follow from a variant's axes. The weight is operand a, x is operand b: eight tokens are one instruction's
+// width on every architecture, so that one token and eight thousand are multiplied by the same instruction.
+template <class V> struct MatmulTile {
+    using S = typename V::instruction;
+    // Before Turing lanes hold rows, eight elements of k at a time; then ldmatrix deals out 16 elements of k.
+    static constexpr bool BY_ROWS = S::LANES_PER_PRODUCT < int(WARP);
+    // Copies to shared memory that run beside the warps came with this shape.
+    static constexpr bool ASYNC = S::K == 16;
+
+    // Elements of k in a stage: 128 bytes of a row, a whole cache line and once around the banks.
+    static constexpr int K = 64;
+    static constexpr int GRAINS = K / GRAIN;
+    // Rows of a stage: those of the weight, then those of x.
+    static constexpr int ROWS = V::n + V::m;
+    static constexpr int STAGE = ROWS * K;
+
+    // Who multiplies on its own: a warp, or a warpgroup, which reads shared memory itself.
+    static constexpr bool GROUP = BY_WARPGROUP<S>;
+    static constexpr int WORKERS = V::threads / int(WARP) / (GROUP ? 4 : 1);
+    // Few tokens: a warp for each part of the weight's rows. Else two warps share rows of the weight: squarer tiles of a
+    // warp read less of shared memory for each product.
+    static constexpr int WORKERS_M = V::m > 16 && !GROUP ? 2 : 1;
+    static constexpr int WORKERS_N = WORKERS / WORKERS_M;
+    // What one instruction covers: 16 rows of the weight, four products' 32 or a warpgroup's 64, times eight tokens.
+    static constexpr int UNIT_N = int(WARP) / S::LANES_PER_PRODUCT * S::M;
+    static constexpr int UNIT_M = S::N;
+    static constexpr int UNITS_N = V::n / WORKERS_N / UNIT_N;
+    static constexpr int UNITS_M = V::m / WORKERS_M / UNIT_M;
+    static_assert(UNITS_N * UNIT_N * WORKERS_N == V::n && UNITS_M * UNIT_M * WORKERS_M == V::m, "warps cover the tile");
+    static_assert(!GROUP || UNITS_N == 1, "a warpgroup has one accumulator");
+
+    // A thread's sums of a unit.
+    static constexpr int WORDS = UNIT_N * UNIT_M / int(WARP) / (GROUP ? 4 : 1);
+
+    // Of the thread's worker: its first row of the weight and its first token in the tile.
+    static BURRSTONE_DEVICE unsigned worker() { return warp_index() / (GROUP ? 4 : 1); }
+    static BURRSTONE_DEVICE unsigned worker_n() { return worker() % WORKERS_N * (V::n / WORKERS_N); }
+    static BURRSTONE_DEVICE unsigned worker_m() { return worker() / WORKERS_N * (V::m / WORKERS_M); }
+
+    // Which row of the weight and which token of the tile the thread's sum number `index` belongs to.
+    static BURRSTONE_DEVICE Element place_of_sum(int index) {
+        const int e = index % WORDS, j = index / WORDS % UNITS_M, i = index / WORDS / UNITS_M;
+        const int lane = int(lane_index());
+        Element at;
+        if constexpr (GROUP) {
+            at = {int(warp_index()) % 4 * 16 + lane / 4 + e / 2 * 8, lane % 4 * 2 + e % 2};
+        } else {
+            at = S::d(lane, e);
+            // Row r of product q is held by lane 4q + r % 4 + 16 (r / 4), which took the row of its own number.
+            if (BY_ROWS) at.row = lane / 4 % 4 * 4 + at.row % 4 + at.row / 4 * 16;
+        }
+        return {int(worker_n()) + i * UNIT_N + at.row, int(worker_m()) + j * UNIT_M + at.column};
+    }
+
+    // Elements of k that fragments hold at a time, and the instructions for them.
+    static constexpr int DEPTH = BY_ROWS ? GRAIN : 16;
+    static constexpr int PARTS = DEPTH / S::K;
+
+    // Grains that a thread copies for a stage: every PASS-th row.
+    static constexpr int PASS = V::threads / GRAINS;
+    static constexpr int COPIES = (ROWS + PASS - 1) / PASS;
+    static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
+};
+
+// The sums of a thread: the accumulators of all units, those of a warpgroup in one piece.
+template <class V> struct MatmulSums {
+    using Tile = MatmulTile<V>;
+    static constexpr int COUNT = Tile::UNITS_N * Tile::UNITS_M * Tile::WORDS;
+    static constexpr int PIECE = Tile::GROUP ? COUNT : Tile::WORDS;
+
+    float v[COUNT / PIECE][PIECE];
+
+    BURRSTONE_DEVICE float &at(int i) { return v[i / PIECE][i % PIECE]; }
+    BURRSTONE_DEVICE void clear() {
+        BURRSTONE_UNROLL
+        for (int i = 0; i < COUNT; ++i) at(i) = 0.0f;
+    }
+    BURRSTONE_DEVICE void add(MatmulSums &other) {
+        BURRSTONE_UNROLL
+        for (int i = 0; i < COUNT; ++i) at(i) += other.at(i);
+    }
+};
+
+// Where a grain of a row is in its stage. The grains of eight rows that lie above each other are in different banks.
+template <class V> BURRSTONE_DEVICE unsigned matmul_place(unsigned row, unsigned grain) {
+    return row * MatmulTile<V>::K + (grain ^ row % 8) * GRAIN;
+}
+
+// What a thread copies from global memory: the same grain of every PASS-th row.
+template <class V> struct MatmulCopies {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+
+    // The thread's first row of each operand at its grain, and the rows that there are from that one on.
+    const T *weight, *x;
+    int64_t weight_rows, x_rows;
+    uint32_t k;
+    // Whether all grains are whole and aligned; see has_grains.
+    bool whole;
+
+    BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, uint64_t first_m, uint64_t first_n) {
+        const unsigned row = thread_index() / Tile::GRAINS;
+        k = args.k;
+        whole = has_grains<T>(args.x | args.weight, k);
+        weight = pointer<const T>(args.weight) + (first_n + row) * k;
+        x = pointer<const T>(args.x) + (first_m + row) * k;
+        weight_rows = int64_t(args.n) - int64_t(first_n + row);
+        x_rows = int64_t(args.m) - int64_t(first_m + row);
+    }
+
+    static BURRSTONE_DEVICE unsigned grain() { return thread_index() % Tile::GRAINS; }
+
+    // Calls f(copy, row of the stage, row in memory, whether it is there) for each copy.
+    template <class F> BURRSTONE_DEVICE void each(F f) const {
+        BURRSTONE_UNROLL
+        for (int i = 0; i < Tile::COPIES; ++i) {
+            const unsigned row = i * Tile::PASS + thread_index() / Tile::GRAINS;
+            if ((i + 1) * Tile::PASS > Tile::ROWS && row >= Tile::ROWS) continue;
+            const bool of_weight = i * Tile::PASS < V::n;
+            const int ahead = of_weight ? i * Tile::PASS : i * Tile::PASS - V::n;
+            f(i, row, (of_weight ? weight : x) + uint64_t(ahead) * k, ahead < (of_weight ? weight_rows : x_rows));
+        }
+    }
+
+    // Starts copies of the elements from `start` on to a stage, which begins at element `to` of `tiles`.
+    template <class Tiles> BURRSTONE_DEVICE void start(Tiles &tiles, unsigned to, uint32_t start) const {
+        const uint32_t at = start + grain() * GRAIN;
+        if (!whole) return copy_ragged(tiles, to, at);
+        each([&](int, unsigned row, const T *from, bool there) {
+            cp_async<16>(tiles.address(to + matmul_place<V>(row, grain())), from + at, there && at < k ? 16 : 0);
+        });
+    }
+
+    // The same through registers: what was read is written once the warps are done with the stage.
+    BURRSTONE_DEVICE void read(Grain<T> (&grains)[Tile::COPIES], uint32_t start) const {
+        const uint32_t at = start + grain() * GRAIN;
+        if (!whole) return;
+        each([&](int i, unsigned, const T *from, bool there) {
+            grains[i] = there && at < k ? burrstone::load(reinterpret_cast<const Grain<T> *>(from + at)) : Grain<T>{};
+        });
+    }
+    template <class Tiles>
+    BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Grain<T> (&grains)[Tile::COPIES]) const {
+        if (!whole) return copy_ragged(tiles, to, start + grain() * GRAIN);
+        each([&](int i, unsigned row, const T *, bool) {
+            tiles.template store_vec<GRAIN>(to + matmul_place<V>(row, grain()), grains[i]);
+        });
+    }
+
+  private:
+    // Element by element, and one grain after the other: rare, and not to take registers.
+    template <class Tiles> BURRSTONE_DEVICE void copy_ragged(Tiles &tiles, unsigned to, uint32_t at) const {
+        BURRSTONE_ROLLED
+        for (int row = thread_index() / Tile::GRAINS, ahead = 0; row < Tile::ROWS; row += Tile::PASS, ahead += Tile::PASS) {
+            const bool of_weight = ahead < V::n;
+            const int of_operand = of_weight ? ahead : ahead - V::n;
+            const bool there = of_operand < (of_weight ? weight_rows : x_rows);
+            const T *from = (of_weight ? weight : x) + uint64_t(of_operand) * k;
+            const auto grain = there && at < k ? load_grain(from, k, at, false) : Grain<T>{};
+            tiles.template store_vec<GRAIN>(to + matmul_place<V>(row, this->grain()), grain);
+        }
+    }
+};
+
+// A warp's fragments of DEPTH elements of k.
+template <class V> struct MatmulFragments {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    using S = typename V::instruction;
+
+    uint32_t a[Tile::UNITS_N][Tile::PARTS][S::A_WORDS];
+    uint32_t b[Tile::UNITS_M][Tile::PARTS][S::B_WORDS];
+
+    // From DEPTH * step on, of the stage at element `stage` of `tiles`.
+    template <class Tiles> BURRSTONE_DEVICE void load(const Tiles &tiles, unsigned stage, int step) {
+        const unsigned lane = lane_index();
+        const unsigned first_n = Tile::worker_n(), first_m = V::n + Tile::worker_m();
+        if constexpr (Tile::BY_ROWS) {
+            // Of the weight each lane takes its own row: four products' rows, eight of which are never in one bank.
+            BURRSTONE_UNROLL
+            for (int i = 0; i < Tile::UNITS_N; ++i)
+                deal(a[i], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
+            BURRSTONE_UNROLL
+            for (int j = 0; j < Tile::UNITS_M; ++j) {
+                const unsigned row = first_m + j * Tile::UNIT_M + S::b(lane, 0).column;
+                deal(b[j], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(row, step)));
+            }
+        } else {
+            // Rows 0 to 7 and 8 to 15 of the first eight of k, then of the other eight: the order of the words of a.
+            BURRSTONE_UNROLL
+            for (int i = 0; i < Tile::UNITS_N; ++i)
+                deal(a[i], ldmatrix<4>(tiles.address(
+                               stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane % 16, step * 2 + lane / 16))));
+            // Eight tokens with all 16 of k, then the next eight.
+            BURRSTONE_UNROLL
+            for (int j = 0; j < Tile::UNITS_M / 2 * 2; j += 2) {
+                const unsigned row = first_m + j * Tile::UNIT_M + lane % 8 + lane / 16 * 8;
+                const auto words = ldmatrix<4>(tiles.address(stage + matmul_place<V>(row, step * 2 + lane / 8 % 2)));
+                deal(b[j], vec<uint32_t, 2>{words.v[0], words.v[1]});
+                deal(b[j + 1], vec<uint32_t, 2>{words.v[2], words.v[3]});
+            }
+            if constexpr (Tile::UNITS_M % 2 == 1) {
+                constexpr int LAST = Tile::UNITS_M - 1;
+                const unsigned row = first_m + LAST * Tile::UNIT_M + lane % 8;
+                deal(b[LAST], ldmatrix<2>(tiles.address(stage + matmul_place<V>(row, step * 2 + lane / 8 % 2))));
+            }
+        }
+    }
+
+    BURRSTONE_DEVICE void multiply(MatmulSums<V> &sums) const {
+        BURRSTONE_UNROLL
+        for (int p = 0; p < Tile::PARTS; ++p) {
+            BURRSTONE_UNROLL
+            for (int i = 0; i < Tile::UNITS_N; ++i) {
+                BURRSTONE_UNROLL
+                for (int j = 0; j < Tile::UNITS_M; ++j) mma<S, T>(sums.v[i * Tile::UNITS_M + j], a[i][p], b[j][p]);
+            }
+        }
+    }
+
+  private:
+    template <int WORDS, class From> static BURRSTONE_DEVICE void deal(uint32_t (&to)[Tile::PARTS][WORDS], From from) {
+        const auto words = bit_cast<vec<uint32_t, Tile::PARTS * WORDS>>(from);
+        BURRSTONE_UNROLL
+        for (int p = 0; p < Tile::PARTS; ++p) {
+            BURRSTONE_UNROLL
+            for (int w = 0; w < WORDS; ++w) to[p][w] = words.v[p * WORDS + w];
+        }
+    }
+};
+
+// Adds a warp's products with the stage at element `stage` of `tiles`. While fragments are multiplied the next ones are
+// loaded, where copies leave registers for them.
+template <class V, class Tiles> BURRSTONE_DEVICE void multiply_stage(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage) {
+    using Tile = MatmulTile<V>;
+    constexpr int STEPS = Tile::K / Tile::DEPTH, AHEAD = Tile::ASYNC ? 1 : 0;
+    MatmulFragments<V> fragments[1 + AHEAD];
+    if (AHEAD) fragments[0].load(tiles, stage, 0);
+    BURRSTONE_UNROLL
+    for (int step = 0; step < STEPS; ++step) {
+        const int next = step + AHEAD;
+        if (next < STEPS) fragments[next % (1 + AHEAD)].load(tiles, stage, next);
+        fragments[step % (1 + AHEAD)].multiply(sums);
+    }
+}
+
+// Starts the products of a warpgroup with the stage at element `stage` of `tiles`. Stages lie as 128-byte swizzles do.
+template <class V, class Tiles> BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage) {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    constexpr uint32_t ROW = Tile::K * sizeof(T), EIGHT_ROWS = 8 * ROW;
+    const uint32_t weight = tiles.address(stage) + Tile::worker_n() * ROW, x = tiles.address(stage) + V::n * ROW;
+    wgmma_fence();
+    BURRSTONE_UNROLL
+    for (uint32_t at = 0; at < ROW; at += Tile::S::K * sizeof(T))
+        wgmma<V::m, T>(sums.v[0], matrix_descriptor(weight + at, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128),
+                       matrix_descriptor(x + at, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128), true);
+    wgmma_commit();
+}
+
+} // namespace burrstone
+
+#endif

@@ -1,0 +1,152 @@
+//! What a launch costs in cycles and bytes: ranks variants where nothing was measured.
+//!
+//! The model is a roofline. Its assumptions:
+//! - a GPU is so many equal multiprocessors; clock, tensor rate and bandwidths are those of one card of the architecture,
+//!   scaled by the number of multiprocessors;
+//! - the memory's and the L2 cache's bandwidth is reached by all multiprocessors together: those that are idle leave
+//!   their share of it unused;
+//! - all blocks of a launch take the same time, and a multiprocessor holds as many at once as its resources allow;
+//! - copies, tensor cores and shared memory of a multiprocessor work beside each other: the slowest one counts;
+//! - a block gets no more bytes than it has in flight in one latency (Little's law).
+//!
+//! It is for comparing launches with each other. As a prediction it is optimistic.
+
+use crate::device::DeviceInfo;
+
+/// A GPU as the model sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Machine {
+    /// Compute capability: 90 is sm_90.
+    pub arch: u32,
+    /// Multiprocessors.
+    pub processors: u32,
+    /// Cycles a second.
+    pub clock: f64,
+    /// Multiply-adds of f16 or bf16 into f32 sums on the tensor cores of a multiprocessor, a cycle.
+    pub tensor_rate: f64,
+    /// Bytes a second from memory, of the whole GPU.
+    pub memory_bandwidth: f64,
+    /// Bytes a second from the L2 cache, of the whole GPU.
+    pub cache_bandwidth: f64,
+    /// Shared memory of a multiprocessor, in bytes.
+    pub shared_bytes: u32,
+    /// Threads that a multiprocessor holds.
+    pub threads: u32,
+}
+
+/// Registers of a multiprocessor.
+const REGISTERS: u32 = 65_536;
+
+/// One card of an architecture.
+struct Card {
+    arch: u32,
+    processors: u32,
+    gigahertz: f64,
+    tensor_rate: f64,
+    memory_gigabytes: f64,
+    cache_gigabytes: f64,
+    shared_kib: u32,
+    threads: u32,
+}
+
+/// V100 SXM2, T4, A100 SXM 80 GB, RTX 3090, RTX 4090, H100 SXM. Clocks and memories are of the data sheets, tensor rates
+/// are their dense f16 TFLOP/s with f32 sums, divided by clock and processors. Bandwidths of the L2 cache are what
+/// published microbenchmarks read, rounded.
+const CARDS: [Card; 6] = [
+    card(70, 80, 1.53, 512.0, 900.0, 2100.0, 96, 2048),
+    card(75, 40, 1.59, 512.0, 320.0, 1200.0, 64, 1024),
+    card(80, 108, 1.41, 1024.0, 2039.0, 4500.0, 164, 2048),
+    card(86, 82, 1.70, 256.0, 936.0, 2500.0, 100, 1536),
+    card(89, 128, 2.52, 256.0, 1008.0, 4500.0, 100, 1536),
+    card(90, 132, 1.83, 2048.0, 3350.0, 5500.0, 228, 2048),
+];
+
+#[allow(clippy::too_many_arguments, reason = "the columns of a table")]
+const fn card(
+    arch: u32,
+    processors: u32,
+    gigahertz: f64,
+    tensor_rate: f64,
+    memory_gigabytes: f64,
+    cache_gigabytes: f64,
+    shared_kib: u32,
+    threads: u32,
+) -> Card {
+    Card { arch, processors, gigahertz, tensor_rate, memory_gigabytes, cache_gigabytes, shared_kib, threads }
+}
+
+impl Machine {
+    /// Bytes a cycle from shared memory, of a multiprocessor.
+    pub const SHARED_BANDWIDTH: f64 = 128.0;
+    /// Seconds from asking for bytes of a busy memory to having them.
+    pub const LATENCY: f64 = 700e-9;
+    /// The same of the L2 cache.
+    pub const CACHE_LATENCY: f64 = 300e-9;
+    /// Seconds from one launch's end to the next one's first instruction, inside a graph.
+    pub const LAUNCH: f64 = 2e-6;
+
+    /// The device's architecture with its number of multiprocessors.
+    pub fn of(info: &DeviceInfo) -> Self {
+        Self::new(info.arch, info.processors)
+    }
+
+    /// An architecture with so many multiprocessors, at least one. An architecture that no card stands for is taken as the newest before it.
+    pub fn new(arch: u32, processors: u32) -> Self {
+        let known = CARDS.iter().rev().find(|card| card.arch <= arch);
+        let card = known.unwrap_or(&CARDS[0]);
+        let processors = processors.max(1);
+        let share = f64::from(processors) / f64::from(card.processors);
+        Self {
+            arch,
+            processors,
+            clock: card.gigahertz * 1e9,
+            tensor_rate: card.tensor_rate,
+            memory_bandwidth: card.memory_gigabytes * 1e9 * share,
+            cache_bandwidth: card.cache_gigabytes * 1e9 * share,
+            shared_bytes: card.shared_kib << 10,
+            threads: card.threads,
+        }
+    }
+
+    /// Blocks that a multiprocessor holds at once: at least one, for what is launched fits.
+    pub fn resident(&self, threads: u32, registers: u32, shared_bytes: u32) -> u32 {
+        // From Ampere on the system keeps a KiB of each block's shared memory.
+        let kept = if self.arch < 80 { 0 } else { 1 << 10 };
+        let by_registers = REGISTERS / (registers.max(1) * threads.max(1));
+        let by_shared = self.shared_bytes / (shared_bytes + kept).max(1);
+        (self.threads / threads.max(1)).min(by_registers).min(by_shared).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_reaches_its_data_sheet() {
+        for (arch, processors, teraflops) in
+            [(70, 80, 125.0), (75, 40, 65.0), (80, 108, 312.0), (86, 82, 71.0), (89, 128, 165.0), (90, 132, 989.0)]
+        {
+            let machine = Machine::new(arch, processors);
+            let found = 2.0 * machine.tensor_rate * machine.clock * f64::from(processors) / 1e12;
+            assert!((found / teraflops - 1.0).abs() < 0.01, "sm_{arch}: {found} TFLOP/s");
+        }
+    }
+
+    #[test]
+    fn the_scarcest_resource_limits_the_blocks() {
+        let ampere = Machine::new(80, 108);
+        assert_eq!(ampere.resident(128, 64, 0), 8);
+        assert_eq!(ampere.resident(128, 32, 40 << 10), 4);
+        assert_eq!(ampere.resident(1024, 16, 0), 2);
+        assert_eq!(ampere.resident(256, 255, 200 << 10), 1);
+        assert_eq!(Machine::new(75, 40).resident(128, 32, 32 << 10), 2);
+    }
+
+    #[test]
+    fn half_a_card_has_half_its_bandwidth() {
+        let (whole, half) = (Machine::new(80, 108), Machine::new(80, 54));
+        assert_eq!(half.memory_bandwidth * 2.0, whole.memory_bandwidth);
+        assert_eq!(Machine::new(80, 0).processors, 1);
+    }
+}

@@ -1,0 +1,168 @@
+//! Which variant computes a product, and how many blocks share a tile: what the cost model finds cheapest.
+
+use super::abi::BURRSTONE_MATMUL_SPAN;
+use super::call::named;
+use super::cost::Machine;
+use super::tables::MATMUL;
+use crate::device::{Value, Variant};
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// The shape of a product: x is `[m, k]` of `dtype`, the weight `[n, k]`, the result `[m, n]` of `out`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatMulShape {
+    pub dtype: DType,
+    pub out: DType,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug)]
+pub struct MatMulPlan {
+    pub variant: &'static Variant,
+    /// Blocks that share the spans of k of a tile, at most as many as there are spans. More than one needs a workspace.
+    pub splits: usize,
+    /// What the model expects.
+    pub seconds: f64,
+}
+
+/// Words of a workspace that count arrivals: tiles of a product whose tiles are shared.
+pub(super) const COUNTERS: usize = 4096;
+/// Elements of k in a span.
+const SPAN: usize = BURRSTONE_MATMUL_SPAN as usize;
+/// Elements of k in a stage.
+const STAGE: f64 = 64.0;
+
+impl MatMulShape {
+    /// The axes that the problem decides.
+    pub(super) fn key(&self, arch: u32) -> [(&'static str, Value); 3] {
+        let instruction = match arch {
+            ..75 => "m8n8k4",
+            75..80 => "m16n8k8",
+            80..90 => "m16n8k16",
+            _ => "m64k16",
+        };
+        [("dtype", named(self.dtype)), ("out", named(self.out)), ("instruction", Value::Text(instruction))]
+    }
+
+    /// Spans that k is cut into.
+    pub fn spans(&self) -> usize {
+        self.k.div_ceil(SPAN)
+    }
+}
+
+impl MatMulPlan {
+    /// The cheapest of the variants that every build has, for a product with a workspace of so many words (0: none).
+    ///
+    /// # Errors
+    /// This build has no variant for the device.
+    pub fn choose(machine: &Machine, shape: &MatMulShape, workspace: usize) -> Result<Self> {
+        let plan = |variant| Self::of(machine, shape, workspace, variant);
+        let variant = MATMUL.best(machine.arch, &shape.key(machine.arch), |variant| plan(variant).seconds)?;
+        Ok(plan(variant))
+    }
+
+    /// The cheapest use of one variant.
+    pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
+        let tile = Tile::of(variant, machine.arch);
+        let whole = Self { variant, splits: 1, seconds: tile.seconds(machine, shape, 1) };
+        (2..=shape.spans())
+            .filter(|_| tile.workspace(shape) <= workspace)
+            .map(|splits| Self { variant, splits, seconds: tile.seconds(machine, shape, splits) })
+            .fold(whole, |best, plan| if plan.seconds < best.seconds { plan } else { best })
+    }
+
+    /// Blocks of the launch.
+    pub fn blocks(&self, shape: &MatMulShape) -> usize {
+        Tile::of(self.variant, 0).tiles(shape) * self.splits
+    }
+
+    /// Words of workspace that more than one split needs.
+    pub(super) fn workspace(&self, shape: &MatMulShape) -> usize {
+        Tile::of(self.variant, 0).workspace(shape)
+    }
+}
+
+/// A variant's tile, as far as the model knows it.
+#[derive(Clone, Copy)]
+struct Tile {
+    m: usize,
+    n: usize,
+    stages: usize,
+    threads: usize,
+    shared_bytes: u32,
+    /// Warps, or warpgroups, that multiply: along the tokens, and along the rows of the weight.
+    workers: [usize; 2],
+}
+
+impl Tile {
+    fn of(variant: &Variant, arch: u32) -> Self {
+        // Every variant has these axes, and none of them is 0.
+        let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
+        let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
+        let workers = match variant.value("instruction") {
+            Some(Value::Text("m64k16")) => [1, threads / 128],
+            _ if m > 16 => [2, threads / 64],
+            _ => [1, threads / 32],
+        };
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), workers }
+    }
+
+    fn tiles(&self, shape: &MatMulShape) -> usize {
+        shape.m.div_ceil(self.m).saturating_mul(shape.n.div_ceil(self.n))
+    }
+
+    /// Words for the arrivals at each tile, and for the sums of each span of it.
+    fn workspace(&self, shape: &MatMulShape) -> usize {
+        let tiles = self.tiles(shape);
+        if tiles > COUNTERS {
+            return usize::MAX;
+        }
+        shape.spans().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
+    }
+
+    /// What the launch takes. Beside the machine's assumptions:
+    /// - the block with the most spans decides;
+    /// - a thread has twice its sums in registers, and 64 more;
+    /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
+    ///   are not are not read, but multiplied;
+    /// - of shared memory each warp reads its rows of the weight and its tokens;
+    /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
+    ///   of each thread in flight; three latencies are spent on the arrival.
+    fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize) -> f64 {
+        let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as f64);
+        let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
+        let processors = f64::from(machine.processors);
+        let tiles = self.tiles(shape) as f64;
+        let blocks = tiles * splits as f64;
+        let depth = (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64;
+
+        let products = depth * tile_m * tile_n / machine.tensor_rate;
+        let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
+        let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m * (workers_n + 1.0));
+        let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
+        let computing = (blocks / processors).ceil() * cycles / machine.clock;
+
+        let registers = 64 + 2 * self.m * self.n / self.threads;
+        let resident = machine.resident(self.threads as u32, registers as u32, self.shared_bytes);
+        let rows = tile_n + tile_m.min(m);
+        let busy = (blocks / processors).min(1.0);
+        let unique = 2.0 * k * (m + n) + m * n * shape.out.size() as f64;
+        let from_memory = unique / (machine.memory_bandwidth * busy);
+        let from_cache = blocks * depth * 2.0 * rows / (machine.cache_bandwidth * busy);
+        let rounds = (blocks / (processors * f64::from(resident))).ceil();
+        let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1) as f64);
+        let copying = from_memory.max(from_cache).max(in_flight);
+
+        let adding = if splits > 1 {
+            let sums = 4.0 * tiles * tile_m * tile_n * shape.spans() as f64;
+            let reading = machine.cache_bandwidth.min(tiles * threads * 64.0 / Machine::CACHE_LATENCY);
+            3.0 * Machine::CACHE_LATENCY + sums / machine.cache_bandwidth + sums / reading
+        } else {
+            0.0
+        };
+        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding
+    }
+}

@@ -1,0 +1,312 @@
+//! The product on devices: every variant and every split against the oracle, and against each other bit by bit.
+
+use std::collections::BTreeSet;
+
+use burrstone::device::sim::{SiteStats, Space};
+use burrstone::device::{SimOptions, Stream, Value, Variant};
+use burrstone::kernels::{Machine, MatMul, MatMulPlan, MatMulShape};
+
+use super::*;
+use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, stream, variants};
+
+#[derive(Clone, Debug)]
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    dtype: DType,
+    out: DType,
+    biased: bool,
+    /// Elements away from the best alignment: x, weight, out.
+    shifts: [usize; 3],
+}
+
+impl Case {
+    /// The product of x's rows from `first` on, with a variant and a number of splits; without them, as `launch` chooses.
+    fn run(&self, stream: &Stream, plan: Option<(&'static Variant, usize)>, first: usize) -> Vec<u8> {
+        let Case { n, k, dtype, shifts, .. } = *self;
+        let m = self.m - first;
+        let x = Placed::of(stream, dtype, &numbers(1, self.m * k, dtype)[first * k..], shifts[0]);
+        let weight = Placed::of(stream, dtype, &numbers(2, n * k, dtype), shifts[1]);
+        let bias = Placed::of(stream, dtype, &numbers(3, n, dtype), 1);
+        let mut out = Placed::untouched(stream, self.out, m * n, shifts[2]);
+        let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
+        let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
+        // Twice: a launch leaves the workspace as it found it.
+        for _ in 0..2 {
+            let workspace = Some(workspace.slice_mut());
+            let args = MatMul { x, weight, bias, out: out.slice_mut(), workspace, m, n, k };
+            match plan {
+                Some((variant, splits)) => args.launch_plan(stream, variant, splits),
+                None => args.launch(stream),
+            }
+            .unwrap();
+            if !matches!(plan, Some((_, 2..))) {
+                break;
+            }
+        }
+        out.bytes()
+    }
+
+    fn variants(&self) -> Vec<&'static Variant> {
+        variants("matmul", &[("dtype", named(self.dtype)), ("out", named(self.out))])
+    }
+
+    fn check(&self) {
+        let Case { m, n, k, dtype, out, biased, .. } = *self;
+        let (x, w, b) = (numbers(1, m * k, dtype), numbers(2, n * k, dtype), numbers(3, n, dtype));
+        let bias = biased.then_some(b.as_slice());
+        let plain = matmul::<f32>(&x, &w, bias, m, n, k);
+        let exact = matmul::<f64>(&x, &w, bias, m, n, k);
+        let spans = k.div_ceil(512).max(1);
+        let mut firsts: Vec<(Value, Vec<u8>)> = Vec::new();
+        for variant in self.variants() {
+            let Some(stream) = stream(variant, k as u64) else { continue };
+            let instruction = variant.value("instruction").expect("an axis");
+            for splits in [1, 2, spans].into_iter().filter(|&s| s <= spans).collect::<BTreeSet<_>>() {
+                let got = self.run(&stream, Some((variant, splits)), 0);
+                assert_close(variant.name, out, &decode(out, &got), &plain, &exact);
+                // Whatever the tile and the split: small steps and large ones meet in one batch of requests.
+                match firsts.iter().find(|(own, _)| *own == instruction) {
+                    Some((_, first)) => assert!(*first == got, "{} in {splits} differs", variant.name),
+                    None => firsts.push((instruction, got)),
+                }
+            }
+        }
+        // What is chosen for the last row alone.
+        for variant in self.variants() {
+            let Some((_, all)) = firsts.iter().find(|(own, _)| Some(*own) == variant.value("instruction")) else {
+                continue;
+            };
+            let Some(stream) = stream(variant, 9).filter(|_| m > 0) else { continue };
+            assert!(all.ends_with(&self.run(&stream, None, m - 1)), "a row alone differs");
+            break;
+        }
+    }
+}
+
+fn any_case(shape: impl Strategy<Value = (usize, usize, usize)>) -> impl Strategy<Value = Case> {
+    let dtype = proptest::sample::select(vec![DType::BF16, DType::F16]);
+    let shifts = proptest::sample::select(vec![[0, 0, 0], [8, 16, 8], [1, 0, 1], [0, 3, 2]]);
+    (shape, dtype, any::<bool>(), any::<bool>(), shifts).prop_map(|((m, n, k), dtype, wide, biased, shifts)| {
+        let out = if wide { DType::F32 } else { dtype };
+        Case { m, n, k, dtype, out, biased, shifts }
+    })
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn every_variant_agrees_with_the_oracle(
+        case in any_case((1usize..12, 1usize..80, prop_oneof![1usize..40, (1usize..30).prop_map(|g| 8 * g)])),
+    ) {
+        case.check();
+    }
+
+    /// Around the borders of tiles and of stages.
+    #[test]
+    fn borders_agree_with_the_oracle(
+        case in any_case((
+            proptest::sample::select(vec![7usize, 8, 9, 16, 17, 63, 64, 65, 128, 129]),
+            proptest::sample::select(vec![31usize, 32, 63, 64, 65, 128, 129, 132]),
+            proptest::sample::select(vec![63usize, 64, 65, 128, 136]),
+        )),
+    ) {
+        case.check();
+    }
+
+}
+
+proptest! {
+    #![proptest_config(cases(8))]
+
+    /// Around the borders of spans: what one block adds and what several do.
+    #[test]
+    fn spans_agree_with_the_oracle(
+        case in any_case((
+            proptest::sample::select(vec![1usize, 3, 9]),
+            proptest::sample::select(vec![5usize, 64, 68]),
+            proptest::sample::select(vec![504usize, 512, 513, 520, 1024, 1032, 1543]),
+        )),
+    ) {
+        case.check();
+    }
+}
+
+/// The first row of few and of hundreds is the same, by the variants that are chosen for them.
+#[test]
+fn a_row_does_not_depend_on_company() {
+    let (n, k, dtype) = (136, 1096, DType::F16);
+    for arch in [70, 75, 80, 90] {
+        let case = Case { m: 300, n, k, dtype, out: DType::F32, biased: true, shifts: [0; 3] };
+        let runs = |variant: &&Variant| variant.archs.contains(&arch);
+        let variant = case.variants().into_iter().find(runs).expect("a variant");
+        let Some(stream) = arch_stream(variant, arch) else { continue };
+        let all = case.run(&stream, None, 0);
+        for first in [299, 298, 291, 283, 268, 200] {
+            assert!(all.ends_with(&case.run(&stream, None, first)), "sm_{arch}: {} rows differ", 300 - first);
+        }
+    }
+}
+
+/// The device that runs the tests, where it is of the architecture; the simulator can be any.
+fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
+    let stream = stream(variant, 5)?;
+    if stream.info().device == "sim" {
+        return Some(Stream::sim(SimOptions { arch, seed: 5, ..SimOptions::default() }).unwrap());
+    }
+    (stream.arch() == arch).then_some(stream)
+}
+
+/// Tiles are loaded in whole sectors, no bank of shared memory is asked twice while they are multiplied, and results leave
+/// in whole sectors, through banks that Volta's fragments alone share.
+#[test]
+fn tiles_use_memory_to_the_full() {
+    let in_loop = |site: &SiteStats| site.place.file.ends_with("matmul_tile.cuh");
+    for out in [DType::F16, DType::F32] {
+        let case = Case { m: 64, n: 128, k: 576, dtype: DType::F16, out, biased: false, shifts: [0; 3] };
+        for variant in case.variants() {
+            for splits in [1, 2] {
+                let by_rows = variant.value("instruction") == Some(Value::Text("m8n8k4"));
+                let stream = counting_stream(variant);
+                case.run(&stream, Some((variant, splits)), 0);
+                assert_no_waste(&stream, |site| in_loop(site) || site.space == Space::Global || !by_rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_times_nothing_is_the_bias() {
+    let case = Case { m: 2, n: 3, k: 0, dtype: DType::F16, out: DType::F32, biased: true, shifts: [0; 3] };
+    for variant in case.variants() {
+        let Some(stream) = stream(variant, 1) else { continue };
+        let bias = numbers(3, 3, DType::F16);
+        assert_eq!(decode(DType::F32, &case.run(&stream, Some((variant, 1)), 0)), [bias.clone(), bias].concat());
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let variant = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))])[0];
+    let stream = stream(variant, 1).expect("f16 is everywhere");
+    let attempt = |x_len, w_dtype, bias_len, out_dtype, m| {
+        let x = Placed::untouched(&stream, DType::F16, x_len, 0);
+        let weight = Placed::untouched(&stream, w_dtype, 12, 0);
+        let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
+        let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
+        let (x, weight, bias) = (x.slice(), weight.slice(), Some(bias.slice()));
+        MatMul { x, weight, bias, out: out.slice_mut(), workspace: None, m, n: 3, k: 4 }.launch(&stream)
+    };
+    const OP: &str = "matmul";
+    attempt(8, DType::F16, 3, DType::F16, 2).unwrap();
+    attempt(8, DType::F16, 3, DType::F16, 0).unwrap();
+    assert_refused(attempt(7, DType::F16, 3, DType::F16, 2), OP, "x");
+    assert_refused(attempt(8, DType::BF16, 3, DType::F16, 2), OP, "weight");
+    assert_refused(attempt(8, DType::F16, 2, DType::F16, 2), OP, "bias");
+    assert_refused(attempt(12, DType::F16, 3, DType::F16, 3), OP, "out");
+    assert_refused(attempt(8, DType::F16, 3, DType::BF16, 2), OP, "out");
+    assert_refused(attempt(8, DType::F16, 3, DType::F16, usize::MAX), OP, "x");
+
+    // Splits: no more than spans, and none without a workspace that holds their sums.
+    let split = |splits, dtype, words, from: usize| {
+        let (m, n, k) = (1, 64, 1024);
+        let x = Placed::untouched(&stream, DType::F16, k, 0);
+        let weight = Placed::untouched(&stream, DType::F16, n * k, 0);
+        let mut out = Placed::untouched(&stream, DType::F16, n, 0);
+        let mut workspace = stream.alloc(dtype, words).unwrap();
+        let workspace = workspace.slice_mut().range(from..words);
+        let (x, weight, out) = (x.slice(), weight.slice(), out.slice_mut());
+        MatMul { x, weight, bias: None, out, workspace, m, n, k }.launch_plan(&stream, variant, splits)
+    };
+    let words = 4096 + 2 * variant.int("m").unwrap() as usize * variant.int("n").unwrap() as usize;
+    split(2, DType::U32, words, 0).unwrap();
+    assert_refused(split(0, DType::U32, words, 0), OP, "splits");
+    assert_refused(split(3, DType::U32, words, 0), OP, "splits");
+    assert_refused(split(2, DType::F32, words, 0), OP, "workspace");
+    assert_refused(split(2, DType::U32, words - 1, 0), OP, "workspace");
+    assert_refused(split(2, DType::U32, words + 1, 1), OP, "workspace");
+    assert_refused(split(2, DType::U32, 0, 1), OP, "workspace");
+}
+
+/// The cards of the architectures.
+const MACHINES: [(u32, u32); 6] = [(70, 80), (75, 40), (80, 108), (86, 82), (89, 128), (90, 132)];
+
+/// Layers of Llama 3 8B and 70B and of Qwen3, beside those of the specification: n, k.
+const LAYERS: [(usize, usize); 9] = [
+    (6144, 4096),
+    (4096, 4096),
+    (28672, 4096),
+    (4096, 14336),
+    (10240, 8192),
+    (8192, 8192),
+    (57344, 8192),
+    (8192, 28672),
+    (128_256, 4096),
+];
+
+fn layers() -> impl Iterator<Item = (usize, usize)> {
+    PROBLEMS.iter().map(|problem| (problem.n, problem.k)).chain(LAYERS)
+}
+
+fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
+    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k };
+    (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
+}
+
+/// Where spans could fill a wave, a decode step fills it, or nearly: up to a third is left where sharing tiles would cost
+/// more than it gives.
+#[test]
+fn no_wave_is_empty_that_could_be_full() {
+    for (arch, processors) in MACHINES {
+        let machine = Machine::new(arch, processors);
+        for (n, k) in layers() {
+            for m in [1, 2, 4, 8, 16] {
+                let (plan, shape) = plan(&machine, m, n, k);
+                let blocks = plan.blocks(&shape);
+                let full = blocks / plan.splits * shape.spans() >= processors as usize;
+                let nearly = 3 * blocks >= 2 * processors as usize;
+                assert!(nearly || !full, "sm_{arch}: {shape:?}: {blocks} blocks of {}", plan.variant.name);
+            }
+        }
+    }
+}
+
+/// Twice the rows take at most twice the time. Between the powers of two a tile more can start a wave of its own; then too
+/// no number of rows is half as fast as a smaller one.
+#[test]
+fn throughput_does_not_fall_with_the_batch() {
+    for (arch, processors) in MACHINES {
+        let machine = Machine::new(arch, processors);
+        for (n, k) in layers() {
+            let seconds = |m| plan(&machine, m, n, k).0.seconds;
+            let times: Vec<f64> = (0..14).map(|power| seconds(1 << power)).collect();
+            for (power, pair) in times.windows(2).enumerate() {
+                assert!(
+                    pair[1] <= 2.0 * pair[0],
+                    "sm_{arch}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
+                    1 << power
+                );
+            }
+            for m in (1..16).chain((16..400).step_by(16)).chain([17, 33, 65, 129, 193, 257, 385]) {
+                let throughput = m as f64 / seconds(m);
+                let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
+                let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
+                assert!(throughput >= 0.5 * best, "sm_{arch}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_choice_is_the_same_for_the_same_problem() {
+    for (arch, processors) in MACHINES {
+        let machine = Machine::new(arch, processors);
+        for (m, n, k) in [(1, 4096, 4096), (300, 4096, 4096), (4096, 4096, 4096), (5, 1, 0)] {
+            let (first, second) = (plan(&machine, m, n, k).0, plan(&machine, m, n, k).0);
+            assert_eq!((first.variant.name, first.splits), (second.variant.name, second.splits));
+            assert!(first.seconds.is_finite() && first.seconds > 0.0, "{first:?}");
+        }
+    }
+}
