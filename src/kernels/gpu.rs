@@ -3,12 +3,13 @@
 //! Activations, the residual stream and weights have one dtype, f16 or bf16; logits are f32; every reduction is in f32.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::converted::converted;
 use super::step::{Step, TILE_QUERIES};
 use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
-    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
+    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, SplitStates, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -23,7 +24,20 @@ pub struct Gpu {
     /// Tokens of the largest step.
     batch_tokens: usize,
     vocab: usize,
+    states: Mutex<DecodeStates>,
 }
+
+/// What decode attention keeps of long sequences' splits; see [`SplitStates`].
+struct DecodeStates {
+    counters: Memory,
+    partials: Memory,
+}
+
+/// Enough for half a million positions with 32 heads of 128; 16 MiB. Beyond, sequences are many enough to be walked by
+/// one block each.
+const PARTIALS: usize = 1 << 22;
+/// One for each record of the shortest heads that are common.
+const COUNTERS: usize = PARTIALS / 64;
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
 pub struct Matrix {
@@ -56,7 +70,10 @@ impl Gpu {
             }
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
-        Ok(Self { stream, dtype, batch_tokens, vocab })
+        let mut counters = stream.alloc(DType::U32, COUNTERS)?;
+        counters.write(&vec![0u32; COUNTERS])?;
+        let states = DecodeStates { counters, partials: stream.alloc(DType::F32, PARTIALS)? };
+        Ok(Self { stream, dtype, batch_tokens, vocab, states: Mutex::new(states) })
     }
 
     /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
@@ -308,7 +325,10 @@ impl Ops for Gpu {
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
         let scoring = Scoring { scale: args.scale, soft_cap: None, window: args.window };
         if step.is_decode() {
-            AttentionDecode { query, out, cache, spans, page_table, heads, scoring }.launch(&self.stream)
+            let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+            let DecodeStates { counters, partials } = &mut *states;
+            let states = SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() };
+            AttentionDecode { query, out, cache, spans, page_table, states, heads, scoring }.launch(&self.stream)
         } else {
             let (tiles, tile_queries) = (step.tiles()?, TILE_QUERIES);
             let launch = AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };

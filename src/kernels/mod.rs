@@ -27,7 +27,7 @@ mod target_logprobs;
 
 pub use act_mul::ActMul;
 pub use attention::{Heads, KvCache, KvScales, Scoring};
-pub use attention_decode::AttentionDecode;
+pub use attention_decode::{AttentionDecode, SplitStates};
 pub use attention_prefill::AttentionPrefill;
 pub use embedding::Embedding;
 pub use gpu::Gpu;
