@@ -12,6 +12,9 @@ typedef struct attention_decode_args {
     device_ptr value_scales; /* the same */
     device_ptr spans;        /* attention_span [spans_len] */
     device_ptr page_table;   /* u32 */
+    device_ptr counters;     /* u32 [records], zeros before and after */
+    device_ptr partials;     /* f32 [records, head_dim in whole pairs + 2] */
+    uint32_t records;        /* states of rows after a split, that there is room for */
     uint32_t spans_len;
     uint32_t heads;
     uint32_t kv_heads;
@@ -22,6 +25,7 @@ typedef struct attention_decode_args {
     float soft_cap;     /* scores become soft_cap * tanh(score / soft_cap); 0 leaves them */
     float key_scale;    /* fp8 cache: x = stored * scale; 1 for the others */
     float value_scale;
+    uint32_t padding;
 } attention_decode_args;
 
 #endif

@@ -1,23 +1,140 @@
-// Attention of the newest queries of each sequence. One block a sequence and key head.
+// Attention of the newest queries of each sequence. A fixed number of blocks divides the work among itself on the device,
+// so that one recorded launch serves sequences of any length: an item is a row tile of a key head, and one split of its
+// sequence where that has several. The block that is the last to finish a row tile's splits merges them, in their order.
 #ifndef BURRSTONE_KERNELS_ATTENTION_DECODE_CU
 #define BURRSTONE_KERNELS_ATTENTION_DECODE_CU
 
 #include "abi/attention_decode.h"
-#include "kernels/attention_row.cuh"
+#include "kernels/attention_tile.cuh"
 
 namespace burrstone {
 
-// Rows of a warp: 128 threads walk the cache once for a group of eight heads. More would idle where groups are small.
-constexpr int DECODE_ROWS = 2;
+// All warps share a row tile: a group's heads are seldom more than 16, and an item ends the sooner.
+template <class V> constexpr int DECODE_SHARE = V::threads / int(WARP);
 
-template <class V> struct attention_decode_shared : AttentionShared<V, DECODE_ROWS> {};
+template <class V> struct attention_decode_shared : AttentionShared<V, DECODE_SHARE<V>> {
+    // Whether this block finished the row tile's last split.
+    Shared<uint32_t, 1> last;
+};
+
+// What is to be done for a span.
+struct DecodeWork {
+    attention_span span;
+    uint32_t rows;
+    uint32_t row_tiles;
+    uint32_t first_split;
+    uint32_t splits;
+    // Records of the workspace, one a row, key head and split, and the first of them; none where one block does all splits.
+    uint64_t records;
+    uint64_t first_record;
+    uint32_t items;
+
+    BURRSTONE_DEVICE DecodeWork(const attention_decode_args &args, const attention_span &span) : span(span) {
+        const AttentionRows<attention_decode_args> all(args, span, 0);
+        rows = span.len * all.group;
+        row_tiles = (rows + BLOCK_SIDE - 1) / BLOCK_SIDE;
+        first_split = rows > 0 ? all.first_seen(0) / KV_SPLIT : 0;
+        splits = rows > 0 ? (span.kv_len + KV_SPLIT - 1) / KV_SPLIT - first_split : 0;
+        records = splits > 1 ? uint64_t(args.kv_heads) * splits * rows : 0;
+        first_record = 0;
+        items = 0;
+    }
+
+    BURRSTONE_DEVICE bool is_shared_out() const { return records > 0; }
+};
+
+// The sum of the lanes' values up to the lane's own.
+template <class T> BURRSTONE_DEVICE T scan_warp(T value) {
+    BURRSTONE_UNROLL
+    for (unsigned delta = 1; delta < WARP; delta *= 2) {
+        const T below = shfl_up(value, delta);
+        if (lane_index() >= delta) value += below;
+    }
+    return value;
+}
+
+// Floats of a record: outputs, in pairs, then maximum and sum.
+BURRSTONE_DEVICE uint32_t record_sums(const attention_decode_args &args) { return (args.head_dim + 1) / 2 * 2; }
+
+// Merges the states of a row tile's splits, whose records begin at `records`, and writes the results.
+template <class V>
+BURRSTONE_DEVICE void merge_splits(const attention_decode_args &args, const DecodeWork &work, const AttentionPart &part,
+                                   const float *records) {
+    const AttentionRows<attention_decode_args> rows(args, part.span, part.kv_head);
+    const uint32_t sums_at = record_sums(args), stride = sums_at + 2, pairs = sums_at / 2;
+    BURRSTONE_ROLLED
+    for (uint32_t i = thread_index(); i < (part.end - part.begin) * pairs; i += V::threads) {
+        const uint32_t row = part.begin + i / pairs, column = i % pairs * 2;
+        AttentionSum total{LOWEST_SCORE, 0.0f};
+        float out[2] = {};
+        BURRSTONE_ROLLED
+        for (uint32_t split = 0; split < work.splits; ++split) {
+            const float *record = records + (uint64_t(split) * work.rows + row) * stride;
+            const auto sums = load(reinterpret_cast<const vec<float, 2> *>(record + sums_at));
+            const auto more = load(reinterpret_cast<const vec<float, 2> *>(record + column));
+            const AttentionMerge merge(total, {sums.v[0], sums.v[1]});
+            BURRSTONE_UNROLL
+            for (int e = 0; e < 2; ++e) out[e] = merge(out[e], more.v[e]);
+        }
+        rows.template write<typename V::dtype>(row, column, total.sum, out);
+    }
+}
+
+template <class V>
+BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_decode_shared<V> &shared,
+                                  const DecodeWork &work, uint32_t item) {
+    const uint32_t splits = work.is_shared_out() ? work.splits : 1;
+    const uint32_t row_tile = item % work.row_tiles, split = item / work.row_tiles % splits;
+    const uint32_t kv_head = item / work.row_tiles / splits;
+    const uint32_t begin = row_tile * BLOCK_SIDE, end = begin + BLOCK_SIDE;
+    const AttentionPart part{work.span, kv_head, begin, end < work.rows ? end : work.rows};
+    AttentionBlock<V, DECODE_SHARE<V>, attention_decode_args> block(args, part, shared);
+    if (!work.is_shared_out()) return block.run();
+
+    const uint32_t sums_at = record_sums(args), stride = sums_at + 2;
+    // Of this key head.
+    const uint64_t first = work.first_record + uint64_t(kv_head) * splits * work.rows;
+    float *records = pointer<float>(args.partials) + first * stride;
+    block.run_split(work.first_split + split, records + uint64_t(split) * work.rows * stride, stride, sums_at);
+    fence_global();
+    sync_block();
+    if (thread_index() == 0) {
+        uint32_t *arrived = pointer<uint32_t>(args.counters) + first + begin;
+        const bool last = atomic_add(arrived, 1u) + 1 == splits;
+        // Ready for the next launch.
+        if (last) store(arrived, 0u);
+        shared.last.store(0, last);
+    }
+    sync_block();
+    if (!shared.last.load(0)) return;
+    fence_global();
+    merge_splits<V>(args, work, part, records);
+}
 
 template <class V>
 BURRSTONE_DEVICE void attention_decode(const attention_decode_args &args, attention_decode_shared<V> &shared) {
-    const auto span = load(pointer<const attention_span>(args.spans) + block_index_x() / args.kv_heads);
-    if (span.len == 0) return;
-    const AttentionPart part{span, 0, span.len, block_index_x() % args.kv_heads};
-    AttentionBlock<V, DECODE_ROWS, attention_decode_args>(args, part, shared).run();
+    uint32_t item = block_index_x(), items = 0;
+    uint64_t records = 0;
+    // Every warp finds the same: a lane looks at a span, and scans tell what the spans before it have.
+    for (uint32_t first = 0; first < args.spans_len; first += WARP) {
+        const uint32_t index = first + lane_index();
+        attention_span span = {};
+        if (index < args.spans_len) span = load(pointer<const attention_span>(args.spans) + index);
+        DecodeWork work(args, span);
+        const uint64_t records_end = records + scan_warp(work.records);
+        work.first_record = records_end - work.records;
+        // What finds no room is done by one block: with the same bits, but later.
+        if (records_end > args.records) work.records = 0;
+        work.items = args.kv_heads * work.row_tiles * (work.is_shared_out() ? work.splits : 1);
+        const uint32_t items_end = items + scan_warp(work.items);
+        while (item < shfl(items_end, WARP - 1)) {
+            const unsigned lane = find_first_set(ballot(item < items_end)) - 1;
+            decode_item<V>(args, shared, shfl(work, lane), item - shfl(items_end - work.items, lane));
+            item += grid_size_x();
+        }
+        items = shfl(items_end, WARP - 1);
+        records = shfl(records_end, WARP - 1);
+    }
 }
 
 } // namespace burrstone

@@ -1,27 +1,33 @@
-// Attention of many queries of each sequence. One block a tile of queries and key head.
+// Attention of many queries of each sequence. Blocks [tiles of queries and key heads, rows of a tile in batches].
 #ifndef BURRSTONE_KERNELS_ATTENTION_PREFILL_CU
 #define BURRSTONE_KERNELS_ATTENTION_PREFILL_CU
 
 #include "abi/attention_prefill.h"
-#include "kernels/attention_row.cuh"
+#include "kernels/attention_tile.cuh"
 
 namespace burrstone {
 
-// Rows of a warp: each key that is read from shared memory and converted serves four. Eight would halve the warps that
-// a multiprocessor has registers for.
-constexpr int PREFILL_ROWS = 4;
+// Whether registers of a thread have no room for loads on their way, or for eight bits on their way to 16.
+template <class V>
+constexpr bool PREFILL_BUSY = sizeof(typename V::cache) == 1 || !HAS_CP_ASYNC<typename V::instruction>;
+// Each warp has rows of its own where it has registers for all of their columns. Else two warps or four share 16 rows, and
+// the conversion of keys and values.
+template <class V> constexpr int PREFILL_SHARE = (V::head_dim <= 128 ? 1 : 2) * (PREFILL_BUSY<V> ? 2 : 1);
 
-template <class V> struct attention_prefill_shared : AttentionShared<V, PREFILL_ROWS> {};
+template <class V> struct attention_prefill_shared : AttentionShared<V, PREFILL_SHARE<V>> {};
 
 template <class V>
 BURRSTONE_DEVICE void attention_prefill(const attention_prefill_args &args, attention_prefill_shared<V> &shared) {
     const auto tile = load(pointer<const attention_tile>(args.tiles) + block_index_x() / args.kv_heads);
     const auto span = load(pointer<const attention_span>(args.spans) + tile.span);
     if (tile.first >= span.len) return;
-    const uint32_t left = span.len - tile.first;
-    const uint32_t queries = left < args.tile_queries ? left : args.tile_queries;
-    const AttentionPart part{span, tile.first, queries, block_index_x() % args.kv_heads};
-    AttentionBlock<V, PREFILL_ROWS, attention_prefill_args>(args, part, shared).run();
+    const uint32_t left = span.len - tile.first, queries = left < args.tile_queries ? left : args.tile_queries;
+    const uint32_t group = args.heads / args.kv_heads, last = (tile.first + queries) * group;
+    constexpr uint32_t ROWS = attention_prefill_shared<V>::ROWS;
+    for (uint32_t begin = tile.first * group + block_index_y() * ROWS; begin < last; begin += grid_size_y() * ROWS) {
+        const AttentionPart part{span, block_index_x() % args.kv_heads, begin, begin + ROWS < last ? begin + ROWS : last};
+        AttentionBlock<V, PREFILL_SHARE<V>, attention_prefill_args>(args, part, shared).run();
+    }
 }
 
 } // namespace burrstone

@@ -77,6 +77,12 @@ pub struct attention_decode_args {
     pub spans: device_ptr,
     /// u32
     pub page_table: device_ptr,
+    /// u32 [records], zeros before and after
+    pub counters: device_ptr,
+    /// f32 [records, head_dim in whole pairs + 2]
+    pub partials: device_ptr,
+    /// states of rows after a split, that there is room for
+    pub records: u32,
     pub spans_len: u32,
     pub heads: u32,
     pub kv_heads: u32,
@@ -92,10 +98,11 @@ pub struct attention_decode_args {
     /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 104usize];
+    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 128usize];
     ["Alignment of attention_decode_args"][::core::mem::align_of::<attention_decode_args>() - 8usize];
     ["Offset of field: attention_decode_args::query"][::core::mem::offset_of!(attention_decode_args, query) - 0usize];
     ["Offset of field: attention_decode_args::out"][::core::mem::offset_of!(attention_decode_args, out) - 8usize];
@@ -109,24 +116,32 @@ const _: () = {
     ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 48usize];
     ["Offset of field: attention_decode_args::page_table"]
         [::core::mem::offset_of!(attention_decode_args, page_table) - 56usize];
+    ["Offset of field: attention_decode_args::counters"]
+        [::core::mem::offset_of!(attention_decode_args, counters) - 64usize];
+    ["Offset of field: attention_decode_args::partials"]
+        [::core::mem::offset_of!(attention_decode_args, partials) - 72usize];
+    ["Offset of field: attention_decode_args::records"]
+        [::core::mem::offset_of!(attention_decode_args, records) - 80usize];
     ["Offset of field: attention_decode_args::spans_len"]
-        [::core::mem::offset_of!(attention_decode_args, spans_len) - 64usize];
-    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 68usize];
+        [::core::mem::offset_of!(attention_decode_args, spans_len) - 84usize];
+    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 88usize];
     ["Offset of field: attention_decode_args::kv_heads"]
-        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 72usize];
+        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 92usize];
     ["Offset of field: attention_decode_args::head_dim"]
-        [::core::mem::offset_of!(attention_decode_args, head_dim) - 76usize];
+        [::core::mem::offset_of!(attention_decode_args, head_dim) - 96usize];
     ["Offset of field: attention_decode_args::page_bits"]
-        [::core::mem::offset_of!(attention_decode_args, page_bits) - 80usize];
+        [::core::mem::offset_of!(attention_decode_args, page_bits) - 100usize];
     ["Offset of field: attention_decode_args::window"]
-        [::core::mem::offset_of!(attention_decode_args, window) - 84usize];
-    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 88usize];
+        [::core::mem::offset_of!(attention_decode_args, window) - 104usize];
+    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 108usize];
     ["Offset of field: attention_decode_args::soft_cap"]
-        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 92usize];
+        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 112usize];
     ["Offset of field: attention_decode_args::key_scale"]
-        [::core::mem::offset_of!(attention_decode_args, key_scale) - 96usize];
+        [::core::mem::offset_of!(attention_decode_args, key_scale) - 116usize];
     ["Offset of field: attention_decode_args::value_scale"]
-        [::core::mem::offset_of!(attention_decode_args, value_scale) - 100usize];
+        [::core::mem::offset_of!(attention_decode_args, value_scale) - 120usize];
+    ["Offset of field: attention_decode_args::padding"]
+        [::core::mem::offset_of!(attention_decode_args, padding) - 124usize];
 };
 /// A tile of queries of one sequence.
 #[repr(C)]

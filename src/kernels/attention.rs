@@ -83,7 +83,7 @@ pub(super) fn key(
     if heads.head_dim == 0 || heads.head_dim > MAX_HEAD_DIM {
         return Err(Error::operator(check.0, "head_dim", format!("1 to {MAX_HEAD_DIM}"), heads.head_dim));
     }
-    let laid_out_for = if heads.head_dim <= 128 { 128 } else { 256 };
+    let laid_out_for = heads.head_dim.next_power_of_two().max(64) as u32;
     Ok([("dtype", named(dtype)), ("cache", named(cache.keys.dtype())), ("head_dim", Value::Int(laid_out_for))])
 }
 

@@ -1,18 +1,34 @@
 //! Attention of the newest queries of each sequence.
 
 use super::abi::{attention_decode_args, attention_span};
-use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
+use super::attention::{Checked, Heads, KvCache, Scoring, aligned, key, records};
 use super::call::{Call, Check};
 use super::tables::ATTENTION_DECODE;
 use crate::device::{Slice, SliceMut, Stream, Value, Variant};
+use crate::dtype::DType;
 use crate::error::Result;
 
 const CHECK: Check = Check("attention_decode");
 
+/// Blocks for each multiprocessor: as many as have room on those with most shared memory.
+const BLOCKS_PER_PROCESSOR: usize = 4;
+
+/// Where the states of splits wait for the last one of their sequence, which merges them.
+///
+/// A sequence whose splits find no room here is walked by one block, with the same result.
+#[derive(Debug)]
+pub struct SplitStates<'a> {
+    /// u32, zeros; they are zeros again after each launch.
+    pub counters: SliceMut<'a>,
+    /// f32. A row of a split takes `head_dim` (one more if it is odd) + 2 of them, and a counter.
+    pub partials: SliceMut<'a>,
+}
+
 /// Causal softmax attention of one query, or a few, of each sequence over the paged cache.
 ///
-/// A query gets the same bits here as from [`AttentionPrefill`](super::AttentionPrefill), and in any company. One block
-/// walks a sequence for each key head; many queries of one sequence are the other kernel's work.
+/// A query gets the same bits here as from [`AttentionPrefill`](super::AttentionPrefill), and in any company. A fixed
+/// number of blocks divides sequences, key heads and splits of 512 positions among itself on the device, so that a
+/// recorded launch serves sequences of any length.
 #[derive(Debug)]
 pub struct AttentionDecode<'a> {
     /// `[tokens, heads, head_dim]`, bf16 or f16.
@@ -26,6 +42,7 @@ pub struct AttentionDecode<'a> {
     pub spans: Slice<'a>,
     /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans and entries name must exist.
     pub page_table: Slice<'a>,
+    pub states: SplitStates<'a>,
     pub heads: Heads,
     pub scoring: Scoring,
 }
@@ -53,6 +70,11 @@ impl AttentionDecode<'_> {
         let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
         let spans = records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
         records(CHECK, "page_table", self.page_table, 1)?;
+        let SplitStates { counters, partials } = &self.states;
+        CHECK.dtype("counters", counters.dtype(), &[DType::U32])?;
+        CHECK.dtype("partials", partials.dtype(), &[DType::F32])?;
+        aligned(CHECK, "partials", partials.as_slice(), 8)?;
+        let records = counters.len().min(partials.len() / (self.heads.head_dim.next_multiple_of(2) + 2));
         if spans == 0 {
             return Ok(());
         }
@@ -65,6 +87,9 @@ impl AttentionDecode<'_> {
             value_scales: checked.value_scales,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
+            counters: counters.address(),
+            partials: partials.address(),
+            records: CHECK.size("partials", records)?,
             spans_len: CHECK.size("spans", spans)?,
             heads: checked.heads,
             kv_heads: checked.kv_heads,
@@ -75,10 +100,12 @@ impl AttentionDecode<'_> {
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
+            padding: 0,
         };
         let shape = format_args!("{spans} spans, {:?}", self.heads);
+        let blocks = stream.info().processors as usize * BLOCKS_PER_PROCESSOR;
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans and page table say is
         // the caller's promise.
-        unsafe { call.launch(stream, variant, [spans * self.heads.kv_heads, 1, 1], &args, &shape) }
+        unsafe { call.launch(stream, variant, [blocks, 1, 1], &args, &shape) }
     }
 }

@@ -2,17 +2,21 @@
 
 use super::abi::{attention_prefill_args, attention_span, attention_tile};
 use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
-use super::call::{Call, Check};
+use super::call::{Call, Check, pieces};
 use super::tables::ATTENTION_PREFILL;
 use crate::device::{Slice, SliceMut, Stream, Value, Variant};
 use crate::error::{Error, Result};
 
 const CHECK: Check = Check("attention_prefill");
 
+/// Rows (queries times heads of a group) that a block works on at a time, or twice as many: it takes several batches of
+/// them where there are more.
+const BLOCK_ROWS: u32 = 32;
+
 /// Causal softmax attention of many queries of each sequence over the paged cache.
 ///
-/// Queries are worked on in tiles, one block for each tile and key head. However they are cut, a query gets the same
-/// bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
+/// Queries are worked on in tiles, one block or a few for each tile and key head. However they are cut, a query gets the
+/// same bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
 #[derive(Debug)]
 pub struct AttentionPrefill<'a> {
     /// `[tokens, heads, head_dim]`, bf16 or f16.
@@ -89,8 +93,10 @@ impl AttentionPrefill<'_> {
             padding: 0,
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
+        let rows = self.tile_queries.saturating_mul(self.heads.heads / self.heads.kv_heads);
+        let batches = pieces(rows, BLOCK_ROWS);
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans, tiles and page table
         // say is the caller's promise.
-        unsafe { call.launch(stream, variant, [tiles * self.heads.kv_heads, 1, 1], &args, &shape) }
+        unsafe { call.launch(stream, variant, [tiles * self.heads.kv_heads, batches, 1], &args, &shape) }
     }
 }

@@ -9,7 +9,7 @@ use super::converted::converted;
 use super::step::{Step, TILE_QUERIES};
 use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
-    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, TargetLogprobs,
+    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, SplitStates, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -26,7 +26,20 @@ pub struct Gpu {
     vocab: usize,
     /// Of products: one launch after the other, as they are enqueued.
     workspace: Mutex<Memory>,
+    states: Mutex<DecodeStates>,
 }
+
+/// What decode attention keeps of long sequences' splits; see [`SplitStates`].
+struct DecodeStates {
+    counters: Memory,
+    partials: Memory,
+}
+
+/// Enough for half a million positions with 32 heads of 128; 16 MiB. Beyond, sequences are many enough to be walked by
+/// one block each.
+const PARTIALS: usize = 1 << 22;
+/// One for each record of the shortest heads that are common.
+const COUNTERS: usize = PARTIALS / 64;
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
 pub struct Matrix {
@@ -60,7 +73,10 @@ impl Gpu {
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
         let workspace = Mutex::new(stream.alloc(DType::U32, MatMul::WORKSPACE)?);
-        Ok(Self { stream, dtype, batch_tokens, vocab, workspace })
+        // Fresh memory is zeros, which is what counters start from.
+        let (counters, partials) = (stream.alloc(DType::U32, COUNTERS)?, stream.alloc(DType::F32, PARTIALS)?);
+        let states = Mutex::new(DecodeStates { counters, partials });
+        Ok(Self { stream, dtype, batch_tokens, vocab, workspace, states })
     }
 
     /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
@@ -314,7 +330,10 @@ impl Ops for Gpu {
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
         let scoring = Scoring { scale: args.scale, soft_cap: None, window: args.window };
         if step.is_decode() {
-            AttentionDecode { query, out, cache, spans, page_table, heads, scoring }.launch(&self.stream)
+            let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+            let DecodeStates { counters, partials } = &mut *states;
+            let states = SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() };
+            AttentionDecode { query, out, cache, spans, page_table, states, heads, scoring }.launch(&self.stream)
         } else {
             let (tiles, tile_queries) = (step.tiles()?, TILE_QUERIES);
             let launch = AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };

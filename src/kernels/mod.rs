@@ -29,7 +29,7 @@ mod target_logprobs;
 
 pub use act_mul::ActMul;
 pub use attention::{Heads, KvCache, KvScales, Scoring};
-pub use attention_decode::AttentionDecode;
+pub use attention_decode::{AttentionDecode, SplitStates};
 pub use attention_prefill::AttentionPrefill;
 pub use cost::Machine;
 pub use embedding::Embedding;

@@ -15,8 +15,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Batch, RecordingKey, Sampled, StepShape};
 
-/// Queries of one tile of prefill attention.
-pub(super) const TILE_QUERIES: usize = 16;
+/// Queries of one tile of prefill attention: a block's rows where each head has keys of its own.
+pub(super) const TILE_QUERIES: usize = 64;
 
 /// Alignment of a section, in words: kernels read 16 bytes at a time.
 const ALIGN: usize = 4;
@@ -276,7 +276,7 @@ fn section(words: &mut Vec<u32>, data: &[u32], len: usize, fill: u32) -> Range<u
     start..start + len
 }
 
-/// All queries of all spans, in tiles.
+/// All queries of all spans, in tiles, of which those that see most come first.
 fn tiles(batch: &Batch) -> Vec<attention_tile> {
     if batch.spans.iter().all(|span| span.len == 1) {
         return Vec::new();
@@ -284,5 +284,10 @@ fn tiles(batch: &Batch) -> Vec<attention_tile> {
     let of_span = |(span, queries): (usize, usize)| {
         (0..queries).step_by(TILE_QUERIES).map(move |first| attention_tile { span: span as u32, first: first as u32 })
     };
-    batch.spans.iter().map(|span| span.len).enumerate().flat_map(of_span).collect()
+    let mut tiles: Vec<_> = batch.spans.iter().map(|span| span.len).enumerate().flat_map(of_span).collect();
+    tiles.sort_by_key(|tile| {
+        let span = &batch.spans[tile.span as usize];
+        std::cmp::Reverse(span.kv_len - span.len + tile.first as usize)
+    });
+    tiles
 }

@@ -2,17 +2,22 @@ use burrstone::DType;
 use burrstone::device::Stream;
 use proptest::prelude::*;
 
-use super::paged_attention::{Case, Paged, any_case, variants};
+use super::paged_attention::{
+    Case, Paged, any_case, assert_hidden_values_stay_hidden, assert_no_bank_conflicts, variants,
+};
 use crate::support::*;
 
 const KERNEL: &str = "attention_prefill";
 
 /// All queries at once: by every variant, in tiles of any size, the same bits as decode's, close to the oracle.
 fn check(stream: &Stream, case: &Case, tile: usize) {
+    if !case.runs_on(stream) {
+        return;
+    }
     let paged = Paged::new(stream, case);
     let all: Vec<_> = case.sequences.iter().map(|&(_, len)| (0, len)).collect();
     let (plain, exact) = case.expected();
-    let decoded = paged.decode(stream, variants("attention_decode", stream, case)[0], &all);
+    let decoded = paged.decode(stream, variants("attention_decode", stream, case)[0], &all, 100);
     for (i, variant) in variants(KERNEL, stream, case).into_iter().enumerate() {
         let got = paged.prefill(stream, variant, &all, tile + i);
         assert_close(variant.name, case.dtype, &got, &plain, &exact);
@@ -25,7 +30,9 @@ proptest! {
 
     #[test]
     fn agrees_with_the_oracle_and_with_decode(seed in any::<u64>(), case in any_case(14), tile in 1usize..15) {
-        check(&stream(seed), &case, tile);
+        for stream in streams(seed) {
+            check(&stream, &case, tile);
+        }
     }
 
     /// A prompt cut anywhere: the same bits.
@@ -53,21 +60,39 @@ proptest! {
 /// Every variant, past the end of a split, on several pages.
 #[test]
 fn every_variant_walks_splits_and_pages() {
-    let stream = stream(3);
-    for (dtype, head_dim) in [(DType::BF16, 48), (DType::F16, 48), (DType::BF16, 136), (DType::F16, 136)] {
-        for cache in [dtype, DType::E4M3, DType::E5M2, DType::I8] {
-            let case = Case {
-                group: 2,
-                kv_heads: 1,
-                head_dim,
-                page_size: 32,
-                window: Some(500),
-                cap: None,
-                dtype,
-                cache,
-                sequences: vec![(507, 6)],
-            };
-            check(&stream, &case, 4);
+    for stream in streams(3) {
+        for (dtype, head_dim) in [48, 112, 136].into_iter().flat_map(|d| [(DType::BF16, d), (DType::F16, d)]) {
+            for cache in [dtype, DType::E4M3, DType::E5M2, DType::I8] {
+                let case = Case {
+                    group: 2,
+                    kv_heads: 1,
+                    head_dim,
+                    page_size: 32,
+                    window: Some(500),
+                    cap: None,
+                    dtype,
+                    cache,
+                    sequences: vec![(507, 6)],
+                };
+                check(&stream, &case, 4);
+            }
         }
     }
+}
+
+#[test]
+fn hidden_values_stay_hidden() {
+    assert_hidden_values_stay_hidden(|stream, case, paged| {
+        let variants = variants(KERNEL, stream, case).into_iter();
+        variants.map(|variant| (variant.name, paged.prefill(stream, variant, &[(0, 20)], 20))).collect()
+    });
+}
+
+#[test]
+fn products_meet_no_bank_conflicts() {
+    assert_no_bank_conflicts(|stream, case| {
+        for variant in variants(KERNEL, stream, case) {
+            Paged::new(stream, case).prefill(stream, variant, &[(0, 5)], 5);
+        }
+    });
 }

@@ -1,11 +1,13 @@
 //! What the tests of both attention kernels share: sequences in a paged cache on a device.
 
 use burrstone::DType;
-use burrstone::device::{Kernel, Memory, Stream, Variant};
-use burrstone::kernels::{AttentionDecode, AttentionPrefill, Heads, KvCache, KvScales, Scoring};
+use burrstone::device::sim::{SiteStats, Space};
+use burrstone::device::{Kernel, Memory, SimOptions, Stream, Variant};
+use burrstone::kernels::{AttentionDecode, AttentionPrefill, Heads, KvCache, KvScales, Scoring, SplitStates};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use super::device::assert_no_waste;
 use crate::reference::attention::attend;
 use crate::support::*;
 
@@ -31,6 +33,11 @@ impl Case {
     pub fn heads(&self) -> Heads {
         let tokens = self.sequences.iter().map(|(_, len)| len).sum();
         Heads { tokens, heads: self.group * self.kv_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+
+    /// Volta and Turing have no bf16.
+    pub fn runs_on(&self, stream: &Stream) -> bool {
+        self.dtype == DType::F16 || stream.arch() >= 80
     }
 
     pub fn scoring(&self) -> Scoring {
@@ -130,6 +137,8 @@ pub struct Paged {
     value_scales: Memory,
     pages: usize,
     table: Memory,
+    /// The same on the host.
+    table_entries: Vec<u32>,
     /// First token of each sequence's queries.
     starts: Vec<usize>,
     /// First entry of each sequence in the table.
@@ -186,9 +195,30 @@ impl Paged {
             value_scales: floats(&scales[1]),
             pages,
             table: on_device,
+            table_entries: table,
             starts: case.sequences.iter().scan(0, |at, (_, len)| Some(std::mem::replace(at, *at + len))).collect(),
             entries,
             case: case.clone(),
+        }
+    }
+
+    /// Makes the values of a position infinite, or NaN where the cache's type has no infinity.
+    pub fn spoil(&mut self, sequence: usize, position: usize) {
+        let Case { kv_heads, head_dim, page_size, .. } = self.case;
+        let page = self.table_entries[self.entries[sequence] + position / page_size] as usize;
+        let code: &[u8] = match self.case.cache {
+            DType::BF16 => &[0x80, 0x7f],
+            DType::F16 => &[0x00, 0x7c],
+            DType::E5M2 => &[0x7c],
+            _ => &[0x7f],
+        };
+        for head in 0..kv_heads {
+            let slot = (page * kv_heads + head) * page_size + position % page_size;
+            if self.case.cache == DType::I8 {
+                self.value_scales.write_at(slot, &[f32::INFINITY]).unwrap();
+            } else {
+                self.values.write_at(slot * head_dim, &code.repeat(head_dim)).unwrap();
+            }
         }
     }
 
@@ -212,21 +242,36 @@ impl Paged {
         ranges.iter().enumerate().flat_map(of_sequence).collect()
     }
 
-    /// Queries `from..to` of each sequence by the decode kernel; rows of no query stay NaN.
-    pub fn decode(&self, stream: &Stream, variant: &'static Variant, ranges: &[(usize, usize)]) -> Vec<f32> {
+    /// Queries `from..to` of each sequence by the decode kernel; rows of no query stay NaN. Splits have room for as many
+    /// rows' states as `room` says.
+    pub fn decode(
+        &self,
+        stream: &Stream,
+        variant: &'static Variant,
+        ranges: &[(usize, usize)],
+        room: usize,
+    ) -> Vec<f32> {
         let spans = words(stream, &self.spans(ranges));
-        self.run(stream, |out| {
+        let mut counters = words(stream, &vec![0; room]);
+        let mut partials = stream.alloc(DType::F32, room * (self.case.head_dim + 3)).unwrap();
+        let got = self.run(stream, |out| {
             let kernel = AttentionDecode {
                 query: self.query.slice(),
                 out: out.slice_mut(),
                 cache: self.cache(),
                 spans: spans.slice(),
                 page_table: self.table.slice(),
+                states: SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() },
                 heads: self.case.heads(),
                 scoring: self.case.scoring(),
             };
             kernel.launch_variant(stream, variant)
-        })
+        });
+        assert!(
+            counters.read::<u32>().unwrap().iter().all(|&count| count == 0),
+            "counters are ready for a next launch"
+        );
+        got
     }
 
     /// The same by the prefill kernel, in tiles of `tile` queries.
@@ -284,7 +329,7 @@ fn gcd(a: usize, b: usize) -> usize {
 /// The kernel's variants for a case's types and heads.
 pub fn variants(kernel: &str, stream: &Stream, case: &Case) -> Vec<&'static Variant> {
     let kernel: &'static Kernel = burrstone::kernels::ALL.iter().find(|own| own.name == kernel).unwrap();
-    let laid_out_for = if case.head_dim <= 128 { 128 } else { 256 };
+    let laid_out_for = case.head_dim.next_power_of_two().max(64) as u32;
     let fits = |variant: &&'static Variant| {
         let text = |axis| variant.value(axis).unwrap().to_string();
         text("dtype") == case.dtype.name()
@@ -297,9 +342,10 @@ pub fn variants(kernel: &str, stream: &Stream, case: &Case) -> Vec<&'static Vari
     found
 }
 
-/// Lengths around the borders of tiles of 32, and others.
+/// Lengths around the borders of tiles of 64, of splits of 512, and others.
 fn any_length(most: usize) -> impl Strategy<Value = usize> {
-    prop_oneof![Just(0), Just(31), Just(32), Just(33), Just(64), 0..most]
+    let border = prop_oneof![Just(0), Just(1), Just(63), Just(64), Just(65), Just(128)];
+    prop_oneof![4 => border, 1 => 510usize..514, 5 => 0..most]
 }
 
 /// Small cases: `queries` at most a sequence.
@@ -312,7 +358,7 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
     (
         (1usize..6, 1usize..4, head_dim, 0u32..8),
         (proptest::option::of(1usize..70), proptest::option::of(0.5f32..30.0), dtypes),
-        proptest::collection::vec((any_length(90), 1..=queries), 1..4),
+        proptest::collection::vec((any_length(140), 1..=queries), 1..4),
     )
         .prop_map(|((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), sequences)| Case {
             group,
@@ -325,4 +371,54 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
             cache,
             sequences,
         })
+}
+
+/// `run` gives the output of all queries. An infinite value does not change what queries that do not see it get, be they
+/// before it or beyond its window; those that see it get what the arithmetic says.
+pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> Vec<(&'static str, Vec<f32>)>) {
+    const SPOILT: usize = 68;
+    for stream in streams(5) {
+        for cache in [DType::F16, DType::E4M3, DType::E5M2, DType::I8] {
+            let case = Case {
+                group: 2,
+                kv_heads: 1,
+                head_dim: 20,
+                page_size: 16,
+                window: Some(6),
+                cap: None,
+                dtype: DType::F16,
+                cache,
+                sequences: vec![(60, 20)],
+            };
+            let mut paged = Paged::new(&stream, &case);
+            let clean = run(&stream, &case, &paged);
+            paged.spoil(0, SPOILT);
+            for ((name, clean), (_, spoilt)) in clean.iter().zip(run(&stream, &case, &paged)) {
+                for (query, (clean, spoilt)) in clean.chunks(40).zip(spoilt.chunks(40)).enumerate() {
+                    let what = format!("{name}, query {query}");
+                    if (SPOILT..SPOILT + 6).contains(&(60 + query)) {
+                        assert!(spoilt.iter().all(|x| !x.is_finite()), "{what}: {spoilt:?}");
+                    } else {
+                        assert_same_bits(&what, clean, spoilt);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// No bank of shared memory is asked twice by an instruction of the two products.
+pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
+    let in_loop =
+        |site: &SiteStats| site.space == Space::Shared && site.place.file.ends_with("attention_fragments.cuh");
+    for (arch, dtype) in [(70, DType::F16), (75, DType::F16), (80, DType::BF16)] {
+        for (head_dim, cache) in [64, 128, 256].into_iter().flat_map(|d| [(d, dtype), (d, DType::E4M3)]) {
+            let stream = Stream::sim(SimOptions { arch, count: true, ..SimOptions::default() }).unwrap();
+            let sequences = vec![(70, 5)];
+            let (page_size, window, cap) = (16, None, None);
+            let case = Case { group: 7, kv_heads: 1, head_dim, page_size, window, cap, dtype, cache, sequences };
+            run(&stream, &case);
+            assert_no_waste(&stream, in_loop);
+        }
+    }
 }

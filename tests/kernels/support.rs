@@ -33,6 +33,14 @@ pub fn stream(seed: u64) -> Stream {
     }
 }
 
+/// One for each generation of tensor cores: the simulator as each of them, or the GPU.
+pub fn streams(seed: u64) -> Vec<Stream> {
+    if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return vec![stream(seed)];
+    }
+    [70, 75, 80].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
+}
+
 pub fn any_isa() -> impl Strategy<Value = Isa> {
     proptest::sample::select(isas())
 }

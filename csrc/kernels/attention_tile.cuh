@@ -1,0 +1,535 @@
+// Softmax attention over the paged cache on tensor cores, as decode and prefill both do it: a query gets the same bits from
+// either.
+//
+// A row is one query of one head; the heads of a group share keys and values. 16 rows are a row tile: the products' short
+// side (Dao, FlashAttention-2, 2023). Keys are walked in tiles at absolute positions, with the online softmax of Milakov and
+// Gimelshein (2018); every KV_SPLIT positions the state starts afresh, and the states are merged in ascending order. A row's
+// result depends on its own sequence alone: what a row does not see has weight zero, which changes no bit of its sums; and
+// where that would not be so, for values that are not finite, rows are multiplied one by one.
+#ifndef BURRSTONE_KERNELS_ATTENTION_TILE_CUH
+#define BURRSTONE_KERNELS_ATTENTION_TILE_CUH
+
+#include "kernels/attention_fragments.cuh"
+
+namespace burrstone {
+
+// Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that merging
+// is nothing beside walking.
+constexpr uint32_t KV_SPLIT = 512;
+// Positions of a tile: 16 KiB of keys, and of values, at 16 bits.
+template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
+// The running maximum before any score: finite, so that differences with it are numbers.
+constexpr float LOWEST_SCORE = -1e30f;
+
+// The sum of exp2(score - max), as merging and writing see it.
+struct AttentionSum {
+    float max;
+    float sum;
+};
+
+// Factors of both parts when `more` is merged into `total`.
+struct AttentionMerge {
+    float kept;
+    float added;
+
+    BURRSTONE_DEVICE AttentionMerge(AttentionSum &total, const AttentionSum &more) {
+        const float max = max_(total.max, more.max);
+        kept = exp2_fast(total.max - max), added = exp2_fast(more.max - max);
+        total = {max, fma_(more.sum, added, mul_(total.sum, kept))};
+    }
+    BURRSTONE_DEVICE float operator()(float total, float more) const { return fma_(more, added, mul_(total, kept)); }
+};
+
+// Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns in the
+// second.
+template <class V, int SHARE> struct AttentionShared {
+    static constexpr int TILE = KV_TILE<V>;
+    static constexpr int BLOCKS = TILE / BLOCK_SIDE;
+    static constexpr int ROW_TILES = V::threads / int(WARP) / SHARE;
+    static constexpr int ROWS = ROW_TILES * BLOCK_SIDE;
+
+    SwizzledRows<typename V::dtype, ROWS, V::head_dim> query;
+    SwizzledRows<typename V::cache, TILE, V::head_dim> keys;
+    SwizzledRows<typename V::cache, TILE, V::head_dim> values;
+    Shared<uint32_t, TILE> pages[2];
+    // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where unused.
+    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> key_scales;
+    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_scales;
+    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_logs;
+    // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block, half
+    // of the lane's elements, lane.
+    Shared<float, (SHARE > 1 ? ROW_TILES * BLOCKS * int(WARP) * 8 : 1)> scores;
+};
+
+// Rows begin..end of a span, in its numbering: the heads of the first query that share kv_head, then those of the next.
+struct AttentionPart {
+    attention_span span;
+    uint32_t kv_head;
+    uint32_t begin;
+    uint32_t end;
+};
+
+// What a row of the batch is, and what it sees.
+template <class Args> struct AttentionRows {
+    const Args &args;
+    const attention_span &span;
+    const uint32_t kv_head;
+    const uint32_t group;
+
+    BURRSTONE_DEVICE AttentionRows(const Args &args, const attention_span &span, uint32_t kv_head)
+        : args(args), span(span), kv_head(kv_head), group(args.heads / args.kv_heads) {}
+
+    BURRSTONE_DEVICE uint32_t position(uint32_t row) const { return span.kv_len - span.len + row / group; }
+    // Positions from first_seen to, but not with, end_seen. Neither falls from a row to the next.
+    BURRSTONE_DEVICE uint32_t end_seen(uint32_t row) const { return position(row) + 1; }
+    BURRSTONE_DEVICE uint32_t first_seen(uint32_t row) const {
+        const uint32_t end = position(row) + 1;
+        return args.window > 0 && args.window < end ? end - args.window : 0;
+    }
+    BURRSTONE_DEVICE uint32_t head(uint32_t row) const { return kv_head * group + row % group; }
+    // Where the row begins in the query and in the output.
+    BURRSTONE_DEVICE uint64_t place(uint32_t row) const {
+        return (uint64_t(span.start + row / group) * args.heads + head(row)) * args.head_dim;
+    }
+
+    // Columns `column` and the next of a row's result.
+    template <class T>
+    BURRSTONE_DEVICE void write(uint32_t row, uint32_t column, float sum, const float (&out)[2]) const {
+        const float factor = mul_(args.value_scale, reciprocal_fast(sum));
+        vec<T, 2> pair;
+        // Tiles that a row does not see may change the sign of a zero: here it is lost.
+        BURRSTONE_UNROLL
+        for (int e = 0; e < 2; ++e) pair.v[e] = from_float<T>(mul_(out[e], factor) + 0.0f);
+        T *to = pointer<T>(args.out) + place(row) + column;
+        if (args.head_dim % 2 == 0 && args.out % 4 == 0) {
+            if (column < args.head_dim) store(reinterpret_cast<vec<T, 2> *>(to), pair);
+        } else {
+            BURRSTONE_UNROLL
+            for (uint32_t e = 0; e < 2; ++e)
+                if (column + e < args.head_dim) store(to + e, pair.v[e]);
+        }
+    }
+};
+
+template <class V, int SHARE, class Args> class AttentionBlock {
+    using T = typename V::dtype;
+    using KV = typename V::cache;
+    using Memory = AttentionShared<V, SHARE>;
+    using Fragments = AttentionFragments<typename V::instruction, T, KV>;
+    using Cache = AttentionCache<V, Memory::TILE, Args>;
+
+    static constexpr uint32_t TILE = Memory::TILE;
+    static constexpr int BLOCKS = Memory::BLOCKS;
+    // Blocks of a warp in the first product, of all its warps' in the softmax, and of columns in the second.
+    static constexpr int OWN_BLOCKS = BLOCKS < SHARE ? 1 : BLOCKS / SHARE;
+    static constexpr int OUT_BLOCKS = V::head_dim / BLOCK_SIDE / SHARE;
+    static constexpr int STEPS = V::head_dim / BLOCK_SIDE;
+    // The query stays in registers where they last for it and both sums of the output.
+    static constexpr bool KEEP_QUERY = STEPS * Fragments::QUERY_WORDS + 2 * 8 * OUT_BLOCKS <= 112;
+
+    using Scores = float[BLOCKS][8];
+    using Weights = uint32_t[BLOCKS][Fragments::WEIGHT_WORDS];
+
+    // A lane's part of two rows. `sum` is the lane's own until the split ends.
+    struct State {
+        AttentionSum sums[2] = {{LOWEST_SCORE, 0.0f}, {LOWEST_SCORE, 0.0f}};
+        float out[OUT_BLOCKS][8] = {};
+    };
+
+    const Args &args;
+    const AttentionPart &part;
+    Memory &shared;
+    const AttentionRows<Args> rows;
+    // Of this warp: its row tile, and which of the warps that share it.
+    const uint32_t row_tile;
+    const uint32_t share;
+    const uint32_t first_row;
+    const float key_factor;
+    uint32_t query[KEEP_QUERY ? STEPS : 1][Fragments::QUERY_WORDS];
+    State state;
+
+  public:
+    BURRSTONE_DEVICE AttentionBlock(const Args &args, const AttentionPart &part, Memory &shared)
+        : args(args), part(part), shared(shared), rows(args, part.span, part.kv_head), row_tile(warp_index() / SHARE),
+          share(warp_index() % SHARE), first_row(part.begin + row_tile * BLOCK_SIDE),
+          key_factor(mul_(mul_(args.scale, args.key_scale), args.soft_cap > 0.0f ? reciprocal_fast(args.soft_cap) : LOG2_E)) {}
+
+    // All that the rows see, and writes the results.
+    BURRSTONE_DEVICE void run() {
+        State total;
+        walk(0, rows.end_seen(part.end - 1), [&] {
+            BURRSTONE_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const AttentionMerge merge(total.sums[half], state.sums[half]);
+                BURRSTONE_UNROLL
+                for (int b = 0; b < OUT_BLOCKS; ++b) {
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 8; ++i)
+                        if (i / 2 % 2 == half) total.out[b][i] = merge(total.out[b][i], state.out[b][i]);
+                }
+            }
+        });
+        each_pair(total, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
+            rows.template write<T>(row, column, sums.sum, out);
+        });
+    }
+
+    // One split, whose state is left at `partials`, a record of `stride` floats for each row: outputs and, at `sums`, maximum
+    // and sum.
+    BURRSTONE_DEVICE void run_split(uint32_t split, float *partials, uint32_t stride, uint32_t sums_at) {
+        walk(split * KV_SPLIT, (split + 1) * KV_SPLIT, [] {});
+        each_pair(state, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
+            float *record = partials + uint64_t(row) * stride;
+            if (column < sums_at) store(reinterpret_cast<vec<float, 2> *>(record + column), vec<float, 2>{{out[0], out[1]}});
+            if (column == 0) store(reinterpret_cast<vec<float, 2> *>(record + sums_at), vec<float, 2>{{sums.max, sums.sum}});
+        });
+    }
+
+  private:
+    static BURRSTONE_DEVICE uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
+    static BURRSTONE_DEVICE uint32_t max_of(uint32_t a, uint32_t b) { return a < b ? b : a; }
+
+    // Positions from..until, of which `from` begins a split. `merge` takes a split's state, after which it is a new one; the
+    // last split's is left too.
+    template <class Merge> BURRSTONE_DEVICE void walk(uint32_t from, uint32_t until, Merge merge) {
+        const uint32_t low = rows.first_seen(part.begin), high = rows.end_seen(part.end - 1);
+        const uint32_t begin = max_of(from, low / TILE * TILE), end = min_of(until, high);
+        state = State{};
+        if (begin >= end) return;
+
+        // What the row tile sees: nothing where it has no rows. Rows that are not there see what the last one sees.
+        const bool present = first_row < part.end;
+        const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
+        const uint32_t some_from = rows.first_seen(min_of(first_row, last_row)), some_to = present ? rows.end_seen(last_row) : 0;
+        const uint32_t all_from = rows.first_seen(last_row), all_to = rows.end_seen(min_of(first_row, last_row));
+
+        const Cache cache(args, part.span.pages, part.kv_head, low, high);
+        load_queries();
+        store_page(0, cache.page(begin));
+        uint32_t next_page = cache.page(begin + TILE);
+        sync_block();
+        cache.load_tile(args.keys, begin, shared.pages[0], shared.keys);
+        cache.commit();
+        keep_query();
+        for (uint32_t base = begin, turn = 0; base < end; base += TILE, turn ^= 1) {
+            const bool sees = some_from < base + TILE && base < some_to;
+            cache.wait();
+            sync_block();
+            // The keys are here, and nobody needs the values of the tile before.
+            cache.load_tile(args.values, base, shared.pages[turn], shared.values);
+            cache.commit();
+            const Scales scales = load_scales(cache, base, shared.pages[turn]);
+            store_page(turn ^ 1, next_page);
+            next_page = cache.page(base + 2 * TILE);
+            Scores scores;
+            if (sees) first_product(scores);
+            store_scales(scales);
+            cache.wait();
+            sync_block();
+            // The values are here, and nobody needs the keys.
+            if (base + TILE < end) cache.load_tile(args.keys, base + TILE, shared.pages[turn ^ 1], shared.keys);
+            cache.commit();
+            if (sees) {
+                if constexpr (SHARE > 1) collect_scores(scores);
+                finish_scores(scores);
+                if (base < all_from || all_to < base + TILE) hide(scores, base, last_row);
+                Weights weights;
+                weigh(scores, weights);
+                // Values that were loaded, but that some row does not see, may be infinite.
+                const bool clean = all_from <= max_of(base, low) && min_of(base + TILE, high) <= all_to;
+                if (clean || !any(values_not_finite()))
+                    second_product(weights);
+                else
+                    second_product_by_rows(weights, base, last_row);
+            }
+            if ((base + TILE) % KV_SPLIT == 0 || base + TILE >= end) {
+                BURRSTONE_UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 2; ++i) {
+                        float &sum = state.sums[half].sum;
+                        sum += shfl_xor(sum, Fragments::row_peer(i));
+                    }
+                }
+                merge();
+                if (base + TILE < end) state = State{};
+            }
+        }
+    }
+
+    // The block's rows, zeros for those that are not there and for columns beyond the head.
+    BURRSTONE_DEVICE void load_queries() {
+        constexpr uint32_t PAIRS = V::head_dim / 2;
+        const bool aligned = args.head_dim % 2 == 0 && args.query % 4 == 0;
+        BURRSTONE_ROLLED
+        for (uint32_t i = thread_index(); i < Memory::ROWS * PAIRS; i += V::threads) {
+            const uint32_t row = i / PAIRS, pair = i % PAIRS, column = 2 * pair;
+            vec<T, 2> loaded = {};
+            if (part.begin + row < part.end && column < args.head_dim) {
+                const T *from = pointer<const T>(args.query) + rows.place(part.begin + row) + column;
+                if (aligned) {
+                    loaded = load(reinterpret_cast<const vec<T, 2> *>(from));
+                } else {
+                    loaded.v[0] = load(from);
+                    if (column + 1 < args.head_dim) loaded.v[1] = load(from + 1);
+                }
+            }
+            shared.query.data.template store_vec<2>(shared.query.index(row, 2 * Fragments::query_pair(pair)), loaded);
+        }
+    }
+
+    BURRSTONE_DEVICE void keep_query() {
+        if constexpr (KEEP_QUERY) {
+            BURRSTONE_UNROLL
+            for (int step = 0; step < STEPS; ++step)
+                Fragments::load_query(shared.query, row_tile * BLOCK_SIDE, step, query[step]);
+        }
+    }
+
+    BURRSTONE_DEVICE void store_page(uint32_t turn, uint32_t page) {
+        if (thread_index() < TILE) shared.pages[turn].store(thread_index(), page);
+    }
+
+    // The scales of this thread's position of a tile.
+    struct Scales {
+        float key = 0.0f;
+        float value = 0.0f;
+    };
+    BURRSTONE_DEVICE Scales load_scales(const Cache &cache, uint32_t base, const Shared<uint32_t, int(TILE)> &pages) const {
+        Scales scales;
+        if constexpr (HAS_SCALES<KV>) {
+            const uint32_t page = thread_index() < TILE ? pages.load(thread_index()) : NO_PAGE;
+            if (page != NO_PAGE) {
+                const uint64_t at = cache.entry(page, base + thread_index());
+                scales.key = load(pointer<const float>(args.key_scales) + at);
+                scales.value = load(pointer<const float>(args.value_scales) + at);
+            }
+        }
+        return scales;
+    }
+    BURRSTONE_DEVICE void store_scales(const Scales &scales) {
+        if constexpr (HAS_SCALES<KV>) {
+            if (thread_index() < TILE) {
+                shared.key_scales.store(thread_index(), scales.key);
+                shared.value_scales.store(thread_index(), scales.value);
+                shared.value_logs.store(thread_index(), log2_fast(scales.value));
+            }
+        }
+    }
+
+    // Queries times keys: this warp's blocks, or all where it has the row tile to itself.
+    BURRSTONE_DEVICE void first_product(Scores &all) {
+        float own[OWN_BLOCKS][8] = {};
+        const uint32_t first = share * OWN_BLOCKS;
+        if (SHARE > BLOCKS && first >= BLOCKS) return;
+        BURRSTONE_UNROLL
+        for (int step = 0; step < STEPS; step += Fragments::STEPS) {
+            uint32_t words[Fragments::STEPS][Fragments::QUERY_WORDS];
+            BURRSTONE_UNROLL
+            for (int s = 0; s < Fragments::STEPS; ++s) {
+                if constexpr (KEEP_QUERY) {
+                    BURRSTONE_UNROLL
+                    for (int w = 0; w < Fragments::QUERY_WORDS; ++w) words[s][w] = query[step + s][w];
+                } else {
+                    Fragments::load_query(shared.query, row_tile * BLOCK_SIDE, step + s, words[s]);
+                }
+            }
+            BURRSTONE_UNROLL
+            for (int b = 0; b < OWN_BLOCKS; ++b)
+                Fragments::add_scores(words, shared.keys, (first + b) * BLOCK_SIDE, step, own[b]);
+        }
+        BURRSTONE_UNROLL
+        for (int b = 0; b < OWN_BLOCKS; ++b) {
+            if constexpr (SHARE == 1) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i) all[b][i] = own[b][i];
+            } else {
+                BURRSTONE_UNROLL
+                for (int h = 0; h < 2; ++h)
+                    shared.scores.template store_vec<4>(scores_at(first + b, h),
+                                                        {{own[b][4 * h], own[b][4 * h + 1], own[b][4 * h + 2], own[b][4 * h + 3]}});
+            }
+        }
+    }
+    BURRSTONE_DEVICE uint32_t scores_at(uint32_t block, int h) const {
+        return (((row_tile * BLOCKS + block) * 2 + h) * WARP + lane_index()) * 4;
+    }
+    BURRSTONE_DEVICE void collect_scores(Scores &all) const {
+        BURRSTONE_UNROLL
+        for (int b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_UNROLL
+            for (int h = 0; h < 2; ++h) {
+                const auto four = shared.scores.template load_vec<4>(scores_at(b, h));
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 4; ++i) all[b][4 * h + i] = four.v[i];
+            }
+        }
+    }
+
+    // Products to scores in base 2.
+    BURRSTONE_DEVICE void finish_scores(Scores &scores) const {
+        BURRSTONE_UNROLL
+        for (int b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                float factor = key_factor;
+                if constexpr (HAS_SCALES<KV>)
+                    factor = mul_(factor, shared.key_scales.load(b * BLOCK_SIDE + Fragments::key(i)));
+                scores[b][i] = mul_(scores[b][i], factor);
+            }
+        }
+        if (args.soft_cap > 0.0f) {
+            const float cap = mul_(args.soft_cap, LOG2_E);
+            BURRSTONE_UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i) {
+                    // tanh(x) = 1 - 2 / (e^2x + 1), as exact as a score of the size of the cap can be.
+                    const float power = exp2_fast(mul_(scores[b][i], 2.0f * LOG2_E));
+                    scores[b][i] = mul_(cap, fma_(-2.0f, reciprocal_fast(power + 1.0f), 1.0f));
+                }
+            }
+        }
+    }
+
+    // What a row does not see scores minus infinity.
+    BURRSTONE_DEVICE void hide(Scores &scores, uint32_t base, uint32_t last_row) const {
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t row = min_of(first_row + Fragments::row(half), last_row);
+            const uint32_t from = rows.first_seen(row), to = rows.end_seen(row);
+            BURRSTONE_UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i) {
+                    if (i / 2 % 2 != half) continue;
+                    const uint32_t position = base + b * BLOCK_SIDE + Fragments::key(i);
+                    scores[b][i] = from <= position && position < to ? scores[b][i] : -INFINITY_F;
+                }
+            }
+        }
+    }
+
+    // Brings the state up to the tile's scores and makes weights of them.
+    BURRSTONE_DEVICE void weigh(Scores &scores, Weights &weights) {
+        float decay[2];
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            float &before = state.sums[half].max, max = before;
+            BURRSTONE_UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i) {
+                    if (i / 2 % 2 != half) continue;
+                    float score = scores[b][i];
+                    // Where each value has a scale, it is weights times scales that are at most 1: they are what is rounded.
+                    if constexpr (HAS_SCALES<KV>) score += shared.value_logs.load(b * BLOCK_SIDE + Fragments::key(i));
+                    max = max_(max, score);
+                }
+            }
+            BURRSTONE_UNROLL
+            for (int i = 0; i < 2; ++i) max = max_(max, shfl_xor(max, Fragments::row_peer(i)));
+            decay[half] = exp2_fast(before - max);
+            before = max;
+        }
+        // A factor of one changes nothing, and maxima change seldom.
+        if (any(decay[0] != 1.0f || decay[1] != 1.0f)) {
+            BURRSTONE_UNROLL
+            for (int half = 0; half < 2; ++half) state.sums[half].sum = mul_(state.sums[half].sum, decay[half]);
+            BURRSTONE_UNROLL
+            for (int b = 0; b < OUT_BLOCKS; ++b) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i) state.out[b][i] = mul_(state.out[b][i], decay[i / 2 % 2]);
+            }
+        }
+        BURRSTONE_UNROLL
+        for (int b = 0; b < BLOCKS; ++b) {
+            float block[8];
+            BURRSTONE_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                AttentionSum &sums = state.sums[i / 2 % 2];
+                block[i] = exp2_fast(scores[b][i] - sums.max);
+                sums.sum += block[i];
+                if constexpr (HAS_SCALES<KV>) {
+                    const float scale = shared.value_scales.load(b * BLOCK_SIDE + Fragments::key(i));
+                    block[i] = block[i] > 0.0f ? mul_(block[i], scale) : block[i];
+                }
+            }
+            Fragments::pack_weights(block, weights[b]);
+        }
+    }
+
+    // Weights times this warp's columns of the values.
+    BURRSTONE_DEVICE void second_product(const Weights &weights) {
+        BURRSTONE_UNROLL
+        for (int b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_UNROLL
+            for (int o = 0; o < OUT_BLOCKS; ++o) {
+                uint32_t values[Fragments::VALUE_WORDS];
+                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                Fragments::add_values(weights[b], values, state.out[o]);
+            }
+        }
+    }
+
+    BURRSTONE_DEVICE bool values_not_finite() const {
+        bool found = false;
+        BURRSTONE_ROLLED
+        for (uint32_t b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_ROLLED
+            for (uint32_t o = 0; o < OUT_BLOCKS; ++o) {
+                uint32_t values[Fragments::VALUE_WORDS];
+                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                BURRSTONE_UNROLL
+                for (const uint32_t word : values) found = found || detail::not_finite<T>(word);
+            }
+        }
+        return found;
+    }
+
+    // The same sums, each row with the values that it sees alone: for a weight of zero does not hide an infinite one.
+    BURRSTONE_DEVICE void second_product_by_rows(const Weights &weights, uint32_t base, uint32_t last_row) {
+        BURRSTONE_ROLLED
+        for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
+            const int from = int(rows.first_seen(first_row + r)) - int(base), to = int(rows.end_seen(first_row + r)) - int(base);
+            BURRSTONE_UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                BURRSTONE_UNROLL
+                for (int o = 0; o < OUT_BLOCKS; ++o) {
+                    uint32_t values[Fragments::VALUE_WORDS];
+                    Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                    Fragments::clear_values(values, from - b * BLOCK_SIDE, to - b * BLOCK_SIDE);
+                    float out[8];
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 8; ++i) out[i] = state.out[o][i];
+                    Fragments::add_values(weights[b], values, out);
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 8; ++i)
+                        if (Fragments::row(i / 2 % 2) == r) state.out[o][i] = out[i];
+                }
+            }
+        }
+    }
+
+    // Calls `each` with row, column, sums and the elements of this column and the next, of rows that are there.
+    template <class Each> BURRSTONE_DEVICE void each_pair(const State &of, Each each) const {
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t row = first_row + Fragments::row(half);
+            if (row >= part.end) continue;
+            BURRSTONE_UNROLL
+            for (int o = 0; o < OUT_BLOCKS; ++o) {
+                BURRSTONE_UNROLL
+                for (int pair = 0; pair < 2; ++pair) {
+                    const float out[2] = {of.out[o][Fragments::element(pair, half, 0)],
+                                          of.out[o][Fragments::element(pair, half, 1)]};
+                    each(row, (share * OUT_BLOCKS + o) * BLOCK_SIDE + Fragments::column(pair), of.sums[half], out);
+                }
+            }
+        }
+    }
+};
+
+} // namespace burrstone
+
+#endif
