@@ -17,7 +17,7 @@ pub mod text;
 pub use dtype::DType;
 pub use engine::{
     Device, Engine, EngineBuilder, FinishReason, Generation, LoadReport, Prompt, Request, Sampling, Score, Timings,
-    Token, Usage,
+    Token, Usage, kv, scheduler,
 };
 pub use error::{Error, Result};
 

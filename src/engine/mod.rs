@@ -3,9 +3,11 @@
 mod budget;
 mod builder;
 mod generation;
+pub mod kv;
 mod pages;
 mod request;
 mod runner;
+pub mod scheduler;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
