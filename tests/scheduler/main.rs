@@ -6,3 +6,4 @@ mod device;
 mod orders;
 mod reports;
 mod simulation;
+mod turns;
