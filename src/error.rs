@@ -26,6 +26,10 @@ pub enum Error {
     #[error("operator {op}: {field}: expected {expected}, found {found}")]
     Operator { op: &'static str, field: &'static str, expected: String, found: String },
 
+    /// Too much is asked at a time: it may work later.
+    #[error("{waiting} requests are waiting already")]
+    Busy { waiting: usize },
+
     /// The operating system said no.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
@@ -43,7 +47,7 @@ impl Error {
         match self {
             Self::Checkpoint { .. } | Self::Request { .. } | Self::Model { .. } => true,
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            Self::Device { .. } | Self::Operator { .. } | Self::Download { .. } => false,
+            Self::Device { .. } | Self::Operator { .. } | Self::Busy { .. } | Self::Download { .. } => false,
         }
     }
 

@@ -1,6 +1,8 @@
 //! The program as a user runs it.
 #![cfg(all(feature = "cli", feature = "builtin-model"))]
 
+#[path = "cli/batch.rs"]
+mod batch;
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/chat.rs"]

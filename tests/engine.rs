@@ -85,16 +85,18 @@ fn dropped_and_finished_generations_give_their_memory_back() {
 }
 
 #[test]
-fn a_full_cache_fails_one_generation_with_the_numbers_and_no_other() {
-    let engine = engine();
-    let long = vec![5u32; engine.report().kv_tokens - 64];
-    let mut first = engine.generate(Request::tokens(long.clone()).temperature(0.0).max_tokens(40)).unwrap();
-    first.next().unwrap().unwrap();
-    let mut second = engine.generate(Request::tokens(long)).unwrap();
-    let error = refused(second.next().unwrap());
-    assert!(error.contains("KV cache") && error.contains(&engine.report().kv_tokens.to_string()), "{error}");
-    assert!(second.next().is_none());
-    assert_eq!(first.map(Result::unwrap).count(), 39);
+fn a_request_that_finds_the_cache_full_waits_for_its_turn() {
+    let engine = Engine::builtin().kv_tokens(256).build().unwrap();
+    assert_eq!((engine.report().kv_tokens, engine.report().context), (256, 256));
+    let long = |token| Request::tokens(vec![token; 200]).temperature(0.0).max_tokens(40).ignore_eos(true);
+    let generations: Vec<_> = (5..9).map(|token| engine.generate(long(token)).unwrap()).collect();
+    let together: Vec<Vec<u32>> =
+        generations.into_iter().map(|generation| generation.map(|token| token.unwrap().id).collect()).collect();
+    for (token, found) in (5..9).zip(&together) {
+        assert_eq!((found.len(), found), (40, &ids(&engine, long(token))));
+    }
+    let error = refused(engine.generate(Request::tokens(vec![5; 257])));
+    assert!(error.contains("at most 256 tokens") && error.contains("257 tokens"), "{error}");
 }
 
 #[test]

@@ -35,6 +35,26 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
     pub context: Option<usize>,
 
+    /// Bytes of weights, activations and KV cache together: 8GiB, 500MB
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    pub memory: Option<u64>,
+
+    /// Bytes of the KV cache [default: what all sequences fill, or half of the free memory]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    pub kv_memory: Option<u64>,
+
+    /// Tokens of the KV cache
+    #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
+    pub kv_tokens: Option<usize>,
+
+    /// Sequences that run at a time [default: 64 on the CPU, 256 on a GPU, 4 on the simulator]
+    #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
+    pub max_sequences: Option<usize>,
+
+    /// Tokens of one step: more make prompts faster, and tokens slower while there are prompts [default: 512]
+    #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
+    pub step_tokens: Option<usize>,
+
     /// Read every weight first, and refuse NaN and infinities
     #[arg(long)]
     pub check: bool,
@@ -62,6 +82,21 @@ impl ModelArgs {
         }
         if let Some(context) = self.context {
             builder = builder.context(context);
+        }
+        if let Some(bytes) = self.memory {
+            builder = builder.memory(bytes);
+        }
+        if let Some(bytes) = self.kv_memory {
+            builder = builder.kv_memory(bytes);
+        }
+        if let Some(tokens) = self.kv_tokens {
+            builder = builder.kv_tokens(tokens);
+        }
+        if let Some(sequences) = self.max_sequences {
+            builder = builder.max_sequences(sequences);
+        }
+        if let Some(tokens) = self.step_tokens {
+            builder = builder.step_tokens(tokens);
         }
         Ok(builder.build()?)
     }

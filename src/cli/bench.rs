@@ -3,6 +3,8 @@
 mod cost;
 mod latency;
 mod table;
+mod throughput;
+mod workload;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -10,7 +12,8 @@ use clap::{Args, Subcommand};
 /// Measure how fast a model runs here, and how far that is from what the machine can do
 #[derive(Args)]
 #[command(after_help = "Examples:
-  burrstone bench latency --model ./Qwen3-0.6B")]
+  burrstone bench latency --model ./Qwen3-0.6B
+  burrstone bench throughput --model ./Qwen3-0.6B")]
 pub struct Bench {
     #[command(subcommand)]
     command: Command,
@@ -19,12 +22,14 @@ pub struct Bench {
 #[derive(Subcommand)]
 enum Command {
     Latency(latency::Latency),
+    Throughput(throughput::Throughput),
 }
 
 impl Bench {
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Latency(command) => command.run(),
+            Command::Throughput(command) => command.run(),
         }
     }
 }

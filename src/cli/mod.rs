@@ -1,6 +1,7 @@
 //! The command line: what each command takes, and how it ends.
 
 mod args;
+mod batch;
 mod bench;
 mod chat;
 mod completions;
@@ -38,6 +39,7 @@ enum Command {
     Score(score::Score),
     Chat(chat::Chat),
     Inspect(inspect::Inspect),
+    Batch(batch::Batch),
     Bench(bench::Bench),
     Completions(completions::Completions),
 }
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Score(command) => command.run(),
         Command::Chat(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Batch(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Completions(command) => command.run::<Cli>(),
     })

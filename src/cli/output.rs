@@ -41,6 +41,36 @@ pub fn working(what: String, quiet: bool) -> impl Drop {
     }))
 }
 
+/// How many of all are done, on standard error if that is a terminal, until dropped.
+pub struct Bar(Option<ProgressBar>);
+
+pub fn bar(total: u64, done: u64, quiet: bool) -> Bar {
+    Bar((!quiet && io::stderr().is_terminal()).then(|| {
+        let bar = ProgressBar::new(total).with_position(done);
+        // A template that indicatif refuses costs the look, not the work.
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} {per_sec} {eta}") {
+            bar.set_style(style);
+        }
+        bar
+    }))
+}
+
+impl Bar {
+    pub fn advance(&self) {
+        if let Some(bar) = &self.0 {
+            bar.inc(1);
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// Bars for downloads, on standard error if that is a terminal.
 pub struct Downloads {
     bar: Option<ProgressBar>,

@@ -2,6 +2,54 @@
 
 use std::fs;
 
+use crate::error::{Error, Result};
+
+/// What the KV cache may take, as far as somebody said so.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct KvBudget {
+    /// Bytes of weights, activations and KV cache together.
+    pub memory: Option<u64>,
+    pub kv_memory: Option<u64>,
+    pub kv_tokens: Option<usize>,
+}
+
+impl KvBudget {
+    /// Tokens of the KV cache, each of `per_token` bytes. `free` bytes can be had, where anybody knows. Without a say it
+    /// is half of them, so that the rest of the machine lives, and never more than `most`, which all sequences fill.
+    ///
+    /// # Errors
+    /// What was asked for is not there, or leaves no room for a token.
+    pub fn tokens(
+        &self,
+        per_token: u64,
+        weights: u64,
+        activations: u64,
+        free: Option<u64>,
+        most: usize,
+    ) -> Result<usize> {
+        let per_token = per_token.max(1);
+        let of_bytes = |bytes: u64| usize::try_from(bytes / per_token).unwrap_or(usize::MAX);
+        let left = self.memory.map(|memory| memory.saturating_sub(weights.saturating_add(activations)));
+        let tokens = match self.kv_tokens.or(self.kv_memory.map(of_bytes)) {
+            Some(tokens) => tokens,
+            None => most.min(left.or(free.map(|free| free / 2)).map_or(usize::MAX, of_bytes)),
+        };
+        let bytes = (tokens.max(1) as u64).saturating_mul(per_token);
+        if let (Some(memory), Some(left)) = (self.memory, left)
+            && bytes > left
+        {
+            let expected = format!("{weights} bytes of weights, {activations} of activations and {bytes} of KV cache");
+            return Err(Error::request("memory", expected, format!("{memory} bytes")));
+        }
+        let known = free.unwrap_or(u64::MAX);
+        if tokens == 0 || bytes > known {
+            let expected = format!("from {per_token} bytes, one token's, to {known}, all that are free");
+            return Err(Error::request("KV cache", expected, format!("{tokens} tokens")));
+        }
+        Ok(tokens)
+    }
+}
+
 /// Bytes that this process can still take: what the system has available, within its control group's limit. `None`
 /// where the system does not say.
 pub(super) fn available_memory() -> Option<u64> {
@@ -20,4 +68,42 @@ fn cgroup_room() -> Option<u64> {
     };
     // "max" is no number, and no limit.
     Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+    const NOTHING: KvBudget = KvBudget { memory: None, kv_memory: None, kv_tokens: None };
+
+    /// #33263 of vLLM, and the 71 GB of a 1B model of its #20256: a machine with much memory does not lose it to a cache
+    /// that no number of sequences could fill.
+    #[test]
+    fn the_cache_is_never_more_than_all_sequences_fill() {
+        let most = 16 * 4096;
+        assert_eq!(NOTHING.tokens(32 << 10, 2 * GIB, GIB, Some(80 * GIB), most).unwrap(), most);
+        assert_eq!(NOTHING.tokens(32 << 10, 2 * GIB, GIB, Some(GIB), most).unwrap(), 1 << 14);
+        assert_eq!(NOTHING.tokens(32 << 10, 2 * GIB, GIB, None, most).unwrap(), most);
+        let limited = KvBudget { memory: Some(4 * GIB), ..NOTHING };
+        assert_eq!(limited.tokens(32 << 10, 2 * GIB, GIB, Some(80 * GIB), most).unwrap(), 1 << 15);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_given_or_refused_with_the_numbers() {
+        let tokens = KvBudget { kv_tokens: Some(1000), ..NOTHING };
+        assert_eq!(tokens.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), 1000);
+        let bytes = KvBudget { kv_memory: Some(GIB), ..NOTHING };
+        assert_eq!(bytes.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), 1 << 20);
+        let cases = [
+            (KvBudget { memory: Some(3 << 20), ..NOTHING }, "3145728 bytes"),
+            (KvBudget { memory: Some(3 * GIB), kv_memory: Some(2 * GIB), ..NOTHING }, "and 2147483648 of KV"),
+            (KvBudget { kv_tokens: Some(1 << 40), ..NOTHING }, "1073741824, all that are free"),
+            (KvBudget { kv_memory: Some(100), ..NOTHING }, "from 1024 bytes"),
+        ];
+        for (budget, part) in cases {
+            let error = budget.tokens(1024, GIB, GIB, Some(GIB), 1 << 20).unwrap_err();
+            assert!(error.is_input() && error.to_string().contains(part), "{error}");
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Instant;
 
 use crate::cpu::{Cpu, CpuOptions};
@@ -13,17 +15,15 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Gpu};
 use crate::model::source::{Progress, resolve};
-use crate::model::{Checkpoint, Decoder, Forward, Limits};
+use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
-use super::budget::available_memory;
-use super::pages::PagePool;
+use super::budget::{KvBudget, available_memory};
 use super::runner::Runner;
+use super::scheduler::{CacheSize, Policy, Scheduler};
+use super::worker::Worker;
 use super::{Engine, Inner, LoadReport};
-
-/// Tokens of one step: enough for matrix products to reach their speed, little enough to keep activations small.
-const BATCH_TOKENS: usize = 512;
 
 /// Tokens of one KV page.
 const PAGE_SIZE: usize = 32;
@@ -80,6 +80,10 @@ pub struct EngineBuilder {
     threads: usize,
     sim_arch: u32,
     context: Option<usize>,
+    budget: KvBudget,
+    max_sequences: Option<usize>,
+    step_tokens: Option<usize>,
+    policy: Policy,
     check_weights: bool,
     offline: bool,
     progress: Box<dyn Progress>,
@@ -100,6 +104,15 @@ impl Target {
         match self {
             Self::Cpu => stored,
             Self::Gpu(stream) => Gpu::default_dtype(stream.arch(), stored),
+        }
+    }
+
+    /// Sequences that run at a time where nobody says otherwise.
+    fn max_sequences(&self) -> usize {
+        match self {
+            Self::Cpu => 64,
+            Self::Gpu(stream) if stream.info().device == "sim" => 4,
+            Self::Gpu(_) => 256,
         }
     }
 
@@ -149,6 +162,10 @@ impl EngineBuilder {
             threads: 0,
             sim_arch: SIM_ARCH,
             context: None,
+            budget: KvBudget::default(),
+            max_sequences: None,
+            step_tokens: None,
+            policy: Policy::default(),
             check_weights: false,
             offline: false,
             progress: Box::new(()),
@@ -182,6 +199,44 @@ impl EngineBuilder {
     /// Tokens that one sequence may hold, at most what the model allows.
     pub fn context(mut self, tokens: usize) -> Self {
         self.context = Some(tokens);
+        self
+    }
+
+    /// Bytes that weights, activations and KV cache may take together.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.budget.memory = Some(bytes);
+        self
+    }
+
+    /// Bytes of the KV cache. Without this, [`memory`](Self::memory) or [`kv_tokens`](Self::kv_tokens) it is what all
+    /// sequences need at their full length, or half of the free memory where that is less.
+    pub fn kv_memory(mut self, bytes: u64) -> Self {
+        self.budget.kv_memory = Some(bytes);
+        self
+    }
+
+    /// Tokens of the KV cache.
+    pub fn kv_tokens(mut self, tokens: usize) -> Self {
+        self.budget.kv_tokens = Some(tokens);
+        self
+    }
+
+    /// Sequences that run at a time; others wait.
+    pub fn max_sequences(mut self, sequences: usize) -> Self {
+        self.max_sequences = Some(sequences);
+        self
+    }
+
+    /// Tokens of one step. More make prompts faster, and the time between two tokens longer while there are prompts.
+    pub fn step_tokens(mut self, tokens: usize) -> Self {
+        self.step_tokens = Some(tokens);
+        self
+    }
+
+    /// How requests are scheduled. `step_tokens` and `max_running` are set by [`step_tokens`](Self::step_tokens) and
+    /// [`max_sequences`](Self::max_sequences) where those are given, and by what the device does well where not.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
         self
     }
 
@@ -237,13 +292,26 @@ impl EngineBuilder {
             head_dim: spec.head_dim,
             dtype,
         };
-        // One sequence of full length; half of the free memory at most, so that the rest of the machine lives.
-        let affordable = target
-            .free_memory()?
-            .map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / per_token.bytes_per_token());
-        let tokens = context.min(affordable).max(PAGE_SIZE);
-        let shape = CacheShape { pages: tokens.div_ceil(PAGE_SIZE), ..per_token };
-        let limits = Limits { batch_tokens: BATCH_TOKENS.min(context), cache: shape };
+        let max_running = self.max_sequences.unwrap_or_else(|| target.max_sequences());
+        let step_tokens = self.step_tokens.unwrap_or(self.policy.step_tokens.max(max_running));
+        if !(1..=step_tokens).contains(&max_running) {
+            let expected = format!("from 1 to {step_tokens}, the tokens of a step");
+            return Err(Error::request("max sequences", expected, max_running));
+        }
+        let policy = Policy { step_tokens, max_running, ..self.policy };
+        let limits = Limits { batch_tokens: step_tokens, cache: per_token };
+        let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
+        let activation_bytes = limits.activation_bytes(&spec);
+        let most = max_running.saturating_mul(context.next_multiple_of(PAGE_SIZE));
+        let tokens = self.budget.tokens(
+            per_token.bytes_per_token() as u64,
+            weight_bytes,
+            activation_bytes,
+            target.free_memory()?,
+            most,
+        )?;
+        let shape = CacheShape { pages: (tokens / PAGE_SIZE).max(1), ..per_token };
+        let limits = Limits { cache: shape, ..limits };
 
         let forward: Box<dyn Forward> = match target {
             Target::Cpu => {
@@ -260,20 +328,28 @@ impl EngineBuilder {
             device: forward.describe(),
             dtype,
             load_s: 0.0,
-            weight_bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
+            weight_bytes,
             kv_bytes: shape.bytes() as u64,
             kv_tokens: shape.pages * PAGE_SIZE,
+            activation_bytes,
+            max_sequences: max_running,
             context: context.min(shape.pages * PAGE_SIZE),
         };
         let tokenizer = match checkpoint.file("tokenizer.json")? {
             Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
             None => None,
         };
-        let runner =
-            Runner::new(forward, PagePool::new(shape.pages, PAGE_SIZE), spec.rope.table(), limits.batch_tokens);
+        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages));
+        let runner = Runner::new(forward, spec.rope.table(), PAGE_SIZE);
+        let (commands, receiver) = mpsc::channel();
+        let worker = Worker::new(runner, scheduler, receiver);
+        let failed =
+            |e| Error::Device { device: report.device.clone(), reason: format!("a thread for its steps: {e}") };
+        let worker =
+            thread::Builder::new().name("burrstone-steps".to_owned()).spawn(|| worker.run()).map_err(failed)?;
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
-        let runner = Mutex::new(runner);
-        Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, runner })))
+        let (worker, requests) = (Some(worker), AtomicU64::new(0));
+        Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, commands, worker, requests })))
     }
 
     /// What the device is. Without a say it is the first GPU that this build has code for, or else the CPU.
@@ -296,4 +372,16 @@ impl EngineBuilder {
             Some(tokens) => Err(Error::request("context", format!("from 1 to {model}, the model's own"), tokens)),
         }
     }
+}
+
+/// The KV cache as the scheduler sees it.
+fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
+    // What no layer sees any more is given back: one that sees all keeps all.
+    let windows: Option<Vec<usize>> = spec.windows.iter().copied().collect();
+    let window = windows.and_then(|windows| windows.into_iter().max());
+    let heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads);
+    let parameters = spec.hidden_size * (heads + 3 * spec.intermediate_size);
+    // A multiply-add for each parameter, and two for each element of a query and position that it sees.
+    let balance = parameters / (2 * spec.heads * spec.head_dim).max(1);
+    CacheSize { blocks, block_size: PAGE_SIZE, window, balance }
 }

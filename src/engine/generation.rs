@@ -1,59 +1,56 @@
-//! One request on its way: an iterator of tokens.
+//! One request on its way: an iterator or a stream of tokens.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
 
 use crate::error::Result;
-use crate::ops::SampleRow;
+use crate::scheduler::Receipt;
 use crate::text::{DecodeStream, StopMatcher};
 
 use super::Inner;
-use super::pages::Sequence;
-use super::request::{FinishReason, Resolved, Timings, Token, Usage};
+use super::channel::Receiver;
+use super::request::{FinishReason, Timings, Token, Usage};
+use super::worker::{Command, Event};
 
-/// Tokens as they are generated. Ends after the last one, or after an error. Dropping it gives its memory back.
+/// Tokens as they are generated. Ends after the last one, or after an error. Dropping it ends the request.
 ///
-/// Several generations of one engine may be open at once; each call of `next` does one step of its own.
+/// The engine generates whether or not anybody asks for the next token; several generations of one engine share its
+/// steps. [`into_stream`](Self::into_stream) makes it asynchronous.
 pub struct Generation {
     engine: Arc<Inner>,
-    sequence: Sequence,
-    /// Prompt and generated tokens.
-    tokens: Vec<u32>,
-    prompt_tokens: usize,
-    max_tokens: usize,
-    min_tokens: usize,
-    ignore_eos: bool,
-    sampling: Resolved,
+    key: u64,
+    events: Receiver<Event>,
+    prompt: Vec<u32>,
+    completion_tokens: usize,
     /// `None` where the checkpoint has no tokenizer: tokens then come without text.
     text: Option<(DecodeStream, StopMatcher)>,
     finish_reason: Option<FinishReason>,
-    failed: bool,
-    timings: Timings,
+    /// Nothing comes any more.
+    over: bool,
+    receipt: Receipt,
 }
 
 impl Generation {
     pub(super) fn new(
         engine: Arc<Inner>,
+        key: u64,
+        events: Receiver<Event>,
         prompt: Vec<u32>,
-        max_tokens: usize,
-        min_tokens: usize,
-        ignore_eos: bool,
-        sampling: Resolved,
         text: Option<(DecodeStream, StopMatcher)>,
     ) -> Self {
         Self {
             engine,
-            sequence: Sequence::default(),
-            prompt_tokens: prompt.len(),
-            tokens: prompt,
-            max_tokens,
-            min_tokens,
-            ignore_eos,
-            sampling,
+            key,
+            events,
+            prompt,
+            completion_tokens: 0,
             text,
             finish_reason: None,
-            failed: false,
-            timings: Timings::default(),
+            over: false,
+            receipt: Receipt::default(),
         }
     }
 
@@ -63,73 +60,80 @@ impl Generation {
     }
 
     pub fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.tokens.len() - self.prompt_tokens }
+        Usage { prompt_tokens: self.prompt.len(), completion_tokens: self.completion_tokens }
     }
 
     pub fn timings(&self) -> Timings {
-        self.timings
+        Timings { prefill_s: self.receipt.prefill.as_secs_f64(), decode_s: self.receipt.decode.as_secs_f64() }
+    }
+
+    /// What the request went through, up to the last token that was taken.
+    pub fn receipt(&self) -> Receipt {
+        self.receipt
     }
 
     /// The prompt as the model sees it.
     pub fn prompt_tokens(&self) -> &[u32] {
-        &self.tokens[..self.prompt_tokens]
+        &self.prompt
     }
 
-    fn step(&mut self) -> Result<Token> {
-        let started = Instant::now();
-        let history = if self.sampling.repetition_penalty == 1.0 { Vec::new() } else { self.tokens.clone() };
-        let may_end = self.ignore_eos || self.tokens.len() - self.prompt_tokens >= self.min_tokens;
-        let row = SampleRow {
-            temperature: self.sampling.temperature,
-            top_k: self.sampling.top_k,
-            top_p: self.sampling.top_p,
-            min_p: self.sampling.min_p,
-            repetition_penalty: self.sampling.repetition_penalty,
-            history,
-            banned: if may_end { Vec::new() } else { self.engine.generation_config.eos.clone() },
-            prompt_len: self.prompt_tokens,
-            seed: self.sampling.seed,
-            position: self.tokens.len() as u64,
-            ..SampleRow::GREEDY
+    /// The same generation, for a task to wait for.
+    pub fn into_stream(self) -> TokenStream {
+        TokenStream(self)
+    }
+
+    fn receive(&mut self, event: Option<Event>) -> Option<Result<Token>> {
+        let (sampled, finish) = match event {
+            Some(Event::Token { sampled, finish, receipt }) => {
+                self.receipt = receipt;
+                (sampled, finish)
+            }
+            Some(Event::End { finish, receipt }) => {
+                (self.finish_reason, self.receipt, self.over) = (Some(finish), receipt, true);
+                return None;
+            }
+            Some(Event::Failed(error)) => {
+                self.over = true;
+                return Some(Err(error));
+            }
+            None => {
+                self.over = true;
+                return Some(Err(self.engine.stopped()));
+            }
         };
-        let new = &self.tokens[self.sequence.len..];
-        let sampled = self.engine.runner().extend(&mut self.sequence, new, row)?;
-        let first = self.tokens.len() == self.prompt_tokens;
-        self.tokens.push(sampled.token);
-        let text = self.advance_text(sampled.token)?;
-        let spent = started.elapsed().as_secs_f64();
-        if first {
-            self.timings.prefill_s = spent;
-        } else {
-            self.timings.decode_s += spent;
+        self.completion_tokens += 1;
+        self.finish_reason = finish;
+        self.over = finish.is_some();
+        let text = self.advance_text(sampled.token, finish);
+        if text.is_err() || self.finish_reason.is_some() {
+            self.cancel();
         }
-        Ok(Token { id: sampled.token, text, logprob: sampled.logprob })
+        Some(text.map(|text| Token { id: sampled.token, text, logprob: sampled.logprob }))
     }
 
-    /// Decides whether this token is the last, and which text is certain now.
-    fn advance_text(&mut self, token: u32) -> Result<String> {
-        let ended = !self.ignore_eos && self.engine.generation_config.eos.contains(&token);
-        let full = self.tokens.len() - self.prompt_tokens == self.max_tokens;
-        let mut text = String::new();
-        let mut stopped = false;
-        if let Some((decoder, matcher)) = &mut self.text {
-            let mut piece = if ended { String::new() } else { decoder.push(token)? };
-            if ended || full {
-                piece += &decoder.finish()?;
-            }
-            let matched = matcher.push(&piece);
-            text = matched.text;
-            stopped = matched.stopped;
-            if (ended || full) && !stopped {
-                text += &matcher.finish();
-            }
+    /// Which text is certain now; whether a stop text ends it.
+    fn advance_text(&mut self, token: u32, finish: Option<FinishReason>) -> Result<String> {
+        let Some((decoder, matcher)) = &mut self.text else { return Ok(String::new()) };
+        let mut piece = if finish == Some(FinishReason::Stop) { String::new() } else { decoder.push(token)? };
+        if finish.is_some() {
+            piece += &decoder.finish()?;
         }
-        if ended || stopped {
+        let matched = matcher.push(&piece);
+        let mut text = matched.text;
+        if matched.stopped {
             self.finish_reason = Some(FinishReason::Stop);
-        } else if full {
-            self.finish_reason = Some(FinishReason::Length);
+        } else if finish.is_some() {
+            text += &matcher.finish();
         }
         Ok(text)
+    }
+
+    /// Ends the request where the engine does not know yet that it has ended.
+    fn cancel(&mut self) {
+        if !self.over {
+            self.over = true;
+            self.engine.send(Command::Cancel(self.key));
+        }
     }
 }
 
@@ -137,20 +141,38 @@ impl Iterator for Generation {
     type Item = Result<Token>;
 
     fn next(&mut self) -> Option<Result<Token>> {
-        if self.finish_reason.is_some() || self.failed {
+        if self.over {
             return None;
         }
-        let token = self.step();
-        self.failed = token.is_err();
-        if self.finish_reason.is_some() || self.failed {
-            self.engine.runner().pool.release(&mut self.sequence);
-        }
-        Some(token)
+        let event = self.events.wait();
+        self.receive(event)
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.engine.runner().pool.release(&mut self.sequence);
+        self.cancel();
+    }
+}
+
+/// A [`Generation`] for tasks, on any runtime.
+pub struct TokenStream(Generation);
+
+impl TokenStream {
+    /// What is known of it so far.
+    pub fn generation(&self) -> &Generation {
+        &self.0
+    }
+}
+
+impl Stream for TokenStream {
+    type Item = Result<Token>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Token>>> {
+        if self.0.over {
+            return Poll::Ready(None);
+        }
+        let event = std::task::ready!(self.0.events.poll(context));
+        Poll::Ready(self.0.receive(event))
     }
 }

@@ -1,26 +1,35 @@
-//! Requests, KV pages, the step: a model that answers.
+//! Requests, KV blocks, the scheduler, the step loop: a model that answers.
 
 mod budget;
 mod builder;
+mod channel;
 mod generation;
-mod pages;
+pub mod kv;
 mod request;
 mod runner;
+pub mod scheduler;
+mod worker;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{ArchSpec, GenerationConfig};
+use crate::model::{ArchSpec, GenerationConfig, RopeKind};
 use crate::text::{ChatTemplate, StopMatcher, Tokenizer};
 
 pub use builder::{Device, EngineBuilder};
-pub use generation::Generation;
+pub use generation::{Generation, TokenStream};
 pub use request::{FinishReason, Prompt, Request, Sampling, Score, Timings, Token, Usage};
+pub use worker::Status;
 
-use runner::Runner;
+use scheduler::Submission;
+use worker::{Command, Job, Kind, Rules};
 
 /// A loaded model on a device. Clones share it; several engines in one process know nothing of each other.
 ///
@@ -51,7 +60,11 @@ struct Inner {
     /// Where the checkpoint is; `None` for the built-in one.
     folder: Option<PathBuf>,
     report: LoadReport,
-    runner: Mutex<Runner>,
+    commands: mpsc::Sender<Command>,
+    /// The step loop; `None` while it is joined.
+    worker: Option<JoinHandle<()>>,
+    /// Requests so far: their keys.
+    requests: AtomicU64,
 }
 
 /// What was loaded, and what it takes.
@@ -72,6 +85,10 @@ pub struct LoadReport {
     pub kv_bytes: u64,
     /// Tokens that fit there, over all open generations.
     pub kv_tokens: usize,
+    /// Bytes of the activations of one step, at the most.
+    pub activation_bytes: u64,
+    /// Sequences that run at a time.
+    pub max_sequences: usize,
     /// Tokens that one sequence may hold.
     pub context: usize,
 }
@@ -88,17 +105,32 @@ impl Engine {
         EngineBuilder::new(None)
     }
 
-    /// Starts a generation; work begins with the first call of `next`.
+    /// Asks for a generation. It runs along with all others of this engine, from any thread.
     ///
     /// # Errors
     /// The prompt is empty, longer than the context, or has token ids out of range; a sampling value is out of range;
     /// `min_tokens` is more than may be generated; text is given and the checkpoint has no tokenizer, or messages and it
     /// has no chat template.
     pub fn generate(&self, request: Request) -> Result<Generation> {
+        let mut generations = self.generate_several(request, 1)?;
+        generations.pop().ok_or_else(|| Error::request("n", "at least 1", 0))
+    }
+
+    /// Asks for `n` continuations of one prompt, which is computed once. They draw with seeds that follow one another,
+    /// from the request's own.
+    ///
+    /// # Errors
+    /// Those of [`generate`](Self::generate); `n` is 0, or more than run at a time.
+    pub fn generate_several(&self, request: Request, n: usize) -> Result<Vec<Generation>> {
+        let at = Instant::now();
         let sampling = request.sampling.resolve(&self.0.generation_config)?;
         let prompt = self.prompt(request.prompt)?;
         let context = self.0.report.context;
         self.check_tokens("prompt", &prompt, context)?;
+        let limit = self.0.report.max_sequences;
+        if !(1..=limit).contains(&n) {
+            return Err(Error::request("n", format!("1 to {limit}, as many as run at a time"), n));
+        }
         if request.max_tokens == Some(0) {
             return Err(Error::request("max_tokens", "at least 1", 0));
         }
@@ -112,15 +144,33 @@ impl Engine {
             None if request.stop.is_empty() => None,
             _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
-        Ok(Generation::new(
-            Arc::clone(&self.0),
+        let deadline = request.deadline.map(|after| at + after);
+        let (mut jobs, mut generations) = (Vec::new(), Vec::new());
+        for i in 0..n {
+            let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
+            let (consumer, events) = channel::channel();
+            let rules = Rules {
+                sampling: request::Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
+                max_tokens,
+                min_tokens: request.min_tokens,
+                eos: self.0.generation_config.eos.clone(),
+                ignore_eos: request.ignore_eos,
+            };
+            jobs.push(Job { key, kind: Kind::Generate { rules, consumer } });
+            generations.push(Generation::new(Arc::clone(&self.0), key, events, prompt.clone(), text.clone()));
+        }
+        let submission = Submission {
+            salt: self.salt(request.cache_salt, prompt.len()),
             prompt,
             max_tokens,
-            request.min_tokens,
-            request.ignore_eos,
-            sampling,
-            text,
-        ))
+            branches: n,
+            priority: request.priority,
+            // The step loop's clock, which the engine does not know: see `Command::Submit`.
+            deadline: None,
+            reuse: true,
+        };
+        self.0.send(Command::Submit { at, deadline, submission, jobs });
+        Ok(generations)
     }
 
     /// Log-probability of each token of a text given those before it.
@@ -129,13 +179,49 @@ impl Engine {
     /// The text is empty, longer than the context, or has token ids out of range.
     pub fn score(&self, tokens: &[u32]) -> Result<Score> {
         self.check_tokens("text", tokens, self.0.report.context)?;
-        let predicted = self.0.runner().score(tokens)?;
+        let (reply, scores) = mpsc::channel();
+        let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
+        let jobs = vec![Job { key, kind: Kind::Score { logprobs: Vec::new(), reply } }];
+        let submission = Submission {
+            prompt: tokens.to_vec(),
+            max_tokens: 0,
+            branches: 1,
+            priority: 0,
+            deadline: None,
+            salt: self.salt(0, tokens.len()),
+            // Every token's own result is wanted, which the cache does not have.
+            reuse: false,
+        };
+        self.0.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs });
+        let predicted = scores.recv().map_err(|_| self.0.stopped())??;
         let perplexity = (!predicted.is_empty()).then(|| {
             let sum: f64 = predicted.iter().copied().map(f64::from).sum();
             (-sum / predicted.len() as f64).exp()
         });
         let logprobs = std::iter::once(None).chain(predicted.into_iter().map(Some)).collect();
         Ok(Score { token_ids: tokens.to_vec(), logprobs, perplexity })
+    }
+
+    /// What the engine is doing.
+    ///
+    /// # Errors
+    /// It has stopped.
+    pub fn status(&self) -> Result<Status> {
+        let (reply, status) = mpsc::channel();
+        self.0.send(Command::Status(reply));
+        status.recv().map_err(|_| self.0.stopped())
+    }
+
+    /// Keeps prompts apart in the cache that have not the same keys for the same tokens.
+    fn salt(&self, of_request: u64, prompt_len: usize) -> u64 {
+        let stretched = match self.0.spec.rope.kind {
+            // Every angle depends on the prompt's length.
+            RopeKind::Dynamic { context, .. } if prompt_len > context => prompt_len,
+            _ => 0,
+        };
+        let mut hasher = DefaultHasher::new();
+        (of_request, stretched).hash(&mut hasher);
+        hasher.finish()
     }
 
     /// # Errors
@@ -183,9 +269,9 @@ impl Engine {
     }
 
     /// What the device was asked to do since the engine was built: launches, replays, copies. Nothing is counted on the
-    /// CPU.
+    /// CPU, nor by an engine that has stopped.
     pub fn counters(&self) -> Counters {
-        self.0.runner().forward.counters()
+        self.status().map(|status| status.counters).unwrap_or_default()
     }
 
     fn prompt(&self, prompt: Prompt) -> Result<Vec<u32>> {
@@ -222,8 +308,22 @@ impl Engine {
 }
 
 impl Inner {
-    /// A kernel that panicked has failed its request; the pages' books are whole, so others go on.
-    fn runner(&self) -> MutexGuard<'_, Runner> {
-        self.runner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Tells the step loop. One that has stopped has dropped its ends of all channels, as it does with this command's.
+    fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    fn stopped(&self) -> Error {
+        Error::Device { device: self.report.device.clone(), reason: "the engine has stopped".to_owned() }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(worker) = self.worker.take() {
+            // A panic of its own has been reported, and has ended all requests.
+            let _ = worker.join();
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What callers ask for, and what they get back.
 
+use std::time::Duration;
+
 use crate::error::{Error, Result};
 use crate::model::GenerationConfig;
 use crate::text::Message;
@@ -35,6 +37,12 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Go on past the model's end tokens.
     pub ignore_eos: bool,
+    /// Requests of a higher one are begun first; waiting makes up for a lower one in time.
+    pub priority: i32,
+    /// Ends it so long after it was asked for, with what was generated until then.
+    pub deadline: Option<Duration>,
+    /// What is cached of prompts is shared among requests of one salt: give each tenant its own.
+    pub cache_salt: u64,
 }
 
 /// How tokens are chosen. `None` takes what the checkpoint's `generation_config.json` says, and where that is silent
@@ -76,6 +84,9 @@ impl Request {
             min_tokens: 0,
             stop: Vec::new(),
             ignore_eos: false,
+            priority: 0,
+            deadline: None,
+            cache_salt: 0,
         }
     }
 
@@ -127,6 +138,21 @@ impl Request {
 
     pub fn ignore_eos(mut self, ignore: bool) -> Self {
         self.ignore_eos = ignore;
+        self
+    }
+
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    pub fn cache_salt(mut self, salt: u64) -> Self {
+        self.cache_salt = salt;
         self
     }
 }
@@ -201,6 +227,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the end of the context.
     Length,
+    /// Its deadline passed.
+    Deadline,
 }
 
 impl std::fmt::Display for FinishReason {
@@ -208,6 +236,7 @@ impl std::fmt::Display for FinishReason {
         f.write_str(match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::Deadline => "deadline",
         })
     }
 }
@@ -218,7 +247,7 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
-/// Seconds of work, the caller's own time between tokens not counted.
+/// Seconds since the request was begun, the time before that in the queue not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// Up to and including the first token.

@@ -1,105 +1,111 @@
-//! The one who drives the model: cuts prompts into steps and keeps track of pages.
+//! From a plan to a device: batches of what it asks for.
+
+use std::iter;
 
 use crate::error::Result;
 use crate::model::{Forward, Rope};
 use crate::ops::{Batch, SampleRow, Sampled, Span};
 
-use super::pages::{PagePool, Sequence};
+use super::scheduler::{Chunk, Scheduler, SequenceId, View};
 
-/// What is wanted of a step.
-enum Wanted<'a> {
-    /// That its keys and values are written.
-    Nothing,
-    /// The token after its last one.
+/// What a step gave.
+#[derive(Default)]
+pub(super) struct Results {
+    pub sampled: Vec<(SequenceId, Sampled)>,
+    /// Log-probabilities of the tokens that follow those of a chunk.
+    pub scored: Vec<(SequenceId, Vec<f32>)>,
+}
+
+/// What is wanted of a sequence.
+pub(super) enum Wanted {
+    /// The token after its last one, chosen like this.
     Sample(SampleRow),
-    /// The log-probability of each of these after the token before it.
-    Targets(&'a [u32]),
+    /// How likely each of its tokens is.
+    Scores,
 }
 
 pub(super) struct Runner {
     pub forward: Box<dyn Forward>,
-    pub pool: PagePool,
     rope: Rope,
-    /// Tokens of one step at most; longer prompts are cut.
-    batch_tokens: usize,
-    batch: Batch,
+    page_size: usize,
+    /// Of sequences that generate.
+    generate: Batch,
+    /// Of sequences that are scored.
+    score: Batch,
 }
 
 impl Runner {
-    pub fn new(forward: Box<dyn Forward>, pool: PagePool, rope: Rope, batch_tokens: usize) -> Self {
-        Self { forward, pool, rope, batch_tokens, batch: Batch::default() }
+    pub fn new(forward: Box<dyn Forward>, rope: Rope, page_size: usize) -> Self {
+        Self { forward, rope, page_size, generate: Batch::default(), score: Batch::default() }
     }
 
-    /// Appends `tokens` (at least one) to the sequence and chooses the token after the last.
-    pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[u32], row: SampleRow) -> Result<Sampled> {
-        self.pool.reserve(sequence, tokens.len())?;
-        let total = sequence.len + tokens.len();
-        // The last step has at least one token: chunks are cut from the front.
-        let last = (tokens.len() - 1) / self.batch_tokens * self.batch_tokens;
-        for chunk in tokens[..last].chunks(self.batch_tokens) {
-            self.prepare(sequence, chunk, total, Wanted::Nothing);
-            self.forward.run(&self.batch)?;
-        }
-        self.prepare(sequence, &tokens[last..], total, Wanted::Sample(row));
-        let sampled = self.forward.sample(&self.batch)?;
-        Ok(sampled[0])
-    }
-
-    /// Log-probability of each of `tokens` after those before it: one fewer than tokens.
-    pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let mut sequence = Sequence::default();
-        let scored = self.score_in(&mut sequence, tokens);
-        self.pool.release(&mut sequence);
-        scored
-    }
-
-    fn score_in(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.pool.reserve(sequence, tokens.len())?;
-        let mut logprobs = Vec::with_capacity(tokens.len());
-        for start in (0..tokens.len()).step_by(self.batch_tokens) {
-            let end = tokens.len().min(start + self.batch_tokens);
-            let targets = &tokens[start + 1..tokens.len().min(end + 1)];
-            self.prepare(sequence, &tokens[start..end], tokens.len(), Wanted::Targets(targets));
-            logprobs.extend(self.forward.target_logprobs(&self.batch)?);
-        }
-        Ok(logprobs)
-    }
-
-    /// The batch of one step of one sequence, whose pages are reserved. `total` is the length the sequence grows to in
-    /// this call: rope kinds that depend on the length see the whole prompt's, however it is cut.
-    fn prepare(&mut self, sequence: &mut Sequence, tokens: &[u32], total: usize, wanted: Wanted<'_>) {
-        let page_size = self.pool.page_size();
-        let batch = &mut self.batch;
-        batch.tokens.clear();
-        batch.tokens.extend_from_slice(tokens);
-        batch.positions.clear();
-        batch.slots.clear();
-        batch.rope.clear();
-        for position in sequence.len..sequence.len + tokens.len() {
-            let page = sequence.pages[position / page_size] as usize;
-            batch.positions.push(position as u32);
-            batch.slots.push((page * page_size + position % page_size) as u32);
-            self.rope.append(position as u32, total, &mut batch.rope);
-        }
-        sequence.len += tokens.len();
-        batch.page_table.clear();
-        batch.page_table.extend_from_slice(&sequence.pages);
-        batch.spans.clear();
-        batch.spans.push(Span { start: 0, len: tokens.len(), kv_len: sequence.len, pages: 0 });
-        let last = tokens.len() as u32;
-        batch.logit_rows.clear();
-        batch.samples.clear();
-        batch.targets.clear();
-        match wanted {
-            Wanted::Nothing => {}
-            Wanted::Sample(row) => {
-                batch.logit_rows.push(last - 1);
-                batch.samples.push(row);
+    /// Carries the plan out.
+    pub fn run(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId, View<'_>) -> Wanted) -> Result<Results> {
+        clear(&mut self.generate);
+        clear(&mut self.score);
+        let plan = scheduler.plan();
+        let (mut sampled, mut scored) = (Vec::new(), Vec::new());
+        for chunk in &plan.chunks {
+            let Some(view) = scheduler.view(chunk.sequence) else { continue };
+            if let Wanted::Scores = wanted(chunk.sequence, view) {
+                append(&mut self.score, &mut self.rope, self.page_size, *chunk, view);
+                let end = chunk.start + chunk.len;
+                let targets = &view.tokens[chunk.start + 1..view.tokens.len().min(end + 1)];
+                let first = (self.score.tokens.len() - chunk.len) as u32;
+                self.score.logit_rows.extend(first..first + targets.len() as u32);
+                self.score.targets.extend_from_slice(targets);
+                scored.push((chunk.sequence, targets.len()));
+                continue;
             }
-            Wanted::Targets(targets) => {
-                batch.logit_rows.extend(0..targets.len() as u32);
-                batch.targets.extend_from_slice(targets);
+            append(&mut self.generate, &mut self.rope, self.page_size, *chunk, view);
+            if chunk.sample {
+                let row = self.generate.tokens.len() as u32 - 1;
+                for &id in iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence)) {
+                    if let Wanted::Sample(sample) = wanted(id, view) {
+                        self.generate.logit_rows.push(row);
+                        self.generate.samples.push(sample);
+                        sampled.push(id);
+                    }
+                }
             }
         }
+        if !plan.copies.is_empty() {
+            self.forward.copy_pages(&plan.copies)?;
+        }
+        let mut results = Results::default();
+        if !sampled.is_empty() {
+            results.sampled = sampled.into_iter().zip(self.forward.sample(&self.generate)?).collect();
+        } else if !self.generate.tokens.is_empty() {
+            self.forward.run(&self.generate)?;
+        }
+        if !scored.is_empty() {
+            let mut logprobs = self.forward.target_logprobs(&self.score)?.into_iter();
+            let of = |(id, count)| (id, logprobs.by_ref().take(count).collect());
+            results.scored = scored.into_iter().map(of).collect();
+        }
+        Ok(results)
     }
+}
+
+fn clear(batch: &mut Batch) {
+    let Batch { tokens, positions, slots, rope, spans, page_table, logit_rows, samples, targets } = batch;
+    [tokens, positions, slots, page_table, logit_rows, targets].into_iter().for_each(Vec::clear);
+    rope.clear();
+    spans.clear();
+    samples.clear();
+}
+
+/// Adds a chunk. Rope kinds that depend on the length see the whole prompt's for each of its tokens, however it is cut,
+/// and for a generated token the length up to it, whenever it is computed.
+fn append(batch: &mut Batch, rope: &mut Rope, page_size: usize, chunk: Chunk, view: View<'_>) {
+    let (start, end) = (batch.tokens.len(), chunk.start + chunk.len);
+    batch.tokens.extend_from_slice(&view.tokens[chunk.start..end]);
+    for position in chunk.start..end {
+        let page = view.blocks[position / page_size] as usize;
+        batch.positions.push(position as u32);
+        batch.slots.push((page * page_size + position % page_size) as u32);
+        rope.append(position as u32, view.prompt_len.max(position + 1), &mut batch.rope);
+    }
+    batch.spans.push(Span { start, len: chunk.len, kv_len: end, pages: batch.page_table.len() });
+    batch.page_table.extend_from_slice(&view.blocks[..end.div_ceil(page_size)]);
 }

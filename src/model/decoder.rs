@@ -21,6 +21,9 @@ pub trait Forward: Send {
     /// What the device was asked to do so far; nothing is counted on the CPU.
     fn counters(&self) -> Counters;
 
+    /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
+    fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
+
     /// Runs one step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
 
@@ -41,6 +44,17 @@ pub struct Limits {
 
 /// Bytes of logits that exist at a time. A vocabulary is wide: the rows of a whole step would take hundreds of megabytes.
 const LOGIT_BYTES: usize = 64 << 20;
+
+impl Limits {
+    /// Bytes that activations take at the most: all of them in f32.
+    pub fn activation_bytes(&self, spec: &ArchSpec) -> u64 {
+        let heads = spec.heads * spec.head_dim;
+        let qkv = heads + 2 * spec.kv_heads * spec.head_dim;
+        let of_token = 4 * spec.hidden_size + 3 * heads + qkv + 3 * spec.intermediate_size;
+        let logits = LOGIT_BYTES.max(DType::F32.size() * spec.vocab_size);
+        (self.batch_tokens * of_token * DType::F32.size() + logits) as u64
+    }
+}
 
 /// [`Forward`] on any [`Ops`].
 pub struct Decoder<O: Ops> {
@@ -247,6 +261,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn counters(&self) -> Counters {
         self.ops.counters()
+    }
+
+    fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {
+        self.ops.copy_pages(&mut self.cache, pairs)
     }
 
     fn run(&mut self, batch: &Batch) -> Result<()> {

@@ -65,7 +65,7 @@ impl RopeSpec {
         };
         let frequencies = self.frequencies();
         let stretched = (0, frequencies.clone());
-        Rope { spec: self.clone(), frequencies, stretched, attention_factor }
+        Rope { spec: self.clone(), frequencies, stretched, attention_factor, rows: Vec::new() }
     }
 
     /// `[rotary_dim / 2]` radians per position, for sequences within the context of the configuration.
@@ -146,7 +146,10 @@ impl RopeSpec {
     }
 }
 
-/// Rotary factors of single positions. Not shared between sequences' threads: it remembers the last stretched length.
+/// Positions whose factors are kept: 32 MiB of them with heads of 128. Sines are most of what preparing a step takes.
+const KEPT: usize = 1 << 16;
+
+/// Rotary factors of single positions. Not shared between threads: it remembers what it computed.
 #[derive(Clone, Debug)]
 pub struct Rope {
     spec: RopeSpec,
@@ -154,6 +157,8 @@ pub struct Rope {
     /// The last length that `dynamic` stretched to, and its frequencies.
     stretched: (usize, Vec<f32>),
     attention_factor: f32,
+    /// Factors of the first positions, `[positions, 2, rotary_dim / 2]`, as far as they were asked for.
+    rows: Vec<f32>,
 }
 
 impl Rope {
@@ -164,24 +169,35 @@ impl Rope {
     /// it is cut into chunks, and `position + 1` for a generated token. Only `dynamic` looks at it, as
     /// `transformers`' `dynamic_frequency_update` does.
     pub fn append(&mut self, position: u32, sequence_len: usize, out: &mut Vec<f32>) {
-        let frequencies = match self.spec.kind {
+        let (position, width) = (position as usize, 2 * self.frequencies.len());
+        match self.spec.kind {
             RopeKind::Dynamic { factor, context } if sequence_len > context => {
                 if self.stretched.0 != sequence_len {
                     self.stretched = (sequence_len, self.spec.stretched(factor, context, sequence_len));
                 }
-                &self.stretched.1
+                append_row(position, &self.stretched.1, self.attention_factor, out);
             }
-            _ => &self.frequencies,
-        };
-        let start = out.len();
-        let half = frequencies.len();
-        out.resize(start + 2 * half, 0.0);
-        let (cosines, sines) = out[start..].split_at_mut(half);
-        for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
-            let angle = position as f32 * frequency;
-            let (s, c) = f64::from(angle).sin_cos();
-            *cosine = c as f32 * self.attention_factor;
-            *sine = s as f32 * self.attention_factor;
+            _ if position >= KEPT => append_row(position, &self.frequencies, self.attention_factor, out),
+            _ => {
+                for next in self.rows.len() / width.max(1)..=position {
+                    append_row(next, &self.frequencies, self.attention_factor, &mut self.rows);
+                }
+                out.extend_from_slice(&self.rows[position * width..(position + 1) * width]);
+            }
         }
+    }
+}
+
+/// Factors of one position: cosines, then sines.
+fn append_row(position: usize, frequencies: &[f32], attention_factor: f32, out: &mut Vec<f32>) {
+    let start = out.len();
+    let half = frequencies.len();
+    out.resize(start + 2 * half, 0.0);
+    let (cosines, sines) = out[start..].split_at_mut(half);
+    for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+        let angle = position as f32 * frequency;
+        let (s, c) = f64::from(angle).sin_cos();
+        *cosine = c as f32 * attention_factor;
+        *sine = s as f32 * attention_factor;
     }
 }

@@ -38,3 +38,27 @@ fn what_does_not_fit_is_refused() {
     let model = Checkpoint::golden("llama-gqa");
     run(&["bench", "latency", "--model", model.path(), "--prefill", "1000000"]).error(2);
 }
+
+#[test]
+fn throughput_reports_batches_and_mixes() {
+    let args = ["bench", "throughput", "--batch", "1,3", "--decode", "6", "--repeat", "1", "--requests", "8"];
+    let report = run(&[&args[..], &["--json"]].concat()).json();
+    let batches = report["batches"].as_array().unwrap();
+    assert_eq!(batches.iter().map(|b| b["sequences"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    assert!(batches.iter().all(|batch| batch["tokens_per_s"].as_f64().unwrap() > 0.0));
+    let mixes = report["mixes"].as_array().unwrap();
+    let names: Vec<_> = mixes.iter().map(|mix| mix["workload"].as_str().unwrap()).collect();
+    assert_eq!(names, ["fixed", "conversations", "long-prompts", "shared-prefix"]);
+    for mix in mixes {
+        assert_eq!(mix["requests"], 8);
+        assert!(mix["seconds"].as_f64().unwrap() > 0.0 && mix["tokens"].as_u64().unwrap() > 0);
+        // The second request of each group finds the prefix in the cache: five blocks of 32.
+        let cached = mix["cached_tokens"].as_u64().unwrap();
+        assert_eq!(cached, if mix["workload"] == "shared-prefix" { 4 * 160 } else { 0 }, "{mix}");
+    }
+    let table = run(&[&args[..], &["--workload", "fixed"]].concat()).ok();
+    for part in ["sequences", "of before", "tokens/s", "fixed"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    assert!(!table.contains("shared-prefix"));
+}

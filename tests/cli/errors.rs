@@ -207,3 +207,26 @@ fn what_a_device_lacks_is_bad_input() {
     let expected = "--sim-arch <ARCH>: expected sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a, found \"sm_60\"";
     assert_eq!(ran.error(2), expected);
 }
+
+#[test]
+fn budgets_that_do_not_hold_are_refused_with_the_numbers() {
+    let ran = run(&["generate", "x", "--memory", "1MB"]);
+    let message = ran.error(2);
+    assert!(message.starts_with("memory: expected") && message.ends_with("found 1000000 bytes"), "{message}");
+    let ran = run(&[
+        "generate",
+        "--token-ids",
+        "1,2,3,4,5",
+        "--kv-tokens",
+        "64",
+        "--max-tokens",
+        "100",
+        "--ignore-eos",
+        "--json",
+    ]);
+    assert_eq!(ran.json()["usage"]["completion_tokens"], 60);
+    let long = vec!["7"; 65].join(",");
+    let ran = run(&["generate", "--token-ids", &long, "--kv-tokens", "64"]);
+    assert!(ran.error(2).contains("at most 64 tokens"), "{ran:?}");
+    run(&["generate", "x", "--max-sequences", "600", "--step-tokens", "512"]).error(2);
+}

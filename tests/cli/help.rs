@@ -2,15 +2,25 @@ use crate::support::run;
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    let commands: [&[&str]; 8] =
-        [&[], &["generate"], &["score"], &["chat"], &["inspect"], &["bench"], &["bench", "latency"], &["completions"]];
+    let commands: [&[&str]; 10] = [
+        &[],
+        &["generate"],
+        &["score"],
+        &["chat"],
+        &["inspect"],
+        &["batch"],
+        &["bench"],
+        &["bench", "latency"],
+        &["bench", "throughput"],
+        &["completions"],
+    ];
     for command in commands {
         let help = run(&[command, &["--help"]].concat()).ok();
         let example = format!("  burrstone {}", command.join(" "));
         let examples = help.split_once("Examples:").unwrap_or_else(|| panic!("{command:?}: {help}")).1;
         assert!(examples.contains(example.trim_end()), "{command:?}: {help}");
         // Every command that is listed is tested here.
-        for listed in ["generate", "score", "chat", "inspect", "bench", "completions"] {
+        for listed in ["generate", "score", "chat", "inspect", "batch", "bench", "completions"] {
             assert!(!command.is_empty() || help.contains(listed));
         }
     }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::cost::Cost;
 use super::table::{Figure, Report, median};
+use super::workload::tokens;
 use crate::cli::args::ModelArgs;
 use crate::cli::exit::bad_input;
 use crate::cli::{output, values};
@@ -70,16 +71,17 @@ impl Latency {
 
         let progress = output::working("measuring".to_owned(), self.model.quiet);
         // First touches of memory are not the model's speed. The probes' own memory is not the model's need.
+        let mut count = 0;
         for run in &runs {
-            run.seconds(&engine, 0)?;
+            run.seconds(&engine, &mut count)?;
         }
         let peak_rss_bytes = peak_rss();
         let cpu = Cpu::new(CpuOptions { threads: self.model.threads.unwrap_or(0), isa: None })?;
         let mut samples: Vec<Vec<Sample>> = runs.iter().map(|_| Vec::new()).collect();
         let mut before = probe(&cpu)?;
-        for repetition in 1..=self.repeat {
+        for _ in 0..self.repeat {
             for (run, samples) in runs.iter().zip(&mut samples) {
-                let seconds = run.seconds(&engine, repetition as u64)?;
+                let seconds = run.seconds(&engine, &mut count)?;
                 let after = probe(&cpu)?;
                 let rate = |probe: &Probe| run.machine(probe, engine.report().dtype);
                 samples.push(Sample { seconds, machine: (rate(&before) + rate(&after)) / 2.0 });
@@ -107,13 +109,14 @@ impl Latency {
 }
 
 impl Run {
-    /// Seconds of a prompt, or of one generated token.
-    fn seconds(self, engine: &Engine, salt: u64) -> Result<f64> {
+    /// Seconds of a prompt, or of one generated token. `count` is that of runs so far: none finds anything in the cache.
+    fn seconds(self, engine: &Engine, count: &mut u64) -> Result<f64> {
+        *count += 1;
         let (prompt, generated) = match self {
             Self::Prefill { tokens } => (tokens, 1),
             Self::Decode { depth, tokens } => (depth, tokens + 1),
         };
-        let ids = tokens(prompt, engine.spec().vocab_size, salt);
+        let ids = tokens(prompt, engine.spec().vocab_size, *count);
         let request = Request::tokens(ids).max_tokens(generated).temperature(0.0).ignore_eos(true);
         let timings = finish(engine.generate(request)?)?.timings();
         Ok(match self {
@@ -172,18 +175,6 @@ fn finish(mut generation: Generation) -> Result<Generation> {
         token?;
     }
     Ok(generation)
-}
-
-/// Token ids without a pattern, others for each salt, so that nothing kept of one run helps the next.
-fn tokens(len: usize, vocab: usize, salt: u64) -> Vec<u32> {
-    // Steele, Lea, Flood: "Fast splittable pseudorandom number generators" (2014).
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let id = |i: u64| mix((salt << 32 | i).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) % vocab as u64;
-    (0..len as u64).map(|i| id(i) as u32).collect()
 }
 
 /// The most memory that this process has held, where the system says so.

@@ -1,0 +1,246 @@
+//! OpenAI's batch format: a request a line, an answer a line.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use burrstone::text::Message;
+use burrstone::{Engine, Error, Prompt, Request};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// A line of the input.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ask {
+    pub custom_id: String,
+    #[serde(default)]
+    method: Option<String>,
+    url: String,
+    body: Value,
+}
+
+/// The body of either endpoint. What is not here is refused, not ignored.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    /// Of `/v1/chat/completions`.
+    messages: Option<Vec<Turn>>,
+    /// Of `/v1/completions`.
+    prompt: Option<Text>,
+    max_tokens: Option<usize>,
+    max_completion_tokens: Option<usize>,
+    min_tokens: Option<usize>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    seed: Option<u64>,
+    n: Option<usize>,
+    stop: Option<Stop>,
+    ignore_eos: Option<bool>,
+    priority: Option<i32>,
+    /// The model is the one that is loaded, whatever this says.
+    #[serde(rename = "model")]
+    _model: Option<String>,
+    /// For the sender's own use.
+    #[serde(rename = "user")]
+    _user: Option<String>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Turn {
+    role: String,
+    content: Content,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Part {
+    Text { text: String },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stop {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// A line of the output.
+#[derive(Serialize)]
+pub struct Answer {
+    id: String,
+    custom_id: String,
+    response: Response,
+    error: Value,
+    #[serde(skip)]
+    pub usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Response {
+    status_code: u16,
+    request_id: String,
+    body: Value,
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    pub completion_tokens: usize,
+}
+
+/// Which request a line of the output answers; `None` for a line that answers none.
+pub fn answered(line: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(line).ok()?;
+    value.get("response")?;
+    Some(value.get("custom_id")?.as_str()?.to_owned())
+}
+
+impl Answer {
+    pub fn succeeded(&self) -> bool {
+        self.response.status_code == 200
+    }
+}
+
+impl Ask {
+    /// A line of the input; else what is wrong with it.
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let ask: Self = serde_json::from_str(line).map_err(|e| e.to_string())?;
+        match ask.method.as_deref() {
+            None | Some("POST") => Ok(ask),
+            Some(method) => Err(format!("method {method:?}, and not POST")),
+        }
+    }
+
+    /// Asks, and waits for the end.
+    pub fn answer(&self, engine: &Engine) -> Answer {
+        let (status_code, body, usage) = match self.complete(engine) {
+            Ok((body, usage)) => (200, body, usage),
+            Err(error) => {
+                let (status, kind) = match &error {
+                    error if error.is_input() => (400, "invalid_request_error"),
+                    Error::Busy { .. } => (429, "overloaded"),
+                    _ => (500, "server_error"),
+                };
+                (status, json!({"error": {"message": error.to_string(), "type": kind}}), Usage::default())
+            }
+        };
+        Answer {
+            id: format!("batch_req_{}", self.custom_id),
+            custom_id: self.custom_id.clone(),
+            response: Response { status_code, request_id: self.custom_id.clone(), body },
+            error: Value::Null,
+            usage,
+        }
+    }
+
+    fn complete(&self, engine: &Engine) -> burrstone::Result<(Value, Usage)> {
+        let refused = |field: &str, expected: &str, found: String| Error::Request {
+            field: field.to_owned(),
+            expected: expected.to_owned(),
+            found,
+        };
+        let chat = match self.url.as_str() {
+            "/v1/chat/completions" => true,
+            "/v1/completions" => false,
+            url => return Err(refused("url", "/v1/chat/completions or /v1/completions", url.to_owned())),
+        };
+        let body = Body::deserialize(&self.body).map_err(|e| refused("body", "a request", e.to_string()))?;
+        let (request, n) = body.request(chat)?;
+        let mut choices = Vec::new();
+        let mut usage = Usage::default();
+        for (index, mut generation) in engine.generate_several(request, n)?.into_iter().enumerate() {
+            let mut text = String::new();
+            for token in generation.by_ref() {
+                text += &token?.text;
+            }
+            let (used, receipt) = (generation.usage(), generation.receipt());
+            usage.prompt_tokens = used.prompt_tokens;
+            usage.cached_tokens = receipt.cached_tokens;
+            usage.completion_tokens += used.completion_tokens;
+            let finish_reason = generation.finish_reason().map(|reason| reason.to_string());
+            choices.push(if chat {
+                let message = json!({"role": "assistant", "content": text});
+                json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish_reason})
+            } else {
+                json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish_reason})
+            });
+        }
+        let body = json!({
+            "id": format!("{}-{}", if chat { "chatcmpl" } else { "cmpl" }, self.custom_id),
+            "object": if chat { "chat.completion" } else { "text_completion" },
+            "created": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            "model": engine.report().model,
+            "choices": choices,
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            },
+        });
+        Ok((body, usage))
+    }
+}
+
+impl Body {
+    /// The request, and how many continuations of it are wanted.
+    fn request(self, chat: bool) -> burrstone::Result<(Request, usize)> {
+        let missing = |field: &str, expected: &str| Error::Request {
+            field: field.to_owned(),
+            expected: expected.to_owned(),
+            found: "none, or the other endpoint's".to_owned(),
+        };
+        let prompt = match (chat, self.messages, self.prompt) {
+            (true, Some(turns), None) => Prompt::Messages(turns.into_iter().map(Turn::message).collect()),
+            (false, None, Some(Text::Text(text))) => Prompt::Text(text),
+            (false, None, Some(Text::Tokens(tokens))) => Prompt::Tokens(tokens),
+            (true, ..) => return Err(missing("messages", "a conversation, and no prompt")),
+            (false, ..) => return Err(missing("prompt", "a text or token ids, and no messages")),
+        };
+        let mut request = Request { prompt, ..Request::text("") };
+        // What OpenAI's completions generate where nobody says how much.
+        request.max_tokens = self.max_completion_tokens.or(self.max_tokens).or((!chat).then_some(16));
+        request.min_tokens = self.min_tokens.unwrap_or(0);
+        request.ignore_eos = self.ignore_eos.unwrap_or(false);
+        request.priority = self.priority.unwrap_or(0);
+        request.stop = match self.stop {
+            None => Vec::new(),
+            Some(Stop::One(text)) => vec![text],
+            Some(Stop::Several(texts)) => texts,
+        };
+        let sampling = &mut request.sampling;
+        (sampling.temperature, sampling.top_p, sampling.top_k) = (self.temperature, self.top_p, self.top_k);
+        (sampling.min_p, sampling.repetition_penalty, sampling.seed) = (self.min_p, self.repetition_penalty, self.seed);
+        Ok((request, self.n.unwrap_or(1)))
+    }
+}
+
+impl Turn {
+    fn message(self) -> Message {
+        let content = match self.content {
+            Content::Text(text) => text,
+            Content::Parts(parts) => parts.into_iter().map(|Part::Text { text }| text).collect(),
+        };
+        Message::new(self.role, content)
+    }
+}

@@ -1,0 +1,232 @@
+//! `burrstone bench throughput`: many sequences at a time.
+
+use std::fmt;
+use std::time::Instant;
+
+use anyhow::Result;
+use burrstone::scheduler::Receipt;
+use burrstone::{Engine, Request};
+use clap::{Args, ValueEnum as _};
+use serde::Serialize;
+
+use super::table::median;
+use super::workload::{Workload, tokens};
+use crate::cli::args::ModelArgs;
+use crate::cli::{output, values};
+
+/// Tokens a second of many requests at a time, for mixes of requests and for batches of each size
+///
+/// All requests of a mix are asked for at once. A batch is so many requests of 8 prompt tokens, which generate side by
+/// side. The requests are the same in every run.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  burrstone bench throughput
+  burrstone bench throughput --model ./Qwen3-0.6B --workload shared-prefix --requests 64
+  burrstone bench throughput --model ./Qwen3-0.6B --batch 1,2,4,8,16 --workload fixed --json")]
+pub struct Throughput {
+    /// Mixes of requests [default: all]
+    #[arg(long, value_name = "MIX", value_enum, value_delimiter = ',')]
+    workload: Vec<Workload>,
+
+    /// Requests of a mix
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::positive)]
+    requests: usize,
+
+    /// Sizes of batches
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::positive)]
+    #[arg(default_value = "1,2,3,4,6,8,12,16,24,32,48,64")]
+    batch: Vec<usize>,
+
+    /// Tokens that each sequence of a batch generates
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::positive)]
+    decode: usize,
+
+    /// Repetitions of each batch
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::positive)]
+    repeat: usize,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    model: String,
+    device: String,
+    dtype: &'static str,
+    max_sequences: usize,
+    kv_tokens: usize,
+    batches: Vec<Batch>,
+    mixes: Vec<Mix>,
+}
+
+#[derive(Serialize)]
+struct Batch {
+    sequences: usize,
+    /// Of all sequences together; the median of the repetitions.
+    tokens_per_s: f64,
+}
+
+#[derive(Serialize)]
+struct Mix {
+    workload: String,
+    requests: usize,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    tokens: usize,
+    seconds: f64,
+    tokens_per_s: f64,
+    /// Seconds in the queue, to the first token from there, and between two tokens.
+    queue_s: Quantiles,
+    prefill_s: Quantiles,
+    between_s: Quantiles,
+    preemptions: usize,
+}
+
+#[derive(Serialize)]
+struct Quantiles {
+    median: f64,
+    p99: f64,
+}
+
+/// What a number of requests took.
+struct Ran {
+    seconds: f64,
+    /// Of each: what it went through, prompt tokens, generated tokens.
+    requests: Vec<(Receipt, usize, usize)>,
+}
+
+impl Throughput {
+    pub fn run(self) -> Result<()> {
+        let engine = self.model.load()?;
+        let progress = output::working("measuring".to_owned(), self.model.quiet);
+        let mixes = if self.workload.is_empty() { Workload::value_variants() } else { &self.workload };
+        let (vocab, context) = (engine.spec().vocab_size, engine.report().context);
+        let mut round = 0;
+        let mut batches = Vec::new();
+        // The first touches memory.
+        ask_all(&engine, self.batch_of(1, vocab, u64::MAX))?;
+        for &sequences in &self.batch {
+            let mut rates = Vec::new();
+            for _ in 0..self.repeat {
+                round += 1;
+                let ran = ask_all(&engine, self.batch_of(sequences, vocab, round))?;
+                rates.push((sequences * self.decode) as f64 / ran.seconds);
+            }
+            batches.push(Batch { sequences, tokens_per_s: median(rates) });
+        }
+        let mut results = Vec::new();
+        for &workload in mixes {
+            round += 1;
+            let ran = ask_all(&engine, workload.requests(self.requests, vocab, context, round))?;
+            results.push(ran.mix(workload));
+        }
+        drop(progress);
+        let load = engine.report();
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            model: load.model.clone(),
+            device: load.device.clone(),
+            dtype: load.dtype.name(),
+            max_sequences: load.max_sequences,
+            kv_tokens: load.kv_tokens,
+            batches,
+            mixes: results,
+        };
+        if self.json { output::print_json(&report) } else { output::print(report.to_string()) }
+    }
+
+    fn batch_of(&self, sequences: usize, vocab: usize, round: u64) -> Vec<Request> {
+        let request = |i: usize| {
+            let request = Request::tokens(tokens(8, vocab, i as u64)).max_tokens(self.decode).temperature(0.0);
+            request.ignore_eos(true).cache_salt(round)
+        };
+        (0..sequences).map(request).collect()
+    }
+}
+
+/// Asks for all at once, and waits for the last.
+fn ask_all(engine: &Engine, requests: Vec<Request>) -> Result<Ran> {
+    let started = Instant::now();
+    let generations: Vec<_> = requests.into_iter().map(|r| engine.generate(r)).collect::<Result<_, _>>()?;
+    let mut requests = Vec::new();
+    for mut generation in generations {
+        for token in generation.by_ref() {
+            token?;
+        }
+        let usage = generation.usage();
+        requests.push((generation.receipt(), usage.prompt_tokens, usage.completion_tokens));
+    }
+    Ok(Ran { seconds: started.elapsed().as_secs_f64(), requests })
+}
+
+impl Ran {
+    fn mix(&self, workload: Workload) -> Mix {
+        let sum = |of: fn(&(Receipt, usize, usize)) -> usize| self.requests.iter().map(of).sum::<usize>();
+        let all = |of: fn(&(Receipt, usize, usize)) -> f64| Quantiles::of(self.requests.iter().map(of).collect());
+        let generated = sum(|r| r.2);
+        Mix {
+            workload: workload.name(),
+            requests: self.requests.len(),
+            prompt_tokens: sum(|r| r.1),
+            cached_tokens: sum(|r| r.0.cached_tokens),
+            tokens: generated,
+            seconds: self.seconds,
+            tokens_per_s: generated as f64 / self.seconds,
+            queue_s: all(|r| r.0.queue.as_secs_f64()),
+            prefill_s: all(|r| r.0.prefill.as_secs_f64()),
+            between_s: all(|r| r.0.decode.as_secs_f64() / r.2.saturating_sub(1).max(1) as f64),
+            preemptions: sum(|r| r.0.preemptions),
+        }
+    }
+}
+
+impl Quantiles {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| values.get(((values.len().max(1) - 1) as f64 * share).round() as usize).copied();
+        Self { median: at(0.5).unwrap_or(0.0), p99: at(0.99).unwrap_or(0.0) }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "burrstone {}: {}, {} on {}", self.version, self.model, self.dtype, self.device)?;
+        writeln!(f, "{} sequences at a time, {} tokens of KV cache\n", self.max_sequences, self.kv_tokens)?;
+        writeln!(f, "{:>9} {:>10} {:>9} {:>10}", "sequences", "tokens/s", "of one", "of before")?;
+        let first = self.batches.first().map_or(0.0, |batch| batch.tokens_per_s / batch.sequences as f64);
+        let mut before = None;
+        for Batch { sequences, tokens_per_s } in &self.batches {
+            let of_before = before.map_or_else(String::new, |before| format!("{:.2}", tokens_per_s / before));
+            let of_one = tokens_per_s / first;
+            writeln!(f, "{sequences:>9} {tokens_per_s:>10.1} {of_one:>9.2} {of_before:>10}")?;
+            before = Some(*tokens_per_s);
+        }
+        writeln!(
+            f,
+            "\n{:<14} {:>9} {:>9} {:>17} {:>17} {:>17} {:>7} {:>9}",
+            "mix", "tokens", "tokens/s", "queue, p99", "prompt, p99", "between, p99", "cached", "preempted"
+        )?;
+        for mix in &self.mixes {
+            let seconds = |q: &Quantiles| format!("{:.3}, {:.3} s", q.median, q.p99);
+            writeln!(
+                f,
+                "{:<14} {:>9} {:>9.1} {:>17} {:>17} {:>17} {:>7} {:>9}",
+                mix.workload,
+                mix.tokens,
+                mix.tokens_per_s,
+                seconds(&mix.queue_s),
+                seconds(&mix.prefill_s),
+                seconds(&mix.between_s),
+                mix.cached_tokens,
+                mix.preemptions,
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! The pool of blocks.
+//!
+//! A block is free, held (by one table or several), or idle: held by nobody, but known by name, and given up only when
+//! no free one is left. Which idle block goes first follows GreedyDual (Young, "The k-server dual and loose
+//! competitiveness for paging", 1994): each is worth what it would cost to compute again, above a floor that rises with
+//! every block given up. Blocks of equal worth go in order of their last use, and the end of a prefix before its start.
+//!
+//! Taking and giving back are O(1), giving up an idle block O(log idle).
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+
+use super::hash::BlockHash;
+
+/// The fixed point of worths: what a block costs whose tokens see next to nothing before them.
+const ONE: u64 = 1024;
+
+/// How many blocks there are of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub free: usize,
+    /// Held by nobody, known by name.
+    pub idle: usize,
+    pub held: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Block {
+    holders: u32,
+    name: Option<BlockHash>,
+    rank: Rank,
+}
+
+/// The order in which idle blocks are given up, lowest first. A block's holders hold what is before it too, and the
+/// worth of a block only rises: so the start of a prefix never ranks below its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    worth: u64,
+    /// Counts the tables given back so far.
+    used: u64,
+    /// Blocks before it in its sequence.
+    depth: Reverse<usize>,
+}
+
+/// All blocks of a cache.
+pub struct Blocks {
+    block_size: usize,
+    /// Tokens before a block at which attention costs as much as everything else.
+    balance: usize,
+    blocks: Vec<Block>,
+    free: Vec<u32>,
+    idle: BTreeSet<(Rank, u32)>,
+    names: HashMap<BlockHash, u32>,
+    /// GreedyDual's: the worth of the last block that was given up.
+    floor: u64,
+    used: u64,
+    /// Sources of copies that the step under way makes.
+    copied: Vec<u32>,
+}
+
+impl Blocks {
+    /// `count` blocks of `block_size` tokens. `balance` is the length of a sequence, in tokens, at which attention costs
+    /// a token as much as all the rest of the model.
+    pub fn new(count: usize, block_size: usize, balance: usize) -> Self {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        Self {
+            block_size: block_size.max(1),
+            balance: balance.max(1),
+            blocks: vec![Block::default(); count as usize],
+            // Popping from the back hands out low numbers first: memory that is not needed stays untouched.
+            free: (0..count).rev().collect(),
+            idle: BTreeSet::new(),
+            names: HashMap::new(),
+            floor: 0,
+            used: 0,
+            copied: Vec::new(),
+        }
+    }
+
+    /// Tokens of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    pub fn total(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Blocks that can be taken.
+    pub fn available(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+
+    pub fn counts(&self) -> Counts {
+        let (free, idle) = (self.free.len(), self.idle.len());
+        Counts { free, idle, held: self.blocks.len() - free - idle }
+    }
+
+    /// How many hold a block.
+    pub fn holders(&self, block: u32) -> u32 {
+        self.blocks[block as usize].holders
+    }
+
+    /// Takes a block for one holder: a free one, or else the idle one that is worth least, whose name is forgotten.
+    pub(super) fn take(&mut self) -> Option<u32> {
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None => {
+                let (rank, id) = self.idle.pop_first()?;
+                self.floor = self.floor.max(rank.worth);
+                if let Some(name) = self.blocks[id as usize].name.take() {
+                    self.names.remove(&name);
+                }
+                id
+            }
+        };
+        self.blocks[id as usize] = Block { holders: 1, ..Block::default() };
+        Some(id)
+    }
+
+    /// One more holder of a block that is held or idle.
+    pub(super) fn hold(&mut self, id: u32) {
+        let block = &mut self.blocks[id as usize];
+        if block.holders == 0 {
+            self.idle.remove(&(block.rank, id));
+        }
+        block.holders += 1;
+    }
+
+    /// One holder less of each block; `blocks[i]` is number `first + i` of a sequence of `len` blocks.
+    pub(super) fn give_back(&mut self, blocks: &[u32], first: usize, len: usize) {
+        self.used += 1;
+        let tokens = len.saturating_mul(self.block_size) as u64;
+        let worth = self.floor + ONE + tokens.saturating_mul(ONE) / self.balance as u64;
+        // From the back, so that the numbers of the front are the next to be taken.
+        for (i, &id) in blocks.iter().enumerate().rev() {
+            let block = &mut self.blocks[id as usize];
+            assert!(block.holders > 0, "block {id} is given back by one who does not hold it");
+            block.holders -= 1;
+            block.rank = Rank { worth: block.rank.worth.max(worth), used: self.used, depth: Reverse(first + i) };
+            match (block.holders, block.name) {
+                (0, Some(_)) => {
+                    self.idle.insert((block.rank, id));
+                }
+                (0, None) => self.free.push(id),
+                _ => {}
+            }
+        }
+    }
+
+    /// Keeps the source of a copy from being taken until [`settle`](Self::settle).
+    pub(super) fn keep_copied(&mut self, id: u32) {
+        self.copied.push(id);
+    }
+
+    /// To be called once the copies that were asked for are done.
+    pub fn settle(&mut self) {
+        for id in std::mem::take(&mut self.copied) {
+            self.give_back(&[id], 0, 1);
+        }
+    }
+
+    /// Makes a full block that is held known by its name. Where the name is known already, the other block keeps it.
+    pub fn publish(&mut self, id: u32, name: BlockHash) {
+        let block = &mut self.blocks[id as usize];
+        if block.holders > 0 && block.name.is_none() && !self.names.contains_key(&name) {
+            block.name = Some(name);
+            self.names.insert(name, id);
+        }
+    }
+
+    /// The block of this name.
+    pub fn find(&self, name: BlockHash) -> Option<u32> {
+        self.names.get(&name).copied()
+    }
+
+    /// How many blocks of a prefix, from its start, are known: O(log blocks), as ends are given up before starts. May be
+    /// too many where a prefix has a hole, which a window's blocks can leave.
+    pub fn known(&self, names: &[BlockHash]) -> usize {
+        names.partition_point(|name| self.names.contains_key(name))
+    }
+}

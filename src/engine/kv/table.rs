@@ -1,0 +1,81 @@
+//! The blocks of one sequence.
+
+use super::blocks::Blocks;
+use super::hash::BlockHash;
+
+/// The blocks of one sequence, in order. Does not give itself back: see [`Blocks::release`].
+#[derive(Debug, Default)]
+pub struct Table {
+    blocks: Vec<u32>,
+    /// So many in front lie behind the window, and are no longer held.
+    gone: usize,
+}
+
+impl Table {
+    /// Entry `p / block_size` holds position `p`. Entries behind the window are those of blocks that may be anyone's.
+    pub fn blocks(&self) -> &[u32] {
+        &self.blocks
+    }
+}
+
+impl Blocks {
+    /// Blocks that `tokens` tokens fill, the last perhaps in part.
+    pub fn blocks_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block_size())
+    }
+
+    /// The known blocks of a prefix, from its start, and how many of them were idle.
+    pub fn peek(&self, names: &[BlockHash]) -> (usize, usize) {
+        let known = names.iter().map_while(|&name| self.find(name));
+        known.fold((0, 0), |(hits, idle), block| (hits + 1, idle + usize::from(self.holders(block) == 0)))
+    }
+
+    /// A table of the known blocks of a prefix, from its start.
+    pub fn table_of(&mut self, names: &[BlockHash]) -> Table {
+        let blocks: Vec<u32> = names.iter().map_while(|&name| self.find(name)).collect();
+        blocks.iter().for_each(|&block| self.hold(block));
+        Table { blocks, gone: 0 }
+    }
+
+    /// Makes room for positions `from..to` to be written. Where others hold the block of `from` too, a fresh one takes its
+    /// place, and the pair `[from, to]` to copy before that is added to `copies`. False where blocks are short; nothing
+    /// has changed then.
+    pub fn extend(&mut self, table: &mut Table, from: usize, to: usize, copies: &mut Vec<[u32; 2]>) -> bool {
+        let more = self.blocks_for(to).saturating_sub(table.blocks.len());
+        let written = table.blocks.get_mut(from / self.block_size());
+        let shared = written.filter(|block| from < to && self.holders(**block) > 1);
+        if more + usize::from(shared.is_some()) > self.available() {
+            return false;
+        }
+        if let Some(block) = shared
+            && let Some(fresh) = self.take()
+        {
+            let old = std::mem::replace(block, fresh);
+            self.keep_copied(old);
+            copies.push([old, fresh]);
+        }
+        table.blocks.extend((0..more).map_while(|_| self.take()));
+        true
+    }
+
+    /// Another table of the same blocks.
+    pub fn fork(&mut self, table: &Table) -> Table {
+        table.blocks[table.gone..].iter().for_each(|&block| self.hold(block));
+        Table { blocks: table.blocks.clone(), gone: table.gone }
+    }
+
+    /// Gives back the blocks that hold no position from `first` on.
+    pub fn slide(&mut self, table: &mut Table, first: usize) {
+        let gone = (first / self.block_size()).min(table.blocks.len());
+        if gone > table.gone {
+            self.give_back(&table.blocks[table.gone..gone], table.gone, table.blocks.len());
+            table.gone = gone;
+        }
+    }
+
+    /// Gives all blocks back.
+    pub fn release(&mut self, table: &mut Table) {
+        self.give_back(&table.blocks[table.gone..], table.gone, table.blocks.len());
+        *table = Table::default();
+    }
+}

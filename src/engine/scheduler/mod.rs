@@ -1,0 +1,282 @@
+//! What runs in the next step: a state machine without a clock and without a device.
+//!
+//! Whoever drives it (the engine, or a simulation under a virtual clock) says what happened and what time it is:
+//! [`submit`](Scheduler::submit) and [`cancel`](Scheduler::cancel) at any time, then [`schedule`](Scheduler::schedule),
+//! the [`plan`](Scheduler::plan) is carried out, [`complete`](Scheduler::complete) with the tokens that came of it, or
+//! [`fail`](Scheduler::fail). Sequences that ended are in [`take_ended`](Scheduler::take_ended), each exactly once.
+//!
+//! A step is one flat budget of tokens. Every running sequence that generates has one of them; what is left is shared
+//! by the prompts under way, in equal parts. A prompt is begun when the whole of it has room in the cache, what the
+//! cache already holds not counted, beside what the running ones are expected to grow by. Where they grow by more, the
+//! last to come gives up its blocks and is computed again later: at most once, as it then waits for all that it may
+//! still need.
+
+mod admission;
+mod outcome;
+mod policy;
+mod sequence;
+mod step;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::engine::kv::{BlockHasher, Blocks, Counts};
+pub use policy::{Mechanisms, Policy};
+use sequence::{QueueKey, Sequence, Sequences, State};
+pub use sequence::{Receipt, SequenceId};
+
+/// The size of the KV cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheSize {
+    pub blocks: usize,
+    /// Tokens of a block.
+    pub block_size: usize,
+    /// Positions that any layer sees at most; `None` where one sees all.
+    pub window: Option<usize>,
+    /// Length of a sequence, in tokens, at which attention costs a token as much as the rest of the model.
+    pub balance: usize,
+}
+
+/// A request, as far as scheduling goes.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub prompt: Vec<u32>,
+    /// Tokens to generate at most; with 0 the prompt is computed, and that is all.
+    pub max_tokens: usize,
+    /// Continuations of the one prompt.
+    pub branches: usize,
+    /// Higher ones go first.
+    pub priority: i32,
+    /// When it ends without being done.
+    pub deadline: Option<Duration>,
+    /// Blocks are shared among equal salts only.
+    pub salt: u64,
+    /// Whether the prompt's start may be taken from the cache.
+    pub reuse: bool,
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no prompt, or no branch.
+    Empty,
+    /// Prompt and output are more than the cache holds.
+    TooLarge {
+        tokens: usize,
+        capacity: usize,
+    },
+    TooManyBranches {
+        branches: usize,
+        limit: usize,
+    },
+    QueueFull {
+        waiting: usize,
+    },
+}
+
+/// A sequence's share of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub sequence: SequenceId,
+    /// First of the sequence's tokens in the step.
+    pub start: usize,
+    pub len: usize,
+    /// Whether the token behind is wanted: for the sequence and each of its [`branches`](Scheduler::branches).
+    pub sample: bool,
+}
+
+/// One step.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Blocks to be copied before it, `[from, to]`.
+    pub copies: Vec<[u32; 2]>,
+    /// Sequences that generate, then prompts.
+    pub chunks: Vec<Chunk>,
+}
+
+impl Plan {
+    pub fn tokens(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.len).sum()
+    }
+}
+
+/// A token that a step gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    pub sequence: SequenceId,
+    pub token: u32,
+    /// Whether the sequence ends with it; at its `max_tokens` it ends in any case.
+    pub last: bool,
+}
+
+/// How a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Finished,
+    Cancelled,
+    /// Its deadline passed.
+    Expired,
+    /// Its step failed.
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    pub sequence: SequenceId,
+    pub end: End,
+    pub receipt: Receipt,
+}
+
+/// What was done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub steps: u64,
+    /// Tokens whose keys and values were computed.
+    pub computed_tokens: u64,
+    /// Prompt tokens that the cache had.
+    pub cached_tokens: u64,
+    pub preemptions: u64,
+    /// Tokens that were computed again after a preemption.
+    pub recomputed_tokens: u64,
+}
+
+/// What a device needs to know of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Prompt and generated tokens.
+    pub tokens: &'a [u32],
+    pub prompt_len: usize,
+    /// Entry `p / block_size` holds position `p`, for positions within the window.
+    pub blocks: &'a [u32],
+}
+
+pub struct Scheduler {
+    policy: Policy,
+    window: Option<usize>,
+    blocks: Blocks,
+    hasher: BlockHasher,
+    sequences: Sequences,
+    waiting: BTreeSet<QueueKey>,
+    deadlines: BTreeSet<(Duration, SequenceId)>,
+    /// Who has blocks. The last is the first to give them up.
+    running: Vec<SequenceId>,
+    submitted: u64,
+    plan: Plan,
+    ended: Vec<Ended>,
+    stats: Stats,
+}
+
+impl Scheduler {
+    pub fn new(policy: Policy, cache: CacheSize) -> Self {
+        Self {
+            policy,
+            window: cache.window,
+            blocks: Blocks::new(cache.blocks, cache.block_size, cache.balance),
+            hasher: BlockHasher::default(),
+            sequences: Sequences::default(),
+            waiting: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            running: Vec::new(),
+            submitted: 0,
+            plan: Plan::default(),
+            ended: Vec::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes a request. Its branches follow one another in the result; the first stands for all while the prompt is
+    /// computed.
+    ///
+    /// # Errors
+    /// It could never run, or too many wait already.
+    pub fn submit(&mut self, now: Duration, submission: Submission) -> Result<Vec<SequenceId>, Refused> {
+        let Submission { prompt, max_tokens, branches, priority, deadline, salt, reuse } = submission;
+        if prompt.is_empty() || branches == 0 {
+            return Err(Refused::Empty);
+        }
+        if branches > self.policy.max_running {
+            return Err(Refused::TooManyBranches { branches, limit: self.policy.max_running });
+        }
+        // The last token is never fed back.
+        let tokens = prompt.len().saturating_add(max_tokens.saturating_sub(1));
+        let capacity = self.blocks.total() * self.blocks.block_size();
+        if self.policy.mechanisms.refuse_oversize && tokens > capacity {
+            return Err(Refused::TooLarge { tokens, capacity });
+        }
+        if self.waiting.len() >= self.policy.max_waiting {
+            return Err(Refused::QueueFull { waiting: self.waiting.len() });
+        }
+        self.submitted += 1;
+        let ahead = i128::from(priority) * self.policy.aging.as_nanos() as i128;
+        let order = (now.as_nanos() as i128 - ahead, self.submitted);
+        let mut sequence = Sequence::new(prompt, max_tokens, priority, order, now);
+        sequence.reuse = reuse;
+        sequence.deadline = deadline;
+        sequence.last_name = self.hasher.root(salt);
+        sequence.name_blocks(&self.hasher, self.blocks.block_size());
+        let parked: Vec<Sequence> = (1..branches).map(|_| sequence.parked()).collect();
+        let leader = self.sequences.insert(sequence);
+        let mut ids = vec![leader];
+        for sequence in parked {
+            ids.push(self.sequences.insert(Sequence { state: State::Parked { leader }, ..sequence }));
+        }
+        if let Some(leader) = self.sequences.get_mut(leader) {
+            leader.branches = ids[1..].to_vec();
+        }
+        self.deadlines.extend(deadline.iter().flat_map(|&deadline| ids.iter().map(move |&id| (deadline, id))));
+        self.waiting.insert((order, leader));
+        Ok(ids)
+    }
+
+    /// The step to carry out.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// A sequence that has not ended.
+    pub fn view(&self, id: SequenceId) -> Option<View<'_>> {
+        let sequence = self.sequences.get(id)?;
+        let blocks = sequence.table.blocks();
+        Some(View { tokens: &sequence.tokens, prompt_len: sequence.prompt_len, blocks })
+    }
+
+    /// Sequences that begin where this one's prompt ends; none once they have begun.
+    pub fn branches(&self, id: SequenceId) -> &[SequenceId] {
+        self.sequences.get(id).map_or(&[], |sequence| &sequence.branches)
+    }
+
+    /// What a sequence has been through so far.
+    pub fn receipt(&self, id: SequenceId) -> Option<Receipt> {
+        self.sequences.get(id).map(|sequence| sequence.receipt)
+    }
+
+    /// Sequences that ended since the last call.
+    pub fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn blocks(&self) -> Counts {
+        self.blocks.counts()
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+}

@@ -1,0 +1,123 @@
+//! What came of a step.
+
+use std::time::Duration;
+
+use super::sequence::State;
+use super::{Chunk, End, Ended, Outcome, Scheduler, SequenceId};
+
+impl Scheduler {
+    /// The step is done: one outcome for every sequence that was to be sampled.
+    pub fn complete(&mut self, now: Duration, outcomes: &[Outcome]) {
+        for chunk in std::mem::take(&mut self.plan.chunks) {
+            self.advance(now, chunk);
+        }
+        for &Outcome { sequence: id, token, last } in outcomes {
+            let Some(sequence) = self.sequences.get_mut(id) else { continue };
+            sequence.tokens.push(token);
+            sequence.name_blocks(&self.hasher, self.blocks.block_size());
+            if sequence.first_token.is_none() {
+                sequence.first_token = Some(now);
+                sequence.receipt.prefill = now.saturating_sub(sequence.admitted.unwrap_or(now));
+            }
+            sequence.receipt.decode = now.saturating_sub(sequence.first_token.unwrap_or(now));
+            if last || sequence.generated() >= sequence.max_tokens {
+                self.end(now, id, End::Finished);
+            }
+        }
+    }
+
+    /// The step failed: its sequences end, and what it was to write is not kept.
+    pub fn fail(&mut self, now: Duration) {
+        for chunk in std::mem::take(&mut self.plan.chunks) {
+            for branch in self.branches(chunk.sequence).to_vec() {
+                self.end(now, branch, End::Failed);
+            }
+            self.end(now, chunk.sequence, End::Failed);
+        }
+    }
+
+    /// Ends a sequence before it is done. Between steps only; one that has ended already is left alone.
+    pub fn cancel(&mut self, now: Duration, id: SequenceId) {
+        self.end(now, id, End::Cancelled);
+    }
+
+    /// A chunk's keys and values are in the cache.
+    fn advance(&mut self, now: Duration, chunk: Chunk) {
+        let block_size = self.blocks.block_size();
+        let Some(sequence) = self.sequences.get_mut(chunk.sequence) else { return };
+        let full = sequence.computed / block_size;
+        sequence.computed += chunk.len;
+        self.stats.computed_tokens += chunk.len as u64;
+        let filled = full..sequence.computed / block_size;
+        for (&block, &name) in sequence.table.blocks()[filled.clone()].iter().zip(&sequence.names[filled]) {
+            self.blocks.publish(block, name);
+        }
+        if let Some(window) = self.window {
+            self.blocks.slide(&mut sequence.table, (sequence.computed + 1).saturating_sub(window));
+        }
+        if sequence.remaining() > 0 {
+            return;
+        }
+        if sequence.max_tokens == 0 {
+            self.end(now, chunk.sequence, End::Finished);
+            return;
+        }
+        for branch in std::mem::take(&mut sequence.branches) {
+            self.begin_branch(chunk.sequence, branch);
+        }
+    }
+
+    /// A parked sequence goes on from where the prompt ends, on the same blocks.
+    fn begin_branch(&mut self, leader: SequenceId, branch: SequenceId) {
+        let Some(leader) = self.sequences.get(leader) else { return };
+        let table = self.blocks.fork(&leader.table);
+        let (computed, admitted, receipt) = (leader.computed, leader.admitted, leader.receipt);
+        let Some(sequence) = self.sequences.get_mut(branch) else { return };
+        sequence.table = table;
+        sequence.computed = computed;
+        sequence.admitted = admitted;
+        sequence.receipt = receipt;
+        sequence.state = State::Running;
+        self.enlist(branch);
+    }
+
+    /// Ends a sequence, and gives back what it has.
+    pub(super) fn end(&mut self, now: Duration, id: SequenceId, end: End) {
+        let Some(mut sequence) = self.sequences.remove(id) else { return };
+        match sequence.state {
+            State::Waiting => {
+                self.waiting.remove(&(sequence.order, id));
+            }
+            State::Running => self.running.retain(|&other| other != id),
+            State::Parked { leader } => {
+                if let Some(leader) = self.sequences.get_mut(leader) {
+                    leader.branches.retain(|&other| other != id);
+                }
+            }
+        }
+        self.blocks.release(&mut sequence.table);
+        self.hand_over(&sequence.branches);
+        if let Some(deadline) = sequence.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        if sequence.admitted.is_none() {
+            sequence.receipt.queue = now.saturating_sub(sequence.submitted);
+        }
+        self.ended.push(Ended { sequence: id, end, receipt: sequence.receipt });
+    }
+
+    /// Branches whose leader is gone wait for themselves: the first leads the others.
+    fn hand_over(&mut self, branches: &[SequenceId]) {
+        let Some((&heir, others)) = branches.split_first() else { return };
+        for &other in others {
+            if let Some(sequence) = self.sequences.get_mut(other) {
+                sequence.state = State::Parked { leader: heir };
+            }
+        }
+        if let Some(sequence) = self.sequences.get_mut(heir) {
+            sequence.state = State::Waiting;
+            sequence.branches = others.to_vec();
+            self.waiting.insert((sequence.order, heir));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! One sequence's books.
+
+use std::time::Duration;
+
+use crate::engine::kv::{BlockHash, BlockHasher, Table};
+
+/// Names a sequence, and no later one in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId {
+    slot: u32,
+    turn: u32,
+}
+
+impl SequenceId {
+    /// A small number that no other living sequence has: an index for tables beside the scheduler's.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// Where a request stands in the queue, and who it is: arrival brought forward by priority, then order of arrival. As
+/// all grow older alike, the order of two never changes.
+pub(super) type QueueKey = ((i128, u64), SequenceId);
+
+/// What a sequence went through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// From submission until it was first scheduled.
+    pub queue: Duration,
+    /// From there to its first token.
+    pub prefill: Duration,
+    /// From its first token to its last so far.
+    pub decode: Duration,
+    /// Prompt tokens that the cache had when it was first scheduled.
+    pub cached_tokens: usize,
+    pub preemptions: usize,
+    /// Tokens that were computed again after preemptions.
+    pub recomputed_tokens: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Waiting,
+    Running,
+    /// Begins where the prompt of another one ends.
+    Parked {
+        leader: SequenceId,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub tokens: Vec<u32>,
+    pub prompt_len: usize,
+    pub max_tokens: usize,
+    pub reuse: bool,
+    pub priority: i32,
+    /// See [`QueueKey`].
+    pub order: (i128, u64),
+    pub deadline: Option<Duration>,
+    pub state: State,
+    /// Names of the full blocks of `tokens`.
+    pub names: Vec<BlockHash>,
+    /// The last of `names`, or the root.
+    pub last_name: BlockHash,
+    pub table: Table,
+    /// Tokens whose keys and values are in the cache.
+    pub computed: usize,
+    /// What `computed` was when it was preempted.
+    pub lost: usize,
+    /// Parked sequences that wait for its prompt.
+    pub branches: Vec<SequenceId>,
+    /// How often others went first though it was the queue's first.
+    pub passed_by: usize,
+    pub submitted: Duration,
+    pub admitted: Option<Duration>,
+    pub first_token: Option<Duration>,
+    pub receipt: Receipt,
+}
+
+impl Sequence {
+    pub fn new(prompt: Vec<u32>, max_tokens: usize, priority: i32, order: (i128, u64), submitted: Duration) -> Self {
+        Self {
+            prompt_len: prompt.len(),
+            tokens: prompt,
+            max_tokens,
+            reuse: true,
+            priority,
+            order,
+            deadline: None,
+            state: State::Waiting,
+            names: Vec::new(),
+            last_name: BlockHash::default(),
+            table: Table::default(),
+            computed: 0,
+            lost: 0,
+            branches: Vec::new(),
+            passed_by: 0,
+            submitted,
+            admitted: None,
+            first_token: None,
+            receipt: Receipt::default(),
+        }
+    }
+
+    /// Another continuation of the same prompt, which has computed nothing.
+    pub fn parked(&self) -> Self {
+        Self {
+            tokens: self.tokens.clone(),
+            names: self.names.clone(),
+            table: Table::default(),
+            branches: Vec::new(),
+            ..*self
+        }
+    }
+
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens to compute before the next one can be chosen.
+    pub fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Names the blocks that `tokens` has filled by now.
+    pub fn name_blocks(&mut self, hasher: &BlockHasher, block_size: usize) {
+        for block in self.tokens.chunks_exact(block_size).skip(self.names.len()) {
+            self.last_name = hasher.next(self.last_name, block);
+            self.names.push(self.last_name);
+        }
+    }
+
+    /// Names of the blocks that may be taken from the cache: not the last token's, whose logits are wanted.
+    pub fn reusable(&self, block_size: usize) -> &[BlockHash] {
+        let blocks = if self.reuse { (self.tokens.len() - 1) / block_size } else { 0 };
+        &self.names[..blocks.min(self.names.len())]
+    }
+}
+
+/// All sequences that have not ended.
+#[derive(Debug, Default)]
+pub(super) struct Sequences {
+    slots: Vec<(u32, Option<Sequence>)>,
+    free: Vec<u32>,
+}
+
+impl Sequences {
+    pub fn insert(&mut self, sequence: Sequence) -> SequenceId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            self.slots.len() as u32 - 1
+        });
+        let (turn, place) = &mut self.slots[slot as usize];
+        *place = Some(sequence);
+        SequenceId { slot, turn: *turn }
+    }
+
+    pub fn get(&self, id: SequenceId) -> Option<&Sequence> {
+        let (turn, sequence) = self.slots.get(id.slot())?;
+        sequence.as_ref().filter(|_| *turn == id.turn)
+    }
+
+    pub fn get_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        let (turn, sequence) = self.slots.get_mut(id.slot())?;
+        sequence.as_mut().filter(|_| *turn == id.turn)
+    }
+
+    pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        let (turn, place) = self.slots.get_mut(id.slot())?;
+        if *turn != id.turn {
+            return None;
+        }
+        let sequence = place.take()?;
+        *turn = turn.wrapping_add(1);
+        self.free.push(id.slot);
+        Some(sequence)
+    }
+}

@@ -1,0 +1,315 @@
+//! The step loop, on a thread of its own: take requests in, schedule, run, hand out what came of it.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::device::Counters;
+use crate::error::{Error, Result};
+use crate::kv::Counts;
+use crate::ops::{SampleRow, Sampled};
+
+use super::channel::Sender;
+use super::request::{FinishReason, Resolved};
+use super::runner::{Results, Runner, Wanted};
+use super::scheduler::{End, Ended, Outcome, Receipt, Refused, Scheduler, SequenceId, Stats, Submission, View};
+
+/// What the loop is told.
+pub(super) enum Command {
+    /// The deadline takes the place of the submission's.
+    Submit {
+        at: Instant,
+        deadline: Option<Instant>,
+        submission: Submission,
+        jobs: Vec<Job>,
+    },
+    Cancel(u64),
+    Status(mpsc::Sender<Status>),
+    /// Nobody is left to ask for anything.
+    Stop,
+}
+
+/// What a request's consumer is told.
+pub(super) enum Event {
+    Token {
+        sampled: Sampled,
+        finish: Option<FinishReason>,
+        receipt: Receipt,
+    },
+    /// It ended without a further token.
+    End {
+        finish: FinishReason,
+        receipt: Receipt,
+    },
+    Failed(Error),
+}
+
+/// One sequence, for whoever asked for it.
+pub(super) struct Job {
+    /// Names it in [`Command::Cancel`].
+    pub key: u64,
+    pub kind: Kind,
+}
+
+pub(super) enum Kind {
+    Generate { rules: Rules, consumer: Sender<Event> },
+    Score { logprobs: Vec<f32>, reply: mpsc::Sender<Result<Vec<f32>>> },
+}
+
+/// How a sequence's tokens are chosen.
+pub(super) struct Rules {
+    pub sampling: Resolved,
+    pub max_tokens: usize,
+    pub min_tokens: usize,
+    /// Tokens that end it.
+    pub eos: Vec<u32>,
+    pub ignore_eos: bool,
+}
+
+/// What an engine is doing.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Status {
+    /// What the device was asked to do since the engine was built; nothing is counted on the CPU.
+    pub counters: Counters,
+    pub stats: Stats,
+    /// Sequences that hold blocks of the KV cache.
+    pub running: usize,
+    pub waiting: usize,
+    pub blocks: Counts,
+}
+
+pub(super) struct Worker {
+    runner: Runner,
+    scheduler: Scheduler,
+    commands: mpsc::Receiver<Command>,
+    started: Instant,
+    /// By [`SequenceId::slot`].
+    live: Vec<Option<Job>>,
+    ids: HashMap<u64, SequenceId>,
+}
+
+impl Rules {
+    fn row(&self, view: View<'_>) -> SampleRow {
+        let generated = view.tokens.len() - view.prompt_len;
+        let may_end = self.ignore_eos || generated >= self.min_tokens;
+        let penalized = self.sampling.repetition_penalty != 1.0;
+        SampleRow {
+            temperature: self.sampling.temperature,
+            top_k: self.sampling.top_k,
+            top_p: self.sampling.top_p,
+            min_p: self.sampling.min_p,
+            repetition_penalty: self.sampling.repetition_penalty,
+            history: if penalized { view.tokens.to_vec() } else { Vec::new() },
+            banned: if may_end { Vec::new() } else { self.eos.clone() },
+            prompt_len: view.prompt_len,
+            seed: self.sampling.seed,
+            position: view.tokens.len() as u64,
+            ..SampleRow::GREEDY
+        }
+    }
+
+    /// Why a sequence ends with `token`, its `generated`th, if it does.
+    fn finish(&self, token: u32, generated: usize) -> Option<FinishReason> {
+        if !self.ignore_eos && self.eos.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        (generated == self.max_tokens).then_some(FinishReason::Length)
+    }
+}
+
+impl Worker {
+    pub fn new(runner: Runner, scheduler: Scheduler, commands: mpsc::Receiver<Command>) -> Self {
+        Self { runner, scheduler, commands, started: Instant::now(), live: Vec::new(), ids: HashMap::new() }
+    }
+
+    /// Serves until it is told to stop.
+    pub fn run(mut self) {
+        let mut idle = true;
+        while self.take_in(idle) {
+            self.scheduler.schedule(self.now());
+            idle = self.scheduler.plan().chunks.is_empty();
+            let done = if idle { Ok(Results::default()) } else { self.step() };
+            match done {
+                Ok(results) => self.hand_out(results),
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The scheduler's time.
+    fn since_start(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.started)
+    }
+
+    /// Does what was asked for since the last step, and no more requests than the policy says; with nothing else to do,
+    /// waits for it. False to stop.
+    fn take_in(&mut self, idle: bool) -> bool {
+        let mut left = self.scheduler.policy().ingest.max(1);
+        let mut next = if idle { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
+        while let Some(command) = next {
+            match command {
+                Command::Submit { at, deadline, submission, jobs } => {
+                    let deadline = deadline.map(|deadline| self.since_start(deadline));
+                    self.submit(at, Submission { deadline, ..submission }, jobs);
+                    left -= 1;
+                    if left == 0 {
+                        return true;
+                    }
+                }
+                Command::Cancel(key) => {
+                    if let Some(&id) = self.ids.get(&key) {
+                        self.scheduler.cancel(self.now(), id);
+                        // At once: the next request may get its slot.
+                        self.scheduler.take_ended().into_iter().for_each(|ended| self.close(ended, None));
+                    }
+                }
+                Command::Status(reply) => {
+                    // Whoever asked may be gone.
+                    let _ = reply.send(self.status());
+                }
+                Command::Stop => return false,
+            }
+            next = self.commands.try_recv().ok();
+        }
+        true
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            counters: self.runner.forward.counters(),
+            stats: self.scheduler.stats(),
+            running: self.scheduler.running(),
+            waiting: self.scheduler.waiting(),
+            blocks: self.scheduler.blocks(),
+        }
+    }
+
+    fn submit(&mut self, at: Instant, submission: Submission, jobs: Vec<Job>) {
+        match self.scheduler.submit(self.since_start(at), submission) {
+            Ok(ids) => {
+                for (id, job) in ids.into_iter().zip(jobs) {
+                    let slots = self.live.len().max(id.slot() + 1);
+                    self.live.resize_with(slots, || None);
+                    self.ids.insert(job.key, id);
+                    self.live[id.slot()] = Some(job);
+                }
+            }
+            Err(refused) => jobs.into_iter().for_each(|job| job.kind.fail(refusal(refused))),
+        }
+    }
+
+    /// Carries the plan out. A panic of a kernel fails its step, and no other.
+    fn step(&mut self) -> Result<Results> {
+        let Self { runner, scheduler, live, .. } = self;
+        let wanted = |id: SequenceId, view: View<'_>| match live[id.slot()].as_ref().map(|job| &job.kind) {
+            Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules.row(view)),
+            Some(Kind::Score { .. }) | None => Wanted::Scores,
+        };
+        catch_unwind(AssertUnwindSafe(|| runner.run(scheduler, wanted))).unwrap_or_else(|panic| {
+            let device = self.runner.forward.describe();
+            Err(Error::Device { device, reason: format!("defect: {}", panic_message(&*panic)) })
+        })
+    }
+
+    fn hand_out(&mut self, results: Results) {
+        for (id, scores) in results.scored {
+            if let Some(Job { kind: Kind::Score { logprobs, .. }, .. }) = &mut self.live[id.slot()] {
+                logprobs.extend(scores);
+            }
+        }
+        let mut outcomes = Vec::with_capacity(results.sampled.len());
+        let mut tokens = Vec::with_capacity(results.sampled.len());
+        for (id, sampled) in results.sampled {
+            let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &self.live[id.slot()] else { continue };
+            let generated = self.scheduler.view(id).map_or(0, |view| view.tokens.len() - view.prompt_len) + 1;
+            let finish = rules.finish(sampled.token, generated);
+            outcomes.push(Outcome { sequence: id, token: sampled.token, last: finish.is_some() });
+            tokens.push((id, sampled, finish));
+        }
+        self.scheduler.complete(self.now(), &outcomes);
+        let ended = self.scheduler.take_ended();
+        for (id, sampled, finish) in tokens {
+            let gone = || ended.iter().find(|ended| ended.sequence == id).map(|ended| ended.receipt);
+            let receipt = self.scheduler.receipt(id).or_else(gone).unwrap_or_default();
+            if let Some(Job { kind: Kind::Generate { consumer, .. }, .. }) = &self.live[id.slot()] {
+                consumer.send(Event::Token { sampled, finish, receipt });
+            }
+        }
+        for ended in ended {
+            self.close(ended, None);
+        }
+    }
+
+    /// The step's sequences end with this error.
+    fn fail(&mut self, error: Error) {
+        self.scheduler.fail(self.now());
+        let ended = self.scheduler.take_ended();
+        let reason = format!("a step that this request shared with others failed: {error}");
+        let device = self.runner.forward.describe();
+        let mut first = Some(error);
+        for ended in ended {
+            let shared = || Error::Device { device: device.clone(), reason: reason.clone() };
+            let error = (ended.end == End::Failed).then(|| first.take().unwrap_or_else(shared));
+            self.close(ended, error);
+        }
+    }
+
+    /// A sequence ended: whoever asked for it learns how.
+    fn close(&mut self, ended: Ended, error: Option<Error>) {
+        let Some(job) = self.live[ended.sequence.slot()].take() else { return };
+        self.ids.remove(&job.key);
+        match (error, job.kind) {
+            (Some(error), kind) => kind.fail(error),
+            (None, Kind::Score { logprobs, reply }) => {
+                // Whoever asked may be gone.
+                let _ = reply.send(Ok(logprobs));
+            }
+            (None, Kind::Generate { consumer, .. }) => {
+                if ended.end == End::Expired {
+                    consumer.send(Event::End { finish: FinishReason::Deadline, receipt: ended.receipt });
+                }
+            }
+        }
+    }
+}
+
+impl Kind {
+    fn fail(self, error: Error) {
+        match self {
+            Self::Generate { consumer, .. } => consumer.send(Event::Failed(error)),
+            Self::Score { reply, .. } => {
+                // Whoever asked may be gone.
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+}
+
+fn refusal(refused: Refused) -> Error {
+    match refused {
+        Refused::Empty => Error::request("prompt", "at least one token", "none"),
+        Refused::TooLarge { tokens, capacity } => {
+            let found = format!("{tokens} tokens, prompt and output");
+            Error::request("KV cache", format!("at most {capacity} tokens, all that it holds"), found)
+        }
+        Refused::TooManyBranches { branches, limit } => {
+            Error::request("n", format!("at most {limit}, as many as run at a time"), branches)
+        }
+        Refused::QueueFull { waiting } => Error::Busy { waiting },
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Checkpoint, command, run};
+
+/// A folder with an input file.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(lines: &[Value]) -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(files.input(), text).unwrap();
+        files
+    }
+
+    fn input(&self) -> PathBuf {
+        self.0.path().join("in.jsonl")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.0.path().join("out.jsonl")
+    }
+
+    fn args<'a>(&self, input: &'a str, output: &'a str) -> Vec<&'a str> {
+        vec!["batch", "--input", input, "--output", output, "--quiet"]
+    }
+
+    fn run(&self, more: &[&str]) -> crate::support::Ran {
+        let (input, output) = (self.input(), self.output());
+        run(&[&self.args(input.to_str().unwrap(), output.to_str().unwrap())[..], more].concat())
+    }
+
+    /// The output's lines by their request, each there once.
+    fn answers(&self) -> BTreeMap<String, Value> {
+        let mut answers = BTreeMap::new();
+        for line in fs::read_to_string(self.output()).unwrap().lines() {
+            let value: Value = serde_json::from_str(line).unwrap();
+            let id = value["custom_id"].as_str().unwrap().to_owned();
+            assert_eq!(value["error"], Value::Null);
+            assert!(answers.insert(id, value["response"].clone()).is_none(), "twice: {line}");
+        }
+        answers
+    }
+}
+
+fn completion(id: &str, body: Value) -> Value {
+    json!({"custom_id": id, "method": "POST", "url": "/v1/completions", "body": body})
+}
+
+fn text(prompt: &str) -> String {
+    let args = ["generate", prompt, "--temperature", "0", "--max-tokens", "12", "--json"];
+    run(&args).json()["text"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_request_is_answered_as_generate_answers_it() {
+    let greedy = |prompt: &str| json!({"prompt": prompt, "temperature": 0, "max_tokens": 12, "model": "any"});
+    let files = Files::new(&[
+        completion("a", greedy("In the beginning")),
+        completion("b", greedy("And the king said")),
+        completion("tokens", json!({"prompt": [41, 78, 259], "temperature": 0, "max_tokens": 3})),
+        completion("two", json!({"prompt": "Blessed", "n": 2, "seed": 3, "temperature": 1.0, "max_tokens": 5})),
+        completion("unknown", json!({"prompt": "x", "frobnicate": 1})),
+        completion("range", json!({"prompt": "x", "top_p": 7})),
+        completion("long", json!({"prompt": vec![5; 2000]})),
+        json!({"custom_id": "url", "url": "/v1/embeddings", "body": {}}),
+        completion("chat", json!({"messages": [{"role": "user", "content": "x"}]})),
+    ]);
+    assert_eq!(files.run(&[]).ok(), "");
+    let answers = files.answers();
+    assert_eq!(answers.len(), 9);
+    for (id, prompt) in [("a", "In the beginning"), ("b", "And the king said")] {
+        let body = &answers[id]["body"];
+        assert_eq!((&answers[id]["status_code"], &body["object"]), (&json!(200), &json!("text_completion")));
+        assert_eq!(body["choices"][0]["text"], text(prompt));
+        assert_eq!(body["choices"][0]["finish_reason"], "length");
+        assert_eq!(body["usage"]["completion_tokens"], 12);
+    }
+    assert_eq!(answers["tokens"]["body"]["usage"]["prompt_tokens"], 3);
+    let two = answers["two"]["body"]["choices"].as_array().unwrap();
+    assert_eq!((two.len(), two[1]["index"].as_u64()), (2, Some(1)));
+    for (id, part) in
+        [("unknown", "frobnicate"), ("range", "top_p"), ("long", "2000 tokens"), ("url", "/v1/emb"), ("chat", "prompt")]
+    {
+        assert_eq!(answers[id]["status_code"], 400, "{id}");
+        let message = answers[id]["body"]["error"]["message"].as_str().unwrap();
+        assert!(message.contains(part), "{id}: {message}");
+    }
+}
+
+#[test]
+fn conversations_go_through_the_chat_template() {
+    let model = Checkpoint::builtin();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    fs::write(model.file("chat_template.jinja"), template).unwrap();
+    let parts = json!([{"type": "text", "text": "In the "}, {"type": "text", "text": "beginning"}]);
+    let body = |content: Value| json!({"messages": [{"role": "user", "content": content}], "temperature": 0, "max_completion_tokens": 12});
+    let ask = |id: &str, content: Value| json!({"custom_id": id, "url": "/v1/chat/completions", "body": body(content)});
+    let files = Files::new(&[ask("whole", json!("In the beginning")), ask("parts", parts)]);
+    files.run(&["--model", model.path()]).ok();
+    let answers = files.answers();
+    let message = &answers["whole"]["body"]["choices"][0]["message"];
+    assert_eq!(message["role"], "assistant");
+    assert_eq!(message["content"], text("user: In the beginning\n"));
+    assert_eq!(message, &answers["parts"]["body"]["choices"][0]["message"]);
+}
+
+fn lines(path: &Path) -> usize {
+    fs::read(path).map_or(0, |bytes| bytes.iter().filter(|&&byte| byte == b'\n').count())
+}
+
+/// Killed in the middle, over and over: in the end every request has one line, the same as without.
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    let ask = |i: usize| {
+        let body = json!({"prompt": format!("Chapter {i}"), "max_tokens": 40, "seed": i, "temperature": 1.0});
+        completion(&format!("r{i}"), body)
+    };
+    let asks: Vec<Value> = (0..40).map(ask).collect();
+    let (whole, killed) = (Files::new(&asks), Files::new(&asks));
+    whole.run(&[]).ok();
+    let (input, output) = (killed.input(), killed.output());
+    for _ in 0..3 {
+        let before = lines(&output);
+        let args = killed.args(input.to_str().unwrap(), output.to_str().unwrap());
+        let mut child = command(&[&args[..], &["--max-sequences", "4"]].concat()).spawn().unwrap();
+        let started = Instant::now();
+        while lines(&output) < before + 3 && started.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(lines(&output) >= before + 3 && lines(&output) < 40);
+    }
+    // As if the last line had been cut short.
+    let mut bytes = fs::read(&output).unwrap();
+    bytes.extend_from_slice(br#"{"custom_id":"r39","resp"#);
+    fs::write(&output, bytes).unwrap();
+    killed.run(&[]).ok();
+    let texts = |files: &Files| {
+        let text = |(id, answer): (String, Value)| (id, answer["body"]["choices"][0]["text"].clone());
+        files.answers().into_iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&killed), texts(&whole));
+    assert_eq!(lines(&output), 40);
+    // Nothing is left to do.
+    killed.run(&["--model", "/nowhere"]).ok();
+}
+
+#[test]
+fn files_that_are_none_are_refused() {
+    let ask = completion("a", json!({"prompt": "x"}));
+    let twice = Files::new(&[ask.clone(), ask.clone()]);
+    assert!(twice.run(&[]).error(2).contains("line 2: expected a custom_id of its own"));
+    let broken = Files::new(&[ask.clone(), json!({"url": "/v1/completions"})]);
+    assert!(broken.run(&[]).error(2).contains("line 2: expected a request"));
+    let get = Files::new(&[json!({"custom_id": "a", "method": "GET", "url": "/v1/completions", "body": {}})]);
+    assert!(get.run(&[]).error(2).contains("GET"));
+    let foreign = Files::new(&[ask]);
+    fs::write(foreign.output(), "not an answer\n").unwrap();
+    assert!(foreign.run(&[]).error(2).contains("line 1: expected an answer"));
+    assert_eq!(fs::read_to_string(foreign.output()).unwrap(), "not an answer\n");
+    run(&["batch", "--input", "/nowhere.jsonl", "--output", "/tmp/never.jsonl"]).error(2);
+}

@@ -1,0 +1,236 @@
+//! Blocks against a model that counts them one by one, and memory that must still hold what each table wrote.
+
+use burrstone::kv::{BlockHash, BlockHasher, Blocks, Table};
+
+use crate::device::Device;
+
+const SIZE: usize = 4;
+const BLOCKS: usize = 24;
+
+/// Numbers without a pattern (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
+    }
+}
+
+#[derive(Default)]
+struct Sequence {
+    tokens: Vec<u32>,
+    table: Table,
+    /// Positions before it are behind the window.
+    first: usize,
+}
+
+struct Lab {
+    blocks: Blocks,
+    hasher: BlockHasher,
+    device: Device,
+    sequences: Vec<Sequence>,
+    random: Random,
+    operations: usize,
+}
+
+impl Lab {
+    fn new(seed: u64) -> Self {
+        Self {
+            blocks: Blocks::new(BLOCKS, SIZE, 64),
+            hasher: BlockHasher::default(),
+            device: Device::new(BLOCKS, SIZE, None),
+            sequences: Vec::new(),
+            random: Random(seed),
+            operations: 0,
+        }
+    }
+
+    fn names(&self, tokens: &[u32]) -> Vec<BlockHash> {
+        let mut last = self.hasher.root(0);
+        let name = |block: &[u32]| {
+            last = self.hasher.next(last, block);
+            last
+        };
+        tokens.chunks_exact(SIZE).map(name).collect()
+    }
+
+    /// A sequence that begins as others did, with what the cache has of it.
+    fn begin(&mut self) {
+        // Two alphabets of one letter: prefixes meet often.
+        let letter = self.random.below(2) as u32;
+        let tokens = vec![letter; self.random.below(5 * SIZE)];
+        let names = self.names(&tokens);
+        let (hits, idle) = self.blocks.peek(&names);
+        let before = self.blocks.counts();
+        let table = self.blocks.table_of(&names);
+        assert_eq!(table.blocks().len(), hits);
+        assert_eq!(self.blocks.counts().idle, before.idle - idle);
+        let tokens = tokens[..hits * SIZE].to_vec();
+        assert_eq!(self.device.read(table.blocks(), tokens.len()), tokens, "a name stands for its tokens");
+        self.sequences.push(Sequence { tokens, table, first: 0 });
+    }
+
+    /// Writes some tokens, mostly such as others write too.
+    fn extend(&mut self, which: usize) {
+        let more = 1 + self.random.below(6);
+        let token = self.random.below(3) as u32;
+        let sequence = &mut self.sequences[which];
+        let tokens = sequence.tokens.len() + more;
+        let (before, from) = (self.blocks.counts(), sequence.tokens.len());
+        let blocks = sequence.table.blocks();
+        let shared = blocks.get(from / SIZE).is_some_and(|&block| self.blocks.holders(block) > 1);
+        let needed = tokens.div_ceil(SIZE) - blocks.len() + usize::from(shared);
+        let mut copies = Vec::new();
+        let fits = self.blocks.extend(&mut sequence.table, from, tokens, &mut copies);
+        assert_eq!(fits, needed <= before.free + before.idle);
+        assert_eq!(copies.len(), usize::from(fits && shared));
+        if !fits {
+            assert_eq!(self.blocks.counts(), before);
+            return;
+        }
+        self.device.copy(&copies);
+        for _ in 0..more {
+            let position = sequence.tokens.len();
+            assert_eq!(self.blocks.holders(sequence.table.blocks()[position / SIZE]), 1, "written by its holder alone");
+            self.device.write(sequence.table.blocks(), position, token);
+            sequence.tokens.push(token);
+        }
+        let tokens = sequence.tokens.clone();
+        let sequence = &self.sequences[which];
+        for (i, name) in self.names(&tokens).into_iter().enumerate() {
+            if (i + 1) * SIZE > sequence.first {
+                self.blocks.publish(sequence.table.blocks()[i], name);
+            }
+        }
+    }
+
+    fn fork(&mut self, which: usize) {
+        let of = &self.sequences[which];
+        let (table, tokens, first) = (self.blocks.fork(&of.table), of.tokens.clone(), of.first);
+        self.sequences.push(Sequence { tokens, table, first });
+    }
+
+    fn slide(&mut self, which: usize) {
+        let sequence = &mut self.sequences[which];
+        let first = self.random.below(sequence.tokens.len() + 1);
+        sequence.first = sequence.first.max(first / SIZE * SIZE);
+        self.blocks.slide(&mut sequence.table, first);
+    }
+
+    fn step(&mut self) {
+        let count = self.sequences.len();
+        match self.random.below(12) {
+            0..2 => self.begin(),
+            _ if count == 0 => self.begin(),
+            2..8 => self.extend(self.operations % count),
+            8 => self.fork(self.operations % count),
+            9 => self.slide(self.operations % count),
+            10 => self.blocks.settle(),
+            _ => {
+                let mut gone = self.sequences.swap_remove(self.operations % count);
+                self.blocks.release(&mut gone.table);
+                assert!(gone.table.blocks().is_empty());
+            }
+        }
+        self.operations += 1;
+        // More at a time only leave less room.
+        if self.sequences.len() > 8 {
+            let mut gone = self.sequences.swap_remove(0);
+            self.blocks.release(&mut gone.table);
+        }
+    }
+
+    fn check(&mut self) {
+        let mut holders = [0; BLOCKS];
+        for sequence in &self.sequences {
+            let (blocks, first) = (sequence.table.blocks(), sequence.first);
+            for &block in &blocks[first / SIZE..] {
+                holders[block as usize] += 1;
+            }
+            for position in first..sequence.tokens.len() {
+                assert_eq!(self.device.at(blocks, position), Some(sequence.tokens[position]), "position {position}");
+            }
+        }
+        // Sources of copies are held until the copies are done.
+        self.blocks.settle();
+        let counts = self.blocks.counts();
+        assert_eq!(counts.held, holders.iter().filter(|&&n| n > 0).count());
+        assert_eq!(counts.free + counts.idle + counts.held, BLOCKS);
+        assert!((0..).zip(holders).all(|(block, n)| self.blocks.holders(block) == n));
+    }
+}
+
+/// A million operations: every block has as many holders as tables have it, what a table wrote is there as long as it
+/// holds it, and a name leads to the tokens that it was made of.
+#[test]
+fn blocks_are_never_lost_nor_given_twice() {
+    for seed in 0..20 {
+        let mut lab = Lab::new(seed);
+        for _ in 0..50_000 {
+            lab.step();
+            lab.check();
+        }
+        for mut sequence in std::mem::take(&mut lab.sequences) {
+            lab.blocks.release(&mut sequence.table);
+        }
+        lab.check();
+        assert_eq!(lab.blocks.available(), BLOCKS);
+    }
+}
+
+fn publish(blocks: &mut Blocks, hasher: &BlockHasher, root: u64, len: usize) -> Vec<BlockHash> {
+    let mut table = Table::default();
+    assert!(blocks.extend(&mut table, 0, len * SIZE, &mut Vec::new()));
+    let mut last = hasher.root(root);
+    let mut names = Vec::new();
+    for &block in table.blocks() {
+        last = hasher.next(last, &[0; SIZE]);
+        blocks.publish(block, last);
+        names.push(last);
+    }
+    blocks.release(&mut table);
+    names
+}
+
+#[test]
+fn the_end_of_a_prefix_goes_before_its_start_and_the_least_used_prefix_first() {
+    let (mut blocks, hasher) = (Blocks::new(8, SIZE, 1 << 20), BlockHasher::default());
+    let old = publish(&mut blocks, &hasher, 1, 4);
+    let new = publish(&mut blocks, &hasher, 2, 4);
+    let mut table = Table::default();
+    for taken in 1..=8 {
+        assert!(blocks.extend(&mut table, (taken - 1) * SIZE, taken * SIZE, &mut Vec::new()));
+        assert_eq!(blocks.known(&old), 4usize.saturating_sub(taken));
+        assert_eq!(blocks.known(&new), 4 - taken.saturating_sub(4));
+    }
+    assert!(!blocks.extend(&mut table, 8 * SIZE, 9 * SIZE, &mut Vec::new()));
+}
+
+/// A long prefix, whose blocks are dear, outlives short ones that came after it; but not for ever.
+#[test]
+fn what_is_dear_to_compute_is_kept_longer() {
+    let (mut blocks, hasher) = (Blocks::new(32, SIZE, 16), BlockHasher::default());
+    let dear = publish(&mut blocks, &hasher, 0, 16);
+    let mut survived = 0;
+    while blocks.known(&dear) == 16 {
+        publish(&mut blocks, &hasher, 1 + survived, 2);
+        survived += 1;
+        assert!(survived < 1000);
+    }
+    // Plainly by age it would go when the 16 others are used up: with the ninth.
+    assert!(survived > 16, "{survived}");
+}
+
+#[test]
+fn salts_keep_prefixes_apart() {
+    let (mut blocks, hasher) = (Blocks::new(8, SIZE, 64), BlockHasher::default());
+    publish(&mut blocks, &hasher, 1, 2);
+    let other = hasher.next(hasher.root(2), &[0; SIZE]);
+    assert_eq!(blocks.peek(&[other]), (0, 0));
+    let same = hasher.next(hasher.root(1), &[0; SIZE]);
+    assert_eq!(blocks.peek(&[same]), (1, 1));
+}

@@ -1,0 +1,91 @@
+//! A device whose memory holds tokens in place of keys and values, and whose model is a hash of all that a query sees.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use burrstone::scheduler::{Outcome, Scheduler};
+
+/// Memory of `block_size` tokens a block.
+pub struct Device {
+    block_size: usize,
+    slots: Vec<Option<u32>>,
+    window: usize,
+}
+
+/// A number that depends on everything given.
+pub fn mixed(of: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The token after `tokens`, for the branch of a request that has this number.
+pub fn next_token(tokens: &[u32], window: usize, branch: usize) -> u32 {
+    let seen = &tokens[tokens.len().saturating_sub(window)..];
+    (mixed((seen, branch)) % 1000) as u32
+}
+
+impl Device {
+    pub fn new(blocks: usize, block_size: usize, window: Option<usize>) -> Self {
+        Self { block_size, slots: vec![None; blocks * block_size], window: window.unwrap_or(usize::MAX) }
+    }
+
+    pub fn copy(&mut self, copies: &[[u32; 2]]) {
+        let mut written = HashSet::new();
+        for &[from, to] in copies {
+            assert!(written.insert(to) && !copies.iter().any(|&[from, _]| from == to), "{copies:?}");
+            let [from, to] = [from, to].map(|block| block as usize * self.block_size);
+            self.slots.copy_within(from..from + self.block_size, to);
+        }
+    }
+
+    fn slot(&self, blocks: &[u32], position: usize) -> usize {
+        blocks[position / self.block_size] as usize * self.block_size + position % self.block_size
+    }
+
+    pub fn write(&mut self, blocks: &[u32], position: usize, token: u32) {
+        let slot = self.slot(blocks, position);
+        self.slots[slot] = Some(token);
+    }
+
+    pub fn at(&self, blocks: &[u32], position: usize) -> Option<u32> {
+        self.slots[self.slot(blocks, position)]
+    }
+
+    /// What a query at the last of `len` positions sees.
+    pub fn read(&self, blocks: &[u32], len: usize) -> Vec<u32> {
+        let seen = len.saturating_sub(self.window)..len;
+        seen.map(|position| self.at(blocks, position).expect("a position that was written")).collect()
+    }
+
+    /// Carries the plan out. Tokens come from what is in memory, not from what should be.
+    pub fn run(&mut self, scheduler: &Scheduler, mut last: impl FnMut(usize, u32) -> bool) -> Vec<Outcome> {
+        let plan = scheduler.plan();
+        self.copy(&plan.copies);
+        let mut written = HashSet::new();
+        for chunk in &plan.chunks {
+            let view = scheduler.view(chunk.sequence).unwrap();
+            for position in chunk.start..chunk.start + chunk.len {
+                assert!(written.insert(self.slot(view.blocks, position)), "two tokens in one slot");
+                self.write(view.blocks, position, view.tokens[position]);
+            }
+        }
+        let mut outcomes = Vec::new();
+        for chunk in &plan.chunks {
+            let view = scheduler.view(chunk.sequence).unwrap();
+            for len in chunk.start + 1..=chunk.start + chunk.len {
+                let seen = self.read(view.blocks, len);
+                assert_eq!(seen, view.tokens[len.saturating_sub(self.window)..len], "{chunk:?} at {len}");
+            }
+            assert!(!chunk.sample || chunk.start + chunk.len == view.tokens.len());
+            if chunk.sample {
+                let seen = self.read(view.blocks, view.tokens.len());
+                for &sequence in std::iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence)) {
+                    let token = next_token(&seen, usize::MAX, sequence.slot());
+                    outcomes.push(Outcome { sequence, token, last: last(sequence.slot(), token) });
+                }
+            }
+        }
+        outcomes
+    }
+}

@@ -1,0 +1,155 @@
+//! What holds for every order of events: every request ends once, its tokens are those that it gets alone, and the
+//! cache is given back.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use burrstone::scheduler::{CacheSize, End, Mechanisms, Policy, Refused, Scheduler, SequenceId, Submission};
+
+use crate::blocks::Random;
+use crate::device::{Device, next_token};
+
+const SIZE: usize = 4;
+
+struct Live {
+    prompt: Vec<u32>,
+    max_tokens: usize,
+    tokens: Vec<u32>,
+}
+
+fn submission(prompt: Vec<u32>, max_tokens: usize) -> Submission {
+    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true }
+}
+
+/// Random requests, cancellations, deadlines and failures over a cache that is too small for them.
+fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) {
+    let mut random = Random(seed);
+    let mut scheduler = Scheduler::new(policy, CacheSize { blocks, block_size: SIZE, window, balance: 64 });
+    let mut device = Device::new(blocks, SIZE, window);
+    let mut live: HashMap<SequenceId, Live> = HashMap::new();
+    let mut ends: HashMap<EndKey, usize> = HashMap::new();
+    let (mut submitted, mut ended) = (0, 0);
+    for step in 0.. {
+        let now = Duration::from_millis(step);
+        while submitted < 400 && random.below(3) == 0 {
+            let mut prompt = vec![random.below(2) as u32; 1 + random.below(30)];
+            prompt.extend((0..random.below(6)).map(|_| random.below(3) as u32));
+            let deadline = (random.below(8) == 0).then(|| now + Duration::from_millis(random.below(40) as u64));
+            let request = Submission {
+                branches: 1 + random.below(9).saturating_sub(6),
+                priority: random.below(3) as i32 - 1,
+                deadline,
+                salt: random.below(2) as u64,
+                reuse: random.below(6) > 0,
+                ..submission(prompt, random.below(40))
+            };
+            submitted += 1;
+            match scheduler.submit(now, request.clone()) {
+                Ok(ids) => {
+                    assert_eq!(ids.len(), request.branches);
+                    for id in ids {
+                        let Submission { prompt, max_tokens, .. } = request.clone();
+                        live.insert(id, Live { prompt, max_tokens, tokens: Vec::new() });
+                    }
+                }
+                Err(Refused::TooLarge { tokens, capacity }) => assert!(tokens > capacity && capacity == blocks * SIZE),
+                Err(refused) => panic!("{refused:?}"),
+            }
+        }
+        if random.below(20) == 0 {
+            let mut ids: Vec<_> = live.keys().copied().collect();
+            ids.sort();
+            if let Some(&id) = ids.get(random.below(ids.len().max(1))) {
+                scheduler.cancel(now, id);
+                scheduler.cancel(now, id);
+            }
+        }
+        scheduler.schedule(now);
+        assert!(scheduler.plan().tokens() <= policy.step_tokens);
+        assert_eq!(scheduler.plan().chunks.is_empty(), scheduler.is_idle(), "a step for whoever waits");
+        let in_step: HashSet<_> = scheduler.plan().chunks.iter().map(|chunk| chunk.sequence).collect();
+        assert_eq!(in_step.len(), scheduler.plan().chunks.len());
+        if random.below(60) == 0 {
+            scheduler.fail(now);
+        } else {
+            let outcomes = device.run(&scheduler, |_, token| token < 15);
+            for outcome in &outcomes {
+                live.get_mut(&outcome.sequence).unwrap().tokens.push(outcome.token);
+            }
+            scheduler.complete(now, &outcomes);
+        }
+        for gone in scheduler.take_ended() {
+            let Live { prompt, max_tokens, tokens } = live.remove(&gone.sequence).expect("it ends once");
+            let mut all = prompt.clone();
+            for &token in &tokens {
+                assert_eq!(token, next_token(&all, window.unwrap_or(usize::MAX), gone.sequence.slot()));
+                all.push(token);
+            }
+            if gone.end == End::Finished {
+                assert!(tokens.len() == max_tokens || tokens.last().is_some_and(|&token| token < 15));
+            }
+            *ends.entry(EndKey(gone.end)).or_default() += 1;
+            ended += 1;
+        }
+        assert_eq!(scheduler.is_idle(), live.is_empty());
+        if submitted == 400 && scheduler.is_idle() {
+            break;
+        }
+        assert!(step < 100_000, "no end in sight");
+    }
+    assert!(ended >= 300);
+    let all = [End::Finished, End::Cancelled, End::Expired, End::Failed].map(EndKey);
+    assert!(all.iter().all(|end| ends.contains_key(end)), "{ends:?}");
+    scheduler.schedule(Duration::MAX);
+    assert_eq!(scheduler.blocks().held, 0);
+    assert!(scheduler.stats().cached_tokens > 0);
+}
+
+/// An [`End`] as a key.
+#[derive(Clone, Copy, Debug)]
+struct EndKey(End);
+
+impl PartialEq for EndKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for EndKey {}
+
+impl std::hash::Hash for EndKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.0 as u8).hash(state);
+    }
+}
+
+fn policy() -> Policy {
+    Policy { step_tokens: 24, max_running: 8, min_chunk: 6, reserve: 8, ..Policy::default() }
+}
+
+#[test]
+fn every_request_ends_once_with_the_tokens_that_it_gets_alone() {
+    for seed in 0..40 {
+        run(seed, 20, None, policy());
+        run(seed, 64, None, policy());
+        run(seed, 20, Some(7), policy());
+    }
+}
+
+/// Mechanisms change who goes first, and never what comes out.
+#[test]
+fn mechanisms_do_not_change_results() {
+    let all = Mechanisms::default();
+    let without = [
+        Mechanisms { whole_prompt: false, ..all },
+        Mechanisms { hysteresis: false, ..all },
+        Mechanisms { mixed_steps: false, ..all },
+        Mechanisms { count_hits: false, ..all },
+        Mechanisms { affinity: false, ..all },
+        Mechanisms { share_in_flight: false, ..all },
+        Mechanisms { bounded_prompts: false, ..all },
+    ];
+    for (seed, mechanisms) in without.into_iter().enumerate() {
+        run(seed as u64, 24, None, Policy { mechanisms, ..policy() });
+    }
+}

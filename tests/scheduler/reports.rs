@@ -1,0 +1,287 @@
+//! One test for each report of an engine that fell off a cliff: the numbers of the report pass, and no longer do when
+//! the mechanism that answers to it is switched off. Numbers with # are issues of vLLM.
+
+use std::time::Duration;
+
+use burrstone::scheduler::{End, Mechanisms, Outcome, Policy, Refused, Scheduler, Submission};
+
+use crate::blocks::Random;
+use crate::simulation::{Cost, Request, Run, cache, prompt, quantile, request, simulate};
+
+fn mean(values: &[f64]) -> f64 {
+    assert!(!values.is_empty());
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Eight accelerators and a model whose keys and values are small.
+const EIGHT: Cost = Cost { weights: 4e-3, token: 16e-6, position: 5e-9, submit: 0.0 };
+
+/// 128 sequences of 36 000 tokens over a cache with room for 60 % of them, so many prompts under way at a time.
+fn short_cache(prompts: usize, mechanisms: Mechanisms, most_steps: usize) -> Run {
+    let begin = |i| Request { reuse: false, ..request(0.0, prompt(i, 35_000), 1000) };
+    let requests: Vec<Request> = (0..128).map(begin).collect();
+    let policy = Policy { max_running: 128, min_chunk: 512 / prompts, mechanisms, ..Policy::default() };
+    simulate(policy, cache(128 * 36_000 / 32 * 6 / 10), EIGHT, &requests, most_steps)
+}
+
+/// #17568: as long as anything waited, running sequences got a twentieth of their speed.
+#[test]
+fn issue_17568_running_sequences_keep_their_speed_while_others_wait() {
+    // A running sequence's time for a token, while others wait, against that of a full batch with nothing else to do.
+    let slowdown = |run: &Run| {
+        let waiting = run.steps.iter().filter(|step| step.waiting > 0).map(|step| step.at).fold(0.0, f64::max);
+        let full = EIGHT.weights + EIGHT.position * 0.6 * 128.0 * 36_000.0;
+        mean(&run.gaps(|_| true, 0.0, waiting)) / full
+    };
+    let with = short_cache(4, Mechanisms::default(), 100_000);
+    assert!(with.done);
+    assert!(with.preemptions().iter().all(|&n| n <= 1), "{:?}", with.preemptions());
+    assert!(slowdown(&with) <= 2.0, "{}", slowdown(&with));
+    let without = short_cache(4, Mechanisms { mixed_steps: false, ..Mechanisms::default() }, 100_000);
+    assert!(slowdown(&without) > 2.0, "{}", slowdown(&without));
+}
+
+/// #37307, #21793: prompts that were begun because their first chunk had room took each other's blocks for ever, and 100
+/// tokens a second became 1.5.
+#[test]
+fn issue_37307_prompts_do_not_take_each_others_blocks() {
+    let steps = 12_000;
+    let with = short_cache(128, Mechanisms::default(), steps);
+    let without = short_cache(128, Mechanisms { whole_prompt: false, ..Mechanisms::default() }, steps);
+    let again = |run: &Run| run.stats.recomputed_tokens as f64 / run.stats.computed_tokens as f64;
+    assert!(again(&with) < 0.02, "{}", again(&with));
+    assert!(again(&without) > 0.2, "{}", again(&without));
+    let speed = |run: &Run| run.generated() as f64 / run.seconds();
+    assert!(speed(&with) > 1.2 * speed(&without), "{} {}", speed(&with), speed(&without));
+}
+
+/// #39734: a request larger than the cache, though within the model's context, stood at the head of the queue for ever.
+#[test]
+fn issue_39734_what_can_never_run_is_refused_with_the_numbers() {
+    let requests = [request(0.0, prompt(0, 5000), 100), request(0.1, prompt(1, 100), 10)];
+    let run = |mechanisms| {
+        let policy = Policy { candidates: 1, mechanisms, ..Policy::default() };
+        simulate(policy, cache(128), Cost::GPU, &requests, 2000)
+    };
+    let with = run(Mechanisms::default());
+    assert_eq!(with.records[0].refused, Some(Refused::TooLarge { tokens: 5099, capacity: 4096 }));
+    assert!(with.done && with.records[1].tokens.len() == 10);
+    let without = stuck(Mechanisms { refuse_oversize: false, ..Mechanisms::default() });
+    assert!(without);
+}
+
+/// Whether the second request gets no token behind one that is too large.
+fn stuck(mechanisms: Mechanisms) -> bool {
+    let policy = Policy { candidates: 1, mechanisms, ..Policy::default() };
+    let mut scheduler = Scheduler::new(policy, cache(128));
+    for (salt, len) in [(0, 5000), (1, 100)] {
+        let submission = Submission {
+            prompt: prompt(salt, len),
+            max_tokens: 10,
+            branches: 1,
+            priority: 0,
+            deadline: None,
+            salt: 0,
+            reuse: true,
+        };
+        scheduler.submit(Duration::ZERO, submission).unwrap();
+    }
+    scheduler.schedule(Duration::from_secs(1));
+    scheduler.plan().chunks.is_empty()
+}
+
+/// #13259: nothing was generated until all requests were taken in. 10 000 arrive at once, each takes 0.2 ms to take in,
+/// while one sequence is running.
+#[test]
+fn issue_13259_taking_requests_in_does_not_stop_those_that_run() {
+    let mut requests = vec![request(0.0, prompt(0, 32), 600)];
+    requests.extend((1..10_000).map(|i| request(1.0, prompt(i, 32), 4)));
+    let run = |ingest: usize| {
+        let policy = Policy { ingest, ..Policy::default() };
+        let cost = Cost { submit: 2e-4, ..Cost::GPU };
+        simulate(policy, cache(4096), cost, &requests, 100_000)
+    };
+    let longest = |run: &Run| quantile(run.gaps(|i| i == 0, 0.0, f64::MAX), 1.0);
+    let with = run(Policy::default().ingest);
+    assert!(with.done);
+    // The batch grows to its budget of 512 tokens, twice the time of reading the weights, and 16 requests are taken in.
+    assert!(longest(&with) <= 0.025, "{}", longest(&with));
+    let without = run(usize::MAX);
+    assert!(longest(&without) > 1.0, "{}", longest(&without));
+}
+
+/// #1562: a long prompt stopped all others for as long as it took.
+#[test]
+fn issue_1562_a_long_prompt_does_not_stop_those_that_run() {
+    let mut requests: Vec<Request> = (0..32).map(|i| request(0.0, prompt(i, 64), 1000)).collect();
+    requests.extend((0..24).map(|i| request(2.0 + 0.25 * i as f64, prompt(100 + i, 4000), 50)));
+    let run = |mechanisms| {
+        let policy = Policy { mechanisms, ..Policy::default() };
+        simulate(policy, cache(8192), Cost::GPU, &requests, 100_000)
+    };
+    let between = |run: &Run| {
+        let idle = quantile(run.gaps(|i| i < 32, 1.0, 2.0), 0.99);
+        quantile(run.gaps(|i| i < 32, 2.0, 8.0), 0.99) / idle
+    };
+    let with = run(Mechanisms::default());
+    assert!(with.done && between(&with) <= 2.2, "{}", between(&with));
+    // A step that leaves some of a prompt for the next one is its budget, no more and no less.
+    for pair in with.steps.windows(2).filter(|pair| pair[0].tokens > 64 && pair[1].tokens > 64) {
+        assert_eq!(pair[0].tokens, 512);
+    }
+    let without = run(Mechanisms { chunks: false, ..Mechanisms::default() });
+    assert!(between(&without) > 10.0, "{}", between(&without));
+}
+
+/// #7883, first part: a prompt of 16 blocks, 12 of them in the cache, needs 4 free ones and no more.
+#[test]
+fn issue_7883_what_the_cache_has_is_not_needed_again() {
+    let begins = |mechanisms| {
+        let policy = Policy { reserve: 0, mechanisms, ..Policy::default() };
+        let mut scheduler = Scheduler::new(policy, cache(17));
+        let submission = |len: usize, max_tokens| Submission {
+            prompt: prompt(0, len),
+            max_tokens,
+            branches: 1,
+            priority: 0,
+            deadline: None,
+            salt: 0,
+            reuse: true,
+        };
+        // Holds 13 blocks, 12 of them full, and goes on.
+        let first = scheduler.submit(Duration::ZERO, submission(12 * 32 + 1, 20)).unwrap()[0];
+        scheduler.schedule(Duration::ZERO);
+        scheduler.complete(Duration::ZERO, &[Outcome { sequence: first, token: 1, last: false }]);
+        assert_eq!(scheduler.blocks().held, 13);
+        scheduler.submit(Duration::ZERO, submission(16 * 32, 1)).unwrap();
+        scheduler.schedule(Duration::ZERO);
+        scheduler.running() == 2
+    };
+    assert!(begins(Mechanisms::default()));
+    assert!(!begins(Mechanisms { count_hits: false, ..Mechanisms::default() }));
+}
+
+/// #7883, second part: 8 groups of requests that share 1024 tokens each arrive in turns; the cache has room for three
+/// of the shared prefixes.
+#[test]
+fn issue_7883_requests_go_where_the_cache_is() {
+    let mut requests = Vec::new();
+    for i in 0..256 {
+        let mut tokens = prompt(i % 8, 1024);
+        tokens.extend(prompt(1000 + i, 64));
+        requests.push(request(0.0, tokens, 2));
+    }
+    let run = |mechanisms| {
+        let policy = Policy { max_running: 2, mechanisms, ..Policy::default() };
+        simulate(policy, cache(3 * 36), Cost::GPU, &requests, 100_000)
+    };
+    let (with, without) = (run(Mechanisms::default()), run(Mechanisms { affinity: false, ..Mechanisms::default() }));
+    assert!(with.done && without.done);
+    assert!(with.seconds() * 1.5 < without.seconds(), "{} {}", with.seconds(), without.seconds());
+    // Nobody waits for ever: the first of the queue is passed by so often, and not once more.
+    let last = with.records.iter().take(8).map(|record| record.first()).fold(0.0, f64::max);
+    assert!(last < 0.8 * with.seconds(), "{last} of {}", with.seconds());
+}
+
+/// #7883, third part: 64 requests with one prefix arrive together; it is computed once.
+#[test]
+fn issue_7883_a_prefix_under_way_is_computed_once() {
+    let requests: Vec<Request> = (0..64)
+        .map(|i| {
+            let mut tokens = prompt(0, 4096);
+            tokens.extend(prompt(1 + i, 10));
+            request(0.0, tokens, 8)
+        })
+        .collect();
+    let run = |mechanisms| {
+        let policy = Policy { mechanisms, ..Policy::default() };
+        simulate(policy, cache(64 * 140), Cost::GPU, &requests, 100_000).stats.computed_tokens as usize
+    };
+    // The last token of each is not fed back.
+    let own = 64 * (10 + 7);
+    assert_eq!(run(Mechanisms::default()), 4096 + own);
+    let without = run(Mechanisms { share_in_flight: false, ..Mechanisms::default() });
+    assert!(without >= 3 * 4096 + own, "{without}");
+}
+
+/// #8086: with prompts ten times as long, the time to the first token of a large batch is ten times as long too, as it
+/// must be; but what is the queue's and what the prompt's own is told apart, and the prompt's own stays that of a few.
+#[test]
+fn issue_8086_the_queue_is_not_taken_for_the_prompt() {
+    let run = |len: usize, mechanisms| {
+        let requests: Vec<Request> = (0..1000).map(|i| request(0.0, prompt(i, len), 8)).collect();
+        let policy = Policy { mechanisms, max_running: 512, ..Policy::default() };
+        let policy = Policy { step_tokens: 1024, min_chunk: 256, ..policy };
+        simulate(policy, cache(1000 * (len / 32 + 2)), Cost::GPU, &requests, 200_000)
+    };
+    let seconds = |run: &Run, of: fn(&burrstone::scheduler::Receipt) -> Duration| {
+        mean(&run.records.iter().map(|record| of(&record.end.unwrap().1).as_secs_f64()).collect::<Vec<_>>())
+    };
+    let (short, long) = (run(200, Mechanisms::default()), run(2000, Mechanisms::default()));
+    for run in [&short, &long] {
+        assert!(run.done);
+        for record in &run.records {
+            let receipt = record.end.unwrap().1;
+            let parts = receipt.queue + receipt.prefill;
+            assert!((parts.as_secs_f64() - record.first()).abs() < 1e-6);
+        }
+    }
+    let growth = seconds(&long, |r| r.queue) / seconds(&short, |r| r.queue);
+    assert!((8.0..12.0).contains(&growth), "{growth}");
+    let alone = 2000.0 * Cost::GPU.token;
+    let own = seconds(&long, |r| r.prefill) / alone;
+    assert!(own < 6.0, "{own}");
+    let without = run(2000, Mechanisms { bounded_prompts: false, ..Mechanisms::default() });
+    let own = seconds(&without, |r| r.prefill) / alone;
+    assert!(own > 60.0, "{own}");
+}
+
+/// #15330, the part of a single stage: at 400 sequences decoding is what a step costs. Each goes on in every step.
+#[test]
+fn issue_15330_400_sequences_all_go_on_in_every_step() {
+    let requests: Vec<Request> =
+        (0..1200).map(|i| request(if i < 400 { 0.0 } else { 0.02 * (i - 400) as f64 }, prompt(i, 200), 400)).collect();
+    let policy =
+        |mechanisms| Policy { max_running: 400, step_tokens: 1024, reserve: 400, mechanisms, ..Policy::default() };
+    let run = |mechanisms| simulate(policy(mechanisms), cache(400 * 20), Cost::GPU, &requests, 100_000);
+    // From when the batch is full until the last prompt: the share of steps in which sequences that could go on do not.
+    let bubble = |run: &Run| {
+        let (from, to) = (4.0, 18.0);
+        let steps: Vec<_> = run.steps.iter().filter(|step| step.at > from && step.at < to).collect();
+        let time: f64 = steps.iter().map(|step| step.seconds).sum();
+        let idle: f64 = steps.iter().filter(|step| step.decodes == 0).map(|step| step.seconds).sum();
+        idle / time
+    };
+    let with = run(Mechanisms::default());
+    assert!(with.done && bubble(&with) <= 0.1, "{}", bubble(&with));
+    let without = run(Mechanisms { mixed_steps: false, ..Mechanisms::default() });
+    assert!(bubble(&without) > 0.1, "{}", bubble(&without));
+}
+
+/// #15253: under forced preemption one policy was as good as another, as nobody could see what it cost. Outputs are
+/// three times as long as expected; every token computed twice is counted, and few are.
+#[test]
+fn issue_15253_preemption_is_counted_and_rare() {
+    let mut random = Random(7);
+    let requests: Vec<Request> = (0..200)
+        .map(|i| Request { max_tokens: 1200, ..request(0.0, prompt(i, 256), 200 + random.below(400)) })
+        .collect();
+    let run = |mechanisms| {
+        let policy = Policy { max_running: 64, mechanisms, ..Policy::default() };
+        simulate(policy, cache(600), Cost::GPU, &requests, 100_000)
+    };
+    let with = run(Mechanisms::default());
+    assert!(with.done && with.stats.preemptions > 0);
+    let receipts: Vec<_> = with.records.iter().map(|record| record.end.unwrap().1).collect();
+    assert_eq!(receipts.iter().map(|r| r.preemptions as u64).sum::<u64>(), with.stats.preemptions);
+    assert_eq!(receipts.iter().map(|r| r.recomputed_tokens as u64).sum::<u64>(), with.stats.recomputed_tokens);
+    let needed: usize = requests.iter().map(|r| r.prompt.len() + r.output - 1).sum();
+    assert_eq!(with.stats.computed_tokens - with.stats.recomputed_tokens, needed as u64);
+    assert!(receipts.iter().all(|r| r.preemptions <= 1));
+    let share = |run: &Run| run.stats.recomputed_tokens as f64 / run.stats.computed_tokens as f64;
+    assert!(share(&with) < 0.1, "{}", share(&with));
+    let without = run(Mechanisms { hysteresis: false, ..Mechanisms::default() });
+    assert!(without.records.iter().any(|record| record.end.is_some_and(|(_, r)| r.preemptions > 1)));
+    assert!(share(&without) > 2.0 * share(&with), "{} {}", share(&without), share(&with));
+    assert!(with.records.iter().all(|record| matches!(record.end, Some((End::Finished, _)))));
+}

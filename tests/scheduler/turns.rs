@@ -1,0 +1,99 @@
+//! Whose turn it is.
+
+use std::time::Duration;
+
+use burrstone::scheduler::{Outcome, Policy, Refused, Scheduler, SequenceId, Submission};
+
+use crate::simulation::{cache, prompt};
+
+fn submission(salt: usize, len: usize, max_tokens: usize) -> Submission {
+    let prompt = prompt(salt, len);
+    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true }
+}
+
+/// A step, after which no sequence has ended of itself.
+fn step(scheduler: &mut Scheduler) {
+    scheduler.schedule(Duration::ZERO);
+    let wanted = scheduler.plan().chunks.iter().filter(|chunk| chunk.sample);
+    let outcomes: Vec<_> = wanted.map(|c| Outcome { sequence: c.sequence, token: 1, last: false }).collect();
+    scheduler.complete(Duration::ZERO, &outcomes);
+}
+
+/// Who is in the step, and with how many tokens.
+fn chunks(scheduler: &Scheduler) -> Vec<(SequenceId, usize)> {
+    scheduler.plan().chunks.iter().map(|chunk| (chunk.sequence, chunk.len)).collect()
+}
+
+#[test]
+fn prompts_share_a_step_evenly_and_leave_what_they_do_not_need() {
+    let mut scheduler = Scheduler::new(Policy::default(), cache(1000));
+    let submit =
+        |scheduler: &mut Scheduler, salt, len| scheduler.submit(Duration::ZERO, submission(salt, len, 10)).unwrap()[0];
+    let running = submit(&mut scheduler, 0, 1);
+    step(&mut scheduler);
+    let [long, short, other] = [(1, 4000), (2, 41), (3, 4000)].map(|(salt, len)| submit(&mut scheduler, salt, len));
+    scheduler.schedule(Duration::ZERO);
+    assert_eq!(chunks(&scheduler), [(running, 1), (short, 41), (long, 235), (other, 235)]);
+}
+
+/// The order in which requests that arrive at these times with these priorities are begun, one after the other.
+fn order(arrivals: &[(u64, i32)]) -> Vec<usize> {
+    let policy = Policy { max_running: 1, aging: Duration::from_secs(10), ..Policy::default() };
+    let mut scheduler = Scheduler::new(policy, cache(100));
+    let submit = |(salt, &(at, priority)): (usize, &(u64, i32))| {
+        let submission = Submission { priority, ..submission(salt, 10, 1) };
+        scheduler.submit(Duration::from_secs(at), submission).unwrap()[0]
+    };
+    let ids: Vec<_> = arrivals.iter().enumerate().map(submit).collect();
+    let begun = |_: &SequenceId| {
+        step(&mut scheduler);
+        let ended = scheduler.take_ended();
+        ids.iter().position(|&id| id == ended[0].sequence).unwrap()
+    };
+    ids.iter().map(begun).collect()
+}
+
+#[test]
+fn priority_goes_first_and_waiting_makes_up_for_it() {
+    assert_eq!(order(&[(0, 0), (0, 0), (0, 0)]), [0, 1, 2]);
+    assert_eq!(order(&[(0, 0), (9, 1), (9, -1)]), [1, 0, 2]);
+    assert_eq!(order(&[(0, 0), (11, 1), (25, 2)]), [0, 1, 2]);
+}
+
+#[test]
+fn a_large_request_is_passed_by_so_often_and_no_more() {
+    let policy = Policy { patience: 3, reserve: 0, ..Policy::default() };
+    let mut scheduler = Scheduler::new(policy, cache(10));
+    // Six of ten blocks are held for good; the next one needs eight.
+    let holder = scheduler.submit(Duration::ZERO, submission(0, 160, 32)).unwrap()[0];
+    step(&mut scheduler);
+    let large = scheduler.submit(Duration::ZERO, submission(1, 250, 1)).unwrap()[0];
+    for salt in 2..10 {
+        scheduler.submit(Duration::ZERO, submission(salt, 20, 1)).unwrap();
+    }
+    let mut small = 0;
+    for _ in 0..10 {
+        step(&mut scheduler);
+        small += scheduler.take_ended().len();
+    }
+    assert_eq!(small, 3);
+    scheduler.cancel(Duration::ZERO, holder);
+    step(&mut scheduler);
+    let ended: Vec<_> = scheduler.take_ended().iter().map(|ended| ended.sequence).collect();
+    assert!(ended.contains(&holder) && ended.contains(&large), "{ended:?}");
+}
+
+#[test]
+fn what_cannot_be_taken_is_refused_at_once() {
+    let policy = Policy { max_waiting: 2, max_running: 4, ..Policy::default() };
+    let mut scheduler = Scheduler::new(policy, cache(4));
+    let mut submit = |submission| scheduler.submit(Duration::ZERO, submission).map(|ids| ids.len());
+    assert_eq!(submit(submission(0, 0, 1)), Err(Refused::Empty));
+    assert_eq!(submit(submission(0, 100, 30)), Err(Refused::TooLarge { tokens: 129, capacity: 128 }));
+    let many = Submission { branches: 5, ..submission(0, 10, 1) };
+    assert_eq!(submit(many), Err(Refused::TooManyBranches { branches: 5, limit: 4 }));
+    // The last token is never fed back.
+    assert_eq!(submit(submission(0, 100, 29)), Ok(1));
+    assert_eq!(submit(Submission { branches: 4, ..submission(1, 10, 1) }), Ok(4));
+    assert_eq!(submit(submission(2, 10, 1)), Err(Refused::QueueFull { waiting: 2 }));
+}

@@ -1,0 +1,226 @@
+//! Many requests at a time: each gets the bits that it gets alone, whatever runs beside it.
+#![cfg(feature = "builtin-model")]
+
+#[allow(dead_code, reason = "the checkpoints are wanted, not what transformers says of them")]
+#[path = "golden/checkpoint.rs"]
+mod checkpoint;
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use burrstone::scheduler::Policy;
+use burrstone::{Device, Engine, EngineBuilder, FinishReason, Generation, Request};
+use futures_core::Stream;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+/// Tokens and the bits of their log-probabilities.
+fn bits(generation: Generation) -> Vec<(u32, u32)> {
+    let bits = |token: burrstone::Token| (token.id, token.logprob.to_bits());
+    generation.map(|token| bits(token.unwrap())).collect()
+}
+
+/// A request of a random mix: one of few beginnings, so that they share them.
+#[derive(Clone, Debug)]
+struct Asked {
+    tokens: Vec<u32>,
+    max_tokens: usize,
+    temperature: f32,
+    branches: usize,
+    score: bool,
+    pause: u64,
+    drop_after: Option<usize>,
+}
+
+fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
+    let beginning = (0u32..2, 0usize..130).prop_map(move |(which, len)| {
+        (0..len as u32).map(|i| (i * (7 + which * 6) + which) % vocab).collect::<Vec<u32>>()
+    });
+    let parts = (beginning, prop::collection::vec(0..vocab, 1..40), 1usize..40, 0u32..3, 1usize..4);
+    let rest = (0u32..8, 0u64..3, prop::option::weighted(0.15, 0usize..5));
+    (parts, rest).prop_map(|((mut tokens, own, max_tokens, heat, branches), (score, pause, drop_after))| {
+        tokens.extend(own);
+        let (temperature, score) = (heat as f32 * 0.6, score == 0);
+        Asked { tokens, max_tokens, temperature, branches, score, pause, drop_after }
+    })
+}
+
+impl Asked {
+    fn request(&self) -> Request {
+        let request = Request::tokens(self.tokens.clone()).max_tokens(self.max_tokens).seed(9);
+        request.temperature(self.temperature).repetition_penalty(1.1)
+    }
+}
+
+/// What was asked for, all at a time in an engine that has little room; each from a thread of its own.
+fn together(engine: &Engine, all: &[Asked]) -> Vec<Vec<Vec<(u32, u32)>>> {
+    std::thread::scope(|scope| {
+        let ask = |asked: &Asked| {
+            std::thread::sleep(Duration::from_millis(asked.pause));
+            if asked.score {
+                let logprobs = engine.score(&asked.tokens).unwrap().logprobs;
+                return vec![logprobs.into_iter().flatten().map(|logprob| (0, logprob.to_bits())).collect()];
+            }
+            let generations = engine.generate_several(asked.request(), asked.branches).unwrap();
+            match asked.drop_after {
+                Some(after) => {
+                    generations.into_iter().for_each(|generation| generation.take(after).for_each(drop));
+                    Vec::new()
+                }
+                None => generations.into_iter().map(bits).collect(),
+            }
+        };
+        let threads: Vec<_> = all.iter().map(|asked| scope.spawn(move || ask(asked))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn alone(engine: &Engine, asked: &Asked) -> Vec<Vec<(u32, u32)>> {
+    if asked.score {
+        let logprobs = engine.score(&asked.tokens).unwrap().logprobs;
+        return vec![logprobs.into_iter().flatten().map(|logprob| (0, logprob.to_bits())).collect()];
+    }
+    if asked.drop_after.is_some() {
+        return Vec::new();
+    }
+    // Another salt each time: nothing of one helps the next.
+    let salt = |i: usize| asked.tokens.iter().fold(i as u64 + 1, |sum, &t| sum.wrapping_mul(31).wrapping_add(t.into()));
+    let request = |i: usize| asked.request().seed(9 + i as u64).cache_salt(salt(i));
+    (0..asked.branches).map(|i| bits(engine.generate(request(i)).unwrap())).collect()
+}
+
+/// Random schedules, each against an engine that does one thing at a time. Returns how many sequences were preempted, and
+/// how many tokens the cache had.
+fn check(builder: impl Fn() -> EngineBuilder, vocab: u32, cases: u32, size: usize) -> (u64, u64) {
+    let reference = builder().build().unwrap();
+    let (preempted, cached) = (Cell::new(0), Cell::new(0));
+    // Threads race: what fails once need not fail again, so nothing is gained by shrinking it.
+    let config = Config { cases, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
+    let schedules = (prop::collection::vec(asked(vocab), size), 8usize..80, 2usize..9);
+    TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+        .run(&schedules, |(all, step_tokens, max_sequences)| {
+            let policy = Policy { reserve: 4, min_chunk: 8, ..Policy::default() };
+            let step_tokens = step_tokens.max(max_sequences);
+            let crowded = builder().policy(policy).kv_tokens(320).max_sequences(max_sequences.max(3));
+            let crowded = crowded.step_tokens(step_tokens).build().unwrap();
+            let found = together(&crowded, &all);
+            for (asked, found) in all.iter().zip(found) {
+                prop_assert_eq!(found, alone(&reference, asked), "{:?}", asked);
+            }
+            let status = crowded.status().unwrap();
+            prop_assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+            preempted.set(preempted.get() + status.stats.preemptions);
+            cached.set(cached.get() + status.stats.cached_tokens);
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    (preempted.get(), cached.get())
+}
+
+#[test]
+fn every_request_gets_the_bits_that_it_gets_alone() {
+    let (preempted, cached) = check(|| Engine::builtin().threads(2).context(256), 2048, 8, 20);
+    assert!(preempted > 0 && cached > 0, "{preempted} preemptions, {cached} cached tokens");
+}
+
+/// A window whose pages are given back, and angles that depend on a prompt's length.
+#[test]
+fn kinds_of_models_that_need_care_get_their_bits_too() {
+    for (name, context) in [("mistral-window", 256), ("rope-dynamic", 256)] {
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint::case(name).write(folder.path());
+        let model = folder.path().to_str().unwrap().to_owned();
+        let vocab = Engine::builder(&model).build().unwrap().spec().vocab_size as u32;
+        let (preempted, cached) = check(|| Engine::builder(&model).device(Device::Cpu).context(context), vocab, 6, 16);
+        assert!(preempted > 0 && cached > 0, "{name}: {preempted} preemptions, {cached} cached tokens");
+    }
+}
+
+/// The kernels of prompts and those of single tokens write the same keys and values, and see them alike.
+#[test]
+#[cfg(feature = "sim")]
+fn the_simulator_gives_the_same_bits_in_any_company() {
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::case("qwen3").write(folder.path());
+    let model = folder.path().to_str().unwrap().to_owned();
+    let vocab = Engine::builder(&model).device(Device::Cpu).build().unwrap().spec().vocab_size as u32;
+    let (_, cached) = check(|| Engine::builder(&model).device(Device::Sim).context(256), vocab, 1, 4);
+    assert!(cached > 0);
+}
+
+#[test]
+fn a_conversation_is_not_computed_again() {
+    let engine = Engine::builtin().threads(2).build().unwrap();
+    let mut first = engine.generate(Request::text("In the beginning").max_tokens(100).temperature(0.0)).unwrap();
+    let answer: Vec<u32> = first.by_ref().map(|token| token.unwrap().id).collect();
+    assert_eq!(first.receipt().cached_tokens, 0);
+    let mut turn = first.prompt_tokens().to_vec();
+    turn.extend(&answer);
+    // The last token was never fed back.
+    let known = (turn.len() - 1) / 32 * 32;
+    turn.extend([40, 41, 42]);
+    let mut second = engine.generate(Request::tokens(turn.clone()).max_tokens(8).temperature(0.0)).unwrap();
+    let warm: Vec<_> = second.by_ref().map(Result::unwrap).collect();
+    assert_eq!(second.receipt().cached_tokens, known);
+    let mut other = engine.generate(Request::tokens(turn).max_tokens(8).temperature(0.0).cache_salt(1)).unwrap();
+    let cold: Vec<_> = other.by_ref().map(Result::unwrap).collect();
+    assert_eq!((other.receipt().cached_tokens, &cold), (0, &warm));
+}
+
+#[test]
+fn several_continuations_share_the_prompt() {
+    let engine = Engine::builtin().threads(2).build().unwrap();
+    let request = || Request::tokens((0..100).collect()).max_tokens(20).temperature(1.0).ignore_eos(true);
+    let all = engine.generate_several(request().seed(3), 4).unwrap();
+    let all: Vec<_> = all.into_iter().map(bits).collect();
+    // The prompt once, and what each generated but its last token.
+    assert_eq!(engine.status().unwrap().stats.computed_tokens, 100 + 4 * 19);
+    for (i, found) in all.iter().enumerate() {
+        let alone = engine.generate(request().seed(3 + i as u64).cache_salt(7)).unwrap();
+        assert_eq!(*found, bits(alone), "continuation {i}");
+    }
+    assert_ne!(all[0], all[1]);
+    let error = engine.generate_several(request(), 65).err().unwrap();
+    assert!(error.is_input() && error.to_string().starts_with("n: expected 1 to 64"), "{error}");
+}
+
+#[test]
+fn a_deadline_ends_a_request_with_what_it_has() {
+    let engine = Engine::builtin().threads(2).build().unwrap();
+    let request = Request::text("In the beginning").ignore_eos(true).max_tokens(900).temperature(0.0);
+    let mut generation = engine.generate(request.deadline(Duration::from_millis(200))).unwrap();
+    let count = generation.by_ref().map(Result::unwrap).count();
+    assert!(count < 900);
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Deadline));
+}
+
+/// Wakes a thread that waits for a task.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[test]
+fn a_stream_gives_what_the_iterator_gives() {
+    let engine = Engine::builtin().threads(2).build().unwrap();
+    let request = || Request::text("In the beginning").max_tokens(20).temperature(0.0);
+    let expected: Vec<_> = engine.generate(request()).unwrap().map(Result::unwrap).collect();
+    let mut stream = pin!(engine.generate(request()).unwrap().into_stream());
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut found = Vec::new();
+    loop {
+        match stream.as_mut().poll_next(&mut Context::from_waker(&waker)) {
+            Poll::Ready(Some(token)) => found.push(token.unwrap()),
+            Poll::Ready(None) => break,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+    assert_eq!(found, expected);
+    assert_eq!(stream.generation().usage().completion_tokens, 20);
+}
