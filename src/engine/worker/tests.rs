@@ -65,11 +65,11 @@ impl Forward for Fake {
     fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
         batch.check()?;
         self.steps += 1;
-        if self.faulty && self.steps % 23 == 0 {
+        if self.faulty && self.steps.is_multiple_of(23) {
             return Err(Error::Device { device: "fake".to_owned(), reason: FAILURE.to_owned() });
         }
         self.write(batch);
-        if self.faulty && self.steps % 41 == 0 {
+        if self.faulty && self.steps.is_multiple_of(41) {
             // A panic without the message on standard error.
             resume_unwind(Box::new(FAILURE));
         }
