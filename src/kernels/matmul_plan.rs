@@ -67,11 +67,9 @@ impl MatMulPlan {
     /// The cheapest use of one variant.
     pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
         let tile = Tile::of(variant, machine.arch);
-        let whole = Self { variant, splits: 1, seconds: tile.seconds(machine, shape, 1) };
-        (2..=shape.spans())
-            .filter(|_| tile.workspace(shape) <= workspace)
-            .map(|splits| Self { variant, splits, seconds: tile.seconds(machine, shape, splits) })
-            .fold(whole, |best, plan| if plan.seconds < best.seconds { plan } else { best })
+        let plan = |splits| Self { variant, splits, seconds: tile.seconds(machine, shape, splits) };
+        let most = if tile.workspace(shape) <= workspace { shape.spans() } else { 1 };
+        (2..=most).map(plan).fold(plan(1), |best, plan| if plan.seconds < best.seconds { plan } else { best })
     }
 
     /// Blocks of the launch.

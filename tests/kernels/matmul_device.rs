@@ -29,11 +29,10 @@ impl Case {
         let x = Placed::of(stream, dtype, &numbers(1, self.m * k, dtype)[first * k..], shifts[0]);
         let weight = Placed::of(stream, dtype, &numbers(2, n * k, dtype), shifts[1]);
         let bias = Placed::of(stream, dtype, &numbers(3, n, dtype), 1);
-        let mut out = Placed::untouched(stream, self.out, m * n, shifts[2]);
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
         let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
-        // Twice: a launch leaves the workspace as it found it.
-        for _ in 0..2 {
+        let mut launch = || {
+            let mut out = Placed::untouched(stream, self.out, m * n, shifts[2]);
             let workspace = Some(workspace.slice_mut());
             let args = MatMul { x, weight, bias, out: out.slice_mut(), workspace, m, n, k };
             match plan {
@@ -41,11 +40,13 @@ impl Case {
                 None => args.launch(stream),
             }
             .unwrap();
-            if !matches!(plan, Some((_, 2..))) {
-                break;
-            }
+            out.bytes()
+        };
+        let first = launch();
+        if matches!(plan, Some((_, 2..))) {
+            assert!(launch() == first, "a launch leaves the workspace as it found it");
         }
-        out.bytes()
+        first
     }
 
     fn variants(&self) -> Vec<&'static Variant> {
@@ -255,8 +256,8 @@ fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulS
     (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
-/// Where spans could fill a wave, a decode step fills it, or nearly: up to a third is left where sharing tiles would cost
-/// more than it gives.
+/// Where spans could fill a wave, a decode step fills it, or more than half of it where sharing tiles would cost more than
+/// it gives.
 #[test]
 fn no_wave_is_empty_that_could_be_full() {
     for (arch, processors) in MACHINES {
@@ -266,8 +267,11 @@ fn no_wave_is_empty_that_could_be_full() {
                 let (plan, shape) = plan(&machine, m, n, k);
                 let blocks = plan.blocks(&shape);
                 let full = blocks / plan.splits * shape.spans() >= processors as usize;
-                let nearly = 3 * blocks >= 2 * processors as usize;
-                assert!(nearly || !full, "sm_{arch}: {shape:?}: {blocks} blocks of {}", plan.variant.name);
+                assert!(
+                    2 * blocks > processors as usize || !full,
+                    "sm_{arch}: {shape:?}: {blocks} blocks of {}",
+                    plan.variant.name
+                );
             }
         }
     }
