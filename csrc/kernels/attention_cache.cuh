@@ -26,8 +26,8 @@ template <class T, int ROWS, int COLUMNS> struct SwizzledRows {
 
     Shared<T, ROWS * COLUMNS, 128> data;
 
-    // Where an element is. index(row, column ^ x) is index(row, column) ^ x for whole pieces x: addresses of a loop over
-    // columns are one register and constants.
+    // Where an element is. index(row, column ^ x) is index(row, column) ^ x: addresses of a loop over columns are one
+    // register and constants.
     static BURRSTONE_DEVICE uint32_t index(uint32_t row, uint32_t column) {
         const uint32_t flip = row / LINE % (PIECES < 8 ? PIECES : 8);
         return row * COLUMNS + (column / PIECE ^ flip) * PIECE + column % PIECE;

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 const CHECK: Check = Check("attention_prefill");
 
-/// Rows (queries times heads of a group) that a block works on at a time, or twice as many: it takes several batches of
-/// them where there are more.
+/// Rows (queries times heads of a group) for each block. Those of long heads take them in two batches, those of heads up
+/// to 128 in a cache that is not quantized work on twice as many at a time.
 const BLOCK_ROWS: u32 = 32;
 
 /// Causal softmax attention of many queries of each sequence over the paged cache.
