@@ -10,6 +10,8 @@ typedef struct attention_decode_args {
     device_ptr values;       /* the same */
     device_ptr key_scales;   /* int8 cache: f32 [pages, kv_heads, page_size]; else 0 */
     device_ptr value_scales; /* the same */
+    device_ptr slopes;       /* f32 [heads]: a score rises by slope * (key's position - query's); or 0 */
+    device_ptr sinks;        /* f32 [heads]: a score without a value, seen by every query of the head; or 0 */
     device_ptr spans;        /* attention_span [spans_len] */
     device_ptr page_table;   /* u32 */
     device_ptr counters;     /* u32 [records], zeros before and after */
@@ -21,11 +23,11 @@ typedef struct attention_decode_args {
     uint32_t head_dim;
     uint32_t page_bits; /* log2 of the page size */
     uint32_t window;    /* a query at p sees p - window + 1 ..= p; 0 sees all */
+    uint32_t chunk;     /* a query sees positions of its own chunk of so many; 0 sees all */
     float scale;        /* of the scores, before the softmax */
     float soft_cap;     /* scores become soft_cap * tanh(score / soft_cap); 0 leaves them */
     float key_scale;    /* fp8 cache: x = stored * scale; 1 for the others */
     float value_scale;
-    uint32_t padding;
 } attention_decode_args;
 
 #endif

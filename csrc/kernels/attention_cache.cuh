@@ -26,16 +26,16 @@ template <class T, int ROWS, int COLUMNS> struct SwizzledRows {
 
     Shared<T, ROWS * COLUMNS, 128> data;
 
-    // Where an element is. index(row, column ^ x) is index(row, column) ^ x for whole pieces x: addresses of a loop over
-    // columns are one register and constants.
+    // Where an element is. index(row, column ^ x) is index(row, column) ^ x: addresses of a loop over columns are one
+    // register and constants.
     static BURRSTONE_DEVICE uint32_t index(uint32_t row, uint32_t column) {
         const uint32_t flip = row / LINE % (PIECES < 8 ? PIECES : 8);
         return row * COLUMNS + (column / PIECE ^ flip) * PIECE + column % PIECE;
     }
 };
 
-// A page that is not to be read: zeros take its place.
-constexpr uint32_t NO_PAGE = 0xffffffffu;
+// In place of an entry of the cache that is not to be read: zeros take its place.
+constexpr uint32_t NO_ENTRY = 0xffffffffu;
 
 // Keys and values of one sequence and one key head. TILE positions at a time; V::threads threads load them.
 template <class V, int TILE, class Args> class AttentionCache {
@@ -56,31 +56,25 @@ template <class V, int TILE, class Args> class AttentionCache {
         : args(args), pages(pages), kv_head(kv_head), low(low), high(high),
           aligned(args.head_dim % Rows::PIECE == 0 && (args.keys | args.values) % 16 == 0) {}
 
-    // The page of this thread's position of the tile at `base`, of the threads that have one.
-    BURRSTONE_DEVICE uint32_t page(uint32_t base) const {
+    // The entry (one head's key or value) of this thread's position of the tile at `base`, of the threads that have one.
+    BURRSTONE_DEVICE uint32_t entry(uint32_t base) const {
         const uint32_t position = base + thread_index();
-        if (thread_index() >= TILE || position < low || high <= position) return NO_PAGE;
-        return load(pointer<const uint32_t>(args.page_table) + pages + (position >> args.page_bits));
-    }
-
-    // Where position `position` is in the cache, in entries of one head.
-    BURRSTONE_DEVICE uint64_t entry(uint32_t page, uint32_t position) const {
+        if (thread_index() >= TILE || position < low || high <= position) return NO_ENTRY;
+        const uint32_t page = load(pointer<const uint32_t>(args.page_table) + pages + (position >> args.page_bits));
         const uint32_t within = position & ((1u << args.page_bits) - 1);
-        return ((uint64_t(page) * args.kv_heads + kv_head) << args.page_bits) + within;
+        return ((page * args.kv_heads + kv_head) << args.page_bits) + within;
     }
 
-    // Starts loading a tile of `plane` (keys or values) whose pages are in shared memory. What no row sees, and columns
-    // beyond the head, become zeros.
-    BURRSTONE_DEVICE void load_tile(device_ptr plane, uint32_t base, const Shared<uint32_t, TILE> &tile_pages,
-                                    Rows &rows) const {
+    // Starts loading a tile of `plane` (keys or values). What no row sees, and columns beyond the head, become zeros.
+    BURRSTONE_DEVICE void load_tile(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows) const {
         constexpr uint32_t COUNT = TILE * Rows::PIECES;
         // So many loads of a thread are on their way at a time, where threads wait for them.
-        constexpr uint32_t AHEAD = 8;
+        constexpr uint32_t AHEAD = 4;
         static_assert(COUNT % (V::threads * AHEAD) == 0 || COUNT % V::threads == 0, "threads share a tile evenly");
         constexpr uint32_t EACH = COUNT / V::threads, STEP = EACH < AHEAD || ASYNC ? EACH : AHEAD;
         if (!aligned) {
             BURRSTONE_ROLLED
-            for (uint32_t i = thread_index(); i < COUNT; i += V::threads) load_elements(plane, base, tile_pages, rows, i);
+            for (uint32_t i = thread_index(); i < COUNT; i += V::threads) load_elements(plane, entries, rows, i);
             return;
         }
         BURRSTONE_ROLLED
@@ -90,9 +84,9 @@ template <class V, int TILE, class Args> class AttentionCache {
             for (uint32_t s = 0; s < STEP; ++s) {
                 const uint32_t i = (first + s) * V::threads + thread_index();
                 const uint32_t row = i / Rows::PIECES, column = i % Rows::PIECES * Rows::PIECE;
-                const uint32_t page = tile_pages.load(row);
-                const bool there = page != NO_PAGE && column < args.head_dim;
-                const KV *from = pointer<const KV>(plane) + (there ? entry(page, base + row) * args.head_dim + column : 0);
+                const uint32_t entry = entries.load(row);
+                const bool there = entry != NO_ENTRY && column < args.head_dim;
+                const KV *from = pointer<const KV>(plane + (uint64_t(entry) * args.head_dim + column) * sizeof(KV));
                 if constexpr (ASYNC) {
                     cp_async<16>(rows.data.address(Rows::index(row, column)), from, there ? 16 : 0);
                 } else {
@@ -121,13 +115,12 @@ template <class V, int TILE, class Args> class AttentionCache {
 
   private:
     // Piece i of the tile where rows are not aligned to pieces.
-    BURRSTONE_DEVICE void load_elements(device_ptr plane, uint32_t base, const Shared<uint32_t, TILE> &tile_pages,
-                                        Rows &rows, uint32_t i) const {
+    BURRSTONE_DEVICE void load_elements(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows, uint32_t i) const {
         const uint32_t row = i / Rows::PIECES, column = i % Rows::PIECES * Rows::PIECE;
-        const uint32_t page = tile_pages.load(row);
+        const uint32_t entry = entries.load(row);
         vec<KV, Rows::PIECE> piece = {};
-        if (page != NO_PAGE) {
-            const KV *from = pointer<const KV>(plane) + entry(page, base + row) * args.head_dim;
+        if (entry != NO_ENTRY) {
+            const KV *from = pointer<const KV>(plane) + uint64_t(entry) * args.head_dim;
             BURRSTONE_UNROLL
             for (uint32_t e = 0; e < Rows::PIECE; ++e)
                 if (column + e < args.head_dim) piece.v[e] = load(from + column + e);

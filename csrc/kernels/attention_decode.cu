@@ -24,10 +24,6 @@ struct DecodeWork {
     uint32_t row_tiles;
     uint32_t first_split;
     uint32_t splits;
-    // Records of the workspace, one a row, key head and split, and the first of them; none where one block does all splits.
-    uint64_t records;
-    uint64_t first_record;
-    uint32_t items;
 
     BURRSTONE_DEVICE DecodeWork(const attention_decode_args &args, const attention_span &span) : span(span) {
         const AttentionRows<attention_decode_args> all(args, span, 0);
@@ -35,12 +31,12 @@ struct DecodeWork {
         row_tiles = (rows + BLOCK_SIDE - 1) / BLOCK_SIDE;
         first_split = rows > 0 ? all.first_seen(0) / KV_SPLIT : 0;
         splits = rows > 0 ? (span.kv_len + KV_SPLIT - 1) / KV_SPLIT - first_split : 0;
-        records = splits > 1 ? uint64_t(args.kv_heads) * splits * rows : 0;
-        first_record = 0;
-        items = 0;
     }
 
-    BURRSTONE_DEVICE bool is_shared_out() const { return records > 0; }
+    // Records of the workspace that its splits want: one a row, key head and split.
+    BURRSTONE_DEVICE uint64_t records(const attention_decode_args &args) const {
+        return splits > 1 ? uint64_t(args.kv_heads) * splits * rows : 0;
+    }
 };
 
 // The sum of the lanes' values up to the lane's own.
@@ -52,6 +48,8 @@ template <class T> BURRSTONE_DEVICE T scan_warp(T value) {
     }
     return value;
 }
+
+constexpr uint32_t NO_RECORD = 0xffffffffu;
 
 // Floats of a record: outputs, in pairs, then maximum and sum.
 BURRSTONE_DEVICE uint32_t record_sums(const attention_decode_args &args) { return (args.head_dim + 1) / 2 * 2; }
@@ -76,26 +74,37 @@ BURRSTONE_DEVICE void merge_splits(const attention_decode_args &args, const Deco
             BURRSTONE_UNROLL
             for (int e = 0; e < 2; ++e) out[e] = merge(out[e], more.v[e]);
         }
-        rows.template write<typename V::dtype>(row, column, total.sum, out);
+        rows.template write<typename V::dtype>(row, column, total, out);
     }
 }
 
+// `first_record` is the span's in the workspace, or NO_RECORD where it has none: then one block does all splits.
 template <class V>
 BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_decode_shared<V> &shared,
-                                  const DecodeWork &work, uint32_t item) {
-    const uint32_t splits = work.is_shared_out() ? work.splits : 1;
+                                  const DecodeWork &work, uint32_t item, uint32_t first_record) {
+    const bool shared_out = first_record != NO_RECORD;
+    const uint32_t splits = shared_out ? work.splits : 1;
     const uint32_t row_tile = item % work.row_tiles, split = item / work.row_tiles % splits;
     const uint32_t kv_head = item / work.row_tiles / splits;
     const uint32_t begin = row_tile * BLOCK_SIDE, end = begin + BLOCK_SIDE;
     const AttentionPart part{work.span, kv_head, begin, end < work.rows ? end : work.rows};
-    AttentionBlock<V, DECODE_SHARE<V>, attention_decode_args> block(args, part, shared);
-    if (!work.is_shared_out()) return block.run();
 
     const uint32_t sums_at = record_sums(args), stride = sums_at + 2;
-    // Of this key head.
-    const uint64_t first = work.first_record + uint64_t(kv_head) * splits * work.rows;
+    // Those of this key head.
+    const uint64_t first = first_record + uint64_t(kv_head) * splits * work.rows;
     float *records = pointer<float>(args.partials) + first * stride;
-    block.run_split(work.first_split + split, records + uint64_t(split) * work.rows * stride, stride, sums_at);
+    const uint32_t from = shared_out ? (work.first_split + split) * KV_SPLIT : 0;
+    const uint32_t until = shared_out ? from + KV_SPLIT : ALL_POSITIONS;
+    const AttentionRows<attention_decode_args> rows(args, work.span, kv_head);
+    AttentionBlock<V, DECODE_SHARE<V>, attention_decode_args> block(args, part, shared);
+    block.run(from, until, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
+        if (!shared_out) return rows.template write<typename V::dtype>(row, column, sums, out);
+        float *record = records + (uint64_t(split) * work.rows + row) * stride;
+        if (column < sums_at) store(reinterpret_cast<vec<float, 2> *>(record + column), vec<float, 2>{{out[0], out[1]}});
+        if (column == 0) store(reinterpret_cast<vec<float, 2> *>(record + sums_at), vec<float, 2>{{sums.max, sums.sum}});
+    });
+    if (!shared_out) return;
+
     fence_global();
     sync_block();
     if (thread_index() == 0) {
@@ -120,19 +129,20 @@ BURRSTONE_DEVICE void attention_decode(const attention_decode_args &args, attent
         const uint32_t index = first + lane_index();
         attention_span span = {};
         if (index < args.spans_len) span = load(pointer<const attention_span>(args.spans) + index);
-        DecodeWork work(args, span);
-        const uint64_t records_end = records + scan_warp(work.records);
-        work.first_record = records_end - work.records;
+        const DecodeWork work(args, span);
+        const uint64_t wanted = work.records(args), records_end = records + scan_warp(wanted);
         // What finds no room is done by one block: with the same bits, but later.
-        if (records_end > args.records) work.records = 0;
-        work.items = args.kv_heads * work.row_tiles * (work.is_shared_out() ? work.splits : 1);
-        const uint32_t items_end = items + scan_warp(work.items);
-        while (item < shfl(items_end, WARP - 1)) {
+        const bool shared_out = wanted > 0 && records_end <= args.records;
+        const uint32_t first_record = shared_out ? uint32_t(records_end - wanted) : NO_RECORD;
+        const uint32_t own_items = args.kv_heads * work.row_tiles * (shared_out ? work.splits : 1);
+        const uint32_t items_end = items + scan_warp(own_items), items_begin = items_end - own_items;
+        const uint32_t all_end = shfl(items_end, WARP - 1);
+        for (; item < all_end; item += grid_size_x()) {
             const unsigned lane = find_first_set(ballot(item < items_end)) - 1;
-            decode_item<V>(args, shared, shfl(work, lane), item - shfl(items_end - work.items, lane));
-            item += grid_size_x();
+            decode_item<V>(args, shared, DecodeWork(args, shfl(span, lane)), item - shfl(items_begin, lane),
+                           shfl(first_record, lane));
         }
-        items = shfl(items_end, WARP - 1);
+        items = all_end;
         records = shfl(records_end, WARP - 1);
     }
 }

@@ -192,25 +192,26 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
 
     template <class Query>
     static BURRSTONE_DEVICE void load_query(const Query &query, uint32_t first_row, uint32_t step, uint32_t (&words)[QUERY_WORDS]) {
+        const uint32_t at = Query::index(first_row + own(2), 0);
         BURRSTONE_UNROLL
-        for (int k = 0; k < 4; ++k) load_four(query, first_row + own(2), step * BLOCK_SIDE + 4 * k, &words[2 * k]);
+        for (int k = 0; k < 4; ++k) load_four(query, at ^ (step * BLOCK_SIDE + 4 * k), &words[2 * k]);
     }
 
     static constexpr int STEPS = 1;
     template <class Keys>
     static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys, uint32_t first_key,
                                             uint32_t step, float (&scores)[8]) {
-        const uint32_t key = first_key + own(3);
+        const uint32_t at = Keys::index(first_key + own(3), 0);
         uint32_t words[8];
         if constexpr (NARROW) {
             BURRSTONE_UNROLL
             for (int k = 0; k < 2; ++k) {
-                const auto bytes = keys.data.template load_vec<8>(Keys::index(key, step * BLOCK_SIDE + 8 * k));
+                const auto bytes = keys.data.template load_vec<8>(at ^ (step * BLOCK_SIDE + 8 * k));
                 widen_eight(bytes, &words[4 * k]);
             }
         } else {
             BURRSTONE_UNROLL
-            for (int k = 0; k < 4; ++k) load_four(keys, key, step * BLOCK_SIDE + 4 * k, &words[2 * k]);
+            for (int k = 0; k < 4; ++k) load_four(keys, at ^ (step * BLOCK_SIDE + 4 * k), &words[2 * k]);
         }
         BURRSTONE_UNROLL
         for (int k = 0; k < 4; ++k) {
@@ -236,16 +237,17 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
 
     template <class Values>
     static BURRSTONE_DEVICE void load_values(const Values &values, uint32_t first_key, uint32_t block, uint32_t (&words)[VALUE_WORDS]) {
-        const uint32_t column = block * BLOCK_SIDE + 8 * (lane_index() / 16) + 4 * bit(3);
         BURRSTONE_UNROLL
         for (int k = 0; k < 4; ++k) {
+            const uint32_t row = Values::index(first_key + value_key(k), 8 * (lane_index() / 16) + 4 * bit(3));
+            const uint32_t at = row ^ block * BLOCK_SIDE;
             if constexpr (NARROW) {
                 uint32_t wide[2];
-                const auto bytes = values.data.template load_vec<4>(Values::index(first_key + value_key(k), column));
+                const auto bytes = values.data.template load_vec<4>(at);
                 detail::widen<T, KV>(bit_cast<uint32_t>(bytes), wide);
                 words[2 * k] = wide[0], words[2 * k + 1] = wide[1];
             } else {
-                load_four(values, first_key + value_key(k), column, &words[2 * k]);
+                load_four(values, at, &words[2 * k]);
             }
         }
     }
@@ -272,8 +274,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
     static BURRSTONE_DEVICE uint32_t value_key(int k) { return lane_index() % 4 + 4 * (bit(3) ^ uint32_t(k / 2)) + k % 2 * 8; }
 
     template <class Rows>
-    static BURRSTONE_DEVICE void load_four(const Rows &rows, uint32_t row, uint32_t column, uint32_t *words) {
-        const auto loaded = bit_cast<vec<uint32_t, 2>>(rows.data.template load_vec<4>(Rows::index(row, column)));
+    static BURRSTONE_DEVICE void load_four(const Rows &rows, uint32_t at, uint32_t *words) {
+        const auto loaded = bit_cast<vec<uint32_t, 2>>(rows.data.template load_vec<4>(at));
         words[0] = loaded.v[0], words[1] = loaded.v[1];
     }
     static BURRSTONE_DEVICE void widen_eight(const vec<KV, 8> &bytes, uint32_t *words) {

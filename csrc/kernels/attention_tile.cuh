@@ -18,6 +18,8 @@ namespace burrstone {
 constexpr uint32_t KV_SPLIT = 512;
 // Positions of a tile: 16 KiB of keys, and of values, at 16 bits.
 template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
+// Beyond every position.
+constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
 // The running maximum before any score: finite, so that differences with it are numbers.
 constexpr float LOWEST_SCORE = -1e30f;
 
@@ -51,7 +53,8 @@ template <class V, int SHARE> struct AttentionShared {
     SwizzledRows<typename V::dtype, ROWS, V::head_dim> query;
     SwizzledRows<typename V::cache, TILE, V::head_dim> keys;
     SwizzledRows<typename V::cache, TILE, V::head_dim> values;
-    Shared<uint32_t, TILE> pages[2];
+    // Entries of the tile's positions in the cache, and of the next tile's.
+    Shared<uint32_t, TILE> entries[2];
     // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where unused.
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> key_scales;
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_scales;
@@ -72,30 +75,40 @@ struct AttentionPart {
 // What a row of the batch is, and what it sees.
 template <class Args> struct AttentionRows {
     const Args &args;
-    const attention_span &span;
+    const uint32_t first_token;
+    const uint32_t first_position;
     const uint32_t kv_head;
     const uint32_t group;
 
     BURRSTONE_DEVICE AttentionRows(const Args &args, const attention_span &span, uint32_t kv_head)
-        : args(args), span(span), kv_head(kv_head), group(args.heads / args.kv_heads) {}
+        : args(args), first_token(span.start), first_position(span.kv_len - span.len), kv_head(kv_head),
+          group(args.heads / args.kv_heads) {}
 
-    BURRSTONE_DEVICE uint32_t position(uint32_t row) const { return span.kv_len - span.len + row / group; }
+    BURRSTONE_DEVICE uint32_t position(uint32_t row) const { return first_position + row / group; }
     // Positions from first_seen to, but not with, end_seen. Neither falls from a row to the next.
     BURRSTONE_DEVICE uint32_t end_seen(uint32_t row) const { return position(row) + 1; }
     BURRSTONE_DEVICE uint32_t first_seen(uint32_t row) const {
-        const uint32_t end = position(row) + 1;
-        return args.window > 0 && args.window < end ? end - args.window : 0;
+        const uint32_t end = end_seen(row);
+        const uint32_t in_window = args.window > 0 && args.window < end ? end - args.window : 0;
+        const uint32_t in_chunk = args.chunk > 0 ? position(row) / args.chunk * args.chunk : 0;
+        return in_window < in_chunk ? in_chunk : in_window;
     }
     BURRSTONE_DEVICE uint32_t head(uint32_t row) const { return kv_head * group + row % group; }
     // Where the row begins in the query and in the output.
     BURRSTONE_DEVICE uint64_t place(uint32_t row) const {
-        return (uint64_t(span.start + row / group) * args.heads + head(row)) * args.head_dim;
+        return (uint64_t(first_token + row / group) * args.heads + head(row)) * args.head_dim;
     }
 
     // Columns `column` and the next of a row's result.
     template <class T>
-    BURRSTONE_DEVICE void write(uint32_t row, uint32_t column, float sum, const float (&out)[2]) const {
-        const float factor = mul_(args.value_scale, reciprocal_fast(sum));
+    BURRSTONE_DEVICE void write(uint32_t row, uint32_t column, AttentionSum sums, const float (&out)[2]) const {
+        float factor = args.value_scale;
+        if (args.sinks != 0) {
+            const float sink = mul_(load(pointer<const float>(args.sinks) + head(row)), LOG2_E);
+            const AttentionMerge merge(sums, {sink, 1.0f});
+            factor = mul_(factor, merge.kept);
+        }
+        factor = mul_(factor, reciprocal_fast(sums.sum));
         vec<T, 2> pair;
         // Tiles that a row does not see may change the sign of a zero: here it is lost.
         BURRSTONE_UNROLL
@@ -125,12 +138,13 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     static constexpr int OUT_BLOCKS = V::head_dim / BLOCK_SIDE / SHARE;
     static constexpr int STEPS = V::head_dim / BLOCK_SIDE;
     // The query stays in registers where they last for it and both sums of the output.
-    static constexpr bool KEEP_QUERY = STEPS * Fragments::QUERY_WORDS + 2 * 8 * OUT_BLOCKS <= 112;
+    static constexpr int QUERY_REGISTERS = STEPS * Fragments::QUERY_WORDS, SUM_REGISTERS = 2 * 8 * OUT_BLOCKS;
+    static constexpr bool KEEP_QUERY = QUERY_REGISTERS <= 32 && QUERY_REGISTERS + SUM_REGISTERS <= 96;
 
     using Scores = float[BLOCKS][8];
-    using Weights = uint32_t[BLOCKS][Fragments::WEIGHT_WORDS];
+    using Weights = uint32_t[Fragments::WEIGHT_WORDS];
 
-    // A lane's part of two rows. `sum` is the lane's own until the split ends.
+    // A lane's part of two rows. The sum is of the lane's keys until the split ends.
     struct State {
         AttentionSum sums[2] = {{LOWEST_SCORE, 0.0f}, {LOWEST_SCORE, 0.0f}};
         float out[OUT_BLOCKS][8] = {};
@@ -144,57 +158,42 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     const uint32_t row_tile;
     const uint32_t share;
     const uint32_t first_row;
-    const float key_factor;
     uint32_t query[KEEP_QUERY ? STEPS : 1][Fragments::QUERY_WORDS];
     State state;
+    State total;
 
   public:
     BURRSTONE_DEVICE AttentionBlock(const Args &args, const AttentionPart &part, Memory &shared)
         : args(args), part(part), shared(shared), rows(args, part.span, part.kv_head), row_tile(warp_index() / SHARE),
-          share(warp_index() % SHARE), first_row(part.begin + row_tile * BLOCK_SIDE),
-          key_factor(mul_(mul_(args.scale, args.key_scale), args.soft_cap > 0.0f ? reciprocal_fast(args.soft_cap) : LOG2_E)) {}
+          share(warp_index() % SHARE), first_row(part.begin + row_tile * BLOCK_SIDE) {}
 
-    // All that the rows see, and writes the results.
-    BURRSTONE_DEVICE void run() {
-        State total;
-        walk(0, rows.end_seen(part.end - 1), [&] {
+    // What the rows see of positions from..until, of which `from` begins a split. Then calls `each` with row, column, the
+    // row's sums and the elements of this column and the next, for all rows and columns.
+    template <class Each> BURRSTONE_DEVICE void run(uint32_t from, uint32_t until, Each each) {
+        walk(from, until);
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t row = first_row + Fragments::row(half);
+            if (row >= part.end) continue;
             BURRSTONE_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const AttentionMerge merge(total.sums[half], state.sums[half]);
+            for (int o = 0; o < OUT_BLOCKS; ++o) {
                 BURRSTONE_UNROLL
-                for (int b = 0; b < OUT_BLOCKS; ++b) {
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 8; ++i)
-                        if (i / 2 % 2 == half) total.out[b][i] = merge(total.out[b][i], state.out[b][i]);
+                for (int pair = 0; pair < 2; ++pair) {
+                    const float out[2] = {total.out[o][Fragments::element(pair, half, 0)],
+                                          total.out[o][Fragments::element(pair, half, 1)]};
+                    each(row, (share * OUT_BLOCKS + o) * BLOCK_SIDE + Fragments::column(pair), total.sums[half], out);
                 }
             }
-        });
-        each_pair(total, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
-            rows.template write<T>(row, column, sums.sum, out);
-        });
-    }
-
-    // One split, whose state is left at `partials`, a record of `stride` floats for each row: outputs and, at `sums`, maximum
-    // and sum.
-    BURRSTONE_DEVICE void run_split(uint32_t split, float *partials, uint32_t stride, uint32_t sums_at) {
-        walk(split * KV_SPLIT, (split + 1) * KV_SPLIT, [] {});
-        each_pair(state, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
-            float *record = partials + uint64_t(row) * stride;
-            if (column < sums_at) store(reinterpret_cast<vec<float, 2> *>(record + column), vec<float, 2>{{out[0], out[1]}});
-            if (column == 0) store(reinterpret_cast<vec<float, 2> *>(record + sums_at), vec<float, 2>{{sums.max, sums.sum}});
-        });
+        }
     }
 
   private:
     static BURRSTONE_DEVICE uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
     static BURRSTONE_DEVICE uint32_t max_of(uint32_t a, uint32_t b) { return a < b ? b : a; }
 
-    // Positions from..until, of which `from` begins a split. `merge` takes a split's state, after which it is a new one; the
-    // last split's is left too.
-    template <class Merge> BURRSTONE_DEVICE void walk(uint32_t from, uint32_t until, Merge merge) {
+    BURRSTONE_DEVICE void walk(uint32_t from, uint32_t until) {
         const uint32_t low = rows.first_seen(part.begin), high = rows.end_seen(part.end - 1);
         const uint32_t begin = max_of(from, low / TILE * TILE), end = min_of(until, high);
-        state = State{};
         if (begin >= end) return;
 
         // What the row tile sees: nothing where it has no rows. Rows that are not there see what the last one sees.
@@ -205,56 +204,70 @@ template <class V, int SHARE, class Args> class AttentionBlock {
 
         const Cache cache(args, part.span.pages, part.kv_head, low, high);
         load_queries();
-        store_page(0, cache.page(begin));
-        uint32_t next_page = cache.page(begin + TILE);
+        // Tiles take turns by their positions.
+        store_entry(begin / TILE % 2, cache.entry(begin));
+        uint32_t next_entry = cache.entry(begin + TILE);
         sync_block();
-        cache.load_tile(args.keys, begin, shared.pages[0], shared.keys);
+        cache.load_tile(args.keys, shared.entries[begin / TILE % 2], shared.keys);
         cache.commit();
         keep_query();
-        for (uint32_t base = begin, turn = 0; base < end; base += TILE, turn ^= 1) {
+        for (uint32_t base = begin; base < end; base += TILE) {
+            const uint32_t turn = base / TILE % 2;
             const bool sees = some_from < base + TILE && base < some_to;
             cache.wait();
             sync_block();
             // The keys are here, and nobody needs the values of the tile before.
-            cache.load_tile(args.values, base, shared.pages[turn], shared.values);
+            cache.load_tile(args.values, shared.entries[turn], shared.values);
             cache.commit();
-            const Scales scales = load_scales(cache, base, shared.pages[turn]);
-            store_page(turn ^ 1, next_page);
-            next_page = cache.page(base + 2 * TILE);
+            const Scales scales = load_scales(shared.entries[turn]);
+            store_entry(turn ^ 1, next_entry);
+            next_entry = cache.entry(base + 2 * TILE);
             Scores scores;
             if (sees) first_product(scores);
             store_scales(scales);
             cache.wait();
             sync_block();
             // The values are here, and nobody needs the keys.
-            if (base + TILE < end) cache.load_tile(args.keys, base + TILE, shared.pages[turn ^ 1], shared.keys);
+            if (base + TILE < end) cache.load_tile(args.keys, shared.entries[turn ^ 1], shared.keys);
             cache.commit();
             if (sees) {
                 if constexpr (SHARE > 1) collect_scores(scores);
-                finish_scores(scores);
+                finish_scores(scores, base, last_row);
                 if (base < all_from || all_to < base + TILE) hide(scores, base, last_row);
-                Weights weights;
-                weigh(scores, weights);
+                raise_maxima(scores);
                 // Values that were loaded, but that some row does not see, may be infinite.
                 const bool clean = all_from <= max_of(base, low) && min_of(base + TILE, high) <= all_to;
-                if (clean || !any(values_not_finite()))
-                    second_product(weights);
-                else
-                    second_product_by_rows(weights, base, last_row);
-            }
-            if ((base + TILE) % KV_SPLIT == 0 || base + TILE >= end) {
+                const bool by_rows = !clean && any(values_not_finite());
                 BURRSTONE_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 2; ++i) {
-                        float &sum = state.sums[half].sum;
-                        sum += shfl_xor(sum, Fragments::row_peer(i));
-                    }
+                for (int b = 0; b < BLOCKS; ++b) {
+                    Weights weights;
+                    weigh(b, scores[b], weights);
+                    if (by_rows)
+                        second_product_by_rows(b, weights, base, last_row);
+                    else
+                        second_product(b, weights);
                 }
-                merge();
-                if (base + TILE < end) state = State{};
+            }
+            if ((base + TILE) % KV_SPLIT == 0 || base + TILE >= end) end_split();
+        }
+    }
+
+    // Merges the state into the total and begins a new one. The first split's sums come out as they are.
+    BURRSTONE_DEVICE void end_split() {
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            AttentionSum &sums = state.sums[half];
+            BURRSTONE_UNROLL
+            for (int i = 0; i < 2; ++i) sums.sum += shfl_xor(sums.sum, Fragments::row_peer(i));
+            const AttentionMerge merge(total.sums[half], sums);
+            BURRSTONE_UNROLL
+            for (int o = 0; o < OUT_BLOCKS; ++o) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i)
+                    if (i / 2 % 2 == half) total.out[o][i] = merge(total.out[o][i], state.out[o][i]);
             }
         }
+        state = State{};
     }
 
     // The block's rows, zeros for those that are not there and for columns beyond the head.
@@ -286,8 +299,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         }
     }
 
-    BURRSTONE_DEVICE void store_page(uint32_t turn, uint32_t page) {
-        if (thread_index() < TILE) shared.pages[turn].store(thread_index(), page);
+    BURRSTONE_DEVICE void store_entry(uint32_t turn, uint32_t entry) {
+        if (thread_index() < TILE) shared.entries[turn].store(thread_index(), entry);
     }
 
     // The scales of this thread's position of a tile.
@@ -295,14 +308,13 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         float key = 0.0f;
         float value = 0.0f;
     };
-    BURRSTONE_DEVICE Scales load_scales(const Cache &cache, uint32_t base, const Shared<uint32_t, int(TILE)> &pages) const {
+    BURRSTONE_DEVICE Scales load_scales(const Shared<uint32_t, int(TILE)> &entries) const {
         Scales scales;
         if constexpr (HAS_SCALES<KV>) {
-            const uint32_t page = thread_index() < TILE ? pages.load(thread_index()) : NO_PAGE;
-            if (page != NO_PAGE) {
-                const uint64_t at = cache.entry(page, base + thread_index());
-                scales.key = load(pointer<const float>(args.key_scales) + at);
-                scales.value = load(pointer<const float>(args.value_scales) + at);
+            const uint32_t entry = thread_index() < TILE ? entries.load(thread_index()) : NO_ENTRY;
+            if (entry != NO_ENTRY) {
+                scales.key = load(pointer<const float>(args.key_scales) + entry);
+                scales.value = load(pointer<const float>(args.value_scales) + entry);
             }
         }
         return scales;
@@ -367,7 +379,9 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     }
 
     // Products to scores in base 2.
-    BURRSTONE_DEVICE void finish_scores(Scores &scores) const {
+    BURRSTONE_DEVICE void finish_scores(Scores &scores, uint32_t base, uint32_t last_row) const {
+        const float unit = args.soft_cap > 0.0f ? reciprocal_fast(args.soft_cap) : LOG2_E;
+        const float key_factor = mul_(mul_(args.scale, args.key_scale), unit);
         BURRSTONE_UNROLL
         for (int b = 0; b < BLOCKS; ++b) {
             BURRSTONE_UNROLL
@@ -387,6 +401,22 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                     // tanh(x) = 1 - 2 / (e^2x + 1), as exact as a score of the size of the cap can be.
                     const float power = exp2_fast(mul_(scores[b][i], 2.0f * LOG2_E));
                     scores[b][i] = mul_(cap, fma_(-2.0f, reciprocal_fast(power + 1.0f), 1.0f));
+                }
+            }
+        }
+        if (args.slopes != 0) {
+            BURRSTONE_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t row = min_of(first_row + Fragments::row(half), last_row);
+                const float slope = mul_(load(pointer<const float>(args.slopes) + rows.head(row)), LOG2_E);
+                // Exact: positions are below 2^24 of each other.
+                const float from = float(int(base) - int(rows.position(row)));
+                BURRSTONE_UNROLL
+                for (int b = 0; b < BLOCKS; ++b) {
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 8; ++i)
+                        if (i / 2 % 2 == half)
+                            scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))), scores[b][i]);
                 }
             }
         }
@@ -410,8 +440,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         }
     }
 
-    // Brings the state up to the tile's scores and makes weights of them.
-    BURRSTONE_DEVICE void weigh(Scores &scores, Weights &weights) {
+    // Brings the state up to the tile's scores.
+    BURRSTONE_DEVICE void raise_maxima(const Scores &scores) {
         float decay[2];
         BURRSTONE_UNROLL
         for (int half = 0; half < 2; ++half) {
@@ -442,33 +472,31 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                 for (int i = 0; i < 8; ++i) state.out[b][i] = mul_(state.out[b][i], decay[i / 2 % 2]);
             }
         }
-        BURRSTONE_UNROLL
-        for (int b = 0; b < BLOCKS; ++b) {
-            float block[8];
-            BURRSTONE_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                AttentionSum &sums = state.sums[i / 2 % 2];
-                block[i] = exp2_fast(scores[b][i] - sums.max);
-                sums.sum += block[i];
-                if constexpr (HAS_SCALES<KV>) {
-                    const float scale = shared.value_scales.load(b * BLOCK_SIDE + Fragments::key(i));
-                    block[i] = block[i] > 0.0f ? mul_(block[i], scale) : block[i];
-                }
-            }
-            Fragments::pack_weights(block, weights[b]);
-        }
     }
 
-    // Weights times this warp's columns of the values.
-    BURRSTONE_DEVICE void second_product(const Weights &weights) {
+    // Weights of a block's scores, which are added to the sums.
+    BURRSTONE_DEVICE void weigh(int b, const float (&scores)[8], Weights &words) {
+        float weights[8];
         BURRSTONE_UNROLL
-        for (int b = 0; b < BLOCKS; ++b) {
-            BURRSTONE_UNROLL
-            for (int o = 0; o < OUT_BLOCKS; ++o) {
-                uint32_t values[Fragments::VALUE_WORDS];
-                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
-                Fragments::add_values(weights[b], values, state.out[o]);
+        for (int i = 0; i < 8; ++i) {
+            AttentionSum &sums = state.sums[i / 2 % 2];
+            weights[i] = exp2_fast(scores[i] - sums.max);
+            sums.sum += weights[i];
+            if constexpr (HAS_SCALES<KV>) {
+                const float scale = shared.value_scales.load(b * BLOCK_SIDE + Fragments::key(i));
+                weights[i] = weights[i] > 0.0f ? mul_(weights[i], scale) : weights[i];
             }
+        }
+        Fragments::pack_weights(weights, words);
+    }
+
+    // Weights of a block of keys times this warp's columns of their values.
+    BURRSTONE_DEVICE void second_product(int b, const Weights &weights) {
+        BURRSTONE_UNROLL
+        for (int o = 0; o < OUT_BLOCKS; ++o) {
+            uint32_t values[Fragments::VALUE_WORDS];
+            Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+            Fragments::add_values(weights, values, state.out[o]);
         }
     }
 
@@ -488,43 +516,23 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     }
 
     // The same sums, each row with the values that it sees alone: for a weight of zero does not hide an infinite one.
-    BURRSTONE_DEVICE void second_product_by_rows(const Weights &weights, uint32_t base, uint32_t last_row) {
+    BURRSTONE_DEVICE void second_product_by_rows(int b, const Weights &weights, uint32_t base, uint32_t last_row) {
+        const int first = int(base) + b * BLOCK_SIDE;
         BURRSTONE_ROLLED
         for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-            const int from = int(rows.first_seen(first_row + r)) - int(base), to = int(rows.end_seen(first_row + r)) - int(base);
-            BURRSTONE_UNROLL
-            for (int b = 0; b < BLOCKS; ++b) {
-                BURRSTONE_UNROLL
-                for (int o = 0; o < OUT_BLOCKS; ++o) {
-                    uint32_t values[Fragments::VALUE_WORDS];
-                    Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
-                    Fragments::clear_values(values, from - b * BLOCK_SIDE, to - b * BLOCK_SIDE);
-                    float out[8];
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 8; ++i) out[i] = state.out[o][i];
-                    Fragments::add_values(weights[b], values, out);
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 8; ++i)
-                        if (Fragments::row(i / 2 % 2) == r) state.out[o][i] = out[i];
-                }
-            }
-        }
-    }
-
-    // Calls `each` with row, column, sums and the elements of this column and the next, of rows that are there.
-    template <class Each> BURRSTONE_DEVICE void each_pair(const State &of, Each each) const {
-        BURRSTONE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t row = first_row + Fragments::row(half);
-            if (row >= part.end) continue;
+            const int from = int(rows.first_seen(first_row + r)) - first, to = int(rows.end_seen(first_row + r)) - first;
             BURRSTONE_UNROLL
             for (int o = 0; o < OUT_BLOCKS; ++o) {
+                uint32_t values[Fragments::VALUE_WORDS];
+                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                Fragments::clear_values(values, from, to);
+                float out[8];
                 BURRSTONE_UNROLL
-                for (int pair = 0; pair < 2; ++pair) {
-                    const float out[2] = {of.out[o][Fragments::element(pair, half, 0)],
-                                          of.out[o][Fragments::element(pair, half, 1)]};
-                    each(row, (share * OUT_BLOCKS + o) * BLOCK_SIDE + Fragments::column(pair), of.sums[half], out);
-                }
+                for (int i = 0; i < 8; ++i) out[i] = state.out[o][i];
+                Fragments::add_values(weights, values, out);
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i)
+                    if (Fragments::row(i / 2 % 2) == r) state.out[o][i] = out[i];
             }
         }
     }

@@ -73,6 +73,10 @@ pub struct attention_decode_args {
     pub key_scales: device_ptr,
     /// the same
     pub value_scales: device_ptr,
+    /// f32 [heads]: a score rises by slope * (key's position - query's); or 0
+    pub slopes: device_ptr,
+    /// f32 [heads]: a score without a value, seen by every query of the head; or 0
+    pub sinks: device_ptr,
     /// attention_span [spans_len]
     pub spans: device_ptr,
     /// u32
@@ -91,6 +95,8 @@ pub struct attention_decode_args {
     pub page_bits: u32,
     /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
+    /// a query sees positions of its own chunk of so many; 0 sees all
+    pub chunk: u32,
     /// of the scores, before the softmax
     pub scale: f32,
     /// scores become soft_cap * tanh(score / soft_cap); 0 leaves them
@@ -98,11 +104,10 @@ pub struct attention_decode_args {
     /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 128usize];
+    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 144usize];
     ["Alignment of attention_decode_args"][::core::mem::align_of::<attention_decode_args>() - 8usize];
     ["Offset of field: attention_decode_args::query"][::core::mem::offset_of!(attention_decode_args, query) - 0usize];
     ["Offset of field: attention_decode_args::out"][::core::mem::offset_of!(attention_decode_args, out) - 8usize];
@@ -113,35 +118,37 @@ const _: () = {
         [::core::mem::offset_of!(attention_decode_args, key_scales) - 32usize];
     ["Offset of field: attention_decode_args::value_scales"]
         [::core::mem::offset_of!(attention_decode_args, value_scales) - 40usize];
-    ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 48usize];
+    ["Offset of field: attention_decode_args::slopes"]
+        [::core::mem::offset_of!(attention_decode_args, slopes) - 48usize];
+    ["Offset of field: attention_decode_args::sinks"][::core::mem::offset_of!(attention_decode_args, sinks) - 56usize];
+    ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 64usize];
     ["Offset of field: attention_decode_args::page_table"]
-        [::core::mem::offset_of!(attention_decode_args, page_table) - 56usize];
+        [::core::mem::offset_of!(attention_decode_args, page_table) - 72usize];
     ["Offset of field: attention_decode_args::counters"]
-        [::core::mem::offset_of!(attention_decode_args, counters) - 64usize];
+        [::core::mem::offset_of!(attention_decode_args, counters) - 80usize];
     ["Offset of field: attention_decode_args::partials"]
-        [::core::mem::offset_of!(attention_decode_args, partials) - 72usize];
+        [::core::mem::offset_of!(attention_decode_args, partials) - 88usize];
     ["Offset of field: attention_decode_args::records"]
-        [::core::mem::offset_of!(attention_decode_args, records) - 80usize];
+        [::core::mem::offset_of!(attention_decode_args, records) - 96usize];
     ["Offset of field: attention_decode_args::spans_len"]
-        [::core::mem::offset_of!(attention_decode_args, spans_len) - 84usize];
-    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 88usize];
+        [::core::mem::offset_of!(attention_decode_args, spans_len) - 100usize];
+    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 104usize];
     ["Offset of field: attention_decode_args::kv_heads"]
-        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 92usize];
+        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 108usize];
     ["Offset of field: attention_decode_args::head_dim"]
-        [::core::mem::offset_of!(attention_decode_args, head_dim) - 96usize];
+        [::core::mem::offset_of!(attention_decode_args, head_dim) - 112usize];
     ["Offset of field: attention_decode_args::page_bits"]
-        [::core::mem::offset_of!(attention_decode_args, page_bits) - 100usize];
+        [::core::mem::offset_of!(attention_decode_args, page_bits) - 116usize];
     ["Offset of field: attention_decode_args::window"]
-        [::core::mem::offset_of!(attention_decode_args, window) - 104usize];
-    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 108usize];
+        [::core::mem::offset_of!(attention_decode_args, window) - 120usize];
+    ["Offset of field: attention_decode_args::chunk"][::core::mem::offset_of!(attention_decode_args, chunk) - 124usize];
+    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 128usize];
     ["Offset of field: attention_decode_args::soft_cap"]
-        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 112usize];
+        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 132usize];
     ["Offset of field: attention_decode_args::key_scale"]
-        [::core::mem::offset_of!(attention_decode_args, key_scale) - 116usize];
+        [::core::mem::offset_of!(attention_decode_args, key_scale) - 136usize];
     ["Offset of field: attention_decode_args::value_scale"]
-        [::core::mem::offset_of!(attention_decode_args, value_scale) - 120usize];
-    ["Offset of field: attention_decode_args::padding"]
-        [::core::mem::offset_of!(attention_decode_args, padding) - 124usize];
+        [::core::mem::offset_of!(attention_decode_args, value_scale) - 140usize];
 };
 /// A tile of queries of one sequence.
 #[repr(C)]
@@ -174,6 +181,10 @@ pub struct attention_prefill_args {
     pub key_scales: device_ptr,
     /// the same
     pub value_scales: device_ptr,
+    /// f32 [heads]: a score rises by slope * (key's position - query's); or 0
+    pub slopes: device_ptr,
+    /// f32 [heads]: a score without a value, seen by every query of the head; or 0
+    pub sinks: device_ptr,
     /// attention_span
     pub spans: device_ptr,
     /// u32
@@ -190,6 +201,8 @@ pub struct attention_prefill_args {
     pub page_bits: u32,
     /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
+    /// a query sees positions of its own chunk of so many; 0 sees all
+    pub chunk: u32,
     /// of the scores, before the softmax
     pub scale: f32,
     /// scores become soft_cap * tanh(score / soft_cap); 0 leaves them
@@ -197,11 +210,10 @@ pub struct attention_prefill_args {
     /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 120usize];
+    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 136usize];
     ["Alignment of attention_prefill_args"][::core::mem::align_of::<attention_prefill_args>() - 8usize];
     ["Offset of field: attention_prefill_args::query"][::core::mem::offset_of!(attention_prefill_args, query) - 0usize];
     ["Offset of field: attention_prefill_args::out"][::core::mem::offset_of!(attention_prefill_args, out) - 8usize];
@@ -212,36 +224,40 @@ const _: () = {
         [::core::mem::offset_of!(attention_prefill_args, key_scales) - 32usize];
     ["Offset of field: attention_prefill_args::value_scales"]
         [::core::mem::offset_of!(attention_prefill_args, value_scales) - 40usize];
+    ["Offset of field: attention_prefill_args::slopes"]
+        [::core::mem::offset_of!(attention_prefill_args, slopes) - 48usize];
+    ["Offset of field: attention_prefill_args::sinks"]
+        [::core::mem::offset_of!(attention_prefill_args, sinks) - 56usize];
     ["Offset of field: attention_prefill_args::spans"]
-        [::core::mem::offset_of!(attention_prefill_args, spans) - 48usize];
+        [::core::mem::offset_of!(attention_prefill_args, spans) - 64usize];
     ["Offset of field: attention_prefill_args::page_table"]
-        [::core::mem::offset_of!(attention_prefill_args, page_table) - 56usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_table) - 72usize];
     ["Offset of field: attention_prefill_args::tiles"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles) - 64usize];
+        [::core::mem::offset_of!(attention_prefill_args, tiles) - 80usize];
     ["Offset of field: attention_prefill_args::tiles_len"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 72usize];
+        [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 88usize];
     ["Offset of field: attention_prefill_args::tile_queries"]
-        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 76usize];
+        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 92usize];
     ["Offset of field: attention_prefill_args::heads"]
-        [::core::mem::offset_of!(attention_prefill_args, heads) - 80usize];
+        [::core::mem::offset_of!(attention_prefill_args, heads) - 96usize];
     ["Offset of field: attention_prefill_args::kv_heads"]
-        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 84usize];
+        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 100usize];
     ["Offset of field: attention_prefill_args::head_dim"]
-        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 88usize];
+        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 104usize];
     ["Offset of field: attention_prefill_args::page_bits"]
-        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 92usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 108usize];
     ["Offset of field: attention_prefill_args::window"]
-        [::core::mem::offset_of!(attention_prefill_args, window) - 96usize];
+        [::core::mem::offset_of!(attention_prefill_args, window) - 112usize];
+    ["Offset of field: attention_prefill_args::chunk"]
+        [::core::mem::offset_of!(attention_prefill_args, chunk) - 116usize];
     ["Offset of field: attention_prefill_args::scale"]
-        [::core::mem::offset_of!(attention_prefill_args, scale) - 100usize];
+        [::core::mem::offset_of!(attention_prefill_args, scale) - 120usize];
     ["Offset of field: attention_prefill_args::soft_cap"]
-        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 104usize];
+        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 124usize];
     ["Offset of field: attention_prefill_args::key_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 108usize];
+        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 128usize];
     ["Offset of field: attention_prefill_args::value_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 112usize];
-    ["Offset of field: attention_prefill_args::padding"]
-        [::core::mem::offset_of!(attention_prefill_args, padding) - 116usize];
+        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 132usize];
 };
 /// out[t] = table[rows[t]]; a gather of rows of any table. Rows that the table lacks come out with every bit set.
 #[repr(C)]

@@ -31,13 +31,19 @@ pub enum KvScales<'a> {
 
 /// How queries meet keys.
 #[derive(Clone, Copy, Debug)]
-pub struct Scoring {
+pub struct Scoring<'a> {
     /// Scores are multiplied by this before the softmax.
     pub scale: f32,
     /// Scores become `cap · tanh(score / cap)`.
     pub soft_cap: Option<f32>,
     /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
     pub window: Option<usize>,
+    /// A query sees positions of its own chunk alone, which begin at multiples of so many; `None` sees all up to its own.
+    pub chunk: Option<usize>,
+    /// ALiBi: f32 `[heads]`. A head's scores rise by `slope · (key's position - query's)`.
+    pub slopes: Option<Slice<'a>>,
+    /// f32 `[heads]`. A score of each head that takes its part of the softmax, but has no value.
+    pub sinks: Option<Slice<'a>>,
 }
 
 /// Sizes of the queries and of the cache's heads.
@@ -61,6 +67,9 @@ pub(super) struct Checked {
     pub head_dim: u32,
     pub page_bits: u32,
     pub window: u32,
+    pub chunk: u32,
+    pub slopes: u64,
+    pub sinks: u64,
     pub soft_cap: f32,
     pub key_scale: f32,
     pub value_scale: f32,
@@ -96,7 +105,7 @@ impl Checked {
         out: &SliceMut<'_>,
         cache: &KvCache<'_>,
         of: Heads,
-        scoring: Scoring,
+        scoring: Scoring<'_>,
     ) -> Result<Self> {
         let refuse = |field, expected: String, found: String| Err(Error::operator(check.0, field, expected, found));
         let Heads { tokens, heads, kv_heads, head_dim } = of;
@@ -106,6 +115,10 @@ impl Checked {
         }
         if !page_size.is_power_of_two() || page_size > MAX_PAGE_SIZE {
             return refuse("page_size", format!("a power of two up to {MAX_PAGE_SIZE}"), page_size.to_string());
+        }
+        let entries = pages.checked_mul(kv_heads).and_then(|entries| entries.checked_mul(page_size));
+        if entries.is_none_or(|entries| entries >= u32::MAX as usize) {
+            return refuse("pages", "entries that 32 bits can number".to_owned(), pages.to_string());
         }
         check.len("query", query, &[tokens, heads, head_dim])?;
         check.slice("out", out.as_slice(), query.dtype(), &[tokens, heads, head_dim])?;
@@ -133,9 +146,17 @@ impl Checked {
         if let Some(cap) = scoring.soft_cap.filter(|cap| !(*cap > 0.0 && cap.is_finite())) {
             return refuse("soft_cap", "a finite number above 0".to_owned(), cap.to_string());
         }
-        if scoring.window == Some(0) {
-            return refuse("window", "at least 1".to_owned(), "0".to_owned());
+        for (field, positions) in [("window", scoring.window), ("chunk", scoring.chunk)] {
+            if positions == Some(0) {
+                return refuse(field, "at least 1".to_owned(), "0".to_owned());
+            }
         }
+        for (field, factors) in [("slopes", scoring.slopes), ("sinks", scoring.sinks)] {
+            if let Some(factors) = factors {
+                check.slice(field, factors, DType::F32, &[heads])?;
+            }
+        }
+        let address = |slice: Option<Slice<'_>>| slice.map_or(0, |slice| slice.address());
         Ok(Self {
             key_scales,
             value_scales,
@@ -143,8 +164,11 @@ impl Checked {
             kv_heads: check.size("kv_heads", kv_heads)?,
             head_dim: check.size("head_dim", head_dim)?,
             page_bits: page_size.trailing_zeros(),
-            // A window beyond every position hides nothing.
+            // A window or a chunk beyond every position hides nothing.
             window: scoring.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            chunk: scoring.chunk.map_or(0, |chunk| u32::try_from(chunk).unwrap_or(0)),
+            slopes: address(scoring.slopes),
+            sinks: address(scoring.sinks),
             soft_cap: scoring.soft_cap.unwrap_or(0.0),
             key_scale,
             value_scale,

@@ -44,7 +44,7 @@ pub struct AttentionDecode<'a> {
     pub page_table: Slice<'a>,
     pub states: SplitStates<'a>,
     pub heads: Heads,
-    pub scoring: Scoring,
+    pub scoring: Scoring<'a>,
 }
 
 impl AttentionDecode<'_> {
@@ -85,6 +85,8 @@ impl AttentionDecode<'_> {
             values: self.cache.values.address(),
             key_scales: checked.key_scales,
             value_scales: checked.value_scales,
+            slopes: checked.slopes,
+            sinks: checked.sinks,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
             counters: counters.address(),
@@ -96,11 +98,11 @@ impl AttentionDecode<'_> {
             head_dim: checked.head_dim,
             page_bits: checked.page_bits,
             window: checked.window,
+            chunk: checked.chunk,
             scale: self.scoring.scale,
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
-            padding: 0,
         };
         let shape = format_args!("{spans} spans, {:?}", self.heads);
         let blocks = stream.info().processors as usize * BLOCKS_PER_PROCESSOR;

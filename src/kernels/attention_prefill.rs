@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 const CHECK: Check = Check("attention_prefill");
 
-/// Rows (queries times heads of a group) that a block works on at a time, or twice as many: it takes several batches of
-/// them where there are more.
+/// Rows (queries times heads of a group) for each block. Those of long heads take them in two batches, those of heads up
+/// to 128 in a cache that is not quantized work on twice as many at a time.
 const BLOCK_ROWS: u32 = 32;
 
 /// Causal softmax attention of many queries of each sequence over the paged cache.
@@ -36,7 +36,7 @@ pub struct AttentionPrefill<'a> {
     /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans, tiles and entries name must exist.
     pub page_table: Slice<'a>,
     pub heads: Heads,
-    pub scoring: Scoring,
+    pub scoring: Scoring<'a>,
 }
 
 impl AttentionPrefill<'_> {
@@ -76,6 +76,8 @@ impl AttentionPrefill<'_> {
             values: self.cache.values.address(),
             key_scales: checked.key_scales,
             value_scales: checked.value_scales,
+            slopes: checked.slopes,
+            sinks: checked.sinks,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
             tiles: self.tiles.address(),
@@ -86,11 +88,11 @@ impl AttentionPrefill<'_> {
             head_dim: checked.head_dim,
             page_bits: checked.page_bits,
             window: checked.window,
+            chunk: checked.chunk,
             scale: self.scoring.scale,
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
-            padding: 0,
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
         let rows = self.tile_queries.saturating_mul(self.heads.heads / self.heads.kv_heads);

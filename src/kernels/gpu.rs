@@ -328,7 +328,8 @@ impl Ops for Gpu {
         let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
         let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
-        let scoring = Scoring { scale: args.scale, soft_cap: None, window: args.window };
+        let (scale, window) = (args.scale, args.window);
+        let scoring = Scoring { scale, soft_cap: None, window, chunk: None, slopes: None, sinks: None };
         if step.is_decode() {
             let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
             let DecodeStates { counters, partials } = &mut *states;

@@ -4,7 +4,7 @@ use burrstone::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, S
 use proptest::prelude::*;
 
 use crate::problems::attention::PROBLEMS;
-use crate::reference::attention::attend;
+use crate::reference::attention::{Scoring, attend};
 use crate::support::*;
 
 /// A model's layer and some sequences, laid out in pages of their own in a shuffled order.
@@ -183,8 +183,8 @@ proptest! {
                     let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
                     let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
                     let query = at(position, head, case.query_dtype);
-                    plain.extend(attend::<f32>(&query, &keys, &values, scale(d), None));
-                    exact.extend(attend::<f64>(&query, &keys, &values, scale(d), None));
+                    plain.extend(attend::<f32>(&query, &keys, &values, Scoring::scaled(scale(d))));
+                    exact.extend(attend::<f64>(&query, &keys, &values, Scoring::scaled(scale(d))));
                     got.extend(&outs[s][(position * heads + head) * d..][..d]);
                 }
             }
@@ -246,8 +246,8 @@ fn a_long_sequence_decodes_as_it_prefills() {
         let values: Vec<_> = seen.map(|p| at(p, heads + 2 * kv_heads - 1)).collect();
         let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let plain = attend::<f32>(&at(2602, heads - 1), &keys, &values, scale(d), None);
-        let exact = attend::<f64>(&at(2602, heads - 1), &keys, &values, scale(d), None);
+        let plain = attend::<f32>(&at(2602, heads - 1), &keys, &values, Scoring::scaled(scale(d)));
+        let exact = attend::<f64>(&at(2602, heads - 1), &keys, &values, Scoring::scaled(scale(d)));
         assert_close("last", DType::BF16, &at_once[0][(2602 * heads + heads - 1) * d..], &plain, &exact);
     }
 }

@@ -53,6 +53,9 @@ fn every_variant_walks_splits_and_pages() {
                     page_size: 16,
                     window: None,
                     cap: None,
+                    chunk: None,
+                    slopes: false,
+                    sinks: false,
                     dtype,
                     cache,
                     sequences: vec![(511, 2), (40, 1)],
@@ -77,6 +80,9 @@ fn blocks_share_the_work() {
         page_size: 64,
         window: Some(1200),
         cap: None,
+        chunk: None,
+        slopes: false,
+        sinks: false,
         dtype: DType::F16,
         cache: DType::F16,
         sequences,
@@ -97,6 +103,9 @@ fn company_changes_nothing() {
         page_size: 8,
         window: Some(64),
         cap: Some(20.0),
+        chunk: None,
+        slopes: false,
+        sinks: false,
         dtype: DType::F16,
         cache: DType::I8,
         sequences: vec![(530, 4), (31, 3), (0, 5)],
@@ -146,12 +155,12 @@ fn wrong_shapes_are_refused() {
     let half_keys = stream.alloc(DType::F16, 3 * 2 * 4 * 8).unwrap();
     let words = stream.alloc(DType::U32, 8).unwrap();
     let of = Heads { tokens: 2, heads: 4, kv_heads: 2, head_dim: 8 };
-    let plain = Scoring { scale: 1.0, soft_cap: None, window: None };
+    let plain = Scoring { scale: 1.0, soft_cap: None, window: None, chunk: None, slopes: None, sinks: None };
     let entries = KvScales::Entry { keys: scales.slice(), values: scales.slice() };
     let cache = KvCache { keys: keys.slice(), values: keys.slice(), scales: entries, pages: 3, page_size: 4 };
     let mut counters = stream.alloc(DType::U32, 0).unwrap();
     let mut partials = stream.alloc(DType::F32, 0).unwrap();
-    let mut attempt = |heads: Heads, cache: KvCache<'_>, scoring: Scoring, spans: usize| {
+    let mut attempt = |heads: Heads, cache: KvCache<'_>, scoring: Scoring<'_>, spans: usize| {
         let mut out = stream.alloc(DType::F16, 2 * 4 * 8).unwrap();
         let kernel = AttentionDecode {
             query: query.slice(),
@@ -182,6 +191,9 @@ fn wrong_shapes_are_refused() {
     refused(of, KvCache { keys: half_keys.slice(), values: half_keys.slice(), ..cache }, plain, "scales");
     refused(of, cache, Scoring { window: Some(0), ..plain }, "window");
     refused(of, cache, Scoring { soft_cap: Some(0.0), ..plain }, "soft_cap");
+    refused(of, cache, Scoring { chunk: Some(0), ..plain }, "chunk");
+    refused(of, cache, Scoring { slopes: Some(words.slice()), ..plain }, "slopes");
+    refused(of, cache, Scoring { sinks: Some(scales.slice().range(0..3).unwrap()), ..plain }, "sinks");
     refused(of, cache, Scoring { scale: f32::NAN, ..plain }, "scale");
     assert_refused(attempt(of, cache, plain, 7), KERNEL, "spans");
     let bf16 = Case {
@@ -191,6 +203,9 @@ fn wrong_shapes_are_refused() {
         page_size: 4,
         window: None,
         cap: None,
+        chunk: None,
+        slopes: false,
+        sinks: false,
         dtype: DType::BF16,
         cache: DType::BF16,
         sequences: vec![],

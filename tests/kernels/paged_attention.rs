@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::device::assert_no_waste;
-use crate::reference::attention::attend;
+use crate::reference::attention::{self, attend};
 use crate::support::*;
 
 /// A layer and some sequences.
@@ -20,6 +20,10 @@ pub struct Case {
     pub page_size: usize,
     pub window: Option<usize>,
     pub cap: Option<f32>,
+    pub chunk: Option<usize>,
+    /// Whether heads have slopes, and sinks.
+    pub slopes: bool,
+    pub sinks: bool,
     pub dtype: DType,
     pub cache: DType,
     /// For each sequence: tokens already in the cache, queries.
@@ -40,13 +44,26 @@ impl Case {
         self.dtype == DType::F16 || stream.arch() >= 80
     }
 
-    pub fn scoring(&self) -> Scoring {
-        Scoring { scale: 1.0 / (self.head_dim as f32).sqrt(), soft_cap: self.cap, window: self.window }
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    fn slope(&self, head: usize) -> f32 {
+        if self.slopes { 0.3 / (head + 1) as f32 } else { 0.0 }
+    }
+
+    fn sink(&self, head: usize) -> Option<f32> {
+        self.sinks.then_some(3.0 - head as f32)
+    }
+
+    fn expected_scoring(&self, head: usize) -> attention::Scoring {
+        attention::Scoring { scale: self.scale(), cap: self.cap, slope: self.slope(head), sink: self.sink(head) }
     }
 
     /// The first position that a query at `position` sees.
     fn first_seen(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        let in_window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        in_window.max(self.chunk.map_or(0, |chunk| position / chunk * chunk))
     }
 
     /// A head of a query, sharpened, so that the softmax has something to choose.
@@ -87,9 +104,9 @@ impl Case {
                     let kv = head / self.group;
                     let keys: Vec<&[f32]> = keys[kv][seen.clone()].iter().map(Vec::as_slice).collect();
                     let values: Vec<&[f32]> = values[kv][seen.clone()].iter().map(Vec::as_slice).collect();
-                    let (query, scale) = (self.query(s, position, head), self.scoring().scale);
-                    plain.extend(attend::<f32>(&query, &keys, &values, scale, self.cap));
-                    exact.extend(attend::<f64>(&query, &keys, &values, scale, self.cap));
+                    let (query, scoring) = (self.query(s, position, head), self.expected_scoring(head));
+                    plain.extend(attend::<f32>(&query, &keys, &values, scoring));
+                    exact.extend(attend::<f64>(&query, &keys, &values, scoring));
                 }
             }
         }
@@ -135,6 +152,8 @@ pub struct Paged {
     values: Memory,
     key_scales: Memory,
     value_scales: Memory,
+    slopes: Memory,
+    sinks: Memory,
     pages: usize,
     table: Memory,
     /// The same on the host.
@@ -184,6 +203,7 @@ impl Paged {
             memory.write(bytes).unwrap();
             memory
         };
+        let heads = 0..case.group * case.kv_heads;
         let floats = |floats: &[f32]| memory(DType::F32, &encode(floats, DType::F32));
         let mut on_device = stream.alloc(DType::U32, table.len()).unwrap();
         on_device.write(&table).unwrap();
@@ -193,6 +213,8 @@ impl Paged {
             values: memory(case.cache, &planes[1]),
             key_scales: floats(&scales[0]),
             value_scales: floats(&scales[1]),
+            slopes: floats(&heads.clone().map(|head| case.slope(head)).collect::<Vec<_>>()),
+            sinks: floats(&heads.map(|head| case.sink(head).unwrap_or(f32::NAN)).collect::<Vec<_>>()),
             pages,
             table: on_device,
             table_entries: table,
@@ -219,6 +241,17 @@ impl Paged {
             } else {
                 self.values.write_at(slot * head_dim, &code.repeat(head_dim)).unwrap();
             }
+        }
+    }
+
+    fn scoring(&self) -> Scoring<'_> {
+        Scoring {
+            scale: self.case.scale(),
+            soft_cap: self.case.cap,
+            window: self.case.window,
+            chunk: self.case.chunk,
+            slopes: self.case.slopes.then(|| self.slopes.slice()),
+            sinks: self.case.sinks.then(|| self.sinks.slice()),
         }
     }
 
@@ -263,7 +296,7 @@ impl Paged {
                 page_table: self.table.slice(),
                 states: SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() },
                 heads: self.case.heads(),
-                scoring: self.case.scoring(),
+                scoring: self.scoring(),
             };
             kernel.launch_variant(stream, variant)
         });
@@ -301,7 +334,7 @@ impl Paged {
                 tile_queries: tile,
                 page_table: self.table.slice(),
                 heads: self.case.heads(),
-                scoring: self.case.scoring(),
+                scoring: self.scoring(),
             };
             kernel.launch_variant(stream, variant)
         })
@@ -358,19 +391,27 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
     (
         (1usize..6, 1usize..4, head_dim, 0u32..8),
         (proptest::option::of(1usize..70), proptest::option::of(0.5f32..30.0), dtypes),
+        (proptest::option::weighted(0.3, 1usize..200), any::<bool>(), any::<bool>()),
         proptest::collection::vec((any_length(140), 1..=queries), 1..4),
     )
-        .prop_map(|((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), sequences)| Case {
-            group,
-            kv_heads,
-            head_dim,
-            page_size: 1 << page,
-            window,
-            cap,
-            dtype,
-            cache,
-            sequences,
-        })
+        .prop_map(
+            |((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), (chunk, slopes, sinks), sequences)| {
+                Case {
+                    group,
+                    kv_heads,
+                    head_dim,
+                    page_size: 1 << page,
+                    window,
+                    cap,
+                    chunk,
+                    slopes,
+                    sinks,
+                    dtype,
+                    cache,
+                    sequences,
+                }
+            },
+        )
 }
 
 /// `run` gives the output of all queries. An infinite value does not change what queries that do not see it get, be they
@@ -386,6 +427,9 @@ pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> 
                 page_size: 16,
                 window: Some(6),
                 cap: None,
+                chunk: None,
+                slopes: false,
+                sinks: false,
                 dtype: DType::F16,
                 cache,
                 sequences: vec![(60, 20)],
@@ -415,8 +459,20 @@ pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
         for (head_dim, cache) in [64, 128, 256].into_iter().flat_map(|d| [(d, dtype), (d, DType::E4M3)]) {
             let stream = Stream::sim(SimOptions { arch, count: true, ..SimOptions::default() }).unwrap();
             let sequences = vec![(70, 5)];
-            let (page_size, window, cap) = (16, None, None);
-            let case = Case { group: 7, kv_heads: 1, head_dim, page_size, window, cap, dtype, cache, sequences };
+            let case = Case {
+                group: 7,
+                kv_heads: 1,
+                head_dim,
+                page_size: 16,
+                window: None,
+                cap: None,
+                chunk: None,
+                slopes: false,
+                sinks: false,
+                dtype,
+                cache,
+                sequences,
+            };
             run(&stream, &case);
             assert_no_waste(&stream, in_loop);
         }

@@ -1,18 +1,39 @@
 use super::Real;
 
-/// One query over the keys and values that it sees, `[positions][head_dim]`. Scores beyond `cap` are bent to it.
-pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32, cap: Option<f32>) -> Vec<T> {
-    let dot = |key: &[f32]| {
+/// How queries meet keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring {
+    pub scale: f32,
+    /// Scores beyond it are bent to it.
+    pub cap: Option<f32>,
+    /// A score falls by as much for each position that its key is before the query.
+    pub slope: f32,
+    /// A score without a value.
+    pub sink: Option<f32>,
+}
+
+impl Scoring {
+    pub fn scaled(scale: f32) -> Self {
+        Self { scale, cap: None, slope: 0.0, sink: None }
+    }
+}
+
+/// One query over the keys and values that it sees, `[positions][head_dim]`, the last of which are its own.
+pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scoring: Scoring) -> Vec<T> {
+    let Scoring { scale, cap, slope, sink } = scoring;
+    let dot = |(i, key): (usize, &&[f32])| {
         let mut sum = T::of(0.0);
-        for (&q, &k) in query.iter().zip(key) {
+        for (&q, &k) in query.iter().zip(*key) {
             sum = sum + T::of(q) * T::of(k);
         }
         let score = sum * T::of(scale);
-        cap.map_or(score, |cap| T::of(cap) * (score / T::of(cap)).tanh())
+        let score = cap.map_or(score, |cap| T::of(cap) * (score / T::of(cap)).tanh());
+        score - T::of(slope) * T::of((keys.len() - 1 - i) as f32)
     };
-    let scores: Vec<T> = keys.iter().map(|key| dot(key)).collect();
-    let max = scores.iter().copied().fold(scores[0], |a, b| if a > b { a } else { b });
-    let mut total = T::of(0.0);
+    let scores: Vec<T> = keys.iter().enumerate().map(dot).collect();
+    let first = sink.map_or(scores[0], T::of);
+    let max = scores.iter().copied().fold(first, |a, b| if a > b { a } else { b });
+    let mut total = sink.map_or(T::of(0.0), |sink| (T::of(sink) - max).exp());
     let mut out = vec![T::of(0.0); query.len()];
     for (&score, value) in scores.iter().zip(values) {
         let weight = (score - max).exp();
