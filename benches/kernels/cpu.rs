@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use burrstone::cpu::{Buffer, Cpu, probe};
+use burrstone::cpu::{Buffer, Cpu};
 use burrstone::{DType, Result};
 
-use crate::support::{Bench, Rates};
+use crate::support::Bench;
 
 impl Bench for Cpu {
     fn dtype(&self) -> DType {
@@ -22,11 +22,6 @@ impl Bench for Cpu {
 
     fn write(&self, buffer: &mut Buffer, values: &[f32]) {
         buffer.write(values).expect("the values");
-    }
-
-    fn rates(&self) -> Rates {
-        let probe = probe(self).expect("room for the probe");
-        Rates { gb_s: probe.read_gb_s, gflop_s: Some(probe.bf16_gflop_s) }
     }
 
     fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {

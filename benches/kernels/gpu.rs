@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use burrstone::device::{Memory, Stream};
 use burrstone::kernels::Gpu;
-use burrstone::ops::{CacheShape, Ops};
 use burrstone::{DType, Result};
 use half::{bf16, f16};
 
-use crate::support::{Bench, Rates};
+use crate::support::Bench;
 
 /// More than the L2 cache of any GPU.
 const COLD: usize = 256 << 20;
@@ -62,24 +61,6 @@ impl Bench for Gpu {
             _ => buffer.write(values),
         };
         written.expect("the values");
-    }
-
-    /// What a copy of pages moves: bytes read and written.
-    fn rates(&self) -> Rates {
-        let (pages, page_size, kv_heads, head_dim) = (1024, 64, 16, 128);
-        let shape = CacheShape { layers: 2, pages, page_size, kv_heads, head_dim, dtype: self.dtype() };
-        let mut cache = self.cache(shape).expect("room for the probe");
-        let half = pages as u32 / 2;
-        let pairs: Vec<[u32; 2]> = (0..half).map(|page| [page, half + page]).collect();
-        let passes = 8;
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            let start = Instant::now();
-            (0..passes).try_for_each(|_| self.copy_pages(&mut cache, &pairs)).expect("a copy");
-            self.stream().synchronize().expect("a copy");
-            best = best.min(start.elapsed().as_secs_f64() / f64::from(passes));
-        }
-        Rates { gb_s: shape.bytes() as f64 / 1e9 / best, gflop_s: None }
     }
 
     /// Each call finds a cold cache, cleared by zeros; what these take by themselves is taken off. A call that cannot be

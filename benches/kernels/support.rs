@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use burrstone::device::Bytes;
-use burrstone::ops::{Batch, CacheShape, Ops, SampleRow, Span, WeightView};
+use burrstone::ops::{Batch, CacheShape, Ops, Rates, SampleRow, Span, WeightView};
 use burrstone::{DType, Result};
 use criterion::{Criterion, Throughput};
 
@@ -26,19 +26,8 @@ pub trait Bench: Ops {
 
     fn write(&self, buffer: &mut Self::Buffer, values: &[f32]);
 
-    /// The device's rates at this moment.
-    fn rates(&self) -> Rates;
-
     /// Time of `calls` calls, one after another.
     fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
-}
-
-/// What bounds a kernel.
-#[derive(Clone, Copy)]
-pub struct Rates {
-    pub gb_s: f64,
-    /// Of multiplications and additions; `None` where nobody measured it.
-    pub gflop_s: Option<f64>,
 }
 
 /// What a call must do at least.
@@ -62,7 +51,7 @@ impl<D: Bench> Lab<D> {
     /// Takes the device's rates, unless the benches are only tried out (`--test`).
     pub fn probe(&mut self) {
         if !std::env::args().any(|argument| argument == "--test") {
-            self.rates = Some(self.device.rates());
+            self.rates = Some(self.device.rates(self.device.dtype()).expect("rates"));
         }
     }
 
@@ -90,14 +79,14 @@ impl<D: Bench> Lab<D> {
         let Some(rates) = self.rates.filter(|_| best.get() < Duration::MAX) else { return };
         let time = best.get().as_secs_f64();
         let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
-        let floor = (gb / rates.gb_s).max(rates.gflop_s.map_or(0.0, |rate| gflop / rate));
-        let of = rates.gflop_s.map_or(String::new(), |rate| format!(" of {rate:.1}"));
+        let floor = (gb / rates.gb_s).max(gflop / rates.gflop_s);
         println!(
-            "{kernel}/{case}: best {:.2} µs, {:.1} GB/s of {:.1}, {:.1} GFLOP/s{of}: {:.0} % of the floor",
+            "{kernel}/{case}: best {:.2} µs, {:.1} GB/s of {:.1}, {:.1} GFLOP/s of {:.1}: {:.0} % of the floor",
             time * 1e6,
             gb / time,
             rates.gb_s,
             gflop / time,
+            rates.gflop_s,
             100.0 * floor / time,
         );
     }

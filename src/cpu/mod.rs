@@ -30,7 +30,7 @@ pub use simd::Isa;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, RotaryKvWrite, Sampled, StepShape, WeightView};
+use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, Rates, RotaryKvWrite, Sampled, StepShape, WeightView};
 use pool::Pool;
 
 /// Elements of the longest attention head: what kernels keep on their stacks.
@@ -104,6 +104,12 @@ impl Ops for Cpu {
     fn describe(&self) -> String {
         let threads = self.threads();
         format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    fn rates(&self, activations: DType) -> Result<Rates> {
+        let probe = probe(self)?;
+        let gflop_s = if activations == DType::BF16 { probe.bf16_gflop_s } else { probe.f32_gflop_s };
+        Ok(Rates { gb_s: probe.read_gb_s, gflop_s })
     }
 
     fn wide_dtype(&self, _activation: DType) -> DType {

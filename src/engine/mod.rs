@@ -21,6 +21,7 @@ use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{ArchSpec, GenerationConfig, RopeKind};
+use crate::ops::Rates;
 use crate::text::{ChatTemplate, StopMatcher, Tokenizer};
 
 pub use builder::{Device, EngineBuilder};
@@ -210,6 +211,18 @@ impl Engine {
         let (reply, status) = mpsc::channel();
         self.0.send(Command::Status(reply));
         status.recv().map_err(|_| self.0.stopped())
+    }
+
+    /// What the device gives at this moment, at its best, with activations of this engine's dtype. On the CPU both rates
+    /// are measured, in about a second; on a GPU memory's is, and that of operations is the data sheet's. Requests wait
+    /// for it.
+    ///
+    /// # Errors
+    /// The device has no room for the measurement, or the engine has stopped.
+    pub fn rates(&self) -> Result<Rates> {
+        let (reply, rates) = mpsc::channel();
+        self.0.send(Command::Rates(reply));
+        rates.recv().map_err(|_| self.0.stopped())?
     }
 
     /// Keeps prompts apart in the cache that have not the same keys for the same tokens.

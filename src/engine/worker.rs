@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::device::Counters;
 use crate::error::{Error, Result};
 use crate::kv::Counts;
-use crate::ops::{SampleRow, Sampled};
+use crate::ops::{Rates, SampleRow, Sampled};
 
 use super::channel::Sender;
 use super::request::{FinishReason, Resolved};
@@ -27,6 +27,7 @@ pub(super) enum Command {
     },
     Cancel(u64),
     Status(mpsc::Sender<Status>),
+    Rates(mpsc::Sender<Result<Rates>>),
     /// Nobody is left to ask for anything.
     Stop,
 }
@@ -173,6 +174,10 @@ impl Worker {
                 Command::Status(reply) => {
                     // Whoever asked may be gone.
                     let _ = reply.send(self.status());
+                }
+                Command::Rates(reply) => {
+                    // As above.
+                    let _ = reply.send(self.runner.forward.rates());
                 }
                 Command::Stop => return false,
             }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::converted::converted;
+use super::rates::rates;
 use super::step::{Step, TILE_QUERIES};
 use super::{
     ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
@@ -14,7 +15,7 @@ use super::{
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, Activation, Batch, CacheShape, Ops, Sampled, StepShape, WeightView};
+use crate::ops::{self, Activation, Batch, CacheShape, Ops, Rates, Sampled, StepShape, WeightView};
 
 /// A device with CUDA's kernels.
 pub struct Gpu {
@@ -171,6 +172,10 @@ impl Ops for Gpu {
 
     fn counters(&self) -> Counters {
         self.stream.counters()
+    }
+
+    fn rates(&self, _activations: DType) -> Result<Rates> {
+        rates(&self.stream)
     }
 
     fn wide_dtype(&self, activation: DType) -> DType {

@@ -20,6 +20,7 @@ mod gpu;
 mod matmul;
 mod matmul_plan;
 mod page_copy;
+mod rates;
 mod rms_norm;
 mod rotary_kv_write;
 mod sample;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RecordingKey, RotaryKvWrite, Sampled, StepShape};
+use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, StepShape};
 
 use super::checkpoint::Checkpoint;
 use super::spec::ArchSpec;
@@ -20,6 +20,9 @@ pub trait Forward: Send {
 
     /// What the device was asked to do so far; nothing is counted on the CPU.
     fn counters(&self) -> Counters;
+
+    /// What the device gives at this moment, at its best.
+    fn rates(&self) -> Result<Rates>;
 
     /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
@@ -261,6 +264,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn counters(&self) -> Counters {
         self.ops.counters()
+    }
+
+    fn rates(&self) -> Result<Rates> {
+        self.ops.rates(self.cache_shape.dtype)
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {

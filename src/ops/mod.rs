@@ -142,6 +142,15 @@ pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> 
     Ok(())
 }
 
+/// What a device gives at its best.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Bytes of memory, 10⁹ a second.
+    pub gb_s: f64,
+    /// Multiplications and additions in matrix products, 10⁹ a second.
+    pub gflop_s: f64,
+}
+
 /// A device as the decoder sees it. Calls may return before the work is done; reads of results wait.
 pub trait Ops: Send + Sync + Sized + 'static {
     /// Activations on the device.
@@ -164,6 +173,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
     fn counters(&self) -> Counters {
         Counters::default()
     }
+
+    /// What it gives at this moment, at its best, with activations of this dtype: the floors of figures follow from it.
+    fn rates(&self, activations: DType) -> Result<Rates>;
 
     /// The dtype in which matrix products and the residual stream are kept when activations are `activation`.
     fn wide_dtype(&self, activation: DType) -> DType;

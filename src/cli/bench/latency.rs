@@ -1,8 +1,8 @@
 //! `burrstone bench latency`: one sequence at a time.
 
 use anyhow::{Context as _, Result};
-use burrstone::cpu::{Cpu, CpuOptions, Probe, probe};
-use burrstone::{DType, Engine, Generation, Request};
+use burrstone::ops::Rates;
+use burrstone::{Engine, Generation, Request};
 use clap::Args;
 
 use super::cost::Cost;
@@ -15,8 +15,8 @@ use crate::cli::{output, values};
 /// Seconds of a prompt and of a generated token, beside the floors that the machine sets
 ///
 /// A prompt is bound by arithmetic, a generated token by reading the weights and the KV cache. What the machine gives of
-/// either is measured right before and after each run, on as many threads: the floor of a figure is the work that
-/// cannot be avoided, at that rate. Medians over the repetitions.
+/// either is measured right before and after each run, on as many threads (a GPU's arithmetic is its data sheet's): the
+/// floor of a figure is the work that cannot be avoided, at that rate. Medians over the repetitions.
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone bench latency
@@ -76,15 +76,13 @@ impl Latency {
             run.seconds(&engine, &mut count)?;
         }
         let peak_rss_bytes = peak_rss();
-        let cpu = Cpu::new(CpuOptions { threads: self.model.threads.unwrap_or(0), isa: None })?;
         let mut samples: Vec<Vec<Sample>> = runs.iter().map(|_| Vec::new()).collect();
-        let mut before = probe(&cpu)?;
+        let mut before = engine.rates()?;
         for _ in 0..self.repeat {
             for (run, samples) in runs.iter().zip(&mut samples) {
                 let seconds = run.seconds(&engine, &mut count)?;
-                let after = probe(&cpu)?;
-                let rate = |probe: &Probe| run.machine(probe, engine.report().dtype);
-                samples.push(Sample { seconds, machine: (rate(&before) + rate(&after)) / 2.0 });
+                let after = engine.rates()?;
+                samples.push(Sample { seconds, machine: (run.machine(&before) + run.machine(&after)) / 2.0 });
                 before = after;
             }
         }
@@ -126,11 +124,10 @@ impl Run {
     }
 
     /// What bounds it: operations per second for prompts, bytes per second for generated tokens.
-    fn machine(self, probe: &Probe, activations: DType) -> f64 {
+    fn machine(self, rates: &Rates) -> f64 {
         1e9 * match self {
-            Self::Prefill { .. } if activations == DType::BF16 => probe.bf16_gflop_s,
-            Self::Prefill { .. } => probe.f32_gflop_s,
-            Self::Decode { .. } => probe.read_gb_s,
+            Self::Prefill { .. } => rates.gflop_s,
+            Self::Decode { .. } => rates.gb_s,
         }
     }
 

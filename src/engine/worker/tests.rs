@@ -8,7 +8,7 @@ use crate::engine::channel::{Receiver, channel};
 use crate::engine::request::Sampling;
 use crate::engine::scheduler::{CacheSize, Policy};
 use crate::model::{Forward, GenerationConfig, RopeKind, RopeSpec};
-use crate::ops::Batch;
+use crate::ops::{Batch, Rates};
 
 const PAGE_SIZE: usize = 4;
 const PAGES: usize = 64;
@@ -42,6 +42,10 @@ fn next_token(seen: &[u32], seed: u64) -> u32 {
 }
 
 impl Forward for Fake {
+    fn rates(&self) -> Result<Rates> {
+        Ok(Rates { gb_s: 1.0, gflop_s: 1.0 })
+    }
+
     fn describe(&self) -> String {
         "fake".to_owned()
     }
