@@ -334,21 +334,16 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         float own[OWN_BLOCKS][8] = {};
         const uint32_t first = share * OWN_BLOCKS;
         if (SHARE > BLOCKS && first >= BLOCKS) return;
-        BURRSTONE_UNROLL
-        for (int step = 0; step < STEPS; step += Fragments::STEPS) {
-            uint32_t words[Fragments::STEPS][Fragments::QUERY_WORDS];
+        if constexpr (KEEP_QUERY) {
             BURRSTONE_UNROLL
-            for (int s = 0; s < Fragments::STEPS; ++s) {
-                if constexpr (KEEP_QUERY) {
-                    BURRSTONE_UNROLL
-                    for (int w = 0; w < Fragments::QUERY_WORDS; ++w) words[s][w] = query[step + s][w];
-                } else {
-                    Fragments::load_query(shared.query, row_tile * BLOCK_SIDE, step + s, words[s]);
-                }
+            for (int step = 0; step < STEPS; step += Fragments::STEPS) add_step(step, own);
+        } else {
+            // Queries come from shared memory: more steps at a time would only take registers.
+            BURRSTONE_ROLLED
+            for (int step = 0; step < STEPS; step += 4) {
+                BURRSTONE_UNROLL
+                for (int s = 0; s < 4; s += Fragments::STEPS) add_step(step + s, own);
             }
-            BURRSTONE_UNROLL
-            for (int b = 0; b < OWN_BLOCKS; ++b)
-                Fragments::add_scores(words, shared.keys, (first + b) * BLOCK_SIDE, step, own[b]);
         }
         BURRSTONE_UNROLL
         for (int b = 0; b < OWN_BLOCKS; ++b) {
@@ -362,6 +357,22 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                                                         {{own[b][4 * h], own[b][4 * h + 1], own[b][4 * h + 2], own[b][4 * h + 3]}});
             }
         }
+    }
+    // 16 columns of this warp's blocks, or 32.
+    BURRSTONE_DEVICE void add_step(int step, float (&own)[OWN_BLOCKS][8]) const {
+        uint32_t words[Fragments::STEPS][Fragments::QUERY_WORDS];
+        BURRSTONE_UNROLL
+        for (int s = 0; s < Fragments::STEPS; ++s) {
+            if constexpr (KEEP_QUERY) {
+                BURRSTONE_UNROLL
+                for (int w = 0; w < Fragments::QUERY_WORDS; ++w) words[s][w] = query[step + s][w];
+            } else {
+                Fragments::load_query(shared.query, row_tile * BLOCK_SIDE, step + s, words[s]);
+            }
+        }
+        BURRSTONE_UNROLL
+        for (int b = 0; b < OWN_BLOCKS; ++b)
+            Fragments::add_scores(words, shared.keys, (share * OWN_BLOCKS + b) * BLOCK_SIDE, step, own[b]);
     }
     BURRSTONE_DEVICE uint32_t scores_at(uint32_t block, int h) const {
         return (((row_tile * BLOCKS + block) * 2 + h) * WARP + lane_index()) * 4;
