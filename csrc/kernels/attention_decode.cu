@@ -1,6 +1,7 @@
-// Attention of the newest queries of each sequence. A fixed number of blocks divides the work among itself on the device,
-// so that one recorded launch serves sequences of any length: an item is a row tile of a key head, and one split of its
-// sequence where that has several. The block that is the last to finish a row tile's splits merges them, in their order.
+// Attention of the newest queries of each sequence. A fixed number of blocks divides the work among itself on the
+// device, so that one recorded launch serves sequences of any length: an item is a row tile of a key head, and one
+// split of its sequence where that has several. The block that is the last to finish a row tile's splits merges them,
+// in their order.
 #ifndef BURRSTONE_KERNELS_ATTENTION_DECODE_CU
 #define BURRSTONE_KERNELS_ATTENTION_DECODE_CU
 

@@ -10,8 +10,8 @@ namespace burrstone {
 // Whether registers of a thread must have room for loads on their way, or for eight bits on their way to 16.
 template <class V>
 constexpr bool PREFILL_BUSY = sizeof(typename V::cache) == 1 || !HAS_CP_ASYNC<typename V::instruction>;
-// Each warp has rows of its own where it has registers for all of their columns. Else two warps or four share 16 rows, and
-// the conversion of keys and values.
+// Each warp has rows of its own where it has registers for all of their columns. Else two warps or four share 16 rows,
+// and the conversion of keys and values.
 template <class V> constexpr int PREFILL_SHARE = V::head_dim > 128 ? 4 : PREFILL_BUSY<V> ? 2 : 1;
 
 template <class V> struct attention_prefill_shared : AttentionShared<V, PREFILL_SHARE<V>> {};
