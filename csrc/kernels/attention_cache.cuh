@@ -116,7 +116,8 @@ template <class V, int TILE, class Args> class AttentionCache {
 
   private:
     // Piece i of the tile where rows are not aligned to pieces.
-    BURRSTONE_DEVICE void load_elements(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows, uint32_t i) const {
+    BURRSTONE_DEVICE void load_elements(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows,
+        uint32_t i) const {
         const uint32_t row = i / Rows::PIECES, column = i % Rows::PIECES * Rows::PIECE;
         const uint32_t entry = entries.load(row);
         vec<KV, Rows::PIECE> piece = {};

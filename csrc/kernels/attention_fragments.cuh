@@ -92,7 +92,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
     // Adds columns 16 step to 16 (step + STEPS) of the product of the query's rows and 16 keys.
     static constexpr int STEPS = NARROW ? 2 : 1;
     template <class Keys>
-    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys, uint32_t first_key,
+    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys,
+        uint32_t first_key,
                                             uint32_t step, float (&scores)[8]) {
         const uint32_t key = first_key + lane_index() / 16 * 8 + lane_index() % 8;
         const uint32_t at = Keys::index(key, lane_index() / 8 % 2 * Keys::PIECE);
@@ -148,7 +149,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
         }
     }
 
-    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS], const uint32_t (&values)[VALUE_WORDS],
+    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS],
+        const uint32_t (&values)[VALUE_WORDS],
                                             float (&out)[8]) {
         multiply(out, 0, weights, values[0], values[1]);
         multiply(out, 4, weights, values[2], values[3]);
@@ -156,7 +158,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
 
   private:
     // Elements at..at + 4 of a block: eight of its columns.
-    static BURRSTONE_DEVICE void multiply(float (&block)[8], int at, const uint32_t (&a)[4], uint32_t low, uint32_t high) {
+    static BURRSTONE_DEVICE void multiply(float (&block)[8], int at, const uint32_t (&a)[4], uint32_t low,
+        uint32_t high) {
         float d[4];
         BURRSTONE_UNROLL
         for (int i = 0; i < 4; ++i) d[i] = block[at + i];
@@ -202,7 +205,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
 
     static constexpr int STEPS = 1;
     template <class Keys>
-    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys, uint32_t first_key,
+    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys,
+        uint32_t first_key,
                                             uint32_t step, float (&scores)[8]) {
         const uint32_t at = Keys::index(first_key + own(3), 0);
         uint32_t words[8];
@@ -264,7 +268,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
         }
     }
 
-    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS], const uint32_t (&values)[VALUE_WORDS],
+    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS],
+        const uint32_t (&values)[VALUE_WORDS],
                                             float (&out)[8]) {
         BURRSTONE_UNROLL
         for (int k = 0; k < 4; ++k) {
@@ -275,7 +280,9 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
 
   private:
     // The key of the k-th step of the second product.
-    static BURRSTONE_DEVICE uint32_t value_key(int k) { return lane_index() % 4 + 4 * (bit(3) ^ uint32_t(k / 2)) + k % 2 * 8; }
+    static BURRSTONE_DEVICE uint32_t value_key(int k) {
+        return lane_index() % 4 + 4 * (bit(3) ^ uint32_t(k / 2)) + k % 2 * 8;
+    }
 
     template <class Rows>
     static BURRSTONE_DEVICE void load_four(const Rows &rows, uint32_t at, uint32_t *words) {

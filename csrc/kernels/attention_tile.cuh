@@ -128,7 +128,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         // What the row tile sees: nothing where it has no rows. Rows that are not there see what the last one sees.
         const bool present = first_row < part.end;
         const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
-        const uint32_t some_from = rows.first_seen(min_of(first_row, last_row)), some_to = present ? rows.end_seen(last_row) : 0;
+        const uint32_t some_from = rows.first_seen(min_of(first_row, last_row)),
+            some_to = present ? rows.end_seen(last_row) : 0;
         const uint32_t all_from = rows.first_seen(last_row), all_to = rows.end_seen(min_of(first_row, last_row));
 
         const Cache cache(args, part.span.pages, part.kv_head, low, high);
@@ -283,7 +284,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                 BURRSTONE_UNROLL
                 for (int h = 0; h < 2; ++h)
                     shared.scores.template store_vec<4>(scores_at(first + b, h),
-                                                        {{own[b][4 * h], own[b][4 * h + 1], own[b][4 * h + 2], own[b][4 * h + 3]}});
+                                                        {{own[b][4 * h], own[b][4 * h + 1], own[b][4 * h + 2],
+                                                            own[b][4 * h + 3]}});
             }
         }
     }
@@ -356,7 +358,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                     BURRSTONE_UNROLL
                     for (int i = 0; i < 8; ++i)
                         if (i / 2 % 2 == half)
-                            scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))), scores[b][i]);
+                            scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))),
+                                scores[b][i]);
                 }
             }
         }
@@ -461,7 +464,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         const int first = int(base) + b * BLOCK_SIDE;
         BURRSTONE_ROLLED
         for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-            const int from = int(rows.first_seen(first_row + r)) - first, to = int(rows.end_seen(first_row + r)) - first;
+            const int from = int(rows.first_seen(first_row + r)) - first,
+                to = int(rows.end_seen(first_row + r)) - first;
             BURRSTONE_UNROLL
             for (int o = 0; o < OUT_BLOCKS; ++o) {
                 uint32_t values[Fragments::VALUE_WORDS];
