@@ -16,8 +16,8 @@ template <> constexpr bool HAS_CP_ASYNC<m16n8k16> = true;
 template <class KV> constexpr bool HAS_SCALES = false;
 template <> constexpr bool HAS_SCALES<i8> = true;
 
-// A matrix in shared memory, in pieces of 16 bytes. A row's pieces are permuted by its number, so that eight pieces of one
-// column, or of eight columns of one row, lie in different banks.
+// A matrix in shared memory, in pieces of 16 bytes. A row's pieces are permuted by its number, so that eight pieces of
+// one column, or of eight columns of one row, lie in different banks.
 template <class T, int ROWS, int COLUMNS> struct SwizzledRows {
     static constexpr uint32_t PIECE = 16 / sizeof(T);
     static constexpr uint32_t PIECES = COLUMNS / PIECE;
@@ -56,7 +56,8 @@ template <class V, int TILE, class Args> class AttentionCache {
         : args(args), pages(pages), kv_head(kv_head), low(low), high(high),
           aligned(args.head_dim % Rows::PIECE == 0 && (args.keys | args.values) % 16 == 0) {}
 
-    // The entry (one head's key or value) of this thread's position of the tile at `base`, of the threads that have one.
+    // The entry (one head's key or value) of this thread's position of the tile at `base`, of the threads that have
+    // one.
     BURRSTONE_DEVICE uint32_t entry(uint32_t base) const {
         const uint32_t position = base + thread_index();
         if (thread_index() >= TILE || position < low || high <= position) return NO_ENTRY;
@@ -115,7 +116,8 @@ template <class V, int TILE, class Args> class AttentionCache {
 
   private:
     // Piece i of the tile where rows are not aligned to pieces.
-    BURRSTONE_DEVICE void load_elements(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows, uint32_t i) const {
+    BURRSTONE_DEVICE void load_elements(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows,
+        uint32_t i) const {
         const uint32_t row = i / Rows::PIECES, column = i % Rows::PIECES * Rows::PIECE;
         const uint32_t entry = entries.load(row);
         vec<KV, Rows::PIECE> piece = {};

@@ -1,6 +1,7 @@
-// Attention of the newest queries of each sequence. A fixed number of blocks divides the work among itself on the device,
-// so that one recorded launch serves sequences of any length: an item is a row tile of a key head, and one split of its
-// sequence where that has several. The block that is the last to finish a row tile's splits merges them, in their order.
+// Attention of the newest queries of each sequence. A fixed number of blocks divides the work among itself on the
+// device, so that one recorded launch serves sequences of any length: an item is a row tile of a key head, and one
+// split of its sequence where that has several. The block that is the last to finish a row tile's splits merges them,
+// in their order.
 #ifndef BURRSTONE_KERNELS_ATTENTION_DECODE_CU
 #define BURRSTONE_KERNELS_ATTENTION_DECODE_CU
 
@@ -100,8 +101,9 @@ BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_d
     block.run(from, until, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
         if (!shared_out) return rows.template write<typename V::dtype>(row, column, sums, out);
         float *record = records + (uint64_t(split) * work.rows + row) * stride;
-        if (column < sums_at) store(reinterpret_cast<vec<float, 2> *>(record + column), vec<float, 2>{{out[0], out[1]}});
-        if (column == 0) store(reinterpret_cast<vec<float, 2> *>(record + sums_at), vec<float, 2>{{sums.max, sums.sum}});
+        const vec<float, 2> pair{{out[0], out[1]}}, both{{sums.max, sums.sum}};
+        if (column < sums_at) store(reinterpret_cast<vec<float, 2> *>(record + column), pair);
+        if (column == 0) store(reinterpret_cast<vec<float, 2> *>(record + sums_at), both);
     });
     if (!shared_out) return;
 

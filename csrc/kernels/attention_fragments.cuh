@@ -1,8 +1,8 @@
 // Attention's two products in the fragments of the tensor cores' instructions.
 //
-// Whatever the instruction, a warp works on blocks of 16 rows by 16 columns, of which a lane holds eight elements: four in
-// each of two rows. Element i of a block of scores is in row row(i / 2 % 2) and belongs to key key(i). A score is one chain
-// of additions over the head's columns, an output one over the keys: neither depends on other rows.
+// Whatever the instruction, a warp works on blocks of 16 rows by 16 columns, of which a lane holds eight elements: four
+// in each of two rows. Element i of a block of scores is in row row(i / 2 % 2) and belongs to key key(i). A score is
+// one chain of additions over the head's columns, an output one over the keys: neither depends on other rows.
 #ifndef BURRSTONE_KERNELS_ATTENTION_FRAGMENTS_CUH
 #define BURRSTONE_KERNELS_ATTENTION_FRAGMENTS_CUH
 
@@ -81,7 +81,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
     }
 
     template <class Query>
-    static BURRSTONE_DEVICE void load_query(const Query &query, uint32_t first_row, uint32_t step, uint32_t (&words)[QUERY_WORDS]) {
+    static BURRSTONE_DEVICE void load_query(const Query &query, uint32_t first_row, uint32_t step,
+                                            uint32_t (&words)[QUERY_WORDS]) {
         const uint32_t at = Query::index(first_row + lane_index() % 16, lane_index() / 16 * 8);
         const auto loaded = ldmatrix<4>(query.data.address(at ^ step * BLOCK_SIDE));
         BURRSTONE_UNROLL
@@ -91,7 +92,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
     // Adds columns 16 step to 16 (step + STEPS) of the product of the query's rows and 16 keys.
     static constexpr int STEPS = NARROW ? 2 : 1;
     template <class Keys>
-    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys, uint32_t first_key,
+    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys,
+        uint32_t first_key,
                                             uint32_t step, float (&scores)[8]) {
         const uint32_t key = first_key + lane_index() / 16 * 8 + lane_index() % 8;
         const uint32_t at = Keys::index(key, lane_index() / 8 % 2 * Keys::PIECE);
@@ -118,7 +120,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
 
     // 16 keys by 16 columns of the values.
     template <class Values>
-    static BURRSTONE_DEVICE void load_values(const Values &values, uint32_t first_key, uint32_t block, uint32_t (&words)[VALUE_WORDS]) {
+    static BURRSTONE_DEVICE void load_values(const Values &values, uint32_t first_key, uint32_t block,
+                                             uint32_t (&words)[VALUE_WORDS]) {
         const uint32_t key = first_key + lane_index() % 16;
         if constexpr (NARROW) {
             const auto loaded = ldmatrix<2, true>(values.data.address(Values::index(key, 0) ^ block * BLOCK_SIDE));
@@ -146,7 +149,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
         }
     }
 
-    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS], const uint32_t (&values)[VALUE_WORDS],
+    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS],
+        const uint32_t (&values)[VALUE_WORDS],
                                             float (&out)[8]) {
         multiply(out, 0, weights, values[0], values[1]);
         multiply(out, 4, weights, values[2], values[3]);
@@ -154,7 +158,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
 
   private:
     // Elements at..at + 4 of a block: eight of its columns.
-    static BURRSTONE_DEVICE void multiply(float (&block)[8], int at, const uint32_t (&a)[4], uint32_t low, uint32_t high) {
+    static BURRSTONE_DEVICE void multiply(float (&block)[8], int at, const uint32_t (&a)[4], uint32_t low,
+        uint32_t high) {
         float d[4];
         BURRSTONE_UNROLL
         for (int i = 0; i < 4; ++i) d[i] = block[at + i];
@@ -171,10 +176,10 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
     }
 };
 
-// Of m8n8k4, with fragments laid by hand. The warp's four products are the quarters of a block: bit 2 of the lane gives its
-// rows r with r / 4 % 2, bit 3 its columns likewise, so that lanes that load together touch eight different rows of shared
-// memory. For the second product the weights of half of the keys come from the lanes that differ in bit 3: those begin with
-// the other half, and so does their sum.
+// Of m8n8k4, with fragments laid by hand. The warp's four products are the quarters of a block: bit 2 of the lane gives
+// its rows r with r / 4 % 2, bit 3 its columns likewise, so that lanes that load together touch eight different rows of
+// shared memory. For the second product the weights of half of the keys come from the lanes that differ in bit 3: those
+// begin with the other half, and so does their sum.
 template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
     static constexpr bool NARROW = sizeof(KV) == 1;
     static BURRSTONE_DEVICE unsigned row_peer(int i) { return i == 0 ? 2 : 8; }
@@ -191,7 +196,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
     static BURRSTONE_DEVICE uint32_t query_pair(uint32_t p) { return p; }
 
     template <class Query>
-    static BURRSTONE_DEVICE void load_query(const Query &query, uint32_t first_row, uint32_t step, uint32_t (&words)[QUERY_WORDS]) {
+    static BURRSTONE_DEVICE void load_query(const Query &query, uint32_t first_row, uint32_t step,
+                                            uint32_t (&words)[QUERY_WORDS]) {
         const uint32_t at = Query::index(first_row + own(2), 0);
         BURRSTONE_UNROLL
         for (int k = 0; k < 4; ++k) load_four(query, at ^ (step * BLOCK_SIDE + 4 * k), &words[2 * k]);
@@ -199,7 +205,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
 
     static constexpr int STEPS = 1;
     template <class Keys>
-    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys, uint32_t first_key,
+    static BURRSTONE_DEVICE void add_scores(const uint32_t (&query)[STEPS][QUERY_WORDS], const Keys &keys,
+        uint32_t first_key,
                                             uint32_t step, float (&scores)[8]) {
         const uint32_t at = Keys::index(first_key + own(3), 0);
         uint32_t words[8];
@@ -236,7 +243,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
     }
 
     template <class Values>
-    static BURRSTONE_DEVICE void load_values(const Values &values, uint32_t first_key, uint32_t block, uint32_t (&words)[VALUE_WORDS]) {
+    static BURRSTONE_DEVICE void load_values(const Values &values, uint32_t first_key, uint32_t block,
+                                             uint32_t (&words)[VALUE_WORDS]) {
         BURRSTONE_UNROLL
         for (int k = 0; k < 4; ++k) {
             const uint32_t row = Values::index(first_key + value_key(k), 8 * (lane_index() / 16) + 4 * bit(3));
@@ -260,7 +268,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
         }
     }
 
-    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS], const uint32_t (&values)[VALUE_WORDS],
+    static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS],
+        const uint32_t (&values)[VALUE_WORDS],
                                             float (&out)[8]) {
         BURRSTONE_UNROLL
         for (int k = 0; k < 4; ++k) {
@@ -271,7 +280,9 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
 
   private:
     // The key of the k-th step of the second product.
-    static BURRSTONE_DEVICE uint32_t value_key(int k) { return lane_index() % 4 + 4 * (bit(3) ^ uint32_t(k / 2)) + k % 2 * 8; }
+    static BURRSTONE_DEVICE uint32_t value_key(int k) {
+        return lane_index() % 4 + 4 * (bit(3) ^ uint32_t(k / 2)) + k % 2 * 8;
+    }
 
     template <class Rows>
     static BURRSTONE_DEVICE void load_four(const Rows &rows, uint32_t at, uint32_t *words) {

@@ -10,8 +10,8 @@ namespace burrstone {
 // Whether registers of a thread must have room for loads on their way, or for eight bits on their way to 16.
 template <class V>
 constexpr bool PREFILL_BUSY = sizeof(typename V::cache) == 1 || !HAS_CP_ASYNC<typename V::instruction>;
-// Each warp has rows of its own where it has registers for all of their columns. Else two warps or four share 16 rows, and
-// the conversion of keys and values.
+// Each warp has rows of its own where it has registers for all of their columns. Else two warps or four share 16 rows,
+// and the conversion of keys and values.
 template <class V> constexpr int PREFILL_SHARE = V::head_dim > 128 ? 4 : PREFILL_BUSY<V> ? 2 : 1;
 
 template <class V> struct attention_prefill_shared : AttentionShared<V, PREFILL_SHARE<V>> {};
@@ -25,10 +25,12 @@ BURRSTONE_DEVICE void attention_prefill(const attention_prefill_args &args, atte
     const uint32_t group = args.heads / args.kv_heads, last = (tile.first + queries) * group;
     constexpr uint32_t ROWS = attention_prefill_shared<V>::ROWS;
     for (uint32_t begin = tile.first * group + block_index_y() * ROWS; begin < last; begin += grid_size_y() * ROWS) {
-        const AttentionPart part{span, block_index_x() % args.kv_heads, begin, begin + ROWS < last ? begin + ROWS : last};
+        const AttentionPart part{span, block_index_x() % args.kv_heads, begin,
+            begin + ROWS < last ? begin + ROWS : last};
         AttentionBlock<V, PREFILL_SHARE<V>, attention_prefill_args> block(args, part, shared);
         const AttentionRows<attention_prefill_args> rows(args, span, part.kv_head);
-        block.run(0, ALL_POSITIONS, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
+        block.run(0, ALL_POSITIONS, [&](uint32_t row, uint32_t column, const AttentionSum &sums,
+            const float (&out)[2]) {
             rows.template write<typename V::dtype>(row, column, sums, out);
         });
     }

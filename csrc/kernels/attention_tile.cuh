@@ -1,49 +1,29 @@
-// Softmax attention over the paged cache on tensor cores, as decode and prefill both do it: a query gets the same bits from
-// either.
+// Softmax attention over the paged cache on tensor cores, as decode and prefill both do it: a query gets the same bits
+// from either.
 //
-// A row is one query of one head; the heads of a group share keys and values. 16 rows are a row tile: the products' short
-// side (Dao, FlashAttention-2, 2023). Keys are walked in tiles at absolute positions, with the online softmax of Milakov and
-// Gimelshein (2018); every KV_SPLIT positions the state starts afresh, and the states are merged in ascending order. A row's
-// result depends on its own sequence alone: what a row does not see has weight zero, which changes no bit of its sums; and
-// where that would not be so, for values that are not finite, rows are multiplied one by one.
+// A row is one query of one head; the heads of a group share keys and values. 16 rows are a row tile: the products'
+// short side (Dao, FlashAttention-2, 2023). Keys are walked in tiles at absolute positions, with the online softmax of
+// Milakov and Gimelshein (2018); every KV_SPLIT positions the state starts afresh, and the states are merged in
+// ascending order. A row's result depends on its own sequence alone: what a row does not see has weight zero, which
+// changes no bit of its sums; and where that would not be so, for values that are not finite, rows are multiplied one
+// by one.
 #ifndef BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 #define BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 
 #include "kernels/attention_fragments.cuh"
+#include "kernels/attention_rows.cuh"
 
 namespace burrstone {
 
-// Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that merging
-// is nothing beside walking.
+// Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that
+// merging is nothing beside walking.
 constexpr uint32_t KV_SPLIT = 512;
 // Positions of a tile: 16 KiB of keys, and of values, at 16 bits.
 template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
 // Beyond every position.
 constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
-// The running maximum before any score: finite, so that differences with it are numbers.
-constexpr float LOWEST_SCORE = -1e30f;
-
-// The sum of exp2(score - max), as merging and writing see it.
-struct AttentionSum {
-    float max;
-    float sum;
-};
-
-// Factors of both parts when `more` is merged into `total`.
-struct AttentionMerge {
-    float kept;
-    float added;
-
-    BURRSTONE_DEVICE AttentionMerge(AttentionSum &total, const AttentionSum &more) {
-        const float max = max_(total.max, more.max);
-        kept = exp2_fast(total.max - max), added = exp2_fast(more.max - max);
-        total = {max, fma_(more.sum, added, mul_(total.sum, kept))};
-    }
-    BURRSTONE_DEVICE float operator()(float total, float more) const { return fma_(more, added, mul_(total, kept)); }
-};
-
-// Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns in the
-// second.
+// Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns
+// in the second.
 template <class V, int SHARE> struct AttentionShared {
     static constexpr int TILE = KV_TILE<V>;
     static constexpr int BLOCKS = TILE / BLOCK_SIDE;
@@ -55,12 +35,13 @@ template <class V, int SHARE> struct AttentionShared {
     SwizzledRows<typename V::cache, TILE, V::head_dim> values;
     // Entries of the tile's positions in the cache, and of the next tile's.
     Shared<uint32_t, TILE> entries[2];
-    // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where unused.
+    // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where
+    // unused.
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> key_scales;
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_scales;
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_logs;
-    // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block, half
-    // of the lane's elements, lane.
+    // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block,
+    // half of the lane's elements, lane.
     Shared<float, (SHARE > 1 ? ROW_TILES * BLOCKS * int(WARP) * 8 : 1)> scores;
 };
 
@@ -70,58 +51,6 @@ struct AttentionPart {
     uint32_t kv_head;
     uint32_t begin;
     uint32_t end;
-};
-
-// What a row of the batch is, and what it sees.
-template <class Args> struct AttentionRows {
-    const Args &args;
-    const uint32_t first_token;
-    const uint32_t first_position;
-    const uint32_t kv_head;
-    const uint32_t group;
-
-    BURRSTONE_DEVICE AttentionRows(const Args &args, const attention_span &span, uint32_t kv_head)
-        : args(args), first_token(span.start), first_position(span.kv_len - span.len), kv_head(kv_head),
-          group(args.heads / args.kv_heads) {}
-
-    BURRSTONE_DEVICE uint32_t position(uint32_t row) const { return first_position + row / group; }
-    // Positions from first_seen to, but not with, end_seen. Neither falls from a row to the next.
-    BURRSTONE_DEVICE uint32_t end_seen(uint32_t row) const { return position(row) + 1; }
-    BURRSTONE_DEVICE uint32_t first_seen(uint32_t row) const {
-        const uint32_t end = end_seen(row);
-        const uint32_t in_window = args.window > 0 && args.window < end ? end - args.window : 0;
-        const uint32_t in_chunk = args.chunk > 0 ? position(row) / args.chunk * args.chunk : 0;
-        return in_window < in_chunk ? in_chunk : in_window;
-    }
-    BURRSTONE_DEVICE uint32_t head(uint32_t row) const { return kv_head * group + row % group; }
-    // Where the row begins in the query and in the output.
-    BURRSTONE_DEVICE uint64_t place(uint32_t row) const {
-        return (uint64_t(first_token + row / group) * args.heads + head(row)) * args.head_dim;
-    }
-
-    // Columns `column` and the next of a row's result.
-    template <class T>
-    BURRSTONE_DEVICE void write(uint32_t row, uint32_t column, AttentionSum sums, const float (&out)[2]) const {
-        float factor = args.value_scale;
-        if (args.sinks != 0) {
-            const float sink = mul_(load(pointer<const float>(args.sinks) + head(row)), LOG2_E);
-            const AttentionMerge merge(sums, {sink, 1.0f});
-            factor = mul_(factor, merge.kept);
-        }
-        factor = mul_(factor, reciprocal_fast(sums.sum));
-        vec<T, 2> pair;
-        // Tiles that a row does not see may change the sign of a zero: here it is lost.
-        BURRSTONE_UNROLL
-        for (int e = 0; e < 2; ++e) pair.v[e] = from_float<T>(mul_(out[e], factor) + 0.0f);
-        T *to = pointer<T>(args.out) + place(row) + column;
-        if (args.head_dim % 2 == 0 && args.out % 4 == 0) {
-            if (column < args.head_dim) store(reinterpret_cast<vec<T, 2> *>(to), pair);
-        } else {
-            BURRSTONE_UNROLL
-            for (uint32_t e = 0; e < 2; ++e)
-                if (column + e < args.head_dim) store(to + e, pair.v[e]);
-        }
-    }
 };
 
 template <class V, int SHARE, class Args> class AttentionBlock {
@@ -167,8 +96,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         : args(args), part(part), shared(shared), rows(args, part.span, part.kv_head), row_tile(warp_index() / SHARE),
           share(warp_index() % SHARE), first_row(part.begin + row_tile * BLOCK_SIDE) {}
 
-    // What the rows see of positions from..until, of which `from` begins a split. Then calls `each` with row, column, the
-    // row's sums and the elements of this column and the next, for all rows and columns.
+    // What the rows see of positions from..until, of which `from` begins a split. Then calls `each` with row, column,
+    // the row's sums and the elements of this column and the next, for all rows and columns.
     template <class Each> BURRSTONE_DEVICE void run(uint32_t from, uint32_t until, Each each) {
         walk(from, until);
         BURRSTONE_UNROLL
@@ -199,7 +128,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         // What the row tile sees: nothing where it has no rows. Rows that are not there see what the last one sees.
         const bool present = first_row < part.end;
         const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
-        const uint32_t some_from = rows.first_seen(min_of(first_row, last_row)), some_to = present ? rows.end_seen(last_row) : 0;
+        const uint32_t some_from = rows.first_seen(min_of(first_row, last_row)),
+            some_to = present ? rows.end_seen(last_row) : 0;
         const uint32_t all_from = rows.first_seen(last_row), all_to = rows.end_seen(min_of(first_row, last_row));
 
         const Cache cache(args, part.span.pages, part.kv_head, low, high);
@@ -334,21 +264,16 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         float own[OWN_BLOCKS][8] = {};
         const uint32_t first = share * OWN_BLOCKS;
         if (SHARE > BLOCKS && first >= BLOCKS) return;
-        BURRSTONE_UNROLL
-        for (int step = 0; step < STEPS; step += Fragments::STEPS) {
-            uint32_t words[Fragments::STEPS][Fragments::QUERY_WORDS];
+        if constexpr (KEEP_QUERY) {
             BURRSTONE_UNROLL
-            for (int s = 0; s < Fragments::STEPS; ++s) {
-                if constexpr (KEEP_QUERY) {
-                    BURRSTONE_UNROLL
-                    for (int w = 0; w < Fragments::QUERY_WORDS; ++w) words[s][w] = query[step + s][w];
-                } else {
-                    Fragments::load_query(shared.query, row_tile * BLOCK_SIDE, step + s, words[s]);
-                }
+            for (int step = 0; step < STEPS; step += Fragments::STEPS) add_step(step, own);
+        } else {
+            // Queries come from shared memory: more steps at a time would only take registers.
+            BURRSTONE_ROLLED
+            for (int step = 0; step < STEPS; step += 4) {
+                BURRSTONE_UNROLL
+                for (int s = 0; s < 4; s += Fragments::STEPS) add_step(step + s, own);
             }
-            BURRSTONE_UNROLL
-            for (int b = 0; b < OWN_BLOCKS; ++b)
-                Fragments::add_scores(words, shared.keys, (first + b) * BLOCK_SIDE, step, own[b]);
         }
         BURRSTONE_UNROLL
         for (int b = 0; b < OWN_BLOCKS; ++b) {
@@ -359,9 +284,26 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                 BURRSTONE_UNROLL
                 for (int h = 0; h < 2; ++h)
                     shared.scores.template store_vec<4>(scores_at(first + b, h),
-                                                        {{own[b][4 * h], own[b][4 * h + 1], own[b][4 * h + 2], own[b][4 * h + 3]}});
+                                                        {{own[b][4 * h], own[b][4 * h + 1], own[b][4 * h + 2],
+                                                            own[b][4 * h + 3]}});
             }
         }
+    }
+    // 16 columns of this warp's blocks, or 32.
+    BURRSTONE_DEVICE void add_step(int step, float (&own)[OWN_BLOCKS][8]) const {
+        uint32_t words[Fragments::STEPS][Fragments::QUERY_WORDS];
+        BURRSTONE_UNROLL
+        for (int s = 0; s < Fragments::STEPS; ++s) {
+            if constexpr (KEEP_QUERY) {
+                BURRSTONE_UNROLL
+                for (int w = 0; w < Fragments::QUERY_WORDS; ++w) words[s][w] = query[step + s][w];
+            } else {
+                Fragments::load_query(shared.query, row_tile * BLOCK_SIDE, step + s, words[s]);
+            }
+        }
+        BURRSTONE_UNROLL
+        for (int b = 0; b < OWN_BLOCKS; ++b)
+            Fragments::add_scores(words, shared.keys, (share * OWN_BLOCKS + b) * BLOCK_SIDE, step, own[b]);
     }
     BURRSTONE_DEVICE uint32_t scores_at(uint32_t block, int h) const {
         return (((row_tile * BLOCKS + block) * 2 + h) * WARP + lane_index()) * 4;
@@ -416,7 +358,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                     BURRSTONE_UNROLL
                     for (int i = 0; i < 8; ++i)
                         if (i / 2 % 2 == half)
-                            scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))), scores[b][i]);
+                            scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))),
+                                scores[b][i]);
                 }
             }
         }
@@ -452,7 +395,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
                 for (int i = 0; i < 8; ++i) {
                     if (i / 2 % 2 != half) continue;
                     float score = scores[b][i];
-                    // Where each value has a scale, it is weights times scales that are at most 1: they are what is rounded.
+                    // Where each value has a scale, it is weights times scales that are at most 1: they are what is
+                    // rounded.
                     if constexpr (HAS_SCALES<KV>) score += shared.value_logs.load(b * BLOCK_SIDE + Fragments::key(i));
                     max = max_(max, score);
                 }
@@ -520,7 +464,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         const int first = int(base) + b * BLOCK_SIDE;
         BURRSTONE_ROLLED
         for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-            const int from = int(rows.first_seen(first_row + r)) - first, to = int(rows.end_seen(first_row + r)) - first;
+            const int from = int(rows.first_seen(first_row + r)) - first,
+                to = int(rows.end_seen(first_row + r)) - first;
             BURRSTONE_UNROLL
             for (int o = 0; o < OUT_BLOCKS; ++o) {
                 uint32_t values[Fragments::VALUE_WORDS];

@@ -38,7 +38,8 @@ pub struct Scoring<'a> {
     pub soft_cap: Option<f32>,
     /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
     pub window: Option<usize>,
-    /// A query sees positions of its own chunk alone, which begin at multiples of so many; `None` sees all up to its own.
+    /// A query sees positions of its own chunk alone, which begin at multiples of so many; `None` sees all up to its
+    /// own.
     pub chunk: Option<usize>,
     /// ALiBi: f32 `[heads]`. A head's scores rise by `slope · (key's position - query's)`.
     pub slopes: Option<Slice<'a>>,

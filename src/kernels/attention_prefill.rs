@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 
 const CHECK: Check = Check("attention_prefill");
 
-/// Rows (queries times heads of a group) for each block. Those of long heads take them in two batches, those of heads up
-/// to 128 in a cache that is not quantized work on twice as many at a time.
+/// Rows (queries times heads of a group) for each block. Those of long heads take them in two batches, those of heads
+/// up to 128 in a cache that is not quantized work on twice as many at a time.
 const BLOCK_ROWS: u32 = 32;
 
 /// Causal softmax attention of many queries of each sequence over the paged cache.
 ///
-/// Queries are worked on in tiles, one block or a few for each tile and key head. However they are cut, a query gets the
-/// same bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
+/// Queries are worked on in tiles, one block or a few for each tile and key head. However they are cut, a query gets
+/// the same bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
 #[derive(Debug)]
 pub struct AttentionPrefill<'a> {
     /// `[tokens, heads, head_dim]`, bf16 or f16.

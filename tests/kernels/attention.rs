@@ -215,8 +215,8 @@ proptest! {
     }
 }
 
-/// Past several splits of the online softmax, decoded token by token at the end: then tasks are few, so splits are shared
-/// out, and rows are few, so keys are read where they lie. The prompt as a whole does neither.
+/// Past several splits of the online softmax, decoded token by token at the end: then tasks are few, so splits are
+/// shared out, and rows are few, so keys are read where they lie. The prompt as a whole does neither.
 #[test]
 fn a_long_sequence_decodes_as_it_prefills() {
     for (isa, (group, kv_heads, window)) in

@@ -66,8 +66,8 @@ fn every_variant_walks_splits_and_pages() {
     }
 }
 
-/// More items than blocks, of sequences of several splits and of one, some more than a warp looks at together; row tiles
-/// of more than 16 rows.
+/// More items than blocks, of sequences of several splits and of one, some more than a warp looks at together; row
+/// tiles of more than 16 rows.
 #[test]
 fn blocks_share_the_work() {
     let mut sequences = vec![(1300, 2)];

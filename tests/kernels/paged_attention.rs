@@ -275,8 +275,8 @@ impl Paged {
         ranges.iter().enumerate().flat_map(of_sequence).collect()
     }
 
-    /// Queries `from..to` of each sequence by the decode kernel; rows of no query stay NaN. Splits have room for as many
-    /// rows' states as `room` says.
+    /// Queries `from..to` of each sequence by the decode kernel; rows of no query stay NaN. Splits have room for as
+    /// many rows' states as `room` says.
     pub fn decode(
         &self,
         stream: &Stream,
@@ -414,8 +414,8 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
         )
 }
 
-/// `run` gives the output of all queries. An infinite value does not change what queries that do not see it get, be they
-/// before it or beyond its window; those that see it get what the arithmetic says.
+/// `run` gives the output of all queries. An infinite value does not change what queries that do not see it get, be
+/// they before it or beyond its window; those that see it get what the arithmetic says.
 pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> Vec<(&'static str, Vec<f32>)>) {
     const SPOILT: usize = 68;
     for stream in streams(5) {
