@@ -12,7 +12,7 @@ use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope};
 use burrstone::ops::{Batch, CacheShape, SampleRow, Sampled, Span};
 
 const PAGE_SIZE: usize = 8;
-const PAGES_EACH: usize = 8;
+const PAGES_EACH: usize = 65;
 
 /// A model on the simulator, and sequences that have their pages in turns, so that neighbours' pages alternate.
 struct Lab {
@@ -35,7 +35,7 @@ impl Lab {
             head_dim: spec.head_dim,
             dtype: DType::BF16,
         };
-        let limits = Limits { batch_tokens: 64, cache };
+        let limits = Limits { batch_tokens: PAGE_SIZE * PAGES_EACH, cache };
         let stream = Stream::sim(SimOptions { memory_bytes: 1 << 30, ..SimOptions::default() }).unwrap();
         let gpu = Gpu::new(stream, DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
         let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
@@ -104,6 +104,19 @@ fn sequences_of_a_step_do_not_disturb_each_other() {
             assert_eq!(found[which].logprob.to_bits(), expected[0].logprob.to_bits(), "sequence {which}, step {step}");
         }
     }
+}
+
+/// What was recorded for a short sequence serves a longer one: here the next split of the cache begins meanwhile.
+#[test]
+fn a_recorded_step_serves_any_length() {
+    let prompt: Vec<u32> = (0..509).map(|i| 11 + i * 37 % 90).collect();
+    let mut decoded = Lab::new(std::slice::from_ref(&prompt));
+    decoded.step(&[prompt.len()], row);
+    let steps: Vec<Sampled> = (0..6).map(|_| decoded.step(&[1], row)[0]).collect();
+    assert_eq!(decoded.decoder.counters().replays, 5);
+    let so_far = &decoded.sequences[0][..prompt.len() + 6];
+    let at_once = Lab::new(&[so_far.to_vec()]).step(&[so_far.len()], row)[0];
+    assert_eq!((steps[5].token, steps[5].logprob.to_bits()), (at_once.token, at_once.logprob.to_bits()));
 }
 
 /// A step that needs more room than any before moves to other addresses: what was recorded for the old ones is not

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use burrstone::device::Counters;
 use burrstone::{DType, Device, Engine, FinishReason, Request};
 
 use crate::checkpoint::{Case, Prompt, case, cases};
@@ -119,24 +120,28 @@ fn devices_agree_with_float32_transformers() {
 fn a_decode_step_on_a_device_is_one_replay() {
     let case = case("qwen3");
     let loaded = Loaded::new(&case, None, device());
-    let prompt = case.prompts[0].tokens.clone();
-    let request = Request::tokens(prompt.clone()).temperature(0.0).max_tokens(6).ignore_eos(true);
-    let mut generation = loaded.engine.generate(request).unwrap();
-    let (mut tokens, mut logprobs) = (prompt.clone(), Vec::new());
-    for step in 0..6 {
+    let prompt = &case.prompts[0].tokens;
+    // The engine runs ahead of who takes the tokens: it is counted once it is done. Another salt each time, so that every
+    // prompt is computed.
+    let generated = |max_tokens: usize| {
+        let request = Request::tokens(prompt.clone()).temperature(0.0).max_tokens(max_tokens).ignore_eos(true);
         let before = loaded.engine.counters();
-        let token = generation.next().unwrap().unwrap();
-        tokens.push(token.id);
-        logprobs.push(Some(token.logprob));
-        let after = loaded.engine.counters();
-        assert_eq!((after.uploads - before.uploads, after.waits - before.waits), (1, 1), "step {step}");
-        if step >= 2 {
-            assert_eq!(after.replays - before.replays, 1, "step {step}");
-            assert_eq!(after.launches, before.launches, "step {step}");
-            assert_eq!(after.allocations, before.allocations, "step {step}");
-            assert_eq!((after.syncs, after.downloads), (before.syncs, before.downloads), "step {step}");
-        }
-    }
+        let generation = loaded.engine.generate(request.cache_salt(max_tokens as u64)).unwrap();
+        let made: Vec<_> = generation.map(Result::unwrap).collect();
+        assert_eq!(made.len(), max_tokens);
+        (made, before, loaded.engine.counters())
+    };
+    // The first ones load kernels, and record.
+    generated(4);
+    let (_, start, short) = generated(3);
+    let (made, short_end, long) = generated(8);
+    // What five decode steps more ask for.
+    let more = |count: fn(&Counters) -> u64| count(&long) - count(&short_end) - (count(&short) - count(&start));
+    assert_eq!((more(|c| c.uploads), more(|c| c.waits), more(|c| c.replays)), (5, 5, 5));
+    assert_eq!((more(|c| c.launches), more(|c| c.allocations)), (0, 0));
+    assert_eq!((more(|c| c.syncs), more(|c| c.downloads)), (0, 0));
+    let tokens: Vec<u32> = prompt.iter().copied().chain(made.iter().map(|token| token.id)).collect();
+    let logprobs: Vec<Option<f32>> = made.iter().map(|token| Some(token.logprob)).collect();
     assert_eq!(loaded.engine.score(&tokens).unwrap().logprobs[prompt.len()..], logprobs);
 }
 
