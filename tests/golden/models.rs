@@ -3,7 +3,10 @@
 //! differences of each case.
 
 use std::fmt;
+#[cfg(feature = "sim")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(feature = "sim")]
 use burrstone::device::Counters;
 use burrstone::{DType, Device, Engine, FinishReason, Request};
 
@@ -82,34 +85,47 @@ fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_tra
 #[cfg(feature = "sim")]
 #[test]
 fn devices_agree_with_float32_transformers() {
-    let device = device();
-    let mut failures = Failures::default();
-    for case in cases() {
-        let engine = Loaded::new(&case, None, device);
-        let cpu = Loaded::new(&case, Some(engine.engine.report().dtype), Device::Cpu);
-        let (mut ours, mut theirs) = (Errors::default(), Errors::default());
-        // The simulator takes milliseconds for what a GPU does in microseconds.
-        let short = |prompt: &&Prompt| device != Device::Sim || prompt.tokens.len() <= 48;
-        let prompts: Vec<&Prompt> = case.prompts.iter().filter(short).collect();
-        for prompt in &prompts {
-            for ((_, found, expected), (_, on_cpu, _)) in engine.score(prompt).zip(cpu.score(prompt)) {
-                ours.add(found - expected);
-                theirs.add(on_cpu - expected);
-            }
+    let (device, all, next) = (device(), cases(), AtomicUsize::new(0));
+    let check = || {
+        let mut failures = Failures::default();
+        while let Some(case) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            agree_on(device, case, &mut failures);
         }
-        case.prompts.iter().flat_map(|prompt| &prompt.native_error).for_each(|error| theirs.add(*error));
-        println!("{:34} {device}: max |Δ| {:.1e} (others {:.1e})", case.name, ours.max(), theirs.max());
-        let allowed = 2.0 * theirs.max() + FLOAT32;
-        failures.check(ours.max() <= allowed, || {
-            format!("{}: max |Δ log-probability| {:.5}, others {:.5}", case.name, ours.max(), theirs.max())
-        });
-        for (i, prompt) in prompts.iter().enumerate() {
-            engine.greedy(prompt, 2.0 * allowed, 2.0 * allowed, &mut Errors::default(), |what| {
-                failures.add(format!("{}, prompt {i}, {what}", case.name));
-            });
+        failures.0
+    };
+    let threads = if device == Device::Sim { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
+    let failures = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(check)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    Failures(failures).finish();
+}
+
+#[cfg(feature = "sim")]
+fn agree_on(device: Device, case: &Case, failures: &mut Failures) {
+    let engine = Loaded::new(case, None, device);
+    let cpu = Loaded::new(case, Some(engine.engine.report().dtype), Device::Cpu);
+    let (mut ours, mut theirs) = (Errors::default(), Errors::default());
+    // The simulator takes milliseconds for what a GPU does in microseconds.
+    let short = |prompt: &&Prompt| device != Device::Sim || prompt.tokens.len() <= 48;
+    let prompts: Vec<&Prompt> = case.prompts.iter().filter(short).collect();
+    for prompt in &prompts {
+        for ((_, found, expected), (_, on_cpu, _)) in engine.score(prompt).zip(cpu.score(prompt)) {
+            ours.add(found - expected);
+            theirs.add(on_cpu - expected);
         }
     }
-    failures.finish();
+    case.prompts.iter().flat_map(|prompt| &prompt.native_error).for_each(|error| theirs.add(*error));
+    println!("{:34} {device}: max |Δ| {:.1e} (others {:.1e})", case.name, ours.max(), theirs.max());
+    let allowed = 2.0 * theirs.max() + FLOAT32;
+    failures.check(ours.max() <= allowed, || {
+        format!("{}: max |Δ log-probability| {:.5}, others {:.5}", case.name, ours.max(), theirs.max())
+    });
+    for (i, prompt) in prompts.iter().enumerate() {
+        engine.greedy(prompt, 2.0 * allowed, 2.0 * allowed, &mut Errors::default(), |what| {
+            failures.add(format!("{}, prompt {i}, {what}", case.name));
+        });
+    }
 }
 
 /// From the third token on, the first having been a prefill's and the second the recording's, a token is one replay and
