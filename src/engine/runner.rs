@@ -12,8 +12,8 @@ use super::scheduler::{Chunk, Scheduler, SequenceId, View};
 #[derive(Default)]
 pub(super) struct Results {
     pub sampled: Vec<(SequenceId, Sampled)>,
-    /// Log-probabilities of the tokens that follow those of a chunk.
-    pub scored: Vec<(SequenceId, Vec<f32>)>,
+    /// Where a chunk starts, and log-probabilities of the tokens that follow those of it.
+    pub scored: Vec<(SequenceId, usize, Vec<f32>)>,
 }
 
 /// What is wanted of a sequence.
@@ -54,7 +54,7 @@ impl Runner {
                 let first = (self.score.tokens.len() - chunk.len) as u32;
                 self.score.logit_rows.extend(first..first + targets.len() as u32);
                 self.score.targets.extend_from_slice(targets);
-                scored.push((chunk.sequence, targets.len()));
+                scored.push((chunk.sequence, chunk.start, targets.len()));
                 continue;
             }
             append(&mut self.generate, &mut self.rope, self.page_size, *chunk, view);
@@ -80,7 +80,7 @@ impl Runner {
         }
         if !scored.is_empty() {
             let mut logprobs = self.forward.target_logprobs(&self.score)?.into_iter();
-            let of = |(id, count)| (id, logprobs.by_ref().take(count).collect());
+            let of = |(id, start, count)| (id, start, logprobs.by_ref().take(count).collect());
             results.scored = scored.into_iter().map(of).collect();
         }
         Ok(results)

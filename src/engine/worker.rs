@@ -224,8 +224,10 @@ impl Worker {
     }
 
     fn hand_out(&mut self, results: Results) {
-        for (id, scores) in results.scored {
+        for (id, start, scores) in results.scored {
             if let Some(Job { kind: Kind::Score { logprobs, .. }, .. }) = &mut self.live[id.slot()] {
+                // After a preemption the first ones come again.
+                logprobs.truncate(start);
                 logprobs.extend(scores);
             }
         }

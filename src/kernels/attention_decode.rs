@@ -12,6 +12,10 @@ const CHECK: Check = Check("attention_decode");
 
 /// Blocks for each multiprocessor: as many as have room on those with most shared memory.
 const BLOCKS_PER_PROCESSOR: usize = 4;
+/// Rows of an item and positions of a split, as in csrc/kernels. The blocks take items until none is left, so a wrong
+/// size here would cost time, and nothing else.
+const ROW_TILE: usize = 16;
+const SPLIT: usize = 512;
 
 /// Where the states of splits wait for the last one of their sequence, which merges them.
 ///
@@ -105,7 +109,12 @@ impl AttentionDecode<'_> {
             value_scale: checked.value_scale,
         };
         let shape = format_args!("{spans} spans, {:?}", self.heads);
-        let blocks = stream.info().processors as usize * BLOCKS_PER_PROCESSOR;
+        // No more than there can be items, however long the sequences become: a recording serves them all.
+        let Heads { tokens, heads, kv_heads, .. } = self.heads;
+        let row_tiles = spans.saturating_add(tokens.saturating_mul(heads / kv_heads) / ROW_TILE);
+        let splits = self.cache.pages.saturating_mul(self.cache.page_size).div_ceil(SPLIT).max(1);
+        let items = row_tiles.saturating_mul(splits).saturating_mul(kv_heads);
+        let blocks = items.min(stream.info().processors as usize * BLOCKS_PER_PROCESSOR);
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans and page table say is
         // the caller's promise.
         unsafe { call.launch(stream, variant, [blocks, 1, 1], &args, &shape) }

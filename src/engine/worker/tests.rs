@@ -93,7 +93,7 @@ impl Forward for Fake {
 
 struct Lab {
     commands: mpsc::Sender<Command>,
-    thread: thread::JoinHandle<()>,
+    worker: Option<Worker>,
     keys: u64,
 }
 
@@ -113,7 +113,22 @@ impl Lab {
         let (commands, receiver) = mpsc::channel();
         let runner = Runner::new(Box::new(fake), rope.table(), PAGE_SIZE);
         let worker = Worker::new(runner, Scheduler::new(policy, cache), receiver);
-        Self { commands, thread: thread::spawn(|| worker.run()), keys: 0 }
+        Self { commands, worker: Some(worker), keys: 0 }
+    }
+
+    /// From here on what was asked for is done, and what will be.
+    fn start(&mut self) -> thread::JoinHandle<()> {
+        let worker = self.worker.take().unwrap();
+        thread::spawn(|| worker.run())
+    }
+
+    fn score(&self, prompt: Vec<u32>) -> mpsc::Receiver<Result<Vec<f32>>> {
+        let (reply, scores) = mpsc::channel();
+        let jobs = vec![Job { key: 0, kind: Kind::Score { logprobs: Vec::new(), reply } }];
+        let submission =
+            Submission { prompt, max_tokens: 0, branches: 1, priority: 0, deadline: None, salt: 0, reuse: false };
+        self.commands.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs }).unwrap();
+        scores
     }
 
     fn ask(&mut self, prompt: Vec<u32>, max_tokens: usize, branches: usize, wait: Option<Duration>) -> Vec<Asked> {
@@ -178,6 +193,7 @@ fn outcome(asked: &Asked) -> &'static str {
 #[test]
 fn every_request_ends_once_whatever_happens() {
     let mut lab = Lab::new(true);
+    let thread = lab.start();
     let mut asked = Vec::new();
     for i in 0..2000usize {
         let len = if i % 50 == 7 { PAGES * PAGE_SIZE } else { 1 + i * 7 % 40 };
@@ -205,18 +221,31 @@ fn every_request_ends_once_whatever_happens() {
     let again = (0..3).any(|_| outcome(&lab.ask(vec![1, 2, 3], 2, 1, None)[0]) == "finished");
     assert!(again);
     lab.commands.send(Command::Stop).unwrap();
-    lab.thread.join().unwrap();
+    thread.join().unwrap();
+}
+
+fn scores(of: &[u32]) -> Vec<f32> {
+    of[1..].iter().map(|&token| -(token as f32)).collect()
 }
 
 #[test]
 fn scores_come_in_order_whatever_the_cut() {
-    let lab = Lab::new(false);
+    let mut lab = Lab::new(false);
     let prompt: Vec<u32> = (0..100).collect();
-    let (reply, scores) = mpsc::channel();
-    let jobs = vec![Job { key: 0, kind: Kind::Score { logprobs: Vec::new(), reply } }];
-    let submission =
-        Submission { prompt, max_tokens: 0, branches: 1, priority: 0, deadline: None, salt: 0, reuse: false };
-    lab.commands.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs }).unwrap();
-    let expected: Vec<f32> = (1..100).map(|token| -(token as f32)).collect();
-    assert_eq!(scores.recv().unwrap().unwrap(), expected);
+    let found = lab.score(prompt.clone());
+    lab.start();
+    assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
+}
+
+/// Seven that grow (no token that ends one comes early) leave no room for the last to come, which starts again later.
+#[test]
+fn a_score_that_was_preempted_has_every_token_once() {
+    let mut lab = Lab::new(false);
+    let asked: Vec<Asked> = (0..7).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4], 24, 1, None)).collect();
+    let prompt: Vec<u32> = (0..200).collect();
+    let found = lab.score(prompt.clone());
+    lab.start();
+    assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
+    assert!(asked.iter().all(|asked| outcome(asked) == "finished"));
+    assert!(lab.status().stats.preemptions > 0);
 }
