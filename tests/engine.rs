@@ -44,6 +44,24 @@ fn the_same_request_gives_the_same_tokens_in_any_engine_and_on_any_number_of_thr
     assert_ne!(ids(&engine(), sampled().seed(6)), expected);
 }
 
+/// What penalties do to logits is the kernels' affair; here they arrive.
+#[test]
+fn penalties_and_biases_change_what_is_chosen() {
+    let engine = engine();
+    let free = ids(&engine, greedy("And the king said"));
+    // As far away as both penalties go, hardly a token comes twice.
+    let varied = ids(&engine, greedy("And the king said").presence_penalty(2.0).frequency_penalty(2.0));
+    let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::BTreeSet<_>>().len();
+    assert!(distinct(&varied) > distinct(&free), "{free:?} {varied:?}");
+    assert_ne!(ids(&engine, greedy("And the king said").frequency_penalty(2.0)), free);
+    let banned = ids(&engine, greedy("And the king said").logit_bias(free[0], f32::NEG_INFINITY));
+    assert!(!banned.contains(&free[0]));
+    assert_eq!(ids(&engine, greedy("And the king said").max_tokens(3).logit_bias(77, 1000.0)), [77; 3]);
+    let vocab = engine.spec().vocab_size as u32;
+    let error = refused(engine.generate(greedy("x").logit_bias(vocab, 1.0)));
+    assert_eq!(error, format!("logit_bias: expected token ids below {vocab}, found {vocab}"));
+}
+
 #[test]
 fn generations_of_one_engine_do_not_disturb_each_other() {
     let engine = engine();

@@ -136,6 +136,18 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "R", value_parser = values::penalty, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
+    /// Subtract this from the logit of every token that was generated, from -2 to 2
+    #[arg(long, value_name = "P", value_parser = values::subtracted, default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+
+    /// Subtract this from a token's logit as often as it was generated, from -2 to 2
+    #[arg(long, value_name = "P", value_parser = values::subtracted, default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+
+    /// Add to a token's logit, -inf to ban it; may be given several times
+    #[arg(long, value_name = "TOKEN=BIAS", value_parser = values::bias)]
+    logit_bias: Vec<(u32, f32)>,
+
     /// The same seed draws the same tokens [default: a new one each time]
     #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
@@ -158,6 +170,9 @@ impl SamplingArgs {
                 top_k: self.top_k,
                 min_p: self.min_p,
                 repetition_penalty: self.repetition_penalty,
+                presence_penalty: self.presence_penalty,
+                frequency_penalty: self.frequency_penalty,
+                logit_bias: self.logit_bias.clone(),
                 seed: self.seed,
             },
             stop: self.stop.clone(),

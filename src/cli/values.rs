@@ -59,6 +59,20 @@ pub fn penalty(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x > 0.0, "expected a number above 0")
 }
 
+/// What is subtracted from logits.
+pub fn subtracted(text: &str) -> Result<f32, &'static str> {
+    number(text, |x| (-2.0..=2.0).contains(&x), "expected a number from -2 to 2")
+}
+
+/// A token id and what is added to its logit.
+pub fn bias(text: &str) -> Result<(u32, f32), &'static str> {
+    const EXPECTED: &str = "expected TOKEN=BIAS, such as 42=-5 or 42=-inf";
+    let (token, bias) = text.split_once('=').ok_or(EXPECTED)?;
+    let bias: f32 = bias.parse().map_err(|_| EXPECTED)?;
+    let token = token.parse().map_err(|_| EXPECTED)?;
+    if bias < f32::INFINITY { Ok((token, bias)) } else { Err(EXPECTED) }
+}
+
 pub fn seed(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "expected a whole number from 0 to 18446744073709551615")
 }

@@ -124,7 +124,7 @@ impl Engine {
     /// Those of [`generate`](Self::generate); `n` is 0, or more than run at a time.
     pub fn generate_several(&self, request: Request, n: usize) -> Result<Vec<Generation>> {
         let at = Instant::now();
-        let sampling = request.sampling.resolve(&self.0.generation_config)?;
+        let sampling = request.sampling.resolve(&self.0.generation_config, self.0.spec.vocab_size)?;
         let prompt = self.prompt(request.prompt)?;
         let context = self.0.report.context;
         self.check_tokens("prompt", &prompt, context)?;

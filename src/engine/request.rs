@@ -59,6 +59,12 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// Makes tokens that occurred before less likely; 1 does nothing.
     pub repetition_penalty: Option<f32>,
+    /// Is subtracted once from the logit of every token that was generated, from -2 to 2; 0 does nothing.
+    pub presence_penalty: f32,
+    /// Is subtracted from the logit of a token as often as it was generated, from -2 to 2; 0 does nothing.
+    pub frequency_penalty: f32,
+    /// Token ids and what is added to their logits, after the penalties; -∞ bans a token.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Draws are a function of the seed and the position; `None` takes one at random.
     pub seed: Option<u64>,
 }
@@ -125,6 +131,22 @@ impl Request {
         self
     }
 
+    pub fn presence_penalty(mut self, penalty: f32) -> Self {
+        self.sampling.presence_penalty = penalty;
+        self
+    }
+
+    pub fn frequency_penalty(mut self, penalty: f32) -> Self {
+        self.sampling.frequency_penalty = penalty;
+        self
+    }
+
+    /// Adds `bias` to a token's logit.
+    pub fn logit_bias(mut self, token: u32, bias: f32) -> Self {
+        self.sampling.logit_bias.push((token, bias));
+        self
+    }
+
     pub fn seed(mut self, seed: u64) -> Self {
         self.sampling.seed = Some(seed);
         self
@@ -165,13 +187,18 @@ pub(super) struct Resolved {
     pub top_k: usize,
     pub min_p: f32,
     pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub logit_bias: Vec<(u32, f32)>,
     pub seed: u64,
 }
 
 impl Sampling {
+    /// For a vocabulary of so many tokens.
+    ///
     /// # Errors
     /// A value outside its range.
-    pub(super) fn resolve(&self, defaults: &GenerationConfig) -> Result<Resolved> {
+    pub(super) fn resolve(&self, defaults: &GenerationConfig, vocab: usize) -> Result<Resolved> {
         let sampled_by_default = defaults.do_sample == Some(true);
         let filtered = self.top_p.is_some() || self.top_k.is_some() || self.min_p.is_some();
         let temperature = match self.temperature {
@@ -188,6 +215,9 @@ impl Sampling {
             top_k: self.top_k.or(defaults.top_k.filter(|_| sampled_by_default)).unwrap_or(0),
             min_p: self.min_p.or(default(defaults.min_p)).unwrap_or(0.0),
             repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.clone(),
             seed: self.seed.unwrap_or_else(random_seed),
         };
         let check = |field: &str, value: f32, good: bool, expected: &str| {
@@ -199,6 +229,15 @@ impl Sampling {
         check("min_p", r.min_p, (0.0..=1.0).contains(&r.min_p), "a number from 0 to 1")?;
         let penalty = r.repetition_penalty;
         check("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "a number above 0")?;
+        for (field, penalty) in [("presence_penalty", r.presence_penalty), ("frequency_penalty", r.frequency_penalty)] {
+            check(field, penalty, (-2.0..=2.0).contains(&penalty), "a number from -2 to 2")?;
+        }
+        for &(token, bias) in &r.logit_bias {
+            check("logit_bias", bias, bias < f32::INFINITY, "finite numbers or -infinity")?;
+            if token as usize >= vocab {
+                return Err(Error::request("logit_bias", format!("token ids below {vocab}"), token));
+            }
+        }
         Ok(resolved)
     }
 }
@@ -270,6 +309,8 @@ pub struct Score {
 mod tests {
     use super::*;
 
+    const VOCAB: usize = 100;
+
     fn sampled() -> GenerationConfig {
         GenerationConfig {
             do_sample: Some(true),
@@ -282,26 +323,28 @@ mod tests {
 
     #[test]
     fn the_checkpoint_decides_where_the_caller_does_not() {
-        let r = Sampling::default().resolve(&sampled()).unwrap();
+        let r = Sampling::default().resolve(&sampled(), VOCAB).unwrap();
         assert_eq!((r.temperature, r.top_p, r.top_k), (0.6, 0.9, 20));
-        let r = Sampling { top_k: Some(0), temperature: Some(0.0), ..Sampling::default() }.resolve(&sampled()).unwrap();
+        let r = Sampling { top_k: Some(0), temperature: Some(0.0), ..Sampling::default() }
+            .resolve(&sampled(), VOCAB)
+            .unwrap();
         assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 0.9, 0));
     }
 
     #[test]
     fn greedy_unless_someone_asks_to_sample() {
         let silent = GenerationConfig { do_sample: Some(false), ..sampled() };
-        let r = Sampling::default().resolve(&silent).unwrap();
+        let r = Sampling::default().resolve(&silent, VOCAB).unwrap();
         assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 1.0, 0));
-        let r = Sampling { top_p: Some(0.5), ..Sampling::default() }.resolve(&silent).unwrap();
+        let r = Sampling { top_p: Some(0.5), ..Sampling::default() }.resolve(&silent, VOCAB).unwrap();
         assert_eq!((r.temperature, r.top_p), (1.0, 0.5));
     }
 
     #[test]
     fn seeds_are_taken_or_drawn() {
         let given = Sampling { seed: Some(7), ..Sampling::default() };
-        assert_eq!(given.resolve(&sampled()).unwrap().seed, 7);
-        let draw = || Sampling::default().resolve(&sampled()).unwrap().seed;
+        assert_eq!(given.resolve(&sampled(), VOCAB).unwrap().seed, 7);
+        let draw = || Sampling::default().resolve(&sampled(), VOCAB).unwrap().seed;
         assert_ne!(draw(), draw());
     }
 
@@ -314,9 +357,13 @@ mod tests {
             (Sampling { top_p: Some(1.1), ..Sampling::default() }, "top_p"),
             (Sampling { min_p: Some(2.0), ..Sampling::default() }, "min_p"),
             (Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }, "repetition_penalty"),
+            (Sampling { presence_penalty: 2.5, ..Sampling::default() }, "presence_penalty"),
+            (Sampling { frequency_penalty: f32::NAN, ..Sampling::default() }, "frequency_penalty"),
+            (Sampling { logit_bias: vec![(3, f32::NAN)], ..Sampling::default() }, "logit_bias"),
+            (Sampling { logit_bias: vec![(VOCAB as u32, 1.0)], ..Sampling::default() }, "logit_bias"),
         ];
         for (sampling, field) in cases {
-            let error = sampling.resolve(&sampled()).unwrap_err();
+            let error = sampling.resolve(&sampled(), VOCAB).unwrap_err();
             assert!(error.is_input() && error.to_string().starts_with(field), "{error}");
         }
     }

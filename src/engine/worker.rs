@@ -96,13 +96,17 @@ impl Rules {
     fn row(&self, view: View<'_>) -> SampleRow {
         let generated = view.tokens.len() - view.prompt_len;
         let may_end = self.ignore_eos || generated >= self.min_tokens;
-        let penalized = self.sampling.repetition_penalty != 1.0;
+        let Resolved { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        let penalized = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
         SampleRow {
             temperature: self.sampling.temperature,
             top_k: self.sampling.top_k,
             top_p: self.sampling.top_p,
             min_p: self.sampling.min_p,
-            repetition_penalty: self.sampling.repetition_penalty,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias: self.sampling.logit_bias.clone(),
             history: if penalized { view.tokens.to_vec() } else { Vec::new() },
             banned: if may_end { Vec::new() } else { self.eos.clone() },
             prompt_len: view.prompt_len,

@@ -65,6 +65,11 @@ fn every_request_is_answered_as_generate_answers_it() {
         completion("b", greedy("And the king said")),
         completion("tokens", json!({"prompt": [41, 78, 259], "temperature": 0, "max_tokens": 3})),
         completion("two", json!({"prompt": "Blessed", "n": 2, "seed": 3, "temperature": 1.0, "max_tokens": 5})),
+        completion(
+            "biased",
+            json!({"prompt": "x", "temperature": 0, "max_tokens": 3, "logit_bias": {"77": 100, "78": 99},
+            "presence_penalty": 2, "frequency_penalty": 1.5}),
+        ),
         completion("unknown", json!({"prompt": "x", "frobnicate": 1})),
         completion("range", json!({"prompt": "x", "top_p": 7})),
         completion("long", json!({"prompt": vec![5; 2000]})),
@@ -73,7 +78,8 @@ fn every_request_is_answered_as_generate_answers_it() {
     ]);
     assert_eq!(files.run(&[]).ok(), "");
     let answers = files.answers();
-    assert_eq!(answers.len(), 9);
+    assert_eq!(answers.len(), 10);
+    assert_eq!(answers["biased"]["status_code"], 200);
     for (id, prompt) in [("a", "In the beginning"), ("b", "And the king said")] {
         let body = &answers[id]["body"];
         assert_eq!((&answers[id]["status_code"], &body["object"]), (&json!(200), &json!("text_completion")));

@@ -140,7 +140,7 @@ fn models_that_are_none() {
 
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 19] = [
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
@@ -149,6 +149,11 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         (&["--top-k", "-1"], r#"--top-k <K>: expected a whole number from 0 up, found "-1""#),
         (&["--min-p", "2"], r#"--min-p <P>: expected a number from 0 to 1, found "2""#),
         (&["--repetition-penalty", "0"], r#"--repetition-penalty <R>: expected a number above 0, found "0""#),
+        (&["--presence-penalty", "3"], r#"--presence-penalty <P>: expected a number from -2 to 2, found "3""#),
+        (
+            &["--logit-bias", "7"],
+            r#"--logit-bias <TOKEN=BIAS>: expected TOKEN=BIAS, such as 42=-5 or 42=-inf, found "7""#,
+        ),
         (
             &["--seed", "18446744073709551616"],
             r#"--seed <N>: expected a whole number from 0 to 18446744073709551615, found "18446744073709551616""#,

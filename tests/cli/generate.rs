@@ -159,6 +159,8 @@ fn sampling_options_are_heard() {
     assert_eq!(draw(&["--top-p", "0.0001"]), greedy);
     assert_eq!(draw(&["--min-p", "1"]), greedy);
     assert_ne!(draw(&["--repetition-penalty", "50"]), free);
+    assert_ne!(draw(&["--presence-penalty", "2", "--frequency-penalty", "2"]), free);
+    assert_ne!(draw(&["--logit-bias", "77=100"]), free);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! OpenAI's batch format: a request a line, an answer a line.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burrstone::text::Message;
@@ -34,6 +35,10 @@ struct Body {
     top_k: Option<usize>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    /// By token id.
+    logit_bias: Option<BTreeMap<u32, f32>>,
     seed: Option<u64>,
     n: Option<usize>,
     stop: Option<Stop>,
@@ -231,6 +236,9 @@ impl Body {
         let sampling = &mut request.sampling;
         (sampling.temperature, sampling.top_p, sampling.top_k) = (self.temperature, self.top_p, self.top_k);
         (sampling.min_p, sampling.repetition_penalty, sampling.seed) = (self.min_p, self.repetition_penalty, self.seed);
+        sampling.presence_penalty = self.presence_penalty.unwrap_or(0.0);
+        sampling.frequency_penalty = self.frequency_penalty.unwrap_or(0.0);
+        sampling.logit_bias = self.logit_bias.into_iter().flatten().collect();
         Ok((request, self.n.unwrap_or(1)))
     }
 }

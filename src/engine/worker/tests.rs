@@ -137,7 +137,7 @@ impl Lab {
             self.keys += 1;
             let (consumer, events) = channel();
             let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
-            let sampling = sampling.resolve(&GenerationConfig::default()).unwrap();
+            let sampling = sampling.resolve(&GenerationConfig::default(), 1000).unwrap();
             let rules = Rules { sampling, max_tokens, min_tokens: 0, eos: (0..10).collect(), ignore_eos: false };
             jobs.push(Job { key: self.keys, kind: Kind::Generate { rules, consumer } });
             asked.push(Asked { key: self.keys, prompt: prompt.clone(), max_tokens, events });
