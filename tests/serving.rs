@@ -195,6 +195,9 @@ fn a_deadline_ends_a_request_with_what_it_has() {
     let count = generation.by_ref().map(Result::unwrap).count();
     assert!(count < 900);
     assert_eq!(generation.finish_reason(), Some(FinishReason::Deadline));
+    // One that no clock reaches ends nothing.
+    let patient = Request::text("In the beginning").ignore_eos(true).max_tokens(3).deadline(Duration::MAX);
+    assert_eq!(engine.generate(patient).unwrap().map(Result::unwrap).count(), 3);
 }
 
 /// Wakes a thread that waits for a task.

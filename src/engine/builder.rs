@@ -116,11 +116,11 @@ impl Target {
         }
     }
 
-    /// Bytes that are free; `None` where nobody knows.
-    fn free_memory(&self) -> Result<Option<u64>> {
+    /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.
+    fn free_memory(&self, weights: u64, activations: u64) -> Result<Option<u64>> {
         match self {
             Self::Cpu => Ok(available_memory()),
-            Self::Gpu(stream) => stream.free_bytes().map(Some),
+            Self::Gpu(stream) => Ok(Some(stream.free_bytes()?.saturating_sub(weights.saturating_add(activations)))),
         }
     }
 }
@@ -307,7 +307,7 @@ impl EngineBuilder {
             per_token.bytes_per_token() as u64,
             weight_bytes,
             activation_bytes,
-            target.free_memory()?,
+            target.free_memory(weight_bytes, activation_bytes)?,
             most,
         )?;
         let shape = CacheShape { pages: (tokens / PAGE_SIZE).max(1), ..per_token };
@@ -384,4 +384,18 @@ fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
     // A multiply-add for each parameter, and two for each element of a query and position that it sees.
     let balance = parameters / (2 * spec.heads * spec.head_dim).max(1);
     CacheSize { blocks, block_size: PAGE_SIZE, window, balance }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+
+    /// Weights go to the same memory as the cache, and are not there yet when it is sized.
+    #[test]
+    fn what_a_model_takes_on_a_gpu_is_not_free() {
+        let stream = Stream::sim(SimOptions { memory_bytes: 1 << 20, ..SimOptions::default() }).unwrap();
+        let target = Target::Gpu(stream);
+        assert_eq!(target.free_memory(1 << 19, 1 << 18).unwrap(), Some(1 << 18));
+        assert_eq!(target.free_memory(1 << 20, 1).unwrap(), Some(0));
+    }
 }

@@ -145,7 +145,8 @@ impl Engine {
             None if request.stop.is_empty() => None,
             _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
-        let deadline = request.deadline.map(|after| at + after);
+        // One beyond all time is none.
+        let deadline = request.deadline.and_then(|after| at.checked_add(after));
         let (mut jobs, mut generations) = (Vec::new(), Vec::new());
         for i in 0..n {
             let key = self.0.requests.fetch_add(1, Ordering::Relaxed);

@@ -101,7 +101,6 @@ def rotary_kv_write(p, rows):
 
 
 def matmul(p, rows):
-    # In turn, as the benches use theirs: what one call reads is not what the last one left.
     weight, x = random(p["n"], p["k"]), random(rows, p["k"])
     return F.linear, (x, weight)
 

@@ -51,14 +51,10 @@ fn every_variant_walks_splits_and_pages() {
                     kv_heads: 1,
                     head_dim,
                     page_size: 16,
-                    window: None,
-                    cap: None,
-                    chunk: None,
-                    slopes: false,
-                    sinks: false,
                     dtype,
                     cache,
                     sequences: vec![(511, 2), (40, 1)],
+                    ..Case::PLAIN
                 };
                 check(&stream, &case);
             }
@@ -79,13 +75,10 @@ fn blocks_share_the_work() {
         head_dim: 16,
         page_size: 64,
         window: Some(1200),
-        cap: None,
-        chunk: None,
-        slopes: false,
-        sinks: false,
         dtype: DType::F16,
         cache: DType::F16,
         sequences,
+        ..Case::PLAIN
     };
     for stream in streams(4) {
         check(&stream, &case);
@@ -103,12 +96,10 @@ fn company_changes_nothing() {
         page_size: 8,
         window: Some(64),
         cap: Some(20.0),
-        chunk: None,
-        slopes: false,
-        sinks: false,
         dtype: DType::F16,
         cache: DType::I8,
         sequences: vec![(530, 4), (31, 3), (0, 5)],
+        ..Case::PLAIN
     };
     let paged = Paged::new(&stream, &case);
     let row = 6 * 40;
@@ -201,14 +192,10 @@ fn wrong_shapes_are_refused() {
         kv_heads: 1,
         head_dim: 8,
         page_size: 4,
-        window: None,
-        cap: None,
-        chunk: None,
-        slopes: false,
-        sinks: false,
         dtype: DType::BF16,
         cache: DType::BF16,
         sequences: vec![],
+        ..Case::PLAIN
     };
     let mut out = stream.alloc(DType::F16, 2 * 4 * 8).unwrap();
     let spans = words.slice();

@@ -69,13 +69,10 @@ fn every_variant_walks_splits_and_pages() {
                     head_dim,
                     page_size: 32,
                     window: Some(500),
-                    cap: None,
-                    chunk: None,
-                    slopes: false,
-                    sinks: false,
                     dtype,
                     cache,
                     sequences: vec![(507, 6)],
+                    ..Case::PLAIN
                 };
                 check(&stream, &case, 4);
             }

@@ -34,6 +34,22 @@ pub struct Case {
 const LAYER: (f32, f32) = (0.5, 2.0);
 
 impl Case {
+    /// No sequences yet, and none of what a model may ask for besides.
+    pub const PLAIN: Self = Self {
+        group: 1,
+        kv_heads: 1,
+        head_dim: 64,
+        page_size: 16,
+        window: None,
+        cap: None,
+        chunk: None,
+        slopes: false,
+        sinks: false,
+        dtype: DType::F16,
+        cache: DType::F16,
+        sequences: Vec::new(),
+    };
+
     pub fn heads(&self) -> Heads {
         let tokens = self.sequences.iter().map(|(_, len)| len).sum();
         Heads { tokens, heads: self.group * self.kv_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
@@ -426,13 +442,10 @@ pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> 
                 head_dim: 20,
                 page_size: 16,
                 window: Some(6),
-                cap: None,
-                chunk: None,
-                slopes: false,
-                sinks: false,
                 dtype: DType::F16,
                 cache,
                 sequences: vec![(60, 20)],
+                ..Case::PLAIN
             };
             let mut paged = Paged::new(&stream, &case);
             let clean = run(&stream, &case, &paged);
@@ -459,20 +472,7 @@ pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
         for (head_dim, cache) in [64, 128, 256].into_iter().flat_map(|d| [(d, dtype), (d, DType::E4M3)]) {
             let stream = Stream::sim(SimOptions { arch, count: true, ..SimOptions::default() }).unwrap();
             let sequences = vec![(70, 5)];
-            let case = Case {
-                group: 7,
-                kv_heads: 1,
-                head_dim,
-                page_size: 16,
-                window: None,
-                cap: None,
-                chunk: None,
-                slopes: false,
-                sinks: false,
-                dtype,
-                cache,
-                sequences,
-            };
+            let case = Case { group: 7, kv_heads: 1, head_dim, page_size: 16, dtype, cache, sequences, ..Case::PLAIN };
             run(&stream, &case);
             assert_no_waste(&stream, in_loop);
         }
