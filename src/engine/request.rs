@@ -218,7 +218,11 @@ impl Sampling {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.clone(),
-            seed: self.seed.unwrap_or_else(random_seed),
+            seed: match self.seed {
+                Some(seed) => seed,
+                None => getrandom::u64()
+                    .map_err(|cause| Error::request("seed", "a number, as the system has none at random", cause))?,
+            },
         };
         let check = |field: &str, value: f32, good: bool, expected: &str| {
             if good { Ok(()) } else { Err(Error::request(field, expected, value)) }
@@ -240,12 +244,6 @@ impl Sampling {
         }
         Ok(resolved)
     }
-}
-
-/// The standard library's hasher keys are the operating system's random numbers.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// One generated token.

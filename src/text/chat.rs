@@ -130,15 +130,10 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 
 /// The local time in the format language of C.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    use std::fmt::Write as _;
-
-    let mut text = String::new();
-    match write!(text, "{}", chrono::Local::now().format(format)) {
-        Ok(()) => Ok(text),
-        Err(_) => {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}")))
-        }
-    }
+    jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(|cause| {
+        let what = format!("strftime_now: bad format {format:?}: {cause}");
+        minijinja::Error::new(ErrorKind::InvalidOperation, what)
+    })
 }
 
 /// `tojson` as `transformers` overrides it: no HTML escapes, and the arguments of `json.dumps`.
