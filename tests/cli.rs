@@ -20,5 +20,7 @@ mod help;
 mod inspect;
 #[path = "cli/score.rs"]
 mod score;
+#[path = "cli/simulate.rs"]
+mod simulate;
 #[path = "cli/support.rs"]
 mod support;

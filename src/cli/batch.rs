@@ -54,6 +54,9 @@ impl Batch {
             return Ok(());
         }
         let engine = self.model.load()?;
+        if !self.model.quiet {
+            output::memory_table(engine.report());
+        }
         let started = Instant::now();
         let bar = output::bar((done.len() + asks.len()) as u64, done.len() as u64, self.model.quiet);
         let totals = answer_all(&engine, &asks, Sink { file: Mutex::new(file), path: &self.output }, || bar.advance())?;

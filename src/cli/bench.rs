@@ -2,9 +2,10 @@
 
 mod cost;
 mod latency;
+pub mod mix;
 mod table;
 mod throughput;
-mod workload;
+pub mod workload;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -12,6 +12,7 @@ mod interrupt;
 mod output;
 mod prompt;
 mod score;
+mod simulate;
 mod values;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Batch(batch::Batch),
     Bench(bench::Bench),
+    Simulate(simulate::Simulate),
     Completions(completions::Completions),
 }
 
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Batch(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Simulate(command) => command.run(),
         Command::Completions(command) => command.run::<Cli>(),
     })
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use burrstone::model::source::Progress;
+use burrstone::{KvLimit, LoadReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -124,6 +125,26 @@ impl Drop for Working {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Where memory goes, and why so much.
+pub fn memory_table(report: &LoadReport) {
+    let LoadReport { step_tokens, max_sequences, context, kv_tokens, .. } = *report;
+    let kv = match report.kv_limit {
+        KvLimit::Asked => "as asked for".to_owned(),
+        KvLimit::Memory => "what --memory leaves".to_owned(),
+        KvLimit::Sequences => format!("{max_sequences} sequences of {context} tokens could not fill more"),
+        KvLimit::Free(free) => format!("half of {} that are free", size(free)),
+        _ => String::new(),
+    };
+    let owners = [
+        ("weights", report.weight_bytes, "as stored".to_owned()),
+        ("activations", report.activation_bytes, format!("at the most, for {step_tokens} tokens of a step")),
+        ("KV cache", report.kv_bytes, format!("{kv_tokens} tokens: {kv}")),
+    ];
+    for (owner, bytes, why) in owners {
+        note(format_args!("{owner:<12} {:>10}  {why}", size(bytes)));
     }
 }
 

@@ -47,6 +47,10 @@ pub fn temperature(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x >= 0.0, "expected a number from 0 up")
 }
 
+pub fn rate(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or("expected a number above 0")
+}
+
 pub fn top_p(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x > 0.0 && x <= 1.0, "expected a number above 0, at most 1")
 }

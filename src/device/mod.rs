@@ -4,6 +4,7 @@
 //! [`kernels`](crate::kernels), and captures a [`Graph`] of them.
 
 mod bytes;
+mod card;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
@@ -20,6 +21,7 @@ mod stream;
 mod variant;
 
 pub use bytes::Bytes;
+pub use card::Card;
 #[cfg(feature = "cuda")]
 pub use cuda::Element;
 pub use driver::DeviceInfo;

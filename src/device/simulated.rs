@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::card::Card;
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::sim::{LaunchStats, Simulator};
 use super::stream::Stream;
@@ -41,7 +42,8 @@ impl Stream {
             device: "sim".to_owned(),
             name: format!("simulated sm_{}", options.arch),
             arch: options.arch,
-            processors: processors(options.arch),
+            // One block runs at a time; what is chosen by their number is to be what such a card chooses.
+            processors: Card::of_arch(options.arch).processors,
             memory_bytes: options.memory_bytes,
         };
         let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
@@ -51,19 +53,6 @@ impl Stream {
     /// What each launch since the last call did, by variant, where [`SimOptions::count`] asked for it.
     pub fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
         self.driver().take_launch_stats()
-    }
-}
-
-/// Multiprocessors of a card of the architecture: V100, T4, A100, RTX 3090, RTX 4090, H100. The simulator runs one block
-/// at a time; what is chosen by the number of multiprocessors is to be what such a card chooses.
-fn processors(arch: u32) -> u32 {
-    match arch {
-        ..75 => 80,
-        75..80 => 40,
-        80..86 => 108,
-        86..89 => 82,
-        89 => 128,
-        _ => 132,
     }
 }
 

@@ -13,8 +13,22 @@ pub(super) struct KvBudget {
     pub kv_tokens: Option<usize>,
 }
 
+/// What decided the size of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvLimit {
+    /// It was asked for, in bytes or tokens.
+    Asked,
+    /// What the budget of all memory leaves.
+    Memory,
+    /// More could not be filled by all sequences at their full length.
+    Sequences,
+    /// Half of so many free bytes.
+    Free(u64),
+}
+
 impl KvBudget {
-    /// Tokens of the KV cache, each of `per_token` bytes. `free` bytes can be had, where anybody knows. Without a say it
+    /// Tokens of the KV cache, each of `per_token` bytes, and what decided it. `free` bytes can be had, where anybody knows. Without a say it
     /// is half of them, so that the rest of the machine lives, and never more than `most`, which all sequences fill.
     ///
     /// # Errors
@@ -26,13 +40,15 @@ impl KvBudget {
         activations: u64,
         free: Option<u64>,
         most: usize,
-    ) -> Result<usize> {
+    ) -> Result<(usize, KvLimit)> {
         let per_token = per_token.max(1);
         let of_bytes = |bytes: u64| usize::try_from(bytes / per_token).unwrap_or(usize::MAX);
         let left = self.memory.map(|memory| memory.saturating_sub(weights.saturating_add(activations)));
-        let tokens = match self.kv_tokens.or(self.kv_memory.map(of_bytes)) {
-            Some(tokens) => tokens,
-            None => most.min(left.or(free.map(|free| free / 2)).map_or(usize::MAX, of_bytes)),
+        let (tokens, limit) = match (self.kv_tokens.or(self.kv_memory.map(of_bytes)), left, free) {
+            (Some(tokens), ..) => (tokens, KvLimit::Asked),
+            (None, Some(left), _) if of_bytes(left) < most => (of_bytes(left), KvLimit::Memory),
+            (None, None, Some(free)) if of_bytes(free / 2) < most => (of_bytes(free / 2), KvLimit::Free(free)),
+            (None, ..) => (most, KvLimit::Sequences),
         };
         let bytes = (tokens.max(1) as u64).saturating_mul(per_token);
         if let (Some(memory), Some(left)) = (self.memory, left)
@@ -46,7 +62,7 @@ impl KvBudget {
             let expected = format!("from {per_token} bytes, one token's, to {known}, all that are free");
             return Err(Error::request("KV cache", expected, format!("{tokens} tokens")));
         }
-        Ok(tokens)
+        Ok((tokens, limit))
     }
 }
 
@@ -82,19 +98,22 @@ mod tests {
     #[test]
     fn the_cache_is_never_more_than_all_sequences_fill() {
         let most = 16 * 4096;
-        assert_eq!(NOTHING.tokens(32 << 10, 2 * GIB, GIB, Some(80 * GIB), most).unwrap(), most);
-        assert_eq!(NOTHING.tokens(32 << 10, 2 * GIB, GIB, Some(GIB), most).unwrap(), 1 << 14);
-        assert_eq!(NOTHING.tokens(32 << 10, 2 * GIB, GIB, None, most).unwrap(), most);
+        let of = |budget: KvBudget, free| budget.tokens(32 << 10, 2 * GIB, GIB, free, most).unwrap();
+        assert_eq!(of(NOTHING, Some(80 * GIB)), (most, KvLimit::Sequences));
+        assert_eq!(of(NOTHING, Some(GIB)), (1 << 14, KvLimit::Free(GIB)));
+        assert_eq!(of(NOTHING, None), (most, KvLimit::Sequences));
         let limited = KvBudget { memory: Some(4 * GIB), ..NOTHING };
-        assert_eq!(limited.tokens(32 << 10, 2 * GIB, GIB, Some(80 * GIB), most).unwrap(), 1 << 15);
+        assert_eq!(of(limited, Some(80 * GIB)), (1 << 15, KvLimit::Memory));
+        let ample = KvBudget { memory: Some(40 * GIB), ..NOTHING };
+        assert_eq!(of(ample, Some(80 * GIB)), (most, KvLimit::Sequences));
     }
 
     #[test]
     fn what_is_asked_for_is_given_or_refused_with_the_numbers() {
         let tokens = KvBudget { kv_tokens: Some(1000), ..NOTHING };
-        assert_eq!(tokens.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), 1000);
+        assert_eq!(tokens.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), (1000, KvLimit::Asked));
         let bytes = KvBudget { kv_memory: Some(GIB), ..NOTHING };
-        assert_eq!(bytes.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), 1 << 20);
+        assert_eq!(bytes.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), (1 << 20, KvLimit::Asked));
         let cases = [
             (KvBudget { memory: Some(3 << 20), ..NOTHING }, "3145728 bytes"),
             (KvBudget { memory: Some(3 * GIB), kv_memory: Some(2 * GIB), ..NOTHING }, "and 2147483648 of KV"),

@@ -26,7 +26,7 @@ use super::worker::Worker;
 use super::{Engine, Inner, LoadReport};
 
 /// Tokens of one KV page.
-const PAGE_SIZE: usize = 32;
+pub(super) const PAGE_SIZE: usize = 32;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -303,7 +303,7 @@ impl EngineBuilder {
         let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
         let activation_bytes = limits.activation_bytes(&spec);
         let most = max_running.saturating_mul(context.next_multiple_of(PAGE_SIZE));
-        let tokens = self.budget.tokens(
+        let (tokens, kv_limit) = self.budget.tokens(
             per_token.bytes_per_token() as u64,
             weight_bytes,
             activation_bytes,
@@ -331,7 +331,9 @@ impl EngineBuilder {
             weight_bytes,
             kv_bytes: shape.bytes() as u64,
             kv_tokens: shape.pages * PAGE_SIZE,
+            kv_limit,
             activation_bytes,
+            step_tokens,
             max_sequences: max_running,
             context: context.min(shape.pages * PAGE_SIZE),
         };
@@ -375,12 +377,11 @@ impl EngineBuilder {
 }
 
 /// The KV cache as the scheduler sees it.
-fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
+pub(super) fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
     // What no layer sees any more is given back: one that sees all keeps all.
     let windows: Option<Vec<usize>> = spec.windows.iter().copied().collect();
     let window = windows.and_then(|windows| windows.into_iter().max());
-    let heads = spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads);
-    let parameters = spec.hidden_size * (heads + 3 * spec.intermediate_size);
+    let parameters: usize = spec.products().iter().map(|[n, k]| n * k).sum();
     // A multiply-add for each parameter, and two for each element of a query and position that it sees.
     let balance = parameters / (2 * spec.heads * spec.head_dim).max(1);
     CacheSize { blocks, block_size: PAGE_SIZE, window, balance }

@@ -8,6 +8,7 @@ pub mod kv;
 mod request;
 mod runner;
 pub mod scheduler;
+pub mod simulation;
 mod worker;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,6 +25,7 @@ use crate::model::{ArchSpec, GenerationConfig, RopeKind};
 use crate::ops::Rates;
 use crate::text::{ChatTemplate, StopMatcher, Tokenizer};
 
+pub use budget::KvLimit;
 pub use builder::{Device, EngineBuilder};
 pub use generation::{Generation, TokenStream};
 pub use request::{FinishReason, Prompt, Request, Sampling, Score, Timings, Token, Usage};
@@ -86,8 +88,12 @@ pub struct LoadReport {
     pub kv_bytes: u64,
     /// Tokens that fit there, over all open generations.
     pub kv_tokens: usize,
+    /// What decided that.
+    pub kv_limit: KvLimit,
     /// Bytes of the activations of one step, at the most.
     pub activation_bytes: u64,
+    /// Tokens of a step.
+    pub step_tokens: usize,
     /// Sequences that run at a time.
     pub max_sequences: usize,
     /// Tokens that one sequence may hold.

@@ -40,3 +40,12 @@ pub struct ArchSpec {
     /// Dtype the checkpoint says it is stored in.
     pub dtype: DType,
 }
+
+impl ArchSpec {
+    /// Shapes `[n, k]` of a layer's matrix products: queries, keys and values; the output projection; gate and up; down.
+    pub fn products(&self) -> [[usize; 2]; 4] {
+        let (hidden, inner, heads) = (self.hidden_size, self.intermediate_size, self.heads * self.head_dim);
+        let qkv = heads + 2 * self.kv_heads * self.head_dim;
+        [[qkv, hidden], [hidden, heads], [2 * inner, hidden], [hidden, inner]]
+    }
+}

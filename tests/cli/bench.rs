@@ -56,7 +56,12 @@ fn throughput_reports_batches_and_mixes() {
         let cached = mix["cached_tokens"].as_u64().unwrap();
         assert_eq!(cached, if mix["workload"] == "shared-prefix" { 4 * 160 } else { 0 }, "{mix}");
     }
-    let table = run(&[&args[..], &["--workload", "fixed"]].concat()).ok();
+    let ran = run(&[&args[..], &["--workload", "fixed", "--kv-tokens", "4096"]].concat());
+    // Where memory goes, and why.
+    for part in ["weights", "activations", "for 512 tokens of a step", "4096 tokens: as asked for"] {
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+    let table = ran.ok();
     for part in ["sequences", "of before", "tokens/s", "fixed"] {
         assert!(table.contains(part), "{part}: {table}");
     }

@@ -2,7 +2,7 @@ use crate::support::run;
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 11] = [
         &[],
         &["generate"],
         &["score"],
@@ -12,6 +12,7 @@ fn every_command_explains_itself_with_examples() {
         &["bench"],
         &["bench", "latency"],
         &["bench", "throughput"],
+        &["simulate"],
         &["completions"],
     ];
     for command in commands {
@@ -20,7 +21,7 @@ fn every_command_explains_itself_with_examples() {
         let examples = help.split_once("Examples:").unwrap_or_else(|| panic!("{command:?}: {help}")).1;
         assert!(examples.contains(example.trim_end()), "{command:?}: {help}");
         // Every command that is listed is tested here.
-        for listed in ["generate", "score", "chat", "inspect", "batch", "bench", "completions"] {
+        for listed in ["generate", "score", "chat", "inspect", "batch", "bench", "simulate", "completions"] {
             assert!(!command.is_empty() || help.contains(listed));
         }
     }

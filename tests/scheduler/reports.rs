@@ -6,7 +6,8 @@ use std::time::Duration;
 use burrstone::scheduler::{End, Mechanisms, Outcome, Policy, Refused, Scheduler, Submission};
 
 use crate::blocks::Random;
-use crate::simulation::{Cost, Request, Run, cache, prompt, quantile, request, simulate};
+use crate::simulation::{Arrival, Cost, cache, first, gaps, preemptions, prompt, quantile, request, simulate};
+use burrstone::simulation::Run;
 
 fn mean(values: &[f64]) -> f64 {
     assert!(!values.is_empty());
@@ -18,8 +19,12 @@ const EIGHT: Cost = Cost { weights: 4e-3, token: 16e-6, position: 5e-9, submit: 
 
 /// 128 sequences of 36 000 tokens over a cache with room for 60 % of them, so many prompts under way at a time.
 fn short_cache(prompts: usize, mechanisms: Mechanisms, most_steps: usize) -> Run {
-    let begin = |i| Request { reuse: false, ..request(0.0, prompt(i, 35_000), 1000) };
-    let requests: Vec<Request> = (0..128).map(begin).collect();
+    let begin = |i| {
+        let mut arrival = request(0.0, prompt(i, 35_000), 1000);
+        arrival.submission.reuse = false;
+        arrival
+    };
+    let requests: Vec<Arrival> = (0..128).map(begin).collect();
     let policy = Policy { max_running: 128, min_chunk: 512 / prompts, mechanisms, ..Policy::default() };
     simulate(policy, cache(128 * 36_000 / 32 * 6 / 10), EIGHT, &requests, most_steps)
 }
@@ -31,11 +36,11 @@ fn issue_17568_running_sequences_keep_their_speed_while_others_wait() {
     let slowdown = |run: &Run| {
         let waiting = run.steps.iter().filter(|step| step.waiting > 0).map(|step| step.at).fold(0.0, f64::max);
         let full = EIGHT.weights + EIGHT.position * 0.6 * 128.0 * 36_000.0;
-        mean(&run.gaps(|_| true, 0.0, waiting)) / full
+        mean(&gaps(run, |_| true, 0.0, waiting)) / full
     };
     let with = short_cache(4, Mechanisms::default(), 100_000);
-    assert!(with.done);
-    assert!(with.preemptions().iter().all(|&n| n <= 1), "{:?}", with.preemptions());
+    assert!(with.done());
+    assert!(preemptions(&with).iter().all(|&n| n <= 1), "{:?}", preemptions(&with));
     assert!(slowdown(&with) <= 2.0, "{}", slowdown(&with));
     let without = short_cache(4, Mechanisms { mixed_steps: false, ..Mechanisms::default() }, 100_000);
     assert!(slowdown(&without) > 2.0, "{}", slowdown(&without));
@@ -65,7 +70,7 @@ fn issue_39734_what_can_never_run_is_refused_with_the_numbers() {
     };
     let with = run(Mechanisms::default());
     assert_eq!(with.records[0].refused, Some(Refused::TooLarge { tokens: 5099, capacity: 4096 }));
-    assert!(with.done && with.records[1].tokens.len() == 10);
+    assert!(with.done() && with.records[1].tokens.len() == 10);
     let without = stuck(Mechanisms { refuse_oversize: false, ..Mechanisms::default() });
     assert!(without);
 }
@@ -101,9 +106,9 @@ fn issue_13259_taking_requests_in_does_not_stop_those_that_run() {
         let cost = Cost { submit: 2e-4, ..Cost::GPU };
         simulate(policy, cache(4096), cost, &requests, 100_000)
     };
-    let longest = |run: &Run| quantile(run.gaps(|i| i == 0, 0.0, f64::MAX), 1.0);
+    let longest = |run: &Run| quantile(gaps(run, |i| i == 0, 0.0, f64::MAX), 1.0);
     let with = run(Policy::default().ingest);
-    assert!(with.done);
+    assert!(with.done());
     // The batch grows to its budget of 512 tokens, twice the time of reading the weights, and 16 requests are taken in.
     assert!(longest(&with) <= 0.025, "{}", longest(&with));
     let without = run(usize::MAX);
@@ -113,18 +118,18 @@ fn issue_13259_taking_requests_in_does_not_stop_those_that_run() {
 /// #1562: a long prompt stopped all others for as long as it took.
 #[test]
 fn issue_1562_a_long_prompt_does_not_stop_those_that_run() {
-    let mut requests: Vec<Request> = (0..32).map(|i| request(0.0, prompt(i, 64), 1000)).collect();
+    let mut requests: Vec<Arrival> = (0..32).map(|i| request(0.0, prompt(i, 64), 1000)).collect();
     requests.extend((0..24).map(|i| request(2.0 + 0.25 * i as f64, prompt(100 + i, 4000), 50)));
     let run = |mechanisms| {
         let policy = Policy { mechanisms, ..Policy::default() };
         simulate(policy, cache(8192), Cost::GPU, &requests, 100_000)
     };
     let between = |run: &Run| {
-        let idle = quantile(run.gaps(|i| i < 32, 1.0, 2.0), 0.99);
-        quantile(run.gaps(|i| i < 32, 2.0, 8.0), 0.99) / idle
+        let idle = quantile(gaps(run, |i| i < 32, 1.0, 2.0), 0.99);
+        quantile(gaps(run, |i| i < 32, 2.0, 8.0), 0.99) / idle
     };
     let with = run(Mechanisms::default());
-    assert!(with.done && between(&with) <= 2.2, "{}", between(&with));
+    assert!(with.done() && between(&with) <= 2.2, "{}", between(&with));
     // A step that leaves some of a prompt for the next one is its budget, no more and no less.
     for pair in with.steps.windows(2).filter(|pair| pair[0].tokens > 64 && pair[1].tokens > 64) {
         assert_eq!(pair[0].tokens, 512);
@@ -176,17 +181,17 @@ fn issue_7883_requests_go_where_the_cache_is() {
         simulate(policy, cache(3 * 36), Cost::GPU, &requests, 100_000)
     };
     let (with, without) = (run(Mechanisms::default()), run(Mechanisms { affinity: false, ..Mechanisms::default() }));
-    assert!(with.done && without.done);
+    assert!(with.done() && without.done());
     assert!(with.seconds() * 1.5 < without.seconds(), "{} {}", with.seconds(), without.seconds());
     // Nobody waits for ever: the first of the queue is passed by so often, and not once more.
-    let last = with.records.iter().take(8).map(|record| record.first()).fold(0.0, f64::max);
+    let last = with.records.iter().take(8).map(|record| first(record)).fold(0.0, f64::max);
     assert!(last < 0.8 * with.seconds(), "{last} of {}", with.seconds());
 }
 
 /// #7883, third part: 64 requests with one prefix arrive together; it is computed once.
 #[test]
 fn issue_7883_a_prefix_under_way_is_computed_once() {
-    let requests: Vec<Request> = (0..64)
+    let requests: Vec<Arrival> = (0..64)
         .map(|i| {
             let mut tokens = prompt(0, 4096);
             tokens.extend(prompt(1 + i, 10));
@@ -209,7 +214,7 @@ fn issue_7883_a_prefix_under_way_is_computed_once() {
 #[test]
 fn issue_8086_the_queue_is_not_taken_for_the_prompt() {
     let run = |len: usize, mechanisms| {
-        let requests: Vec<Request> = (0..1000).map(|i| request(0.0, prompt(i, len), 8)).collect();
+        let requests: Vec<Arrival> = (0..1000).map(|i| request(0.0, prompt(i, len), 8)).collect();
         let policy = Policy { mechanisms, max_running: 512, ..Policy::default() };
         let policy = Policy { step_tokens: 1024, min_chunk: 256, ..policy };
         simulate(policy, cache(1000 * (len / 32 + 2)), Cost::GPU, &requests, 200_000)
@@ -219,11 +224,11 @@ fn issue_8086_the_queue_is_not_taken_for_the_prompt() {
     };
     let (short, long) = (run(200, Mechanisms::default()), run(2000, Mechanisms::default()));
     for run in [&short, &long] {
-        assert!(run.done);
+        assert!(run.done());
         for record in &run.records {
             let receipt = record.end.unwrap().1;
             let parts = receipt.queue + receipt.prefill;
-            assert!((parts.as_secs_f64() - record.first()).abs() < 1e-6);
+            assert!((parts.as_secs_f64() - first(record)).abs() < 1e-6);
         }
     }
     let growth = seconds(&long, |r| r.queue) / seconds(&short, |r| r.queue);
@@ -239,7 +244,7 @@ fn issue_8086_the_queue_is_not_taken_for_the_prompt() {
 /// #15330, the part of a single stage: at 400 sequences decoding is what a step costs. Each goes on in every step.
 #[test]
 fn issue_15330_400_sequences_all_go_on_in_every_step() {
-    let requests: Vec<Request> =
+    let requests: Vec<Arrival> =
         (0..1200).map(|i| request(if i < 400 { 0.0 } else { 0.02 * (i - 400) as f64 }, prompt(i, 200), 400)).collect();
     let policy =
         |mechanisms| Policy { max_running: 400, step_tokens: 1024, reserve: 400, mechanisms, ..Policy::default() };
@@ -253,7 +258,7 @@ fn issue_15330_400_sequences_all_go_on_in_every_step() {
         idle / time
     };
     let with = run(Mechanisms::default());
-    assert!(with.done && bubble(&with) <= 0.1, "{}", bubble(&with));
+    assert!(with.done() && bubble(&with) <= 0.1, "{}", bubble(&with));
     let without = run(Mechanisms { mixed_steps: false, ..Mechanisms::default() });
     assert!(bubble(&without) > 0.1, "{}", bubble(&without));
 }
@@ -263,19 +268,23 @@ fn issue_15330_400_sequences_all_go_on_in_every_step() {
 #[test]
 fn issue_15253_preemption_is_counted_and_rare() {
     let mut random = Random(7);
-    let requests: Vec<Request> = (0..200)
-        .map(|i| Request { max_tokens: 1200, ..request(0.0, prompt(i, 256), 200 + random.below(400)) })
+    let requests: Vec<Arrival> = (0..200)
+        .map(|i| {
+            let mut arrival = request(0.0, prompt(i, 256), 200 + random.below(400));
+            arrival.submission.max_tokens = 1200;
+            arrival
+        })
         .collect();
     let run = |mechanisms| {
         let policy = Policy { max_running: 64, mechanisms, ..Policy::default() };
         simulate(policy, cache(600), Cost::GPU, &requests, 100_000)
     };
     let with = run(Mechanisms::default());
-    assert!(with.done && with.stats.preemptions > 0);
+    assert!(with.done() && with.stats.preemptions > 0);
     let receipts: Vec<_> = with.records.iter().map(|record| record.end.unwrap().1).collect();
     assert_eq!(receipts.iter().map(|r| r.preemptions as u64).sum::<u64>(), with.stats.preemptions);
     assert_eq!(receipts.iter().map(|r| r.recomputed_tokens as u64).sum::<u64>(), with.stats.recomputed_tokens);
-    let needed: usize = requests.iter().map(|r| r.prompt.len() + r.output - 1).sum();
+    let needed: usize = requests.iter().map(|r| r.submission.prompt.len() + r.output - 1).sum();
     assert_eq!(with.stats.computed_tokens - with.stats.recomputed_tokens, needed as u64);
     assert!(receipts.iter().all(|r| r.preemptions <= 1));
     let share = |run: &Run| run.stats.recomputed_tokens as f64 / run.stats.computed_tokens as f64;

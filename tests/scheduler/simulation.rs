@@ -1,11 +1,9 @@
-//! The scheduler under a virtual clock: steps take what a cost model says.
+//! The library's virtual clock, with steps that take what a GPU in outline takes.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use burrstone::scheduler::{CacheSize, Plan, Policy, Submission};
+use burrstone::simulation::{self, Costs, Record, Run};
 
-use burrstone::scheduler::{
-    CacheSize, End, Outcome, Policy, Receipt, Refused, Scheduler, SequenceId, Stats, Submission,
-};
+pub use burrstone::simulation::Arrival;
 
 /// Seconds of a step: the weights are read once, tokens are computed, what sequences see is read. A GPU in outline.
 #[derive(Clone, Copy, Debug)]
@@ -23,19 +21,10 @@ impl Cost {
     /// the weights.
     pub const GPU: Self = Self { weights: 8e-3, token: 32e-6, position: 65e-9, submit: 0.0 };
 
-    fn step(&self, tokens: usize, positions: usize) -> f64 {
-        self.weights.max(self.token * tokens as f64) + self.position * positions as f64
+    fn step(&self, plan: &Plan) -> f64 {
+        let positions: usize = plan.chunks.iter().map(|chunk| chunk.start + chunk.len).sum();
+        self.weights.max(self.token * plan.tokens() as f64) + self.position * positions as f64
     }
-}
-
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub at: f64,
-    pub prompt: Vec<u32>,
-    pub output: usize,
-    /// What it says that it may generate.
-    pub max_tokens: usize,
-    pub reuse: bool,
 }
 
 /// A prompt that shares nothing with one of another salt.
@@ -43,65 +32,29 @@ pub fn prompt(salt: usize, len: usize) -> Vec<u32> {
     (0..len).map(|i| (salt * 1_000_003 + i) as u32).collect()
 }
 
-pub fn request(at: f64, prompt: Vec<u32>, output: usize) -> Request {
-    Request { at, prompt, output, max_tokens: output, reuse: true }
+pub fn request(at: f64, prompt: Vec<u32>, output: usize) -> Arrival {
+    let submission =
+        Submission { prompt, max_tokens: output, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true };
+    Arrival { at, submission, output }
 }
 
-#[derive(Clone, Debug, Default)]
-pub struct Record {
-    pub at: f64,
-    /// When each of its tokens came.
-    pub tokens: Vec<f64>,
-    pub end: Option<(End, Receipt)>,
-    pub refused: Option<Refused>,
+/// From arrival to the first token.
+pub fn first(record: &Record) -> f64 {
+    record.tokens[0] - record.at
 }
 
-impl Record {
-    /// From arrival to the first token.
-    pub fn first(&self) -> f64 {
-        self.tokens[0] - self.at
-    }
+pub fn preemptions(run: &Run) -> Vec<usize> {
+    run.records.iter().filter_map(|record| Some(record.end?.1.preemptions)).collect()
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    pub at: f64,
-    pub seconds: f64,
-    pub tokens: usize,
-    pub decodes: usize,
-    pub waiting: usize,
-}
-
-pub struct Run {
-    pub records: Vec<Record>,
-    pub steps: Vec<Step>,
-    pub stats: Stats,
-    /// All requests were taken, and ended.
-    pub done: bool,
-}
-
-impl Run {
-    pub fn seconds(&self) -> f64 {
-        self.steps.last().map_or(0.0, |step| step.at + step.seconds)
+/// Seconds between tokens of one sequence, of those that came between two times.
+pub fn gaps(run: &Run, of: impl Fn(usize) -> bool, from: f64, to: f64) -> Vec<f64> {
+    let mut gaps = Vec::new();
+    for (_, record) in run.records.iter().enumerate().filter(|(i, _)| of(*i)) {
+        let pairs = record.tokens.windows(2).filter(|pair| pair[1] > from && pair[1] <= to);
+        gaps.extend(pairs.map(|pair| pair[1] - pair[0]));
     }
-
-    pub fn generated(&self) -> usize {
-        self.records.iter().map(|record| record.tokens.len()).sum()
-    }
-
-    pub fn preemptions(&self) -> Vec<usize> {
-        self.records.iter().filter_map(|record| Some(record.end?.1.preemptions)).collect()
-    }
-
-    /// Seconds between tokens of one sequence, of those that came between two times.
-    pub fn gaps(&self, of: impl Fn(usize) -> bool, from: f64, to: f64) -> Vec<f64> {
-        let mut gaps = Vec::new();
-        for (_, record) in self.records.iter().enumerate().filter(|(i, _)| of(*i)) {
-            let pairs = record.tokens.windows(2).filter(|pair| pair[1] > from && pair[1] <= to);
-            gaps.extend(pairs.map(|pair| pair[1] - pair[0]));
-        }
-        gaps
-    }
+    gaps
 }
 
 /// The value that `share` of all are no greater than.
@@ -116,60 +69,7 @@ pub fn cache(blocks: usize) -> CacheSize {
 }
 
 /// Runs the requests, ordered by arrival, to their end, or for so many steps.
-pub fn simulate(policy: Policy, cache: CacheSize, cost: Cost, requests: &[Request], most_steps: usize) -> Run {
-    let mut scheduler = Scheduler::new(policy, cache);
-    let mut records: Vec<Record> = requests.iter().map(|r| Record { at: r.at, ..Record::default() }).collect();
-    let mut of: HashMap<SequenceId, usize> = HashMap::new();
-    let mut arrivals = requests.iter().enumerate().peekable();
-    let (mut now, mut steps) = (0.0, Vec::new());
-    while steps.len() < most_steps {
-        for _ in 0..policy.ingest {
-            let Some((i, request)) = arrivals.next_if(|(_, request)| request.at <= now) else { break };
-            now += cost.submit;
-            let submission = Submission {
-                prompt: request.prompt.clone(),
-                max_tokens: request.max_tokens,
-                branches: 1,
-                priority: 0,
-                deadline: None,
-                salt: 0,
-                reuse: request.reuse,
-            };
-            match scheduler.submit(Duration::from_secs_f64(request.at), submission) {
-                Ok(ids) => {
-                    of.insert(ids[0], i);
-                }
-                Err(refused) => records[i].refused = Some(refused),
-            }
-        }
-        scheduler.schedule(Duration::from_secs_f64(now));
-        let plan = scheduler.plan();
-        if plan.chunks.is_empty() {
-            match arrivals.peek() {
-                Some((_, request)) if request.at > now => now = request.at,
-                Some(_) => {}
-                None => break,
-            }
-            continue;
-        }
-        let tokens = plan.tokens();
-        let positions = plan.chunks.iter().map(|chunk| chunk.start + chunk.len).sum();
-        let decodes = plan.chunks.iter().filter(|c| !records[of[&c.sequence]].tokens.is_empty()).count();
-        let seconds = cost.step(tokens, positions);
-        steps.push(Step { at: now, seconds, tokens, decodes, waiting: scheduler.waiting() });
-        now += seconds;
-        let mut outcomes = Vec::new();
-        for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
-            let i = of[&chunk.sequence];
-            records[i].tokens.push(now);
-            let (token, last) = (records[i].tokens.len() as u32, records[i].tokens.len() == requests[i].output);
-            outcomes.push(Outcome { sequence: chunk.sequence, token, last });
-        }
-        scheduler.complete(Duration::from_secs_f64(now), &outcomes);
-        for ended in scheduler.take_ended() {
-            records[of[&ended.sequence]].end = Some((ended.end, ended.receipt));
-        }
-    }
-    let done = records.iter().all(|record| record.end.is_some() || record.refused.is_some());
-    Run { records, steps, stats: scheduler.stats(), done }
+pub fn simulate(policy: Policy, cache: CacheSize, cost: Cost, requests: &[Arrival], most_steps: usize) -> Run {
+    let costs = Costs { step: |plan: &Plan| cost.step(plan), submit: cost.submit };
+    simulation::simulate(policy, cache, costs, requests, most_steps)
 }

@@ -22,16 +22,15 @@ pub struct Cost {
 impl Cost {
     /// `activations` is the dtype of the KV cache.
     pub fn of(spec: &ArchSpec, activations: DType) -> Self {
-        let [hidden, inner, heads, kv_heads, head_dim] =
-            [spec.hidden_size, spec.intermediate_size, spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
-        let attention = hidden * head_dim * (2 * heads + 2 * kv_heads);
+        let [qkv, output, gate_up, down] = spec.products().map(|[n, k]| (n * k) as u64);
+        let tail = output + gate_up + down;
         Self {
-            layers: spec.layers as u64 * (attention + 3 * hidden * inner),
-            tail: hidden * head_dim * heads + 3 * hidden * inner,
-            head: spec.vocab_size as u64 * hidden,
+            layers: spec.layers as u64 * (qkv + tail),
+            tail,
+            head: (spec.vocab_size * spec.hidden_size) as u64,
             weight_bytes_each: spec.dtype.size() as u64,
-            kv_bytes_per_position_and_layer: 2 * kv_heads * head_dim * activations.size() as u64,
-            attention_each: 2 * heads * head_dim,
+            kv_bytes_per_position_and_layer: (2 * spec.kv_heads * spec.head_dim * activations.size()) as u64,
+            attention_each: (2 * spec.heads * spec.head_dim) as u64,
             windows: spec.windows.clone(),
         }
     }

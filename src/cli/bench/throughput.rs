@@ -4,11 +4,11 @@ use std::fmt;
 use std::time::Instant;
 
 use anyhow::Result;
-use burrstone::scheduler::Receipt;
 use burrstone::{Engine, Request};
 use clap::{Args, ValueEnum as _};
 use serde::Serialize;
 
+use super::mix::{Done, Mix};
 use super::table::median;
 use super::workload::{Workload, tokens};
 use crate::cli::args::ModelArgs;
@@ -72,38 +72,18 @@ struct Batch {
     tokens_per_s: f64,
 }
 
-#[derive(Serialize)]
-struct Mix {
-    workload: String,
-    requests: usize,
-    prompt_tokens: usize,
-    cached_tokens: usize,
-    tokens: usize,
-    seconds: f64,
-    tokens_per_s: f64,
-    /// Seconds in the queue, to the first token from there, and between two tokens.
-    queue_s: Quantiles,
-    prefill_s: Quantiles,
-    between_s: Quantiles,
-    preemptions: usize,
-}
-
-#[derive(Serialize)]
-struct Quantiles {
-    median: f64,
-    p99: f64,
-}
-
 /// What a number of requests took.
 struct Ran {
     seconds: f64,
-    /// Of each: what it went through, prompt tokens, generated tokens.
-    requests: Vec<(Receipt, usize, usize)>,
+    requests: Vec<Done>,
 }
 
 impl Throughput {
     pub fn run(self) -> Result<()> {
         let engine = self.model.load()?;
+        if !self.model.quiet {
+            output::memory_table(engine.report());
+        }
         let progress = output::working("measuring".to_owned(), self.model.quiet);
         let mixes = if self.workload.is_empty() { Workload::value_variants() } else { &self.workload };
         let (vocab, context) = (engine.spec().vocab_size, engine.report().context);
@@ -124,7 +104,7 @@ impl Throughput {
         for &workload in mixes {
             round += 1;
             let ran = ask_all(&engine, workload.requests(self.requests, vocab, context, round))?;
-            results.push(ran.mix(workload));
+            results.push(Mix::of(workload, ran.seconds, &ran.requests));
         }
         drop(progress);
         let load = engine.report();
@@ -160,38 +140,13 @@ fn ask_all(engine: &Engine, requests: Vec<Request>) -> Result<Ran> {
             token?;
         }
         let usage = generation.usage();
-        requests.push((generation.receipt(), usage.prompt_tokens, usage.completion_tokens));
+        requests.push(Done {
+            receipt: generation.receipt(),
+            prompt: usage.prompt_tokens,
+            tokens: usage.completion_tokens,
+        });
     }
     Ok(Ran { seconds: started.elapsed().as_secs_f64(), requests })
-}
-
-impl Ran {
-    fn mix(&self, workload: Workload) -> Mix {
-        let sum = |of: fn(&(Receipt, usize, usize)) -> usize| self.requests.iter().map(of).sum::<usize>();
-        let all = |of: fn(&(Receipt, usize, usize)) -> f64| Quantiles::of(self.requests.iter().map(of).collect());
-        let generated = sum(|r| r.2);
-        Mix {
-            workload: workload.name(),
-            requests: self.requests.len(),
-            prompt_tokens: sum(|r| r.1),
-            cached_tokens: sum(|r| r.0.cached_tokens),
-            tokens: generated,
-            seconds: self.seconds,
-            tokens_per_s: generated as f64 / self.seconds,
-            queue_s: all(|r| r.0.queue.as_secs_f64()),
-            prefill_s: all(|r| r.0.prefill.as_secs_f64()),
-            between_s: all(|r| r.0.decode.as_secs_f64() / r.2.saturating_sub(1).max(1) as f64),
-            preemptions: sum(|r| r.0.preemptions),
-        }
-    }
-}
-
-impl Quantiles {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |share: f64| values.get(((values.len().max(1) - 1) as f64 * share).round() as usize).copied();
-        Self { median: at(0.5).unwrap_or(0.0), p99: at(0.99).unwrap_or(0.0) }
-    }
 }
 
 impl fmt::Display for Report {
@@ -207,26 +162,8 @@ impl fmt::Display for Report {
             writeln!(f, "{sequences:>9} {tokens_per_s:>10.1} {of_one:>9.2} {of_before:>10}")?;
             before = Some(*tokens_per_s);
         }
-        writeln!(
-            f,
-            "\n{:<14} {:>9} {:>9} {:>17} {:>17} {:>17} {:>7} {:>9}",
-            "mix", "tokens", "tokens/s", "queue, p99", "prompt, p99", "between, p99", "cached", "preempted"
-        )?;
-        for mix in &self.mixes {
-            let seconds = |q: &Quantiles| format!("{:.3}, {:.3} s", q.median, q.p99);
-            writeln!(
-                f,
-                "{:<14} {:>9} {:>9.1} {:>17} {:>17} {:>17} {:>7} {:>9}",
-                mix.workload,
-                mix.tokens,
-                mix.tokens_per_s,
-                seconds(&mix.queue_s),
-                seconds(&mix.prefill_s),
-                seconds(&mix.between_s),
-                mix.cached_tokens,
-                mix.preemptions,
-            )?;
-        }
+        writeln!(f, "\n{}", Mix::header())?;
+        self.mixes.iter().try_for_each(|mix| writeln!(f, "{mix}"))?;
         Ok(())
     }
 }

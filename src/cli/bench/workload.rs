@@ -24,7 +24,7 @@ impl Workload {
 
     /// `count` requests, none longer than `context`. Requests of another `round` share nothing with them.
     pub fn requests(self, count: usize, vocab: usize, context: usize, round: u64) -> Vec<Request> {
-        let mut random = Random(round);
+        let mut random = Random::new(round);
         let request = |i: usize| {
             let (prompt, output) = match self {
                 Self::Fixed => (128, 64),
@@ -45,12 +45,16 @@ impl Workload {
     }
 }
 
-/// Numbers without a pattern.
-struct Random(u64);
+/// Numbers without a pattern, the same for each seed.
+pub struct Random(u64);
 
 impl Random {
-    /// A number from 0 to 1.
-    fn uniform(&mut self) -> f64 {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number from 0, below 1.
+    pub fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(1);
         (mix(self.0) >> 11) as f64 / (1u64 << 53) as f64
     }

@@ -1,0 +1,206 @@
+//! `burrstone simulate`
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burrstone::device::Card;
+use burrstone::model::ArchSpec;
+use burrstone::model::source::resolve;
+use burrstone::scheduler::{Plan, Policy, Submission};
+use burrstone::simulation::{Arrival, Costs, GpuModel, Run, simulate};
+use burrstone::{Prompt, Request};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum as _};
+use serde::Serialize;
+
+use super::bench::mix::{Done, Mix};
+use super::bench::workload::{Random, Workload};
+use super::{exit, output, values};
+
+/// What requests would go through on a GPU that is not here: the scheduler under a virtual clock
+///
+/// The scheduler is the engine's own; a step takes what the cost model of the kernels says, which is optimistic. Of the
+/// model only its config.json is read. The requests are the same in every run.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  burrstone simulate
+  burrstone simulate ./Llama-3.1-8B/config.json --gpu a100 --workload conversations --rate 20
+  burrstone simulate ./Qwen3-0.6B --gpu t4 --requests 2000 --max-sequences 64 --json")]
+pub struct Simulate {
+    /// A folder in Hugging Face format, its config.json alone, or a hub id in the cache [default: the built-in model]
+    model: Option<String>,
+
+    /// The GPU
+    #[arg(long, value_name = "CARD", default_value = "h100")]
+    #[arg(value_parser = PossibleValuesParser::new(Card::ALL.map(|card| card.name)))]
+    gpu: String,
+
+    /// Mixes of requests [default: all]
+    #[arg(long, value_name = "MIX", value_enum, value_delimiter = ',')]
+    workload: Vec<Workload>,
+
+    /// Requests of a mix
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::positive)]
+    requests: usize,
+
+    /// Requests that come in a second, at random [default: all at once]
+    #[arg(long, value_name = "N", value_parser = values::rate, allow_negative_numbers = true)]
+    rate: Option<f64>,
+
+    /// Tokens that a sequence may hold [default: what the model allows]
+    #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
+    context: Option<usize>,
+
+    /// Sequences that run at a time
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::positive)]
+    max_sequences: usize,
+
+    /// Tokens of one step
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::positive)]
+    step_tokens: usize,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    model: String,
+    gpu: String,
+    /// True: nothing here was measured.
+    modelled: bool,
+    dtype: &'static str,
+    weight_bytes: u64,
+    max_sequences: usize,
+    kv_tokens: usize,
+    mixes: Vec<Simulated>,
+}
+
+#[derive(Serialize)]
+struct Simulated {
+    #[serde(flatten)]
+    mix: Mix,
+    steps: usize,
+    tokens_per_step: f64,
+    /// Requests that the cache could never hold.
+    refused: usize,
+}
+
+impl Simulate {
+    pub fn run(self) -> Result<()> {
+        let Some(card) = Card::named(&self.gpu) else {
+            return Err(exit::bad_input("--gpu", "one of those in --help", &self.gpu));
+        };
+        if self.step_tokens < self.max_sequences {
+            let expected = format!("at least --max-sequences, {}", self.max_sequences);
+            return Err(exit::bad_input("--step-tokens", expected, self.step_tokens));
+        }
+        let spec = self.spec()?;
+        let context = self.context.unwrap_or(spec.context).min(spec.context);
+        let policy = Policy {
+            step_tokens: self.step_tokens,
+            max_running: self.max_sequences,
+            max_waiting: self.requests,
+            ..Policy::default()
+        };
+        let mut gpu = GpuModel::new(&spec, card)?;
+        let cache = gpu.cache(&policy, self.max_sequences.saturating_mul(context))?;
+        let mixes = if self.workload.is_empty() { Workload::value_variants() } else { &self.workload };
+        let mut simulated = Vec::new();
+        for (round, &workload) in (0..).zip(mixes) {
+            let arrivals = self.arrivals(workload.requests(self.requests, spec.vocab_size, context, round));
+            let costs = Costs { step: |plan: &Plan| gpu.seconds(plan), submit: 0.0 };
+            let run = simulate(policy, cache, costs, &arrivals, usize::MAX);
+            simulated.push(Simulated::of(workload, &run, &arrivals));
+        }
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            model: self.model.as_deref().unwrap_or("built-in").to_owned(),
+            gpu: self.gpu.clone(),
+            modelled: true,
+            dtype: gpu.dtype().name(),
+            weight_bytes: gpu.weight_bytes(),
+            max_sequences: self.max_sequences,
+            kv_tokens: cache.blocks * cache.block_size,
+            mixes: simulated,
+        };
+        if self.json { output::print_json(&report) } else { output::print(report.to_string()) }
+    }
+
+    fn spec(&self) -> Result<ArchSpec> {
+        let file = match &self.model {
+            Some(model) if Path::new(model).is_file() => PathBuf::from(model),
+            Some(model) if Path::new(model).is_dir() => Path::new(model).join("config.json"),
+            Some(model) => resolve(model, true, &mut output::Downloads::new(true))?.join("config.json"),
+            #[cfg(feature = "builtin-model")]
+            None => return Ok(burrstone::model::Checkpoint::builtin()?.spec().clone()),
+            #[cfg(not(feature = "builtin-model"))]
+            None => return Err(exit::bad_input("MODEL", "a folder or a hub id", "none, and this build has no model")),
+        };
+        let text = std::fs::read(&file).map_err(|cause| {
+            exit::bad_input("MODEL", "a readable config.json", format!("{}: {cause}", file.display()))
+        })?;
+        Ok(ArchSpec::from_config(&file, &text, None)?)
+    }
+
+    /// The requests, and when they come: as in a Poisson process.
+    fn arrivals(&self, requests: Vec<Request>) -> Vec<Arrival> {
+        let mut random = Random::new(0);
+        let mut at = 0.0;
+        let arrival = |request: Request| {
+            if let Some(rate) = self.rate {
+                at += -(1.0 - random.uniform()).ln() / rate;
+            }
+            let Prompt::Tokens(prompt) = request.prompt else { return None };
+            let output = request.max_tokens?;
+            let submission = Submission {
+                prompt,
+                max_tokens: output,
+                branches: 1,
+                priority: request.priority,
+                deadline: None,
+                salt: request.cache_salt,
+                reuse: true,
+            };
+            Some(Arrival { at, submission, output })
+        };
+        requests.into_iter().filter_map(arrival).collect()
+    }
+}
+
+impl Simulated {
+    fn of(workload: Workload, run: &Run, arrivals: &[Arrival]) -> Self {
+        let done = |(record, arrival): (&burrstone::simulation::Record, &Arrival)| {
+            let (_, receipt) = record.end?;
+            Some(Done { receipt, prompt: arrival.submission.prompt.len(), tokens: record.tokens.len() })
+        };
+        let done: Vec<Done> = run.records.iter().zip(arrivals).filter_map(done).collect();
+        let tokens: usize = run.steps.iter().map(|step| step.tokens).sum();
+        Self {
+            mix: Mix::of(workload, run.seconds(), &done),
+            steps: run.steps.len(),
+            tokens_per_step: tokens as f64 / run.steps.len().max(1) as f64,
+            refused: run.records.iter().filter(|record| record.refused.is_some()).count(),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let weights = output::size(self.weight_bytes);
+        writeln!(f, "burrstone {}: {}, {} on {}, modelled", self.version, self.model, self.dtype, self.gpu)?;
+        writeln!(
+            f,
+            "weights {weights}, {} sequences at a time, {} tokens of KV cache\n",
+            self.max_sequences, self.kv_tokens
+        )?;
+        writeln!(f, "{} {:>11} {:>7}", Mix::header(), "tokens/step", "refused")?;
+        for Simulated { mix, tokens_per_step, refused, .. } in &self.mixes {
+            writeln!(f, "{mix} {tokens_per_step:>11.1} {refused:>7}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,57 @@
+use serde_json::Value;
+
+use crate::support::{Checkpoint, run};
+
+const LLAMA_8B: &str = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192, "rope_theta": 500000.0, "torch_dtype": "bfloat16"}"#;
+
+fn mix(args: &[&str]) -> Value {
+    let report = run(&[&["simulate"], args, &["--json"]].concat()).json();
+    assert_eq!(report["modelled"], true);
+    report["mixes"][0].clone()
+}
+
+#[test]
+fn requests_go_through_the_scheduler_as_fast_as_the_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.json");
+    std::fs::write(&config, LLAMA_8B).unwrap();
+    let file = config.to_str().unwrap();
+    let fixed = ["--workload", "fixed", "--requests", "300"];
+    let on = |gpu: &str| mix(&[&[file, "--gpu", gpu], &fixed[..]].concat());
+    let (h200, a100) = (on("h200"), on("a100"));
+    for mix in [&h200, &a100] {
+        assert_eq!((mix["requests"].as_u64(), mix["refused"].as_u64()), (Some(300), Some(0)));
+        assert_eq!(mix["tokens"], 300 * 64);
+        let parts: f64 = ["queue_s", "prefill_s"].iter().map(|part| mix[part]["median"].as_f64().unwrap()).sum();
+        assert!(parts > 0.0 && mix["seconds"].as_f64().unwrap() > parts);
+    }
+    let speed = |mix: &Value| mix["tokens_per_s"].as_f64().unwrap();
+    assert!(speed(&h200) > 1.2 * speed(&a100), "{h200} {a100}");
+    // The same again, from the folder.
+    let again = mix(&[&[folder.path().to_str().unwrap(), "--gpu", "h200"], &fixed[..]].concat());
+    assert_eq!(again, h200);
+    // Few requests a second wait for nobody.
+    let rare = mix(&[file, "--workload", "fixed", "--requests", "50", "--rate", "1"]);
+    assert!(rare["queue_s"]["p99"].as_f64().unwrap() < 0.05 && rare["seconds"].as_f64().unwrap() > 20.0, "{rare}");
+}
+
+#[test]
+fn every_mix_is_in_the_table() {
+    let table = run(&["simulate", "--requests", "20"]).ok();
+    for part in ["modelled", "tokens/step", "fixed", "conversations", "long-prompts", "shared-prefix"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[test]
+fn what_cannot_be_simulated_is_refused() {
+    assert!(run(&["simulate", "--gpu", "abacus"]).error(2).contains("abacus"));
+    assert!(run(&["simulate", "/nowhere/config.json"]).error(2).contains("nowhere"));
+    assert!(run(&["simulate", "--rate", "0"]).error(2).contains("above 0"));
+    let message = run(&["simulate", "--max-sequences", "600"]).error(2).to_owned();
+    assert_eq!(message, "--step-tokens: expected at least --max-sequences, 600, found 512");
+    let model = Checkpoint::golden("llama-gqa");
+    run(&["simulate", model.path(), "--requests", "3", "--workload", "fixed"]).ok();
+}
