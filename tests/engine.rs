@@ -202,6 +202,64 @@ fn the_precision_of_activations_is_a_choice() {
     }
 }
 
+/// What a cache of eight bits takes is what it says, and what it costs in precision is bounded.
+#[test]
+fn the_precision_of_the_cache_is_a_choice() {
+    let tokens = engine().tokenizer().unwrap().encode("In the beginning God created the heaven", true).unwrap();
+    let engine = |kv| Engine::builtin().dtype(Some(DType::F32)).kv_dtype(kv).kv_tokens(1024).build().unwrap();
+    let exact = engine(None);
+    let expected = exact.score(&tokens).unwrap().logprobs;
+    assert_eq!(exact.report().kv_dtype, DType::F32);
+    let spec = exact.spec();
+    let heads = 2 * spec.layers * spec.kv_heads;
+    for (kv, of_head, bound) in [
+        (DType::BF16, 2 * spec.head_dim, 0.05),
+        (DType::F16, 2 * spec.head_dim, 0.01),
+        (DType::I8, spec.head_dim + 4, 0.1),
+        (DType::E4M3, spec.head_dim, 0.4),
+        (DType::E5M2, spec.head_dim, 0.8),
+    ] {
+        let engine = engine(Some(kv));
+        let report = engine.report();
+        assert_eq!((report.kv_dtype, report.kv_bytes), (kv, (1024 * heads * of_head) as u64));
+        let found = engine.score(&tokens).unwrap().logprobs;
+        assert_ne!(found, expected);
+        let far = found.iter().zip(&expected).skip(1).map(|(a, b)| (a.unwrap() - b.unwrap()).abs()).fold(0.0, f32::max);
+        println!("{kv}: {far}");
+        assert!(far < bound, "{kv}: {far}");
+    }
+    // The same bytes hold more tokens.
+    let tokens = |kv| Engine::builtin().kv_dtype(kv).kv_memory(1 << 20).build().unwrap().report().kv_tokens;
+    assert!(tokens(Some(DType::E4M3)) >= 2 * tokens(None) - 32 && tokens(Some(DType::I8)) > tokens(None));
+    let error = Engine::builtin().kv_dtype(Some(DType::U8)).build().err().unwrap();
+    assert!(error.to_string().contains("u8"), "{error}");
+}
+
+/// A device's kernels and the CPU's store the same, and read it alike.
+#[test]
+#[cfg(feature = "sim")]
+fn caches_of_eight_bits_on_the_simulator_agree_with_the_cpu() {
+    let tokens: Vec<u32> = (0..40).map(|i| 100 + i * 37 % 1500).collect();
+    for kv in [DType::I8, DType::E4M3, DType::E5M2] {
+        let scores = |device| {
+            let builder = Engine::builtin().device(device).dtype(Some(DType::F16)).kv_dtype(Some(kv));
+            builder.kv_tokens(256).build().unwrap().score(&tokens).unwrap().logprobs
+        };
+        let (cpu, sim) = (scores(Device::Cpu), scores(Device::Sim));
+        let far = cpu.iter().zip(&sim).skip(1).map(|(a, b)| (a.unwrap() - b.unwrap()).abs()).fold(0.0, f32::max);
+        println!("{kv}: {far}");
+        // Where a rounding of the residual stream tips a code, all behind it differs by a step of the cache.
+        let bound = match kv {
+            DType::I8 => 0.1,
+            DType::E4M3 => 0.4,
+            _ => 0.8,
+        };
+        assert!(far < bound, "{kv}: {far}");
+    }
+    let built = Engine::builtin().device(Device::Sim).dtype(Some(DType::F16)).kv_dtype(Some(DType::F32)).build();
+    assert!(built.err().unwrap().to_string().contains("KV dtype"));
+}
+
 #[test]
 fn devices_that_are_not_there_are_an_error_value() {
     let error = Engine::builtin().device(Device::Cuda(99)).build().err().unwrap();

@@ -77,6 +77,7 @@ pub struct EngineBuilder {
     model: Option<String>,
     device: Device,
     dtype: Option<DType>,
+    kv_dtype: Option<DType>,
     threads: usize,
     sim_arch: u32,
     context: Option<usize>,
@@ -159,6 +160,7 @@ impl EngineBuilder {
             model,
             device: Device::Auto,
             dtype: None,
+            kv_dtype: None,
             threads: 0,
             sim_arch: SIM_ARCH,
             context: None,
@@ -177,10 +179,19 @@ impl EngineBuilder {
         self
     }
 
-    /// Precision of the activations and of the KV cache; on a GPU of the weights too, which on the CPU stay as they are
-    /// stored. `None` is the checkpoint's own, as far as the device has it.
+    /// Precision of the activations; on a GPU of the weights too, which on the CPU stay as they are stored. `None` is the
+    /// checkpoint's own, as far as the device has it.
     pub fn dtype(mut self, dtype: Option<DType>) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Precision of the KV cache; `None` is that of the activations. [`DType::E4M3`], [`DType::E5M2`] and [`DType::I8`]
+    /// halve what a 16-bit one takes (i8 has a scale of f32 beside each head of each token); on a GPU it is one of these
+    /// or the activations' own, on the CPU any floating-point number or i8. A request's results depend on it, and are
+    /// then the same bits in any company as with every other.
+    pub fn kv_dtype(mut self, dtype: Option<DType>) -> Self {
+        self.kv_dtype = dtype;
         self
     }
 
@@ -290,7 +301,7 @@ impl EngineBuilder {
             page_size: PAGE_SIZE,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            dtype,
+            dtype: self.kv_dtype.unwrap_or(dtype),
         };
         let max_running = self.max_sequences.unwrap_or_else(|| target.max_sequences());
         let step_tokens = self.step_tokens.unwrap_or(self.policy.step_tokens.max(max_running));
@@ -327,6 +338,7 @@ impl EngineBuilder {
             model: name,
             device: forward.describe(),
             dtype,
+            kv_dtype: shape.dtype,
             load_s: 0.0,
             weight_bytes,
             kv_bytes: shape.bytes() as u64,

@@ -76,8 +76,10 @@ pub struct LoadReport {
     pub model: String,
     /// What runs it.
     pub device: String,
-    /// Precision of the activations and of the KV cache.
+    /// Precision of the activations.
     pub dtype: DType,
+    /// Precision of the KV cache.
+    pub kv_dtype: DType,
     /// Seconds from the start of [`EngineBuilder::build`] to its end.
     pub load_s: f64,
     /// Bytes of the weights, as stored.

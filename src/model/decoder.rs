@@ -68,6 +68,8 @@ pub struct Decoder<O: Ops> {
     cache_shape: CacheShape,
     step: O::Step,
     activations: Activations<O>,
+    /// Of the activations.
+    dtype: DType,
     /// Rows that the logits buffer holds.
     logit_rows: usize,
     /// Steps that choose tokens, ready to be done again.
@@ -137,6 +139,7 @@ impl<O: Ops> Decoder<O> {
             cache_shape: limits.cache,
             step,
             activations,
+            dtype,
             logit_rows,
             recordings: HashMap::new(),
         })
@@ -267,7 +270,7 @@ impl<O: Ops> Forward for Decoder<O> {
     }
 
     fn rates(&self) -> Result<Rates> {
-        self.ops.rates(self.cache_shape.dtype)
+        self.ops.rates(self.dtype)
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use burrstone::DType;
 use burrstone::model::ArchSpec;
+use burrstone::ops::CacheShape;
 
 /// Work of one model. Norms, rotations and the embedding's single rows are left out: they are thousandths.
 #[derive(Clone, Debug)]
@@ -20,8 +21,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// `activations` is the dtype of the KV cache.
-    pub fn of(spec: &ArchSpec, activations: DType) -> Self {
+    /// With a KV cache of this dtype.
+    pub fn of(spec: &ArchSpec, dtype: DType) -> Self {
+        let (kv_heads, head_dim) = (spec.kv_heads, spec.head_dim);
+        let position = CacheShape { layers: 1, pages: 1, page_size: 1, kv_heads, head_dim, dtype };
         let [hidden, inner, heads, kv_heads, head_dim] =
             [spec.hidden_size, spec.intermediate_size, spec.heads, spec.kv_heads, spec.head_dim].map(|n| n as u64);
         let attention = hidden * head_dim * (2 * heads + 2 * kv_heads);
@@ -30,7 +33,7 @@ impl Cost {
             tail: hidden * head_dim * heads + 3 * hidden * inner,
             head: spec.vocab_size as u64 * hidden,
             weight_bytes_each: spec.dtype.size() as u64,
-            kv_bytes_per_position_and_layer: 2 * kv_heads * head_dim * activations.size() as u64,
+            kv_bytes_per_position_and_layer: position.bytes_per_token() as u64,
             attention_each: 2 * heads * head_dim,
             windows: spec.windows.clone(),
         }
