@@ -16,8 +16,8 @@ pub mod text;
 
 pub use dtype::DType;
 pub use engine::{
-    Device, Engine, EngineBuilder, FinishReason, Generation, LoadReport, Prompt, Request, Sampling, Score, Status,
-    Timings, Token, TokenStream, Usage, kv, scheduler,
+    Device, Engine, EngineBuilder, FinishReason, Generation, Incident, LoadReport, Prompt, Request, Sampling, Score,
+    SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, kv, scheduler,
 };
 pub use error::{Error, Result};
 

@@ -82,6 +82,9 @@ impl ModelArgs {
         let mut builder = self.builder()?.device(self.device).sim_arch(self.sim_arch).dtype(self.dtype.dtype());
         builder = builder.kv_dtype(self.kv_dtype.dtype());
         builder = builder.check_weights(self.check).offline(self.offline).progress(output::Downloads::new(self.quiet));
+        if !self.quiet {
+            builder = builder.on_incident(output::note);
+        }
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

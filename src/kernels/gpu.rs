@@ -128,6 +128,10 @@ impl Ops for Gpu {
         self.stream.counters()
     }
 
+    fn check(&self) -> Result<()> {
+        self.stream.synchronize()
+    }
+
     fn rates(&self, _activations: DType) -> Result<Rates> {
         rates(&self.stream)
     }

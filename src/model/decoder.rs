@@ -21,6 +21,9 @@ pub trait Forward: Send {
     /// What the device was asked to do so far; nothing is counted on the CPU.
     fn counters(&self) -> Counters;
 
+    /// Waits for all work; an error where the device is of no use any more.
+    fn check(&self) -> Result<()>;
+
     /// What the device gives at this moment, at its best.
     fn rates(&self) -> Result<Rates>;
 
@@ -267,6 +270,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn counters(&self) -> Counters {
         self.ops.counters()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.ops.check()
     }
 
     fn rates(&self) -> Result<Rates> {

@@ -184,6 +184,14 @@ pub trait Ops: Send + Sync + Sized + 'static {
         Counters::default()
     }
 
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// The device has failed, and is of no use any more.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What it gives at this moment, at its best, with activations of this dtype: the floors of figures follow from it.
     fn rates(&self, activations: DType) -> Result<Rates>;
 
