@@ -202,6 +202,126 @@ fn the_precision_of_activations_is_a_choice() {
     }
 }
 
+/// What a cache of eight bits takes is what it says, and what it costs in precision is bounded.
+#[test]
+fn the_precision_of_the_cache_is_a_choice() {
+    let tokens = engine().tokenizer().unwrap().encode("In the beginning God created the heaven", true).unwrap();
+    let engine = |kv| Engine::builtin().dtype(Some(DType::F32)).kv_dtype(kv).kv_tokens(1024).build().unwrap();
+    let exact = engine(None);
+    let expected = exact.score(&tokens).unwrap().logprobs;
+    assert_eq!(exact.report().kv_dtype, DType::F32);
+    let spec = exact.spec();
+    let heads = 2 * spec.layers * spec.kv_heads;
+    for (kv, of_head, bound) in [
+        (DType::BF16, 2 * spec.head_dim, 0.05),
+        (DType::F16, 2 * spec.head_dim, 0.01),
+        (DType::I8, spec.head_dim + 4, 0.1),
+        (DType::E4M3, spec.head_dim, 0.4),
+        (DType::E5M2, spec.head_dim, 0.8),
+    ] {
+        let engine = engine(Some(kv));
+        let report = engine.report();
+        assert_eq!((report.kv_dtype, report.kv_bytes), (kv, (1024 * heads * of_head) as u64));
+        let found = engine.score(&tokens).unwrap().logprobs;
+        assert_ne!(found, expected);
+        let far = found.iter().zip(&expected).skip(1).map(|(a, b)| (a.unwrap() - b.unwrap()).abs()).fold(0.0, f32::max);
+        println!("{kv}: {far}");
+        assert!(far < bound, "{kv}: {far}");
+    }
+    // The same bytes hold more tokens.
+    let tokens = |kv| Engine::builtin().kv_dtype(kv).kv_memory(1 << 20).build().unwrap().report().kv_tokens;
+    assert!(tokens(Some(DType::E4M3)) >= 2 * tokens(None) - 32 && tokens(Some(DType::I8)) > tokens(None));
+    let error = Engine::builtin().kv_dtype(Some(DType::U8)).build().err().unwrap();
+    assert!(error.to_string().contains("u8"), "{error}");
+}
+
+/// A device's kernels and the CPU's store the same, and read it alike.
+#[test]
+#[cfg(feature = "sim")]
+fn caches_of_eight_bits_on_the_simulator_agree_with_the_cpu() {
+    let tokens: Vec<u32> = (0..12).map(|i| 100 + i * 37 % 1500).collect();
+    for kv in [DType::I8, DType::E4M3, DType::E5M2] {
+        let scores = |device| {
+            let builder = Engine::builtin().device(device).dtype(Some(DType::F16)).kv_dtype(Some(kv));
+            builder.kv_tokens(256).build().unwrap().score(&tokens).unwrap().logprobs
+        };
+        let (cpu, sim) = (scores(Device::Cpu), scores(Device::Sim));
+        let far = cpu.iter().zip(&sim).skip(1).map(|(a, b)| (a.unwrap() - b.unwrap()).abs()).fold(0.0, f32::max);
+        println!("{kv}: {far}");
+        // Where a rounding of the residual stream tips a code, all behind it differs by a step of the cache.
+        let bound = match kv {
+            DType::I8 => 0.05,
+            DType::E4M3 => 0.15,
+            _ => 0.3,
+        };
+        assert!(far < bound, "{kv}: {far}");
+    }
+    let built = Engine::builtin().device(Device::Sim).dtype(Some(DType::F16)).kv_dtype(Some(DType::F32)).build();
+    assert!(built.err().unwrap().to_string().contains("KV dtype"));
+}
+
+/// The built-in model with other weights: signs of some are turned.
+fn other_weights(folder: &std::path::Path, spoil: impl FnOnce(&mut Vec<u8>)) {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/builtin");
+    for name in ["config.json", "generation_config.json", "tokenizer.json"] {
+        std::fs::copy(from.join(name), folder.join(name)).unwrap();
+    }
+    let mut bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    // bf16: the second byte of a number has its sign.
+    bytes[header..].iter_mut().skip(1).step_by(2 * 97).for_each(|byte| *byte ^= 0x80);
+    spoil(&mut bytes);
+    std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
+#[test]
+fn weights_are_exchanged_while_an_engine_serves() {
+    let engine = engine();
+    let request = || greedy("In the beginning God created the heaven and the earth, and the earth was").max_tokens(40);
+    let all = |engine: &Engine| {
+        let tokens: Vec<_> = engine.generate(request()).unwrap().map(Result::unwrap).collect();
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        (tokens, engine.score(&[vec![40; 40], ids].concat()).unwrap().logprobs)
+    };
+    let before = all(&engine);
+    let folder = tempfile::tempdir().unwrap();
+    other_weights(folder.path(), |_| ());
+    let fresh = all(&Engine::builder(folder.path().to_str().unwrap()).device(Device::Cpu).build().unwrap());
+    assert_ne!(fresh, before);
+
+    // One that is under way goes on.
+    let long = engine.generate(request().max_tokens(200).ignore_eos(true)).unwrap();
+    engine.update_weights(folder.path()).unwrap();
+    assert_eq!(long.map(Result::unwrap).count(), 200);
+    assert_eq!(all(&engine), fresh);
+
+    // What is not of its kind changes nothing.
+    type Spoil = fn(&mut Vec<u8>);
+    let renamed: Spoil = |bytes| {
+        let at = bytes.windows(4).position(|four| four == b"norm").unwrap();
+        bytes[at] = b'x';
+    };
+    let retyped: Spoil = |bytes| {
+        let at = bytes.windows(6).position(|six| six == b"\"BF16\"").unwrap();
+        bytes[at..at + 6].copy_from_slice(b"\"F16\" ");
+    };
+    for spoil in [renamed, retyped, |bytes| bytes.truncate(bytes.len() / 2)] {
+        let folder = tempfile::tempdir().unwrap();
+        other_weights(folder.path(), spoil);
+        let error = engine.update_weights(folder.path()).unwrap_err();
+        assert!(error.is_input(), "{error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    other_weights(folder.path(), |_| ());
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("1e-05", "1e-06")).unwrap();
+    assert!(refused(engine.update_weights(folder.path())).contains("config.json"));
+    assert!(engine.update_weights(std::path::Path::new("/nowhere")).is_err());
+    assert_eq!(all(&engine), fresh);
+    assert_eq!(engine.status().unwrap().restarts, 1);
+}
+
 #[test]
 fn devices_that_are_not_there_are_an_error_value() {
     let error = Engine::builtin().device(Device::Cuda(99)).build().err().unwrap();

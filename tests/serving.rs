@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use burrstone::scheduler::Policy;
-use burrstone::{Device, Engine, EngineBuilder, FinishReason, Generation, Request};
+use burrstone::{DType, Device, Engine, EngineBuilder, FinishReason, Generation, Request};
 use futures_core::Stream;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -139,6 +139,16 @@ fn kinds_of_models_that_need_care_get_their_bits_too() {
     }
 }
 
+/// Whatever the cache has of a number, everybody sees the same of it.
+#[test]
+fn caches_of_eight_bits_give_the_same_bits_in_any_company() {
+    for kv in [DType::I8, DType::E4M3] {
+        let builder = || Engine::builtin().threads(2).context(256).kv_dtype(Some(kv));
+        let (preempted, cached) = check(builder, 2048, 3, 16);
+        assert!(preempted > 0 && cached > 0, "{kv}: {preempted} preemptions, {cached} cached tokens");
+    }
+}
+
 /// The kernels of prompts and those of single tokens write the same keys and values, and see them alike.
 #[test]
 #[cfg(feature = "sim")]
@@ -147,8 +157,11 @@ fn the_simulator_gives_the_same_bits_in_any_company() {
     checkpoint::case("qwen3").write(folder.path());
     let model = folder.path().to_str().unwrap().to_owned();
     let vocab = Engine::builder(&model).device(Device::Cpu).build().unwrap().spec().vocab_size as u32;
-    let (_, cached) = check(|| Engine::builder(&model).device(Device::Sim).context(256), vocab, 1, 4);
-    assert!(cached > 0);
+    for kv in [None, Some(DType::I8)] {
+        let builder = || Engine::builder(&model).device(Device::Sim).context(256).kv_dtype(kv);
+        let (_, cached) = check(builder, vocab, 1, 4);
+        assert!(cached > 0);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use burrstone::{Device, Engine, EngineBuilder, Request, Sampling};
 use clap::Args;
 
 use super::output;
-use super::values::{self, Precision};
+use super::values::{self, KvPrecision, Precision};
 
 /// Which model, and how it runs.
 #[derive(Args, Debug)]
@@ -30,6 +30,10 @@ pub struct ModelArgs {
     /// Precision of the activations, and on a GPU of the weights, which on the CPU stay as they are stored
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
+
+    /// Precision of the KV cache [default: that of the activations]
+    #[arg(long, value_enum, default_value_t = KvPrecision::Auto)]
+    pub kv_dtype: KvPrecision,
 
     /// Tokens that a sequence may hold [default: what the model and the memory allow]
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
@@ -76,7 +80,11 @@ impl ModelArgs {
     /// Loads the model, with progress on a terminal.
     pub fn load(&self) -> Result<Engine> {
         let mut builder = self.builder()?.device(self.device).sim_arch(self.sim_arch).dtype(self.dtype.dtype());
+        builder = builder.kv_dtype(self.kv_dtype.dtype());
         builder = builder.check_weights(self.check).offline(self.offline).progress(output::Downloads::new(self.quiet));
+        if !self.quiet {
+            builder = builder.on_incident(output::note);
+        }
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

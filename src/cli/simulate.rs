@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::bench::mix::{Done, Mix};
 use super::bench::workload::{Random, Workload};
+use super::values::KvPrecision;
 use super::{exit, output, values};
 
 /// What requests would go through on a GPU that is not here: the scheduler under a virtual clock
@@ -47,6 +48,10 @@ pub struct Simulate {
     /// Requests that come in a second, at random [default: all at once]
     #[arg(long, value_name = "N", value_parser = values::rate, allow_negative_numbers = true)]
     rate: Option<f64>,
+
+    /// Precision of the KV cache [default: that of the activations]
+    #[arg(long, value_enum, default_value_t = KvPrecision::Auto)]
+    kv_dtype: KvPrecision,
 
     /// Tokens that a sequence may hold [default: what the model allows]
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
@@ -106,7 +111,7 @@ impl Simulate {
             max_waiting: self.requests,
             ..Policy::default()
         };
-        let mut gpu = GpuModel::new(&spec, card)?;
+        let mut gpu = GpuModel::new(&spec, card, self.kv_dtype.dtype())?;
         let cache = gpu.cache(&policy, self.max_sequences.saturating_mul(context))?;
         let mixes = if self.workload.is_empty() { Workload::value_variants() } else { &self.workload };
         let mut simulated = Vec::new();

@@ -39,6 +39,36 @@ impl Precision {
     }
 }
 
+/// Precision of the KV cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvPrecision {
+    /// That of the activations
+    Auto,
+    F32,
+    Bf16,
+    F16,
+    #[value(name = "fp8_e4m3")]
+    Fp8E4m3,
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+    /// With a scale for each head of each token
+    Int8,
+}
+
+impl KvPrecision {
+    pub fn dtype(self) -> Option<DType> {
+        Some(match self {
+            Self::Auto => return None,
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+            Self::Fp8E4m3 => DType::E4M3,
+            Self::Fp8E5m2 => DType::E5M2,
+            Self::Int8 => DType::I8,
+        })
+    }
+}
+
 fn number(text: &str, holds: impl Fn(f32) -> bool, expected: &'static str) -> Result<f32, &'static str> {
     text.parse().ok().filter(|x: &f32| x.is_finite() && holds(*x)).ok_or(expected)
 }

@@ -21,7 +21,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Attention, Span};
 use online::Sizes;
-use part::{Call, Part, Share, Tokens, first_visible};
+use part::{Call, Part, Plane, Share, Tokens, first_visible};
 
 const OP: &str = "attention";
 
@@ -85,12 +85,10 @@ pub(crate) fn attention(
 
     let group = heads / kv_heads;
     let tokens = (ROWS / group).max(1);
-    let bytes = shape.dtype.size();
-    // SAFETY: the layer is one of the cache's, so both planes lie inside it.
-    let (keys, values) = unsafe {
-        let keys = cache.as_ptr().add(cache.layer_offset(layer));
-        (keys, keys.add(cache.plane() * bytes))
-    };
+    let [keys, values] = [0, 1].map(|which| {
+        let (data, scales) = cache.at(layer, which);
+        Plane { data, scales }
+    });
     let call = Call {
         query: query.as_ptr(),
         query_dtype: query.dtype(),

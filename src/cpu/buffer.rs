@@ -1,10 +1,10 @@
-//! What kernels read and write: activations, weights, the paged cache, the batch.
+//! What kernels read and write: activations, weights, the batch.
 
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Batch, CacheShape, Sampled, WeightView};
+use crate::ops::{Batch, Sampled, WeightView};
 
 /// Zeroed, page-aligned memory that the system hands out as it is touched.
 pub(crate) struct Pages(memmap2::MmapMut);
@@ -30,6 +30,10 @@ impl Pages {
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.0.as_mut_ptr()
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -136,7 +140,7 @@ pub(crate) fn too_large(field: &'static str, len: usize) -> Error {
 }
 
 /// Copies `n` elements from one type to another. The pointers hold that many.
-struct Convert<A, B> {
+pub(crate) struct Convert<A, B> {
     from: *const u8,
     to: *mut u8,
     n: usize,
@@ -144,7 +148,7 @@ struct Convert<A, B> {
 }
 
 impl<A: Element, B: Element> Convert<A, B> {
-    fn new(from: *const u8, to: *mut u8, n: usize) -> Self {
+    pub(crate) fn new(from: *const u8, to: *mut u8, n: usize) -> Self {
         Self { from, to, n, types: std::marker::PhantomData }
     }
 }
@@ -154,7 +158,7 @@ impl<A: Element, B: Element> Kernel for Convert<A, B> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: both places hold `n` elements and are not the same, as `new`'s callers in this file see to.
+        // SAFETY: both places hold `n` elements and are not the same, as `new`'s callers see to.
         unsafe { convert::<S, A, B>(s, self.from, self.to, self.n) }
     }
 }
@@ -261,7 +265,7 @@ impl Vector {
 }
 
 /// The kernels' arithmetic is for these dtypes.
-fn check_dtype(op: &'static str, dtype: DType) -> Result<()> {
+pub(crate) fn check_dtype(op: &'static str, dtype: DType) -> Result<()> {
     match dtype {
         DType::F32 | DType::BF16 | DType::F16 => Ok(()),
         _ => Err(Error::operator(op, "dtype", "f32, bf16 or f16", dtype)),
@@ -275,76 +279,6 @@ fn widen(op: &'static str, view: &WeightView) -> Result<Vec<f32>> {
     let (from, to) = (view.data.as_ptr(), values.as_mut_ptr().cast());
     with_element!(view.dtype, E => Isa::best().run(Convert::<E, F32>::new(from, to, n)));
     Ok(values)
-}
-
-/// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
-pub struct Cache {
-    shape: CacheShape,
-    pages: Pages,
-}
-
-impl Cache {
-    pub(crate) fn new(shape: CacheShape) -> Result<Self> {
-        const OP: &str = "cache";
-        check_dtype(OP, shape.dtype)?;
-        if !shape.page_size.is_power_of_two() {
-            return Err(Error::operator(OP, "page_size", "a power of two", shape.page_size));
-        }
-        let dims = [2, shape.layers, shape.pages, shape.page_size, shape.kv_heads, shape.head_dim, shape.dtype.size()];
-        let bytes = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
-        let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots <= u32::MAX as usize);
-        match (bytes.filter(|&bytes| bytes <= isize::MAX as usize), slots) {
-            (Some(bytes), Some(_)) => Ok(Self { shape, pages: Pages::new(bytes)? }),
-            _ => Err(Error::operator(OP, "shape", "a size that fits memory", format!("{shape:?}"))),
-        }
-    }
-
-    pub fn shape(&self) -> CacheShape {
-        self.shape
-    }
-
-    /// All of it as f32, in the order of its shape.
-    ///
-    /// # Errors
-    /// No room for the copy.
-    pub fn read(&self) -> Result<Vec<f32>> {
-        let n = 2 * self.shape.layers * self.plane();
-        let mut values = Vec::new();
-        values.try_reserve_exact(n).map_err(|_| too_large("cache", n))?;
-        values.resize(n, 0f32);
-        with_element!(self.shape.dtype, E => Isa::best().run(Convert::<E, F32>::new(
-            self.pages.as_ptr(),
-            values.as_mut_ptr().cast(),
-            n,
-        )));
-        Ok(values)
-    }
-
-    /// Elements between the keys of one layer and its values.
-    pub(crate) fn plane(&self) -> usize {
-        let CacheShape { pages, page_size, kv_heads, head_dim, .. } = self.shape;
-        pages * page_size * kv_heads * head_dim
-    }
-
-    /// Byte offset of a layer's keys; its values follow a [`Cache::plane`] later.
-    pub(crate) fn layer_offset(&self, layer: usize) -> usize {
-        2 * layer * self.plane() * self.shape.dtype.size()
-    }
-
-    pub(crate) fn as_ptr(&self) -> *const u8 {
-        self.pages.as_ptr()
-    }
-
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.pages.as_mut_ptr()
-    }
-
-    pub(crate) fn check_layer(&self, op: &'static str, layer: usize) -> Result<()> {
-        if layer < self.shape.layers {
-            return Ok(());
-        }
-        Err(Error::operator(op, "layer", format!("below {}", self.shape.layers), layer))
-    }
 }
 
 /// A batch whose parts were checked against each other.

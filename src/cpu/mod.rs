@@ -9,6 +9,7 @@ mod attention;
 mod buffer;
 mod embedding;
 mod gather_rows;
+mod kv_cache;
 mod matmul;
 mod page_copy;
 mod pool;
@@ -24,7 +25,8 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use buffer::{Buffer, Cache, Matrix, Step, Vector};
+pub use buffer::{Buffer, Matrix, Step, Vector};
+pub use kv_cache::Cache;
 pub use probe::{Probe, probe};
 pub use simd::Isa;
 

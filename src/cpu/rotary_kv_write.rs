@@ -3,7 +3,7 @@
 use crate::cpu::buffer::{Step, convert};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::rms_norm::sum_of_squares;
-use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
+use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_cache_element, with_element};
 use crate::cpu::{Cpu, MAX_HEAD_DIM};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -11,6 +11,8 @@ use crate::ops::RotaryKvWrite;
 
 const OP: &str = "rotary_kv_write";
 
+/// The code of an i8 entry's largest magnitude.
+const LARGEST_CODE: f32 = 127.0;
 /// Elements that a task takes: some microseconds.
 const TASK: usize = 16 << 10;
 
@@ -55,18 +57,16 @@ pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKv
             Some((norm.query.0.as_slice(), norm.key.0.as_slice(), norm.eps))
         }
     };
-    let plane = cache.plane() * shape.dtype.size();
-    // SAFETY: the layer is one of the cache's, so both planes lie inside it.
-    let (keys, values) = unsafe {
-        let keys = cache.as_mut_ptr().add(cache.layer_offset(layer));
-        (keys, keys.add(plane))
-    };
+    let [keys, values] = [0, 1].map(|which| {
+        let (data, scales) = cache.at_mut(layer, which);
+        Plane { data: Shareable::new(data), scales: Shareable::new(scales) }
+    });
     let call = Call {
         qkv: Shareable::new(qkv.as_ptr().cast::<f32>().cast_mut()),
         query: Shareable::new(query.as_mut_ptr()),
         query_dtype: query.dtype(),
-        keys: Shareable::new(keys),
-        values: Shareable::new(values),
+        keys,
+        values,
         cache_dtype: shape.dtype,
         page_size: shape.page_size,
         slots: &batch.slots,
@@ -90,8 +90,8 @@ struct Call<'a> {
     qkv: Shareable<f32>,
     query: Shareable<u8>,
     query_dtype: DType,
-    keys: Shareable<u8>,
-    values: Shareable<u8>,
+    keys: Plane,
+    values: Plane,
     cache_dtype: DType,
     page_size: usize,
     slots: &'a [u32],
@@ -101,6 +101,13 @@ struct Call<'a> {
     head_dim: usize,
     half: usize,
     norm: Option<(&'a [f32], &'a [f32], f32)>,
+}
+
+/// Keys or values of one layer.
+struct Plane {
+    data: Shareable<u8>,
+    /// Of i8; else null.
+    scales: Shareable<f32>,
 }
 
 struct Tokens<'a> {
@@ -116,7 +123,7 @@ impl Kernel for Tokens<'_> {
     fn run<S: Simd>(self, s: S) {
         for token in self.from..self.to {
             with_element!(self.call.query_dtype, Q => self.call.queries::<S, Q>(s, token));
-            with_element!(self.call.cache_dtype, C => self.call.keys_and_values::<S, C>(s, token));
+            with_cache_element!(self.call.cache_dtype, C => self.call.keys_and_values::<S, C>(s, token));
         }
     }
 }
@@ -131,7 +138,9 @@ impl Call<'_> {
             unsafe {
                 let from = self.qkv.get().add(token * width + head * self.head_dim);
                 let to = self.query.get().add((token * self.heads + head) * self.head_dim * Q::SIZE);
-                self.head::<S, Q>(s, token, from, norm, to);
+                let mut head = [0f32; MAX_HEAD_DIM];
+                self.turn(s, token, from, norm, &mut head);
+                convert::<S, F32, Q>(s, head.as_ptr().cast(), to, self.head_dim);
             }
         }
     }
@@ -143,34 +152,59 @@ impl Call<'_> {
         let slot = self.slots[token] as usize;
         let (page, place) = (slot / self.page_size, slot % self.page_size);
         for head in 0..self.kv_heads {
-            let row = (page * self.kv_heads + head) * self.page_size + place;
-            let offset = row * self.head_dim * C::SIZE;
+            let entry = (page * self.kv_heads + head) * self.page_size + place;
+            let mut turned = [0f32; MAX_HEAD_DIM];
             // SAFETY: this token's row of `qkv` has this head after the queries; the slot lies inside the planes, and
             // this task alone has it.
             unsafe {
                 let key = self.qkv.get().add(token * width + (self.heads + head) * self.head_dim);
                 let value = key.add(self.kv_heads * self.head_dim);
-                self.head::<S, C>(s, token, key, norm, self.keys.get().add(offset));
-                convert::<S, F32, C>(s, value.cast(), self.values.get().add(offset), self.head_dim);
+                self.turn(s, token, key, norm, &mut turned);
+                self.write::<S, C>(s, turned.as_ptr(), &self.keys, entry);
+                self.write::<S, C>(s, value, &self.values, entry);
             }
         }
     }
 
-    /// One head: norm where asked, rotation of the leading part, rounding.
+    /// One head to its entry of the cache.
     ///
     /// # Safety
-    /// `head_dim` elements are readable at `from` and writable at `to`.
+    /// `head_dim` elements are readable at `from`; the plane has the entry, and no other task does.
     #[inline(always)]
-    unsafe fn head<S: Simd, E: Element>(
+    unsafe fn write<S: Simd, C: Element>(&self, s: S, from: *const f32, plane: &Plane, entry: usize) {
+        let n = self.head_dim;
+        // SAFETY: as the caller promises; `n ≤ MAX_HEAD_DIM`.
+        unsafe {
+            let to = plane.data.get().add(entry * n * C::SIZE);
+            if plane.scales.get().is_null() {
+                convert::<S, F32, C>(s, from.cast(), to, n);
+                return;
+            }
+            let mut scaled = [0f32; MAX_HEAD_DIM];
+            std::ptr::copy_nonoverlapping(from, scaled.as_mut_ptr(), n);
+            let largest = scaled[..n].iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            // Where all are next to nothing, or one is infinite, every code is 0.
+            let factor = if largest > 1e-30 { LARGEST_CODE / largest } else { 0.0 };
+            scaled[..n].iter_mut().for_each(|x| *x *= factor);
+            *plane.scales.get().add(entry) = largest / LARGEST_CODE;
+            convert::<S, F32, C>(s, scaled.as_ptr().cast(), to, n);
+        }
+    }
+
+    /// One head: norm where asked, rotation of the leading part.
+    ///
+    /// # Safety
+    /// `head_dim` elements are readable at `from`.
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(
         &self,
         s: S,
         token: usize,
         from: *const f32,
         norm: Option<(&[f32], f32)>,
-        to: *mut u8,
+        head: &mut [f32; MAX_HEAD_DIM],
     ) {
         let (n, half) = (self.head_dim, self.half);
-        let mut head = [0f32; MAX_HEAD_DIM];
         // SAFETY: `n ≤ MAX_HEAD_DIM` elements are readable.
         unsafe { std::ptr::copy_nonoverlapping(from, head.as_mut_ptr(), n) };
         if let Some((gain, eps)) = norm {
@@ -187,7 +221,5 @@ impl Call<'_> {
         for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
-        // SAFETY: `n` elements are in `head`, and writable at `to`.
-        unsafe { convert::<S, F32, E>(s, head.as_ptr().cast(), to, n) };
     }
 }

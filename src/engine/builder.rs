@@ -7,21 +7,19 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use crate::cpu::{Cpu, CpuOptions};
-#[cfg(feature = "sim")]
-use crate::device::SimOptions;
-use crate::device::{Kernel, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Gpu};
 use crate::model::source::{Progress, resolve};
-use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits};
+use crate::model::{ArchSpec, Checkpoint, Limits, TensorInfo};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
-use super::budget::{KvBudget, available_memory};
+use super::budget::KvBudget;
+use super::incident::{Incident, OnIncident};
+use super::loader::{Loader, Opened, Target};
 use super::runner::Runner;
 use super::scheduler::{CacheSize, Policy, Scheduler};
+use super::watchdog::Watchdog;
 use super::worker::Worker;
 use super::{Engine, Inner, LoadReport};
 
@@ -77,6 +75,7 @@ pub struct EngineBuilder {
     model: Option<String>,
     device: Device,
     dtype: Option<DType>,
+    kv_dtype: Option<DType>,
     threads: usize,
     sim_arch: u32,
     context: Option<usize>,
@@ -87,71 +86,11 @@ pub struct EngineBuilder {
     check_weights: bool,
     offline: bool,
     progress: Box<dyn Progress>,
+    incident: OnIncident,
 }
 
 /// The architecture that the simulator stands in for without a say: the oldest that has all dtypes.
 const SIM_ARCH: u32 = 80;
-
-/// What a model is loaded to.
-enum Target {
-    Cpu,
-    Gpu(Stream),
-}
-
-impl Target {
-    /// Precision of the activations where nobody asks for one: the checkpoint's own, as far as the device has it.
-    fn default_dtype(&self, stored: DType) -> DType {
-        match self {
-            Self::Cpu => stored,
-            Self::Gpu(stream) => Gpu::default_dtype(stream.arch(), stored),
-        }
-    }
-
-    /// Sequences that run at a time where nobody says otherwise.
-    fn max_sequences(&self) -> usize {
-        match self {
-            Self::Cpu => 64,
-            Self::Gpu(stream) if stream.info().device == "sim" => 4,
-            Self::Gpu(_) => 256,
-        }
-    }
-
-    /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.
-    fn free_memory(&self, weights: u64, activations: u64) -> Result<Option<u64>> {
-        match self {
-            Self::Cpu => Ok(available_memory()),
-            Self::Gpu(stream) => Ok(Some(stream.free_bytes()?.saturating_sub(weights.saturating_add(activations)))),
-        }
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn gpu(ordinal: usize) -> Result<Stream> {
-    Stream::cuda(ordinal)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn gpu(ordinal: usize) -> Result<Stream> {
-    let reason = "this build is without the feature cuda".to_owned();
-    Err(Error::Device { device: format!("cuda:{ordinal}"), reason })
-}
-
-#[cfg(feature = "sim")]
-fn simulated(arch: u32) -> Result<Stream> {
-    Stream::sim(SimOptions { arch, ..SimOptions::default() })
-}
-
-#[cfg(not(feature = "sim"))]
-fn simulated(_arch: u32) -> Result<Stream> {
-    let reason = "this build is without the feature sim".to_owned();
-    Err(Error::Device { device: "sim".to_owned(), reason })
-}
-
-/// Whether this build has kernels for a GPU of this architecture.
-fn has_code(arch: u32) -> bool {
-    let has = |kernel: &Kernel| kernel.variants.iter().any(|v| v.cubins.iter().any(|cubin| cubin.arch == arch));
-    kernels::ALL.iter().all(|kernel| has(kernel))
-}
 
 impl EngineBuilder {
     pub(super) fn new(model: Option<String>) -> Self {
@@ -159,6 +98,7 @@ impl EngineBuilder {
             model,
             device: Device::Auto,
             dtype: None,
+            kv_dtype: None,
             threads: 0,
             sim_arch: SIM_ARCH,
             context: None,
@@ -169,6 +109,7 @@ impl EngineBuilder {
             check_weights: false,
             offline: false,
             progress: Box::new(()),
+            incident: Arc::new(|_| ()),
         }
     }
 
@@ -177,10 +118,19 @@ impl EngineBuilder {
         self
     }
 
-    /// Precision of the activations and of the KV cache; on a GPU of the weights too, which on the CPU stay as they are
-    /// stored. `None` is the checkpoint's own, as far as the device has it.
+    /// Precision of the activations; on a GPU of the weights too, which on the CPU stay as they are stored. `None` is the
+    /// checkpoint's own, as far as the device has it.
     pub fn dtype(mut self, dtype: Option<DType>) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Precision of the KV cache; `None` is that of the activations. [`DType::E4M3`], [`DType::E5M2`] and [`DType::I8`]
+    /// halve what a 16-bit one takes (i8 has a scale of f32 beside each head of each token); on a GPU it is one of these
+    /// or the activations' own, on the CPU any floating-point number or i8. A request's results depend on it, and are
+    /// then the same bits in any company as with every other.
+    pub fn kv_dtype(mut self, dtype: Option<DType>) -> Self {
+        self.kv_dtype = dtype;
         self
     }
 
@@ -258,6 +208,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Who is told of a device that hangs or fails: from one of the engine's threads, which waits for it.
+    pub fn on_incident(mut self, incident: impl Fn(Incident) + Send + Sync + 'static) -> Self {
+        self.incident = Arc::new(incident);
+        self
+    }
+
     /// Resolves and loads the model.
     ///
     /// # Errors
@@ -281,8 +237,8 @@ impl EngineBuilder {
         if self.check_weights {
             checkpoint.check_finite()?;
         }
-        let target = self.target()?;
-        let dtype = self.dtype.unwrap_or_else(|| target.default_dtype(spec.dtype));
+        let (target, opened) = self.target()?;
+        let dtype = self.dtype.unwrap_or_else(|| opened.default_dtype(spec.dtype));
         let context = self.context_for(spec.context)?;
         let per_token = CacheShape {
             layers: spec.layers,
@@ -290,9 +246,9 @@ impl EngineBuilder {
             page_size: PAGE_SIZE,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            dtype,
+            dtype: self.kv_dtype.unwrap_or(dtype),
         };
-        let max_running = self.max_sequences.unwrap_or_else(|| target.max_sequences());
+        let max_running = self.max_sequences.unwrap_or_else(|| opened.max_sequences());
         let step_tokens = self.step_tokens.unwrap_or(self.policy.step_tokens.max(max_running));
         if !(1..=step_tokens).contains(&max_running) {
             let expected = format!("from 1 to {step_tokens}, the tokens of a step");
@@ -307,26 +263,25 @@ impl EngineBuilder {
             per_token.bytes_per_token() as u64,
             weight_bytes,
             activation_bytes,
-            target.free_memory(weight_bytes, activation_bytes)?,
+            opened.free_memory(weight_bytes, activation_bytes)?,
             most,
         )?;
         let shape = CacheShape { pages: (tokens / PAGE_SIZE).max(1), ..per_token };
         let limits = Limits { cache: shape, ..limits };
 
-        let forward: Box<dyn Forward> = match target {
-            Target::Cpu => {
-                let cpu = Cpu::new(CpuOptions { threads: self.threads, isa: None })?;
-                Box::new(Decoder::load(cpu, &spec, &checkpoint, dtype, limits)?)
-            }
-            Target::Gpu(stream) => {
-                let gpu = Gpu::new(stream, dtype, limits.batch_tokens, spec.vocab_size)?;
-                Box::new(Decoder::load(gpu, &spec, &checkpoint, dtype, limits)?)
-            }
+        let tokenizer = match checkpoint.file("tokenizer.json")? {
+            Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
+            None => None,
         };
+        let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
+        let (threads, spec_loaded) = (self.threads, spec.clone());
+        let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
+        let runner = Runner::new(Box::new(load), spec.rope.table(), PAGE_SIZE)?;
         let report = LoadReport {
             model: name,
-            device: forward.describe(),
+            device: runner.device().to_owned(),
             dtype,
+            kv_dtype: shape.dtype,
             load_s: 0.0,
             weight_bytes,
             kv_bytes: shape.bytes() as u64,
@@ -337,34 +292,41 @@ impl EngineBuilder {
             max_sequences: max_running,
             context: context.min(shape.pages * PAGE_SIZE),
         };
-        let tokenizer = match checkpoint.file("tokenizer.json")? {
-            Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
-            None => None,
-        };
         let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages));
-        let runner = Runner::new(forward, spec.rope.table(), PAGE_SIZE);
         let (commands, receiver) = mpsc::channel();
-        let worker = Worker::new(runner, scheduler, receiver);
         let failed =
             |e| Error::Device { device: report.device.clone(), reason: format!("a thread for its steps: {e}") };
+        let incident = Arc::clone(&self.incident);
+        let watchdog = Watchdog::new(Arc::new(move |step| incident(Incident::SlowStep(step)))).map_err(failed)?;
+        let worker = Worker::new(runner, scheduler, receiver, watchdog, self.incident);
         let worker =
             thread::Builder::new().name("burrstone-steps".to_owned()).spawn(|| worker.run()).map_err(failed)?;
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
         let (worker, requests) = (Some(worker), AtomicU64::new(0));
-        Ok(Engine(Arc::new(Inner { spec, generation_config, tokenizer, folder, report, commands, worker, requests })))
+        let inner = Inner {
+            spec,
+            generation_config,
+            tokenizer,
+            folder,
+            tensors,
+            check_weights: self.check_weights,
+            report,
+            commands,
+            worker,
+            requests,
+        };
+        Ok(Engine(Arc::new(inner)))
     }
 
-    /// What the device is. Without a say it is the first GPU that this build has code for, or else the CPU.
-    fn target(&self) -> Result<Target> {
-        match self.device {
-            Device::Auto => Ok(match gpu(0) {
-                Ok(stream) if has_code(stream.arch()) => Target::Gpu(stream),
-                _ => Target::Cpu,
-            }),
-            Device::Cpu => Ok(Target::Cpu),
-            Device::Cuda(ordinal) => Ok(Target::Gpu(gpu(ordinal)?)),
-            Device::Sim => Ok(Target::Gpu(simulated(self.sim_arch)?)),
-        }
+    /// Where to. Without a say it is the first GPU that this build has code for, or else the CPU.
+    fn target(&self) -> Result<(Target, Opened)> {
+        let target = match self.device {
+            Device::Auto => return Ok(Target::best()),
+            Device::Cpu => Target::Cpu,
+            Device::Cuda(ordinal) => Target::Cuda(ordinal),
+            Device::Sim => Target::Sim { arch: self.sim_arch },
+        };
+        Ok((target, target.open()?))
     }
 
     fn context_for(&self, model: usize) -> Result<usize> {
@@ -385,18 +347,4 @@ pub(super) fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
     // A multiply-add for each parameter, and two for each element of a query and position that it sees.
     let balance = parameters / (2 * spec.heads * spec.head_dim).max(1);
     CacheSize { blocks, block_size: PAGE_SIZE, window, balance }
-}
-
-#[cfg(all(test, feature = "sim"))]
-mod tests {
-    use super::*;
-
-    /// Weights go to the same memory as the cache, and are not there yet when it is sized.
-    #[test]
-    fn what_a_model_takes_on_a_gpu_is_not_free() {
-        let stream = Stream::sim(SimOptions { memory_bytes: 1 << 20, ..SimOptions::default() }).unwrap();
-        let target = Target::Gpu(stream);
-        assert_eq!(target.free_memory(1 << 19, 1 << 18).unwrap(), Some(1 << 18));
-        assert_eq!(target.free_memory(1 << 20, 1).unwrap(), Some(0));
-    }
 }

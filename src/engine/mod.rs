@@ -4,11 +4,14 @@ mod budget;
 mod builder;
 mod channel;
 mod generation;
+mod incident;
 pub mod kv;
+mod loader;
 mod request;
 mod runner;
 pub mod scheduler;
 pub mod simulation;
+mod watchdog;
 mod worker;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -21,14 +24,16 @@ use std::time::Instant;
 use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{ArchSpec, GenerationConfig, RopeKind};
+use crate::model::{ArchSpec, Checkpoint, GenerationConfig, RopeKind, TensorInfo};
 use crate::ops::Rates;
 use crate::text::{ChatTemplate, StopMatcher, Tokenizer};
 
 pub use budget::KvLimit;
 pub use builder::{Device, EngineBuilder};
 pub use generation::{Generation, TokenStream};
+pub use incident::Incident;
 pub use request::{FinishReason, Prompt, Request, Sampling, Score, Timings, Token, Usage};
+pub use watchdog::{SlowStep, StepSize};
 pub use worker::Status;
 
 use scheduler::Submission;
@@ -62,6 +67,10 @@ struct Inner {
     tokenizer: Option<Tokenizer>,
     /// Where the checkpoint is; `None` for the built-in one.
     folder: Option<PathBuf>,
+    /// The tensors of the checkpoint that the engine was built for.
+    tensors: Vec<TensorInfo>,
+    /// Whether NaN and infinities among the weights are refused.
+    check_weights: bool,
     report: LoadReport,
     commands: mpsc::Sender<Command>,
     /// The step loop; `None` while it is joined.
@@ -78,8 +87,10 @@ pub struct LoadReport {
     pub model: String,
     /// What runs it.
     pub device: String,
-    /// Precision of the activations and of the KV cache.
+    /// Precision of the activations.
     pub dtype: DType,
+    /// Precision of the KV cache.
+    pub kv_dtype: DType,
     /// Seconds from the start of [`EngineBuilder::build`] to its end.
     pub load_s: f64,
     /// Bytes of the weights, as stored.
@@ -208,6 +219,26 @@ impl Engine {
         });
         let logprobs = std::iter::once(None).chain(predicted.into_iter().map(Some)).collect();
         Ok(Score { token_ids: tokens.to_vec(), logprobs, perplexity })
+    }
+
+    /// Serves with the weights of another checkpoint from now on: of the same architecture, with the same tensors, by name,
+    /// shape and dtype. Tokenizer, chat template and generation settings stay. Nothing that was computed with the old
+    /// weights is used any more: requests under way keep the tokens that they have, and go on with the new weights as if
+    /// these had been the prompt; whoever wants no mixture waits for them first. Returns when the new weights serve.
+    ///
+    /// Files are mapped: new weights belong in new files, not into those that are being served.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be read or is of another architecture; the device does not take it. The old weights serve on.
+    pub fn update_weights(&self, folder: &Path) -> Result<()> {
+        let checkpoint = Checkpoint::open(folder)?;
+        checkpoint.check_like(&self.0.spec, &self.0.tensors)?;
+        if self.0.check_weights {
+            checkpoint.check_finite()?;
+        }
+        let (reply, updated) = mpsc::channel();
+        self.0.send(Command::Update(Box::new(checkpoint), reply));
+        updated.recv().map_err(|_| self.0.stopped())?
     }
 
     /// What the engine is doing.

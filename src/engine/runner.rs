@@ -2,8 +2,9 @@
 
 use std::iter;
 
+use crate::device::Counters;
 use crate::error::Result;
-use crate::model::{Forward, Rope};
+use crate::model::{Checkpoint, Forward, Rope};
 use crate::ops::{Batch, SampleRow, Sampled, Span};
 
 use super::scheduler::{Chunk, Scheduler, SequenceId, View};
@@ -24,8 +25,24 @@ pub(super) enum Wanted {
     Scores,
 }
 
+/// Puts a model on its device, as often as need be.
+pub(super) trait Load: Send {
+    /// # Errors
+    /// The device is not there, or has no room.
+    fn load(&mut self) -> Result<Box<dyn Forward>>;
+
+    /// Another checkpoint takes the place of the one that was loaded so far, which is returned.
+    fn replace(&mut self, checkpoint: Checkpoint) -> Checkpoint;
+}
+
 pub(super) struct Runner {
-    pub forward: Box<dyn Forward>,
+    /// `None` where the device failed and could not be brought back yet.
+    forward: Option<Box<dyn Forward>>,
+    load: Box<dyn Load>,
+    /// How often it was loaded.
+    loads: u64,
+    /// What runs the model, for people.
+    device: String,
     rope: Rope,
     page_size: usize,
     /// Of sequences that generate.
@@ -35,8 +52,61 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub fn new(forward: Box<dyn Forward>, rope: Rope, page_size: usize) -> Self {
-        Self { forward, rope, page_size, generate: Batch::default(), score: Batch::default() }
+    /// # Errors
+    /// Those of [`Load::load`].
+    pub fn new(mut load: Box<dyn Load>, rope: Rope, page_size: usize) -> Result<Self> {
+        let forward = load.load()?;
+        let device = forward.describe();
+        let (generate, score) = (Batch::default(), Batch::default());
+        Ok(Self { forward: Some(forward), load, loads: 1, device, rope, page_size, generate, score })
+    }
+
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// The model on its device, which is brought back where it was lost.
+    ///
+    /// # Errors
+    /// It cannot be brought back.
+    pub fn forward(&mut self) -> Result<&mut dyn Forward> {
+        forward(&mut self.forward, &mut *self.load, &mut self.loads)
+    }
+
+    /// How often the device was set up anew.
+    pub fn restarts(&self) -> u64 {
+        self.loads - 1
+    }
+
+    /// What the device was asked to do since it was last set up.
+    pub fn counters(&self) -> Counters {
+        self.forward.as_ref().map(|forward| forward.counters()).unwrap_or_default()
+    }
+
+    /// Whether the device, which failed at something, is of use no more.
+    pub fn is_lost(&self) -> bool {
+        self.forward.as_ref().is_none_or(|forward| forward.check().is_err())
+    }
+
+    /// Sets the device up anew: all that its memory held is lost.
+    ///
+    /// # Errors
+    /// It cannot be brought back now; [`forward`](Self::forward) tries again.
+    pub fn restart(&mut self) -> Result<()> {
+        // First of all its memory is given back.
+        self.forward = None;
+        self.forward().map(|_| ())
+    }
+
+    /// Loads another checkpoint in the place of the one that was loaded so far. All that the device's memory held is lost.
+    ///
+    /// # Errors
+    /// The device does not take it, and goes on with the old one.
+    pub fn update(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        let old = self.load.replace(checkpoint);
+        self.restart().inspect_err(|_| {
+            self.load.replace(old);
+        })
     }
 
     /// Carries the plan out.
@@ -69,22 +139,40 @@ impl Runner {
                 }
             }
         }
+        let forward = forward(&mut self.forward, &mut *self.load, &mut self.loads)?;
         if !plan.copies.is_empty() {
-            self.forward.copy_pages(&plan.copies)?;
+            forward.copy_pages(&plan.copies)?;
         }
         let mut results = Results::default();
         if !sampled.is_empty() {
-            results.sampled = sampled.into_iter().zip(self.forward.sample(&self.generate)?).collect();
+            results.sampled = sampled.into_iter().zip(forward.sample(&self.generate)?).collect();
         } else if !self.generate.tokens.is_empty() {
-            self.forward.run(&self.generate)?;
+            forward.run(&self.generate)?;
         }
         if !scored.is_empty() {
-            let mut logprobs = self.forward.target_logprobs(&self.score)?.into_iter();
+            let mut logprobs = forward.target_logprobs(&self.score)?.into_iter();
             let of = |(id, start, count)| (id, start, logprobs.by_ref().take(count).collect());
             results.scored = scored.into_iter().map(of).collect();
         }
         Ok(results)
     }
+}
+
+/// What is there, or is brought back.
+fn forward<'a>(
+    there: &'a mut Option<Box<dyn Forward>>,
+    load: &mut dyn Load,
+    loads: &mut u64,
+) -> Result<&'a mut dyn Forward> {
+    let forward = match there.take() {
+        Some(forward) => forward,
+        None => {
+            let forward = load.load()?;
+            *loads += 1;
+            forward
+        }
+    };
+    Ok(&mut **there.insert(forward))
 }
 
 fn clear(batch: &mut Batch) {

@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use crate::device::Counters;
 use crate::error::{Error, Result};
 use crate::kv::Counts;
+use crate::model::Checkpoint;
 use crate::ops::{Rates, SampleRow, Sampled};
 
 use super::channel::Sender;
+use super::incident::{Incident, OnIncident};
 use super::request::{FinishReason, Resolved};
 use super::runner::{Results, Runner, Wanted};
 use super::scheduler::{End, Ended, Outcome, Receipt, Refused, Scheduler, SequenceId, Stats, Submission, View};
+use super::watchdog::{SlowStep, StepSize, Watchdog};
 
 /// What the loop is told.
 pub(super) enum Command {
@@ -28,6 +31,8 @@ pub(super) enum Command {
     Cancel(u64),
     Status(mpsc::Sender<Status>),
     Rates(mpsc::Sender<Result<Rates>>),
+    /// Other weights from now on.
+    Update(Box<Checkpoint>, mpsc::Sender<Result<()>>),
     /// Nobody is left to ask for anything.
     Stop,
 }
@@ -80,11 +85,26 @@ pub struct Status {
     pub running: usize,
     pub waiting: usize,
     pub blocks: Counts,
+    /// Steps that took far longer than they should.
+    pub slow_steps: u64,
+    /// The last of them.
+    pub slow_step: Option<SlowStep>,
+    /// How often the device was set up anew: because it failed, or for other weights.
+    pub restarts: u64,
+}
+
+/// Why a step failed.
+enum Failure {
+    Error(Error),
+    /// A defect: nobody knows what it left behind.
+    Panic(Error),
 }
 
 pub(super) struct Worker {
     runner: Runner,
     scheduler: Scheduler,
+    watchdog: Watchdog,
+    incident: OnIncident,
     commands: mpsc::Receiver<Command>,
     started: Instant,
     /// By [`SequenceId::slot`].
@@ -126,8 +146,15 @@ impl Rules {
 }
 
 impl Worker {
-    pub fn new(runner: Runner, scheduler: Scheduler, commands: mpsc::Receiver<Command>) -> Self {
-        Self { runner, scheduler, commands, started: Instant::now(), live: Vec::new(), ids: HashMap::new() }
+    pub fn new(
+        runner: Runner,
+        scheduler: Scheduler,
+        commands: mpsc::Receiver<Command>,
+        watchdog: Watchdog,
+        incident: OnIncident,
+    ) -> Self {
+        let (started, live, ids) = (Instant::now(), Vec::new(), HashMap::new());
+        Self { runner, scheduler, watchdog, incident, commands, started, live, ids }
     }
 
     /// Serves until it is told to stop.
@@ -139,7 +166,7 @@ impl Worker {
             let done = if idle { Ok(Results::default()) } else { self.step() };
             match done {
                 Ok(results) => self.hand_out(results),
-                Err(error) => self.fail(error),
+                Err(failure) => self.recover(failure),
             }
         }
     }
@@ -181,7 +208,13 @@ impl Worker {
                 }
                 Command::Rates(reply) => {
                     // As above.
-                    let _ = reply.send(self.runner.forward.rates());
+                    let _ = reply.send(self.runner.forward().and_then(|forward| forward.rates()));
+                }
+                Command::Update(checkpoint, reply) => {
+                    let updated = self.runner.update(*checkpoint);
+                    self.scheduler.forget();
+                    // As above.
+                    let _ = reply.send(updated);
                 }
                 Command::Stop => return false,
             }
@@ -191,8 +224,12 @@ impl Worker {
     }
 
     fn status(&self) -> Status {
+        let (slow_steps, slow_step) = self.watchdog.slow();
         Status {
-            counters: self.runner.forward.counters(),
+            slow_steps,
+            slow_step,
+            restarts: self.runner.restarts(),
+            counters: self.runner.counters(),
             stats: self.scheduler.stats(),
             running: self.scheduler.running(),
             waiting: self.scheduler.waiting(),
@@ -215,16 +252,23 @@ impl Worker {
     }
 
     /// Carries the plan out. A panic of a kernel fails its step, and no other.
-    fn step(&mut self) -> Result<Results> {
+    fn step(&mut self) -> Result<Results, Failure> {
+        self.watchdog.begin(StepSize::of(&self.scheduler));
         let Self { runner, scheduler, live, .. } = self;
         let wanted = |id: SequenceId, view: View<'_>| match live[id.slot()].as_ref().map(|job| &job.kind) {
             Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules.row(view)),
             Some(Kind::Score { .. }) | None => Wanted::Scores,
         };
-        catch_unwind(AssertUnwindSafe(|| runner.run(scheduler, wanted))).unwrap_or_else(|panic| {
-            let device = self.runner.forward.describe();
-            Err(Error::Device { device, reason: format!("defect: {}", panic_message(&*panic)) })
-        })
+        let done = catch_unwind(AssertUnwindSafe(|| runner.run(scheduler, wanted)));
+        self.watchdog.end(matches!(done, Ok(Ok(_))));
+        match done {
+            Ok(done) => done.map_err(Failure::Error),
+            Err(panic) => {
+                let device = self.runner.device().to_owned();
+                let reason = format!("defect: {}", panic_message(&*panic));
+                Err(Failure::Panic(Error::Device { device, reason }))
+            }
+        }
     }
 
     fn hand_out(&mut self, results: Results) {
@@ -258,12 +302,34 @@ impl Worker {
         }
     }
 
-    /// The step's sequences end with this error.
-    fn fail(&mut self, error: Error) {
-        self.scheduler.fail(self.now());
+    /// A step failed. Where that was the device's fault, its sequences end; where one of them may be to blame, each is tried
+    /// once more by itself. A device that is of no use any more is set up anew, and what it held is computed again.
+    fn recover(&mut self, failure: Failure) {
+        let (error, is_panic) = match failure {
+            Failure::Error(error) => (error, false),
+            Failure::Panic(error) => (error, true),
+        };
+        let again = is_panic || !matches!(error, Error::Device { .. });
+        let (reason, begun) = (error.to_string(), Instant::now());
+        self.fail(error, again);
+        if !is_panic && !self.runner.is_lost() {
+            return;
+        }
+        let restarted = self.runner.restart();
+        self.scheduler.forget();
+        let (device, after) = (self.runner.device().to_owned(), begun.elapsed());
+        (self.incident)(match restarted {
+            Ok(()) => Incident::Restarted { device, reason, after },
+            Err(error) => Incident::Down { device, reason, error: error.to_string() },
+        });
+    }
+
+    /// The step's sequences end with this error, or are tried again.
+    fn fail(&mut self, error: Error, again: bool) {
+        self.scheduler.fail(self.now(), again);
         let ended = self.scheduler.take_ended();
         let reason = format!("a step that this request shared with others failed: {error}");
-        let device = self.runner.forward.describe();
+        let device = self.runner.device().to_owned();
         let mut first = Some(error);
         for ended in ended {
             let shared = || Error::Device { device: device.clone(), reason: reason.clone() };

@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::converted::converted;
+use super::kv_cache::Cache;
 use super::rates::rates;
 use super::step::{Step, TILE_QUERIES};
 use super::{
-    ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, KvCache, KvCacheMut, KvScales, KvScalesMut, MatMul,
-    Norm, PageCopy, QkGains, RmsNorm, RotaryKvWrite, Sample, Scoring, SplitStates, TargetLogprobs,
+    ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, MatMul, Norm, QkGains, RmsNorm, RotaryKvWrite, Sample,
+    Scoring, SplitStates, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
@@ -48,12 +49,6 @@ pub struct Matrix {
     bias: Option<Memory>,
     n: usize,
     k: usize,
-}
-
-/// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
-pub struct Cache {
-    memory: Memory,
-    shape: CacheShape,
 }
 
 impl Gpu {
@@ -116,47 +111,6 @@ impl Gpu {
     }
 }
 
-impl Cache {
-    /// Elements of the keys, or of the values, of one layer.
-    fn plane(&self) -> usize {
-        self.shape.pages * self.shape.kv_heads * self.shape.page_size * self.shape.head_dim
-    }
-
-    /// Where the layer's keys begin; its values follow.
-    fn layer(&self, layer: usize) -> Result<usize> {
-        if layer >= self.shape.layers {
-            return Err(Error::operator("cache", "layer", format!("below {}", self.shape.layers), layer));
-        }
-        Ok(2 * layer * self.plane())
-    }
-
-    /// One layer, to read.
-    fn read(&self, layer: usize) -> Result<KvCache<'_>> {
-        let (start, plane) = (self.layer(layer)?, self.plane());
-        let inside = |from: usize| {
-            let wrong = || Error::operator("cache", "memory", "all layers", self.memory.len());
-            self.memory.slice().range(from..from + plane).ok_or_else(wrong)
-        };
-        Ok(KvCache {
-            keys: inside(start)?,
-            values: inside(start + plane)?,
-            scales: KvScales::None,
-            pages: self.shape.pages,
-            page_size: self.shape.page_size,
-        })
-    }
-
-    /// One layer, to write.
-    fn write(&mut self, layer: usize) -> Result<KvCacheMut<'_>> {
-        let (start, plane, shape) = (self.layer(layer)?, self.plane(), self.shape);
-        let len = self.memory.len();
-        let wrong = || Error::operator("cache", "memory", "all layers", len);
-        let both = self.memory.slice_mut().range(start..start + 2 * plane).ok_or_else(wrong)?;
-        let (keys, values) = both.split_at(plane).ok_or_else(wrong)?;
-        Ok(KvCacheMut { keys, values, scales: KvScalesMut::None, pages: shape.pages, page_size: shape.page_size })
-    }
-}
-
 impl Ops for Gpu {
     type Buffer = Memory;
     type Matrix = Matrix;
@@ -172,6 +126,10 @@ impl Ops for Gpu {
 
     fn counters(&self) -> Counters {
         self.stream.counters()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.stream.synchronize()
     }
 
     fn rates(&self, _activations: DType) -> Result<Rates> {
@@ -214,13 +172,7 @@ impl Ops for Gpu {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache> {
-        let dims = [2, shape.layers, shape.pages, shape.kv_heads, shape.page_size, shape.head_dim];
-        let len = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
-        let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots < u32::MAX as usize);
-        let (Some(len), Some(_)) = (len, slots) else {
-            return Err(Error::operator("cache", "shape", "slots that 32 bits can number", format!("{shape:?}")));
-        };
-        Ok(Cache { memory: self.stream.alloc(shape.dtype, len)?, shape })
+        Cache::new(&self.stream, self.dtype, shape)
     }
 
     fn step(&self) -> Result<Step> {
@@ -249,19 +201,8 @@ impl Ops for Gpu {
     }
 
     fn copy_pages(&self, cache: &mut Cache, pairs: &[[u32; 2]]) -> Result<()> {
-        let shape = cache.shape;
-        ops::check_page_copies(shape.pages, pairs)?;
-        let mut there = self.stream.alloc(DType::U32, 2 * pairs.len())?;
-        there.write(pairs.as_flattened())?;
-        let args = PageCopy {
-            cache: cache.memory.slice_mut(),
-            pairs: there.slice(),
-            count: pairs.len(),
-            planes: 2 * shape.layers,
-            pages: shape.pages,
-            page: shape.kv_heads * shape.page_size * shape.head_dim,
-        };
-        args.launch(&self.stream)
+        ops::check_page_copies(cache.shape().pages, pairs)?;
+        cache.copy_pages(&self.stream, pairs)
     }
 
     fn rms_norm(
@@ -329,7 +270,7 @@ impl Ops for Gpu {
     }
 
     fn attention(&self, step: &Step, args: ops::Attention<'_, Self>) -> Result<()> {
-        let (query, out, shape) = (args.query.slice(), args.out.slice_mut(), args.cache.shape);
+        let (query, out, shape) = (args.query.slice(), args.out.slice_mut(), args.cache.shape());
         let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
         let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);

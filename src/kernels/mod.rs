@@ -17,6 +17,7 @@ mod converted;
 mod cost;
 mod embedding;
 mod gpu;
+mod kv_cache;
 mod matmul;
 mod matmul_plan;
 mod page_copy;

@@ -226,6 +226,31 @@ impl Checkpoint {
         }
     }
 
+    /// Fails unless this is a checkpoint of that architecture, with those tensors: by name, stored dtype and shape.
+    ///
+    /// # Errors
+    /// Names the first difference.
+    pub(crate) fn check_like(&self, spec: &ArchSpec, tensors: &[TensorInfo]) -> Result<()> {
+        let config = self.files.path(CONFIG);
+        if self.spec != *spec {
+            let (expected, found) = (format!("{spec:?}"), format!("{:?}", self.spec));
+            return Err(Error::checkpoint(&config, "architecture", expected, found));
+        }
+        let own: Vec<TensorInfo> = self.tensors().collect();
+        let find = |among: &[TensorInfo], name: &str| {
+            let found = among.iter().find(|tensor| canonical(&tensor.name) == canonical(name));
+            found.map_or_else(|| "no such tensor".to_owned(), |tensor| format!("{} {:?}", tensor.stored, tensor.shape))
+        };
+        for TensorInfo { name, .. } in tensors.iter().chain(&own) {
+            let (expected, found) = (find(tensors, name), find(&own, name));
+            if expected != found {
+                let file = own.iter().find(|tensor| tensor.name == *name).map_or(&config, |tensor| &tensor.file);
+                return Err(Error::checkpoint(file, name.as_str(), expected, found));
+            }
+        }
+        Ok(())
+    }
+
     /// Reads every weight and fails at the first that is infinite or not a number.
     ///
     /// # Errors

@@ -21,6 +21,9 @@ pub trait Forward: Send {
     /// What the device was asked to do so far; nothing is counted on the CPU.
     fn counters(&self) -> Counters;
 
+    /// Waits for all work; an error where the device is of no use any more.
+    fn check(&self) -> Result<()>;
+
     /// What the device gives at this moment, at its best.
     fn rates(&self) -> Result<Rates>;
 
@@ -68,6 +71,8 @@ pub struct Decoder<O: Ops> {
     cache_shape: CacheShape,
     step: O::Step,
     activations: Activations<O>,
+    /// Of the activations.
+    dtype: DType,
     /// Rows that the logits buffer holds.
     logit_rows: usize,
     /// Steps that choose tokens, ready to be done again.
@@ -137,6 +142,7 @@ impl<O: Ops> Decoder<O> {
             cache_shape: limits.cache,
             step,
             activations,
+            dtype,
             logit_rows,
             recordings: HashMap::new(),
         })
@@ -266,8 +272,12 @@ impl<O: Ops> Forward for Decoder<O> {
         self.ops.counters()
     }
 
+    fn check(&self) -> Result<()> {
+        self.ops.check()
+    }
+
     fn rates(&self) -> Result<Rates> {
-        self.ops.rates(self.cache_shape.dtype)
+        self.ops.rates(self.dtype)
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {

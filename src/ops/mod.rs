@@ -48,6 +48,10 @@ impl WeightView {
 }
 
 /// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
+///
+/// Numbers of f32, bf16, f16, e4m3 and e5m2 are stored as they are, rounded to the nearest (the fp8 scale of a layer is
+/// 1; beyond the largest they are the largest). i8 has a scale of f32 for each head of each token, keys and values apart:
+/// the largest magnitude has the code 127.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheShape {
     pub layers: usize,
@@ -60,9 +64,15 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
+    /// Whether each head of each token has a scale of its own, an f32 for its key and one for its value.
+    pub fn has_scales(&self) -> bool {
+        self.dtype == DType::I8
+    }
+
     /// Bytes that one token takes over all layers.
     pub fn bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * self.dtype.size()
+        let scale = if self.has_scales() { DType::F32.size() } else { 0 };
+        2 * self.layers * self.kv_heads * (self.head_dim * self.dtype.size() + scale)
     }
 
     /// Bytes of the whole cache.
@@ -172,6 +182,14 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// What the device was asked to do so far; nothing is counted on the CPU.
     fn counters(&self) -> Counters {
         Counters::default()
+    }
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// The device has failed, and is of no use any more.
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     /// What it gives at this moment, at its best, with activations of this dtype: the floors of figures follow from it.

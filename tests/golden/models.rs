@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(feature = "sim")]
 use burrstone::device::Counters;
-use burrstone::{DType, Device, Engine, FinishReason, Request};
+use burrstone::{DType, Device, Engine, EngineBuilder, FinishReason, Request};
 
 use crate::checkpoint::{Case, Prompt, case, cases};
 
@@ -36,6 +36,38 @@ fn float32_activations_agree_with_float32_transformers() {
             });
         }
         println!("{:34} float32: max |Δ| {:.1e}, mean {:.1e}", case.name, errors.max(), errors.mean());
+    }
+    failures.finish();
+}
+
+/// What a cache of fewer bits costs, all else in float32: mean and largest difference of a log-probability from float32
+/// `transformers`, over all cases.
+#[test]
+fn caches_of_fewer_bits_stay_within_their_bounds() {
+    let mut failures = Failures::default();
+    for (kv, mean, max) in [
+        (DType::F16, 1e-3, 2e-2),
+        (DType::BF16, 1e-2, 0.1),
+        (DType::I8, 2e-2, 0.5),
+        (DType::E4M3, 0.1, 1.5),
+        (DType::E5M2, 0.2, 2.5),
+    ] {
+        let (mut all, mut worst) = (Errors::default(), String::new());
+        for case in cases() {
+            let engine =
+                Loaded::with(&case, |builder| builder.device(Device::Cpu).dtype(Some(DType::F32)).kv_dtype(Some(kv)));
+            let mut errors = Errors::default();
+            for prompt in &case.prompts {
+                engine.score(prompt).for_each(|(_, found, expected)| errors.add(found - expected));
+            }
+            if errors.max() >= all.max() {
+                worst = case.name.clone();
+            }
+            errors.0.into_iter().for_each(|error| all.add(error));
+        }
+        let found = format!("{kv}: max |Δ| {:.1e} ({worst}), mean {:.1e}", all.max(), all.mean());
+        println!("{found}");
+        failures.check(all.mean() <= mean && all.max() <= max, || found);
     }
     failures.finish();
 }
@@ -222,9 +254,13 @@ struct Loaded {
 
 impl Loaded {
     fn new(case: &Case, dtype: Option<DType>, device: Device) -> Self {
+        Self::with(case, |builder| builder.device(device).dtype(dtype))
+    }
+
+    fn with(case: &Case, options: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Self {
         let folder = tempfile::tempdir().unwrap();
         case.write(folder.path());
-        let built = Engine::builder(folder.path().to_str().unwrap()).device(device).dtype(dtype).build();
+        let built = options(Engine::builder(folder.path().to_str().unwrap())).build();
         let engine = built.unwrap_or_else(|e| panic!("{}: {e}", case.name));
         Self { engine, _folder: folder }
     }

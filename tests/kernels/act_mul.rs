@@ -97,9 +97,7 @@ mod on_the_device {
     use burrstone::kernels::ActMul;
 
     use super::*;
-    use crate::device::{
-        Placed, assert_no_waste, assert_quantized, assert_scale, counting_stream, decode, named, stream, variants,
-    };
+    use crate::device::{Placed, assert_no_waste, assert_scale, counting_stream, decode, named, stream, variants};
 
     #[derive(Clone, Debug)]
     struct Case {

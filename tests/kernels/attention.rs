@@ -65,6 +65,17 @@ impl Case {
         batch
     }
 
+    /// What the cache (all of it, as numbers) has of a position of a sequence: key (0) or value (1) of a key head.
+    fn stored(&self, cache: &[f32], which: usize, sequence: usize, position: usize, kv_head: usize) -> Vec<f32> {
+        let before = &self.sequences[..sequence];
+        let pages: usize = before.iter().map(|(past, len)| (past + len).div_ceil(self.page_size)).sum();
+        let page = self.page(pages + position / self.page_size);
+        let plane = self.shape().pages * self.kv_heads * self.page_size;
+        let entry = (page * self.kv_heads + kv_head) * self.page_size + position % self.page_size;
+        // Of layer 1.
+        cache[((2 + which) * plane + entry) * self.head_dim..][..self.head_dim].to_vec()
+    }
+
     fn attend(&self, cpu: &Cpu, step: &Step, query: &Buffer, cache: &Cache, out: &mut Buffer) {
         let (heads, scale, window) = (self.heads(), scale(self.head_dim), self.window);
         cpu.attention(step, Attention { query, cache, layer: 1, out, heads, scale, window }).unwrap();
@@ -87,7 +98,7 @@ fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
             1 => one_of(PROBLEMS, |p| (p.heads / p.kv_heads, p.kv_heads, p.head_dim)),
         ],
         (0u32..7, proptest::option::of(1usize..150)),
-        (any_dtype(), any_dtype()),
+        (any_dtype(), any_cache_dtype()),
         proptest::collection::vec(sequence, 1..4),
     )
         .prop_map(|((group, kv_heads, head_dim), (page, window), dtypes, sequences)| Case {
@@ -135,8 +146,8 @@ fn rows(case: &Case, ranges: &[(usize, usize)]) -> Vec<f32> {
     ranges.iter().enumerate().flat_map(one).collect()
 }
 
-/// Runs all sequences in the given chunks; returns the output rows of each sequence from its first token on.
-fn in_chunks(case: &Case, cpu: &Cpu, chunks: &[Vec<(usize, usize)>]) -> Vec<Vec<f32>> {
+/// Runs all sequences in the given chunks; returns the output rows of each sequence from its first token on, and the cache.
+fn in_chunks(case: &Case, cpu: &Cpu, chunks: &[Vec<(usize, usize)>]) -> (Vec<Vec<f32>>, Vec<f32>) {
     let mut cache = cpu.cache(case.shape()).unwrap();
     let mut outs = vec![Vec::new(); case.sequences.len()];
     let row = case.heads() * case.head_dim;
@@ -154,7 +165,7 @@ fn in_chunks(case: &Case, cpu: &Cpu, chunks: &[Vec<(usize, usize)>]) -> Vec<Vec<
             at += (to - from) * row;
         }
     }
-    outs
+    (outs, cache.read().unwrap())
 }
 
 proptest! {
@@ -165,24 +176,21 @@ proptest! {
         let cpu = cpu(isa, threads);
         let past: Vec<_> = case.sequences.iter().map(|&(past, _)| (0, past)).collect();
         let now: Vec<_> = case.sequences.iter().map(|&(past, len)| (past, past + len)).collect();
-        let outs = in_chunks(&case, &cpu, &[past, now]);
+        let (outs, cache) = in_chunks(&case, &cpu, &[past, now]);
         let (d, heads) = (case.head_dim, case.heads());
         let (mut got, mut plain, mut exact) = (Vec::new(), Vec::new(), Vec::new());
         for (s, &(past, len)) in case.sequences.iter().enumerate() {
-            let at = |position: usize, head: usize, dtype: DType| -> Vec<f32> {
-                token(&case, s, position)[head * d..][..d].iter().map(|&x| round(x, dtype)).collect()
-            };
             // The first, the last and one between: every position sees a different part.
             for position in [past, past + len / 2, past + len - 1] {
                 let from = case.window.map_or(0, |w| (position + 1).saturating_sub(w));
                 for head in 0..heads {
-                    let kv = heads + head / case.group;
-                    let keys: Vec<_> = (from..=position).map(|p| at(p, kv, case.cache_dtype)).collect();
-                    let values: Vec<_> =
-                        (from..=position).map(|p| at(p, kv + case.kv_heads, case.cache_dtype)).collect();
+                    let kv = head / case.group;
+                    let stored = |which| (from..=position).map(|p| case.stored(&cache, which, s, p, kv)).collect();
+                    let [keys, values]: [Vec<Vec<f32>>; 2] = [0, 1].map(stored);
                     let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
                     let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-                    let query = at(position, head, case.query_dtype);
+                    let query = &token(&case, s, position)[head * d..][..d];
+                    let query: Vec<f32> = query.iter().map(|&x| round(x, case.query_dtype)).collect();
                     plain.extend(attend::<f32>(&query, &keys, &values, Scoring::scaled(scale(d))));
                     exact.extend(attend::<f64>(&query, &keys, &values, Scoring::scaled(scale(d))));
                     got.extend(&outs[s][(position * heads + head) * d..][..d]);
@@ -200,7 +208,7 @@ proptest! {
         cuts in proptest::collection::vec(0usize..300, 0..4),
     ) {
         let whole: Vec<_> = case.sequences.iter().map(|&(past, len)| (0, past + len)).collect();
-        let at_once = in_chunks(&case, &cpu(isa, 1), std::slice::from_ref(&whole));
+        let (at_once, _) = in_chunks(&case, &cpu(isa, 1), std::slice::from_ref(&whole));
         let mut borders = cuts.clone();
         borders.extend([0, 400]);
         borders.sort_unstable();
@@ -208,7 +216,7 @@ proptest! {
             .windows(2)
             .map(|cut| whole.iter().map(|&(_, end)| (cut[0].min(end), cut[1].min(end))).collect())
             .collect();
-        let cut = in_chunks(&case, &cpu(isa, 3), &chunks);
+        let (cut, _) = in_chunks(&case, &cpu(isa, 3), &chunks);
         for (s, (a, b)) in at_once.iter().zip(&cut).enumerate() {
             assert_same_bits(&format!("{isa}, sequence {s}"), a, b);
         }
@@ -219,8 +227,10 @@ proptest! {
 /// shared out, and rows are few, so keys are read where they lie. The prompt as a whole does neither.
 #[test]
 fn a_long_sequence_decodes_as_it_prefills() {
-    for (isa, (group, kv_heads, window)) in
-        isas().into_iter().flat_map(|isa| [(3, 1, None), (4, 2, Some(900)), (1, 1, None)].map(|shape| (isa, shape)))
+    let shapes =
+        [(3, 1, None, DType::BF16), (4, 2, Some(900), DType::BF16), (1, 1, None, DType::BF16), (3, 1, None, DType::I8)];
+    for (isa, (group, kv_heads, window, cache_dtype)) in
+        isas().into_iter().flat_map(|isa| shapes.map(|shape| (isa, shape)))
     {
         let case = Case {
             group,
@@ -229,25 +239,24 @@ fn a_long_sequence_decodes_as_it_prefills() {
             page_size: 32,
             window,
             query_dtype: DType::BF16,
-            cache_dtype: DType::BF16,
+            cache_dtype,
             sequences: vec![(2600, 3)],
         };
-        let at_once = in_chunks(&case, &cpu(isa, 1), &[vec![(0, 2603)]]);
+        let (at_once, cache) = in_chunks(&case, &cpu(isa, 1), &[vec![(0, 2603)]]);
         let decoded = [vec![(0, 2600)], vec![(2600, 2601)], vec![(2601, 2602)], vec![(2602, 2603)]];
-        let decoded = in_chunks(&case, &cpu(isa, 3), &decoded);
+        let (decoded, _) = in_chunks(&case, &cpu(isa, 3), &decoded);
         assert_same_bits(&format!("{isa}, {group} of {kv_heads}"), &at_once[0], &decoded[0]);
         let (d, heads) = (case.head_dim, case.heads());
-        let at = |p: usize, head: usize| -> Vec<f32> {
-            token(&case, 0, p)[head * d..][..d].iter().map(|&x| round(x, DType::BF16)).collect()
-        };
         // The last query head and its key head.
         let seen = window.map_or(0, |window| 2603 - window)..2603;
-        let keys: Vec<_> = seen.clone().map(|p| at(p, heads + kv_heads - 1)).collect();
-        let values: Vec<_> = seen.map(|p| at(p, heads + 2 * kv_heads - 1)).collect();
+        let stored = |which| seen.clone().map(|p| case.stored(&cache, which, 0, p, kv_heads - 1)).collect();
+        let [keys, values]: [Vec<Vec<f32>>; 2] = [0, 1].map(stored);
+        let query: Vec<f32> =
+            token(&case, 0, 2602)[(heads - 1) * d..][..d].iter().map(|&x| round(x, DType::BF16)).collect();
         let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let plain = attend::<f32>(&at(2602, heads - 1), &keys, &values, Scoring::scaled(scale(d)));
-        let exact = attend::<f64>(&at(2602, heads - 1), &keys, &values, Scoring::scaled(scale(d)));
+        let plain = attend::<f32>(&query, &keys, &values, Scoring::scaled(scale(d)));
+        let exact = attend::<f64>(&query, &keys, &values, Scoring::scaled(scale(d)));
         assert_close("last", DType::BF16, &at_once[0][(2602 * heads + heads - 1) * d..], &plain, &exact);
     }
 }
@@ -267,7 +276,7 @@ fn stale_cache_entries_do_not_show() {
     };
     for isa in isas() {
         let cpu = cpu(isa, 1);
-        let clean = in_chunks(&case, &cpu, &[vec![(0, 100)], vec![(100, 101)]]);
+        let (clean, _) = in_chunks(&case, &cpu, &[vec![(0, 100)], vec![(100, 101)]]);
         let mut cache = cpu.cache(case.shape()).unwrap();
         let width = (case.heads() + 2) * case.head_dim;
         let mut step = cpu.step().unwrap();

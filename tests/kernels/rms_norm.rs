@@ -64,9 +64,7 @@ mod on_the_device {
     use burrstone::kernels::{Norm, RmsNorm};
 
     use super::*;
-    use crate::device::{
-        Placed, assert_no_waste, assert_quantized, assert_scale, counting_stream, decode, named, stream, variants,
-    };
+    use crate::device::{Placed, assert_no_waste, assert_scale, counting_stream, decode, named, stream, variants};
     use crate::reference::rms_norm::layer_norm;
     use burrstone::device::Value;
 

@@ -16,6 +16,16 @@ fn any_heads() -> impl Strategy<Value = (usize, usize, usize, usize)> {
     prop_oneof![drawn, one_of(PROBLEMS, |p| (p.heads, p.kv_heads, p.head_dim, p.head_dim))]
 }
 
+/// What a cache of eight bits has of heads of `d` elements.
+fn assert_stored(what: &str, dtype: DType, d: usize, got: &[f32], exact: &[f64]) {
+    for (i, (got, exact)) in got.chunks(d).zip(exact.chunks(d)).enumerate() {
+        let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        let scale = if dtype == DType::I8 { (largest / 127.0) as f32 } else { 1.0 };
+        let codes: Vec<f32> = got.iter().map(|x| x / scale).collect();
+        assert_quantized(&format!("{what}: {dtype} head {i}"), dtype, &codes, scale, exact);
+    }
+}
+
 proptest! {
     #![proptest_config(cases(60))]
 
@@ -26,6 +36,7 @@ proptest! {
         tokens in 1usize..12,
         (heads, kv_heads, d, rotary) in any_heads(),
         dtype in any_dtype(),
+        stored in any_cache_dtype(),
         norm in any::<bool>(),
     ) {
         let cpu = cpu(isa, threads);
@@ -47,7 +58,7 @@ proptest! {
         };
         let mut step = cpu.step().unwrap();
         cpu.upload(&batch, &mut step).unwrap();
-        let shape = CacheShape { layers: 2, pages, page_size, kv_heads, head_dim: d, dtype };
+        let shape = CacheShape { layers: 2, pages, page_size, kv_heads, head_dim: d, dtype: stored };
         let mut cache = cpu.cache(shape).unwrap();
         let mut query = cpu.buffer(dtype, tokens * heads * d).unwrap();
         let [query_gain, key_gain] = gains.each_ref().map(|gain| cpu.vector(view(gain, &[d], DType::F32)).unwrap());
@@ -81,23 +92,29 @@ proptest! {
         assert_close(&format!("{isa} queries"), dtype, &query.read(tokens * heads * d).unwrap(), &plain, &exact);
 
         // The keys' bits lie before the values' in each layer; layer 0 was not touched.
-        let stored = cache.read().unwrap();
+        let all = cache.read().unwrap();
         let plane = pages * page_size * kv_heads * d;
-        prop_assert!(stored[..2 * plane].iter().all(|&x| x == 0.0));
+        prop_assert!(all[..2 * plane].iter().all(|&x| x == 0.0));
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for &slot in &batch.slots {
             for h in 0..kv_heads {
                 let (page, place) = (slot as usize / page_size, slot as usize % page_size);
                 let at = ((page * kv_heads + h) * page_size + place) * d;
-                keys.extend(&stored[2 * plane + at..][..d]);
-                values.extend(&stored[3 * plane + at..][..d]);
+                keys.extend(&all[2 * plane + at..][..d]);
+                values.extend(&all[3 * plane + at..][..d]);
             }
         }
         let (plain, exact) = rotated(1, heads, kv_heads);
-        assert_close(&format!("{isa} keys"), dtype, &keys, &plain, &exact);
         let from = (heads + kv_heads) * d;
+        if stored.size() == 1 {
+            assert_stored(&format!("{isa} keys"), stored, d, &keys, &exact);
+            let exact: Vec<f64> = x.chunks(width).flat_map(|row| &row[from..]).map(|&x| x.into()).collect();
+            assert_stored(&format!("{isa} values"), stored, d, &values, &exact);
+            return Ok(());
+        }
+        assert_close(&format!("{isa} keys"), stored, &keys, &plain, &exact);
         let expected: Vec<f32> =
-            x.chunks(width).flat_map(|row| row[from..].iter().map(|&x| round(x, dtype))).collect();
+            x.chunks(width).flat_map(|row| row[from..].iter().map(|&x| round(x, stored))).collect();
         assert_same_bits(&format!("{isa} values"), &values, &expected);
     }
 }
@@ -152,7 +169,7 @@ mod on_the_device {
     use burrstone::kernels::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};
 
     use super::*;
-    use crate::device::{Placed, assert_quantized, assert_scale, decode, is_untouched, named, stream, variants};
+    use crate::device::{Placed, assert_scale, decode, is_untouched, named, stream, variants};
 
     #[derive(Clone, Debug)]
     struct Case {

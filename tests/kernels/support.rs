@@ -49,6 +49,12 @@ pub fn any_dtype() -> impl Strategy<Value = DType> {
     proptest::sample::select(vec![DType::F32, DType::BF16, DType::F16])
 }
 
+/// Of the KV cache.
+pub fn any_cache_dtype() -> impl Strategy<Value = DType> {
+    let all = [DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E5M2, DType::I8];
+    proptest::sample::select(all.to_vec())
+}
+
 /// One of the shapes that are measured.
 pub fn one_of<P: 'static, T: Clone + std::fmt::Debug + 'static>(
     problems: &'static [P],
@@ -177,6 +183,35 @@ pub fn assert_close(what: &str, dtype: DType, got: &[f32], plain: &[f32], exact:
     }
     let distance = if squares == 0.0 { 0.0 } else { 1.0 - 2.0 * cross / squares };
     assert!(distance < 1e-5, "{what}: distance {distance:e}");
+}
+
+/// Codes times their scale are the exact values, but for one rounding to the nearest code and the errors of f32.
+#[track_caller]
+pub fn assert_quantized(what: &str, dtype: DType, codes: &[f32], scale: f32, exact: &[f64]) {
+    assert_eq!(codes.len(), exact.len(), "{what}: lengths");
+    let scale = f64::from(scale);
+    let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    let (mut cross, mut squares) = (0.0, 0.0);
+    for (i, (&code, &e)) in codes.iter().zip(exact).enumerate() {
+        let x = f64::from(code) * scale;
+        // Half of the distance between neighbouring codes.
+        let half = match dtype {
+            DType::E4M3 => (e.abs() / 16.0).max(0.5f64.powi(10) * scale),
+            DType::E5M2 => (e.abs() / 8.0).max(0.5f64.powi(17) * scale),
+            _ => 0.5 * scale,
+        };
+        let (error, bound) = ((x - e).abs(), 1.001 * half + 1e-5 * largest);
+        assert!(
+            error <= bound,
+            "{what}: element {i} is {code} · {scale}, not {e}: off by {error:e}, allowed {bound:e}"
+        );
+        cross += x * e;
+        squares += x * x + e * e;
+    }
+    // Of e5m2 half a step is an eighth.
+    let allowed = if dtype == DType::E5M2 { 8e-3 } else { 1e-3 };
+    let distance = if squares == 0.0 { 0.0 } else { 1.0 - 2.0 * cross / squares };
+    assert!(codes.len() < 8 || distance < allowed, "{what}: distance {distance:e}");
 }
 
 #[track_caller]

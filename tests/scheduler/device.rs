@@ -30,6 +30,11 @@ impl Device {
         Self { block_size, slots: vec![None; blocks * block_size], window: window.unwrap_or(usize::MAX) }
     }
 
+    /// All that was in memory.
+    pub fn lose(&mut self) {
+        self.slots.fill(None);
+    }
+
     pub fn copy(&mut self, copies: &[[u32; 2]]) {
         let mut written = HashSet::new();
         for &[from, to] in copies {

@@ -70,7 +70,12 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) {
         let in_step: HashSet<_> = scheduler.plan().chunks.iter().map(|chunk| chunk.sequence).collect();
         assert_eq!(in_step.len(), scheduler.plan().chunks.len());
         if random.below(60) == 0 {
-            scheduler.fail(now);
+            scheduler.fail(now, random.below(2) == 0);
+            if random.below(2) == 0 {
+                // Whatever is read before it is written again is found missing.
+                scheduler.forget();
+                device.lose();
+            }
         } else {
             let outcomes = device.run(&scheduler, |_, token| token < 15);
             for outcome in &outcomes {

@@ -2,6 +2,7 @@
 
 use burrstone::DType;
 use burrstone::model::ArchSpec;
+use burrstone::ops::CacheShape;
 
 /// Work of one model. Norms, rotations and the embedding's single rows are left out: they are thousandths.
 #[derive(Clone, Debug)]
@@ -20,8 +21,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// `activations` is the dtype of the KV cache.
-    pub fn of(spec: &ArchSpec, activations: DType) -> Self {
+    /// With a KV cache of this dtype.
+    pub fn of(spec: &ArchSpec, dtype: DType) -> Self {
+        let (kv_heads, head_dim) = (spec.kv_heads, spec.head_dim);
+        let position = CacheShape { layers: 1, pages: 1, page_size: 1, kv_heads, head_dim, dtype };
         let [qkv, output, gate_up, down] = spec.products().map(|[n, k]| (n * k) as u64);
         let tail = output + gate_up + down;
         Self {
@@ -29,7 +32,7 @@ impl Cost {
             tail,
             head: (spec.vocab_size * spec.hidden_size) as u64,
             weight_bytes_each: spec.dtype.size() as u64,
-            kv_bytes_per_position_and_layer: (2 * spec.kv_heads * spec.head_dim * activations.size()) as u64,
+            kv_bytes_per_position_and_layer: position.bytes_per_token() as u64,
             attention_each: (2 * spec.heads * spec.head_dim) as u64,
             windows: spec.windows.clone(),
         }

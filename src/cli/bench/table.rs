@@ -13,6 +13,7 @@ pub struct Report {
     model: String,
     device: String,
     dtype: &'static str,
+    kv_dtype: &'static str,
     load_s: f64,
     weight_bytes: u64,
     /// After a run of each figure; null where the system does not say.
@@ -51,6 +52,7 @@ impl Report {
             model: load.model.clone(),
             device: load.device.clone(),
             dtype: load.dtype.name(),
+            kv_dtype: load.kv_dtype.name(),
             load_s: load.load_s,
             weight_bytes: load.weight_bytes,
             peak_rss_bytes,
@@ -63,6 +65,9 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "burrstone {}: {}, {} on {}", self.version, self.model, self.dtype, self.device)?;
+        if self.kv_dtype != self.dtype {
+            writeln!(f, "KV cache in {}", self.kv_dtype)?;
+        }
         let peak = self.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), size);
         writeln!(f, "load {:.3} s, weights {}, peak memory {peak}", self.load_s, size(self.weight_bytes))?;
         writeln!(f, "medians of {}, the machine's rate measured around each run\n", self.repeat)?;

@@ -59,6 +59,7 @@ struct Report {
     model: String,
     device: String,
     dtype: &'static str,
+    kv_dtype: &'static str,
     max_sequences: usize,
     kv_tokens: usize,
     batches: Vec<Batch>,
@@ -113,6 +114,7 @@ impl Throughput {
             model: load.model.clone(),
             device: load.device.clone(),
             dtype: load.dtype.name(),
+            kv_dtype: load.kv_dtype.name(),
             max_sequences: load.max_sequences,
             kv_tokens: load.kv_tokens,
             batches,
@@ -152,7 +154,8 @@ fn ask_all(engine: &Engine, requests: Vec<Request>) -> Result<Ran> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "burrstone {}: {}, {} on {}", self.version, self.model, self.dtype, self.device)?;
-        writeln!(f, "{} sequences at a time, {} tokens of KV cache\n", self.max_sequences, self.kv_tokens)?;
+        let (sequences, tokens, dtype) = (self.max_sequences, self.kv_tokens, self.kv_dtype);
+        writeln!(f, "{sequences} sequences at a time, {tokens} tokens of KV cache in {dtype}\n")?;
         writeln!(f, "{:>9} {:>10} {:>9} {:>10}", "sequences", "tokens/s", "of one", "of before")?;
         let first = self.batches.first().map_or(0.0, |batch| batch.tokens_per_s / batch.sequences as f64);
         let mut before = None;

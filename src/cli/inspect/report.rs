@@ -90,7 +90,7 @@ fn as_map<K: Serialize, V: Serialize, S: Serializer>(pairs: &[(K, V)], serialize
     serializer.collect_map(pairs.iter().map(|(k, v)| (k, v)))
 }
 
-const KV_DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+const KV_DTYPES: [DType; 6] = [DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E5M2, DType::I8];
 
 impl Report {
     pub fn new(model: &str, checkpoint: &Checkpoint, memory: Option<u64>, list: bool) -> Self {

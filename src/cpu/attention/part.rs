@@ -7,7 +7,9 @@ use super::online::{Room, State, add_values, softmax};
 use super::scores::{Operands, Panel, store_tile};
 use super::{SPLIT, TILE};
 use crate::cpu::buffer::convert;
-use crate::cpu::simd::{Element, F32, Kernel, PairKernel, Paired, Pairs, Simd, Single, with_element};
+use crate::cpu::simd::{
+    Element, F32, Kernel, PairKernel, Paired, Pairs, Simd, Single, with_cache_element, with_element,
+};
 use crate::cpu::tile::{packed, step_bytes};
 use crate::dtype::DType;
 use crate::ops::Span;
@@ -21,13 +23,28 @@ pub(super) fn first_visible(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
+/// Keys or values of one layer.
+pub(super) struct Plane {
+    pub data: *const u8,
+    /// What an entry's codes are multiplied by; null where they are the numbers themselves.
+    pub scales: *const f32,
+}
+
+/// Keys or values of a tile.
+struct Rows {
+    base: *const u8,
+    dtype: DType,
+    /// In elements from `base` on.
+    places: [usize; TILE],
+}
+
 /// `query` and `out` have a row of heads for each token of the batch; `keys` and `values` are one layer's; every page that
 /// a span's positions need lies inside them.
 pub(super) struct Call<'a> {
     pub query: *const u8,
     pub query_dtype: DType,
-    pub keys: *const u8,
-    pub values: *const u8,
+    pub keys: Plane,
+    pub values: Plane,
     pub cache_dtype: DType,
     pub out: *mut u8,
     pub out_dtype: DType,
@@ -112,7 +129,7 @@ impl Part<'_> {
         self.tokens.tokens * self.call.group
     }
 
-    /// Whether keys and values are used as they lie in the cache. Both ways give the same bits.
+    /// Whether keys and values are used where they lie. Both ways give the same bits.
     fn is_direct<S: Simd>(&self) -> bool {
         self.rows() <= FEW_ROWS && self.call.head_dim.is_multiple_of(S::LANES)
     }
@@ -219,10 +236,13 @@ impl Part<'_> {
         let skip = first_visible(tokens.position(0), call.window).saturating_sub(base);
         let places = self.places(base, skip, count);
         let is_direct = self.is_direct::<S>();
+        // Codes of eight bits are numbers first, keys and then values in the one place.
+        let is_coded = call.cache_dtype.size() == 1;
+        let keys = self.rows_of(s, room, &call.keys, is_coded, &places, skip..count);
         if is_direct {
-            self.direct_scores::<S, P>(s, room, &places, count);
+            self.direct_scores::<S, P>(s, room, &keys, count);
         } else {
-            self.packed_scores::<S, P, MR, NR>(s, room, &places, count);
+            self.packed_scores::<S, P, MR, NR>(s, room, &keys, count);
         }
         for r in 0..self.rows() {
             let position = tokens.position(r / call.group);
@@ -231,11 +251,49 @@ impl Part<'_> {
             // SAFETY: room and state have this row.
             unsafe { softmax(s, room, state, r, from..to, call.scale) };
         }
+        let values = self.rows_of(s, room, &call.values, is_coded || !is_direct, &places, skip..count);
         if is_direct {
-            with_element!(call.cache_dtype, E => self.direct_values::<S, E>(s, room, state, &places, count));
+            with_element!(values.dtype, E => self.direct_values::<S, E>(s, room, state, &values, count));
         } else {
-            self.packed_values::<S, MR>(s, room, state, &places, count);
+            self.packed_values::<S, MR>(s, room, state, &values, count);
         }
+    }
+
+    /// Keys or values of a tile: where they lie, or as f32 in the room of the values, of which only those `seen` are made;
+    /// the others have the place of a neighbour.
+    #[inline(always)]
+    fn rows_of<S: Simd>(
+        &self,
+        s: S,
+        room: &Room,
+        plane: &Plane,
+        is_wide: bool,
+        places: &[usize; TILE],
+        seen: Range<usize>,
+    ) -> Rows {
+        if !is_wide {
+            return Rows { base: plane.data, dtype: self.call.cache_dtype, places: *places };
+        }
+        let d = self.call.head_dim;
+        let width = d.next_multiple_of(S::LANES);
+        let (first, last) = (seen.start, seen.end - 1);
+        for i in seen {
+            let (place, to) = (places[i], room.values.wrapping_add(i * width));
+            with_cache_element!(self.call.cache_dtype, E => {
+                // SAFETY: the places are the cache's; the room has `TILE` rows of values, whose ends beyond `d` stay as
+                // they are and reach no output.
+                unsafe { convert::<S, E, F32>(s, plane.data.add(place * E::SIZE), to.cast(), d) };
+            });
+            if !plane.scales.is_null() {
+                // SAFETY: the place is that of an entry, which has a scale; the row was just written.
+                unsafe {
+                    let scale = *plane.scales.add(place / d);
+                    std::slice::from_raw_parts_mut(to, d).iter_mut().for_each(|x| *x *= scale);
+                }
+            }
+        }
+        let places = std::array::from_fn(|i| i.clamp(first, last) * width);
+        Rows { base: room.values.cast_const().cast(), dtype: DType::F32, places }
     }
 
     /// Where positions `base..base + count` begin in the cache, in elements. Those before `skip`, which nobody sees, and
@@ -266,18 +324,18 @@ impl Part<'_> {
         &self,
         s: S,
         room: &Room,
-        places: &[usize; TILE],
+        keys: &Rows,
         count: usize,
     ) {
-        let (call, d) = (self.call, self.call.head_dim);
+        let d = self.call.head_dim;
         let steps = d.div_ceil(P::STEP);
         let row_bytes = steps * step_bytes::<S>();
         let mut n = 0;
         while n < count {
             let shape = Panel { rows: NR.min(count - n), of: NR, k: d };
             let to = room.keys.wrapping_add(n * row_bytes);
-            // SAFETY: the places are the cache's, and the room has panels for a tile.
-            unsafe { P::pack(s, call.cache_dtype, |i| places[n + i], call.keys, shape, to) };
+            // SAFETY: the places are keys', and the room has panels for a tile.
+            unsafe { P::pack(s, keys.dtype, |i| keys.places[n + i], keys.base, shape, to) };
             n += NR;
         }
         let mut r = 0;
@@ -297,14 +355,14 @@ impl Part<'_> {
     }
 
     #[inline(always)]
-    fn direct_scores<S: Simd, P: Operands<S>>(&self, s: S, room: &Room, places: &[usize; TILE], count: usize) {
+    fn direct_scores<S: Simd, P: Operands<S>>(&self, s: S, room: &Room, keys: &Rows, count: usize) {
         let rows = self.rows();
         let mut r = 0;
         while r < rows {
             r += match rows - r {
-                1 => self.score_rows::<S, P, 1, 4>(s, room, r, places, count),
-                2 | 3 => self.score_rows::<S, P, 2, 4>(s, room, r, places, count),
-                _ => self.score_rows::<S, P, 4, 2>(s, room, r, places, count),
+                1 => self.score_rows::<S, P, 1, 4>(s, room, r, keys, count),
+                2 | 3 => self.score_rows::<S, P, 2, 4>(s, room, r, keys, count),
+                _ => self.score_rows::<S, P, 4, 2>(s, room, r, keys, count),
             };
         }
     }
@@ -316,21 +374,21 @@ impl Part<'_> {
         s: S,
         room: &Room,
         r: usize,
-        places: &[usize; TILE],
+        rows: &Rows,
         count: usize,
     ) -> usize {
-        let (call, d) = (self.call, self.call.head_dim);
+        let d = self.call.head_dim;
         let row_bytes = d.div_ceil(P::STEP) * step_bytes::<S>();
-        for (n, places) in places.chunks_exact(NR).enumerate().take(count.div_ceil(NR)) {
-            let mut keys = [call.keys; NR];
+        for (n, places) in rows.places.chunks_exact(NR).enumerate().take(count.div_ceil(NR)) {
+            let mut keys = [rows.base; NR];
             for (key, place) in keys.iter_mut().zip(places) {
-                *key = key.wrapping_add(place * call.cache_dtype.size());
+                *key = key.wrapping_add(place * rows.dtype.size());
             }
-            // SAFETY: the queries were packed one by one; the places are the cache's; the scores have these rows and, as
+            // SAFETY: the queries were packed one by one; the places are keys'; the scores have these rows and, as
             // `NR` divides a tile, these columns.
             unsafe {
                 let x = room.query.add(r * row_bytes);
-                let sums = P::direct::<MR, NR>(s, call.cache_dtype, x, row_bytes, keys, d);
+                let sums = P::direct::<MR, NR>(s, rows.dtype, x, row_bytes, keys, d);
                 store_tile(s, &sums, room.scores.add(r * TILE + n * NR));
             }
         }
@@ -338,29 +396,10 @@ impl Part<'_> {
     }
 
     #[inline(always)]
-    fn packed_values<S: Simd, const MR: usize>(
-        &self,
-        s: S,
-        room: &Room,
-        state: State,
-        places: &[usize; TILE],
-        count: usize,
-    ) {
-        let (call, d) = (self.call, self.call.head_dim);
-        let width = d.next_multiple_of(S::LANES);
-        for (i, place) in places.iter().enumerate().take(count) {
-            with_element!(call.cache_dtype, E => {
-                // SAFETY: the places are the cache's; the room has `TILE` rows of values, whose ends beyond `d` stay as
-                // they are and reach no output.
-                unsafe {
-                    let to = room.values.add(i * width).cast();
-                    convert::<S, E, F32>(s, call.values.add(place * E::SIZE), to, d);
-                }
-            });
-        }
+    fn packed_values<S: Simd, const MR: usize>(&self, s: S, room: &Room, state: State, values: &Rows, count: usize) {
         let mut r = 0;
         while r < self.rows() {
-            let value = |i: usize| room.values.wrapping_add(i * width).cast_const().cast();
+            let value = |i: usize| values.base.wrapping_add(values.places[i] * F32::SIZE);
             // SAFETY: room and state have `MR` rows from `r`, and `count` values.
             unsafe { add_values::<S, F32, MR, 3, 2>(s, room, state, r, value, count) };
             r += MR;
@@ -368,19 +407,12 @@ impl Part<'_> {
     }
 
     #[inline(always)]
-    fn direct_values<S: Simd, E: Element>(
-        &self,
-        s: S,
-        room: &Room,
-        state: State,
-        places: &[usize; TILE],
-        count: usize,
-    ) {
+    fn direct_values<S: Simd, E: Element>(&self, s: S, room: &Room, state: State, values: &Rows, count: usize) {
         let rows = self.rows();
-        let value = |i: usize| self.call.values.wrapping_add(places[i] * E::SIZE);
+        let value = |i: usize| values.base.wrapping_add(values.places[i] * E::SIZE);
         let mut r = 0;
         while r < rows {
-            // SAFETY: room and state have these rows; the places are the cache's, and heads have whole vectors.
+            // SAFETY: room and state have these rows; the places are values', and heads have whole vectors.
             unsafe {
                 r += match rows - r {
                     1 => {

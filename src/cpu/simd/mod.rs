@@ -1,6 +1,7 @@
 //! One set of vector primitives, several instruction sets. Kernels are written once over [`Simd`] and compiled once per
 //! set; [`Isa::run`] picks the copy at run time.
 
+mod eight_bits;
 mod element;
 mod math;
 mod portable;
@@ -14,7 +15,8 @@ mod neon;
 
 use std::fmt;
 
-pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_element};
+pub(crate) use eight_bits::{E4m3, E5m2, I8};
+pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_cache_element, with_element};
 pub(crate) use math::{exp, gelu, gelu_tanh, silu};
 
 /// An instruction set that kernels are compiled for.

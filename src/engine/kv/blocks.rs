@@ -169,6 +169,13 @@ impl Blocks {
         }
     }
 
+    /// What the blocks hold is lost: nothing is known by name any more.
+    pub fn forget(&mut self) {
+        self.names.clear();
+        self.free.extend(std::mem::take(&mut self.idle).into_iter().map(|(_, id)| id));
+        self.blocks.iter_mut().for_each(|block| block.name = None);
+    }
+
     /// The block of this name.
     pub fn find(&self, name: BlockHash) -> Option<u32> {
         self.names.get(&name).copied()

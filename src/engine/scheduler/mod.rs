@@ -136,8 +136,10 @@ pub struct Stats {
     /// Prompt tokens that the cache had.
     pub cached_tokens: u64,
     pub preemptions: u64,
-    /// Tokens that were computed again after a preemption.
+    /// Tokens that were computed again after a preemption or a failure.
     pub recomputed_tokens: u64,
+    /// Sequences that were given a second chance after a failed step.
+    pub retries: u64,
 }
 
 /// What a device needs to know of a sequence.

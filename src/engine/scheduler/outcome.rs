@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::sequence::State;
+use super::sequence::{State, Trial};
 use super::{Chunk, End, Ended, Outcome, Scheduler, SequenceId};
 
 impl Scheduler {
@@ -26,14 +26,34 @@ impl Scheduler {
         }
     }
 
-    /// The step failed: its sequences end, and what it was to write is not kept.
-    pub fn fail(&mut self, now: Duration) {
+    /// The step failed, and what it was to write is not kept. Its sequences end; or, where one of them may be to blame and
+    /// the others may not, they are computed `again`, each in steps of its own, once in its life.
+    pub fn fail(&mut self, now: Duration, again: bool) {
         for chunk in std::mem::take(&mut self.plan.chunks) {
+            let first =
+                self.sequences.get_mut(chunk.sequence).filter(|sequence| again && sequence.trial == Trial::None);
+            if let Some(sequence) = first {
+                sequence.trial = Trial::Due;
+                self.stats.retries += 1;
+                self.running.retain(|&other| other != chunk.sequence);
+                self.put_back(chunk.sequence);
+                continue;
+            }
             for branch in self.branches(chunk.sequence).to_vec() {
                 self.end(now, branch, End::Failed);
             }
             self.end(now, chunk.sequence, End::Failed);
         }
+    }
+
+    /// What the device's memory held is lost, or is another model's: running sequences are computed again, and nothing is
+    /// known of any prompt.
+    pub fn forget(&mut self) {
+        self.blocks.settle();
+        while let Some(id) = self.running.pop() {
+            self.put_back(id);
+        }
+        self.blocks.forget();
     }
 
     /// Ends a sequence before it is done. Between steps only; one that has ended already is left alone.
@@ -57,6 +77,9 @@ impl Scheduler {
         }
         if sequence.remaining() > 0 {
             return;
+        }
+        if sequence.trial == Trial::Due {
+            sequence.trial = Trial::Passed;
         }
         if sequence.max_tokens == 0 {
             self.end(now, chunk.sequence, End::Finished);

@@ -33,6 +33,7 @@ pub struct Receipt {
     pub decode: Duration,
     /// Prompt tokens that the cache had when it was first scheduled.
     pub cached_tokens: usize,
+    /// How often it gave its place up: to others, or after a failed step.
     pub preemptions: usize,
     /// Tokens that were computed again after preemptions.
     pub recomputed_tokens: usize,
@@ -48,6 +49,16 @@ pub(super) enum State {
     },
 }
 
+/// Where a sequence stands whose step failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trial {
+    None,
+    /// It is computed again, in steps of its own.
+    Due,
+    /// It was not to blame. Another failure ends it.
+    Passed,
+}
+
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub tokens: Vec<u32>,
@@ -59,6 +70,7 @@ pub(super) struct Sequence {
     pub order: (i128, u64),
     pub deadline: Option<Duration>,
     pub state: State,
+    pub trial: Trial,
     /// Names of the full blocks of `tokens`.
     pub names: Vec<BlockHash>,
     /// The last of `names`, or the root.
@@ -89,6 +101,7 @@ impl Sequence {
             order,
             deadline: None,
             state: State::Waiting,
+            trial: Trial::None,
             names: Vec::new(),
             last_name: BlockHash::default(),
             table: Table::default(),

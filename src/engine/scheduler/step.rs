@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::sequence::State;
+use super::sequence::{State, Trial};
 use super::{Chunk, End, Scheduler, SequenceId};
 
 impl Scheduler {
@@ -18,6 +18,11 @@ impl Scheduler {
         let of_one = |id: &&SequenceId| self.sequences.get(**id).is_some_and(|sequence| sequence.remaining() == 1);
         let decodes = self.running.iter().filter(of_one).count();
         self.admit(now, self.policy.step_tokens.saturating_sub(decodes));
+        let on_trial = |id: &SequenceId| self.sequences.get(*id).is_some_and(|sequence| sequence.trial == Trial::Due);
+        if let Some(id) = self.running.iter().copied().find(on_trial) {
+            self.plan_alone(id);
+            return;
+        }
         // Those that generate, and prompts of which no more is left.
         for &id in &self.running {
             if let Some(sequence) = self.sequences.get(id).filter(|s| s.remaining() == 1) {
@@ -29,6 +34,15 @@ impl Scheduler {
         if !self.plan.chunks.is_empty() {
             self.stats.steps += 1;
         }
+    }
+
+    /// A step of one sequence.
+    fn plan_alone(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get(id) else { return };
+        let len = sequence.remaining().min(self.policy.step_tokens);
+        let sample = len == sequence.remaining() && sequence.max_tokens > 0;
+        self.plan.chunks.push(Chunk { sequence: id, start: sequence.computed, len, sample });
+        self.stats.steps += 1;
     }
 
     /// Sees to it that every running sequence has the blocks for its part of the step, those in front first; where there
@@ -54,13 +68,18 @@ impl Scheduler {
     /// The last running sequence gives its blocks up and waits, where it arrived, to be computed again.
     fn preempt_last(&mut self) {
         let Some(id) = self.running.pop() else { return };
+        self.put_back(id);
+        self.stats.preemptions += 1;
+    }
+
+    /// A sequence that was among the running gives its blocks up and waits.
+    pub(super) fn put_back(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.get_mut(id) else { return };
         self.blocks.release(&mut sequence.table);
         sequence.lost = sequence.computed;
         sequence.computed = 0;
         sequence.state = State::Waiting;
         sequence.receipt.preemptions += 1;
-        self.stats.preemptions += 1;
         self.waiting.insert((sequence.order, id));
     }
 

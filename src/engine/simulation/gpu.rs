@@ -22,6 +22,7 @@ pub struct GpuModel {
     machine: Machine,
     memory_bytes: u64,
     dtype: DType,
+    kv_dtype: DType,
     /// Seconds of a layer's products and of the output projection, by rows.
     products: HashMap<usize, f64>,
     heads: HashMap<usize, f64>,
@@ -32,14 +33,18 @@ const LAYER_LAUNCHES: f64 = 4.0;
 const STEP_LAUNCHES: f64 = 4.0;
 
 impl GpuModel {
+    /// `kv_dtype` is that of the activations where nobody asks for another.
+    ///
     /// # Errors
     /// This build has no matrix product for the card's architecture.
-    pub fn new(spec: &ArchSpec, card: &Card) -> Result<Self> {
+    pub fn new(spec: &ArchSpec, card: &Card, kv_dtype: Option<DType>) -> Result<Self> {
+        let dtype = Gpu::default_dtype(card.arch, spec.dtype);
         let model = Self {
             spec: spec.clone(),
             machine: Machine::from(card),
             memory_bytes: u64::from(card.memory_gib) << 30,
-            dtype: Gpu::default_dtype(card.arch, spec.dtype),
+            dtype,
+            kv_dtype: kv_dtype.unwrap_or(dtype),
             products: HashMap::new(),
             heads: HashMap::new(),
         };
@@ -47,7 +52,7 @@ impl GpuModel {
         Ok(model)
     }
 
-    /// Precision of weights, activations and KV cache.
+    /// Precision of weights and activations.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -94,7 +99,7 @@ impl GpuModel {
             page_size: PAGE_SIZE,
             kv_heads: self.spec.kv_heads,
             head_dim: self.spec.head_dim,
-            dtype: self.dtype,
+            dtype: self.kv_dtype,
         }
     }
 
@@ -140,7 +145,7 @@ impl GpuModel {
     fn attention(&self, plan: &Plan) -> f64 {
         let machine = &self.machine;
         let rate = machine.tensor_rate * f64::from(machine.processors) * machine.clock;
-        let position = (2 * self.spec.kv_heads * self.spec.head_dim * self.dtype.size()) as f64;
+        let position = CacheShape { layers: 1, ..self.cache_shape() }.bytes_per_token() as f64;
         let pair = (2 * self.spec.heads * self.spec.head_dim) as f64;
         let launches = [plan.chunks.iter().any(|c| c.len == 1), plan.chunks.iter().any(|c| c.len > 1)];
         let launches = launches.into_iter().filter(|&any| any).count() as f64;
@@ -177,7 +182,7 @@ mod tests {
     }
 
     fn gpu(name: &str) -> GpuModel {
-        GpuModel::new(&llama_8b(), Card::named(name).unwrap()).unwrap()
+        GpuModel::new(&llama_8b(), Card::named(name).unwrap(), None).unwrap()
     }
 
     /// The plan of a step for sequences with so many tokens in the cache, each with so many more.
@@ -225,6 +230,12 @@ mod tests {
         assert!(of(32, 1000, 1) > of(1, 1000, 1));
         assert!(of(32, 1000, 1) < 8.0 * of(1, 1000, 1));
         assert!(of(2, 0, 2048) > of(1, 0, 2048));
+        // Keys and values of half the size.
+        let card = Card::named("a100").unwrap();
+        let mut fp8 = GpuModel::new(&llama_8b(), card, Some(DType::E4M3)).unwrap();
+        let positions = 8000.0 * 32.0 * 8.0 * 128.0 * 2.0;
+        let saved = of(1, 8000, 1) - fp8.seconds(&plan(1, 8000, 1));
+        assert!((saved / (positions / 2039e9) - 1.0).abs() < 0.05, "{saved}");
     }
 
     #[test]
@@ -236,7 +247,7 @@ mod tests {
         assert!((30.0..33.0).contains(&gib), "{gib}");
         assert_eq!(gpu("h100").cache(&policy, 3200).unwrap().blocks, 100);
         let small = Card { memory_gib: 12, ..*Card::named("t4").unwrap() };
-        let error = GpuModel::new(&llama_8b(), &small).unwrap().cache(&policy, usize::MAX).unwrap_err();
+        let error = GpuModel::new(&llama_8b(), &small, None).unwrap().cache(&policy, usize::MAX).unwrap_err();
         assert!(error.is_input() && error.to_string().contains("12884901888 bytes"), "{error}");
     }
 }

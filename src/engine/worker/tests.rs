@@ -1,11 +1,14 @@
 //! The step loop over a device that fails now and then.
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::*;
 use crate::engine::channel::{Receiver, channel};
 use crate::engine::request::Sampling;
+use crate::engine::runner::Load;
 use crate::engine::scheduler::{CacheSize, Policy};
 use crate::model::{Forward, GenerationConfig, RopeKind, RopeSpec};
 use crate::ops::{Batch, Rates};
@@ -13,12 +16,49 @@ use crate::ops::{Batch, Rates};
 const PAGE_SIZE: usize = 4;
 const PAGES: usize = 64;
 const FAILURE: &str = "the device has failed";
+/// What memory holds that nobody has written.
+const NOTHING: u32 = 12_345;
 
 /// Its memory holds tokens; the next token is a sum over all that a query sees.
 struct Fake {
     slots: Vec<u32>,
-    steps: usize,
+    plan: Faults,
+    is_lost: bool,
+}
+
+/// What goes wrong.
+#[derive(Clone, Default)]
+struct Faults {
+    /// Now and then a step fails, or panics, or the device with it.
     faulty: bool,
+    /// A step with this token fails.
+    poison: Option<u32>,
+    /// This step takes so long.
+    slow: Option<(usize, Duration)>,
+    /// The device fails in this step, and so often when it is set up anew.
+    lost: Option<(usize, usize)>,
+    steps: Arc<AtomicUsize>,
+    loads: Arc<AtomicUsize>,
+}
+
+impl Load for Faults {
+    fn load(&mut self) -> Result<Box<dyn Forward>> {
+        let loads = self.loads.fetch_add(1, Ordering::Relaxed);
+        if let Some((_, times)) = self.lost
+            && (1..=times).contains(&loads)
+        {
+            return Err(failure());
+        }
+        Ok(Box::new(Fake { slots: vec![NOTHING; PAGES * PAGE_SIZE], plan: self.clone(), is_lost: false }))
+    }
+
+    fn replace(&mut self, checkpoint: Checkpoint) -> Checkpoint {
+        checkpoint
+    }
+}
+
+fn failure() -> Error {
+    Error::Device { device: "fake".to_owned(), reason: FAILURE.to_owned() }
 }
 
 impl Fake {
@@ -54,6 +94,10 @@ impl Forward for Fake {
         Counters::default()
     }
 
+    fn check(&self) -> Result<()> {
+        if self.is_lost { Err(failure()) } else { Ok(()) }
+    }
+
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {
         for pair in pairs {
             let [from, to] = pair.map(|page| page as usize * PAGE_SIZE);
@@ -68,12 +112,20 @@ impl Forward for Fake {
 
     fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
         batch.check()?;
-        self.steps += 1;
-        if self.faulty && self.steps.is_multiple_of(23) {
-            return Err(Error::Device { device: "fake".to_owned(), reason: FAILURE.to_owned() });
+        let Faults { faulty, poison, slow, lost, .. } = self.plan;
+        let step = self.plan.steps.fetch_add(1, Ordering::Relaxed) + 1;
+        self.is_lost |= lost.is_some_and(|(at, _)| at == step) || (faulty && step.is_multiple_of(97));
+        if self.is_lost || (faulty && step.is_multiple_of(23)) {
+            return Err(failure());
+        }
+        if let Some(at) = batch.tokens.iter().position(|&token| Some(token) == poison) {
+            return Err(Error::operator("fake", "tokens", "no poison", format!("some at {at}")));
         }
         self.write(batch);
-        if self.faulty && self.steps.is_multiple_of(41) {
+        if let Some((_, long)) = slow.filter(|(at, _)| *at == step) {
+            thread::sleep(long);
+        }
+        if faulty && step.is_multiple_of(41) {
             // A panic without the message on standard error.
             resume_unwind(Box::new(FAILURE));
         }
@@ -94,6 +146,7 @@ impl Forward for Fake {
 struct Lab {
     commands: mpsc::Sender<Command>,
     worker: Option<Worker>,
+    incidents: mpsc::Receiver<Incident>,
     keys: u64,
 }
 
@@ -105,15 +158,22 @@ struct Asked {
 }
 
 impl Lab {
-    fn new(faulty: bool) -> Self {
-        let fake = Fake { slots: vec![0; PAGES * PAGE_SIZE], steps: 0, faulty };
+    fn new(faults: Faults) -> Self {
         let rope = RopeSpec { rotary_dim: 2, theta: 1e4, kind: RopeKind::Default };
         let policy = Policy { step_tokens: 32, max_running: 8, min_chunk: 8, reserve: 4, ..Policy::default() };
         let cache = CacheSize { blocks: PAGES, block_size: PAGE_SIZE, window: None, balance: 100 };
         let (commands, receiver) = mpsc::channel();
-        let runner = Runner::new(Box::new(fake), rope.table(), PAGE_SIZE);
-        let worker = Worker::new(runner, Scheduler::new(policy, cache), receiver);
-        Self { commands, worker: Some(worker), keys: 0 }
+        let runner = Runner::new(Box::new(faults), rope.table(), PAGE_SIZE).unwrap();
+        let (sender, incidents) = mpsc::channel();
+        let incident: OnIncident = Arc::new(move |incident| {
+            // The lab may be gone.
+            let _ = sender.send(incident);
+        });
+        let slow = Arc::clone(&incident);
+        let slow = Arc::new(move |step| slow(Incident::SlowStep(step)));
+        let watchdog = Watchdog::with_least(Duration::from_millis(400), slow).unwrap();
+        let worker = Worker::new(runner, Scheduler::new(policy, cache), receiver, watchdog, incident);
+        Self { commands, worker: Some(worker), incidents, keys: 0 }
     }
 
     /// From here on what was asked for is done, and what will be.
@@ -192,7 +252,7 @@ fn outcome(asked: &Asked) -> &'static str {
 /// back, and the loop goes on.
 #[test]
 fn every_request_ends_once_whatever_happens() {
-    let mut lab = Lab::new(true);
+    let mut lab = Lab::new(Faults { faulty: true, ..Faults::default() });
     let thread = lab.start();
     let mut asked = Vec::new();
     for i in 0..2000usize {
@@ -216,10 +276,67 @@ fn every_request_ends_once_whatever_happens() {
     let status = lab.status();
     assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
     assert_eq!(status.blocks.free + status.blocks.idle, PAGES);
-    assert!(status.stats.cached_tokens > 0);
+    assert!(status.stats.cached_tokens > 0 && status.stats.retries > 0 && status.restarts > 1);
     // A step in which no fault is due: the requests before have left their number of steps to chance.
     let again = (0..3).any(|_| outcome(&lab.ask(vec![1, 2, 3], 2, 1, None)[0]) == "finished");
     assert!(again);
+    lab.commands.send(Command::Stop).unwrap();
+    thread.join().unwrap();
+}
+
+/// One request makes every step fail that it is in. The others are tried again, and answered.
+#[test]
+fn who_shares_a_step_with_a_poisonous_request_is_answered() {
+    let mut lab = Lab::new(Faults { poison: Some(777), ..Faults::default() });
+    let good: Vec<Asked> = (0..5).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4, 5, 6], 12, 1, None)).collect();
+    let bad = lab.ask(vec![111, 2, 3, 777], 12, 1, None).remove(0);
+    let found = lab.score((0..40).collect());
+    let thread = lab.start();
+    while let Some(event) = bad.events.wait() {
+        let Event::Failed(error) = event else { panic!("a token") };
+        assert!(error.to_string().contains("no poison"), "{error}");
+    }
+    assert!(good.iter().all(|asked| outcome(asked) == "finished"));
+    assert_eq!(found.recv().unwrap().unwrap(), scores(&(0..40).collect::<Vec<u32>>()));
+    let status = lab.status();
+    assert!(status.stats.retries > 1 && status.restarts == 0);
+    assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+    lab.commands.send(Command::Stop).unwrap();
+    thread.join().unwrap();
+}
+
+/// The requests of the step end, others are computed again: nothing that was in the device's memory is believed.
+#[test]
+fn a_device_that_is_lost_is_set_up_anew_and_serves_on() {
+    for times in [0, 3] {
+        let mut lab = Lab::new(Faults { lost: Some((3, times)), ..Faults::default() });
+        // Eight run at a time.
+        let asked: Vec<Asked> = (0..30).flat_map(|i| lab.ask(vec![7, 2, 3, 4, 5, 6, i], 12, 1, None)).collect();
+        let thread = lab.start();
+        let ends: Vec<_> = asked.iter().map(outcome).collect();
+        let failed = ends.iter().filter(|&&end| end == "failed").count();
+        let finished = ends.iter().filter(|&&end| end == "finished").count();
+        assert!(failed > 0 && finished > 10 && failed + finished == 30, "{ends:?}");
+        let down = lab.incidents.try_iter().filter(|incident| matches!(incident, Incident::Down { .. })).count();
+        // Whoever finds it down tries once, and the step after that once more.
+        assert_eq!(down, times.div_ceil(2));
+        assert_eq!(lab.status().restarts, 1);
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_step_that_hangs_is_reported_with_what_it_is() {
+    let mut lab = Lab::new(Faults { slow: Some((9, Duration::from_millis(900))), ..Faults::default() });
+    let asked = lab.ask(vec![111, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
+    let thread = lab.start();
+    let incident = lab.incidents.recv().unwrap();
+    let Incident::SlowStep(slow) = &incident else { panic!("{incident}") };
+    assert_eq!((slow.size.tokens, slow.size.sequences, slow.size.longest), (1, 1, 14));
+    assert!(slow.expected.is_some(), "{incident}");
+    assert_eq!(outcome(&asked), "finished");
+    assert_eq!(lab.status().slow_steps, 1);
     lab.commands.send(Command::Stop).unwrap();
     thread.join().unwrap();
 }
@@ -230,7 +347,7 @@ fn scores(of: &[u32]) -> Vec<f32> {
 
 #[test]
 fn scores_come_in_order_whatever_the_cut() {
-    let mut lab = Lab::new(false);
+    let mut lab = Lab::new(Faults::default());
     let prompt: Vec<u32> = (0..100).collect();
     let found = lab.score(prompt.clone());
     lab.start();
@@ -240,7 +357,7 @@ fn scores_come_in_order_whatever_the_cut() {
 /// Seven that grow (no token that ends one comes early) leave no room for the last to come, which starts again later.
 #[test]
 fn a_score_that_was_preempted_has_every_token_once() {
-    let mut lab = Lab::new(false);
+    let mut lab = Lab::new(Faults::default());
     let asked: Vec<Asked> = (0..7).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4], 24, 1, None)).collect();
     let prompt: Vec<u32> = (0..200).collect();
     let found = lab.score(prompt.clone());

@@ -1,0 +1,117 @@
+//! The paged cache of all layers on a device.
+
+use super::{KvCache, KvCacheMut, KvScales, KvScalesMut, PageCopy};
+use crate::device::{Memory, Slice, SliceMut, Stream};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::CacheShape;
+
+/// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
+pub struct Cache {
+    memory: Memory,
+    /// Of i8: f32 `layers × 2 × [pages, kv_heads, page_size]`.
+    scales: Option<Memory>,
+    shape: CacheShape,
+}
+
+/// What fp8 is scaled by: checkpoints that say otherwise are not read yet.
+const LAYER_SCALE: f32 = 1.0;
+
+impl Cache {
+    /// A cache beside activations of this dtype.
+    ///
+    /// # Errors
+    /// The kernels have no such cache, its slots are too many, or the device has no room.
+    pub(super) fn new(stream: &Stream, activations: DType, shape: CacheShape) -> Result<Self> {
+        if shape.dtype != activations && !matches!(shape.dtype, DType::E4M3 | DType::E5M2 | DType::I8) {
+            let expected = format!("{activations} as the activations, e4m3, e5m2 or i8 on a GPU");
+            return Err(Error::request("KV dtype", expected, shape.dtype));
+        }
+        let dims = [2, shape.layers, shape.pages, shape.kv_heads, shape.page_size];
+        let entries = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        let len = entries.and_then(|entries| entries.checked_mul(shape.head_dim));
+        let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots < u32::MAX as usize);
+        let (Some(len), Some(_)) = (len, slots) else {
+            return Err(Error::operator("cache", "shape", "slots that 32 bits can number", format!("{shape:?}")));
+        };
+        let scales = entries.filter(|_| shape.has_scales());
+        let scales = scales.map(|entries| stream.alloc(DType::F32, entries)).transpose()?;
+        Ok(Self { memory: stream.alloc(shape.dtype, len)?, scales, shape })
+    }
+
+    pub fn shape(&self) -> CacheShape {
+        self.shape
+    }
+
+    /// Entries of the keys, or of the values, of one layer: heads of tokens.
+    fn entries(&self) -> usize {
+        self.shape.pages * self.shape.kv_heads * self.shape.page_size
+    }
+
+    /// Entries before a layer's keys; its values follow.
+    fn first(&self, layer: usize) -> Result<usize> {
+        if layer >= self.shape.layers {
+            return Err(Error::operator("cache", "layer", format!("below {}", self.shape.layers), layer));
+        }
+        Ok(2 * layer * self.entries())
+    }
+
+    /// One layer, to read.
+    pub(super) fn read(&self, layer: usize) -> Result<KvCache<'_>> {
+        let (first, entries, head_dim) = (self.first(layer)?, self.entries(), self.shape.head_dim);
+        let plane = |memory, which, of_entry| plane(memory, (first + which * entries) * of_entry, entries * of_entry);
+        let scales = match (&self.scales, self.shape.dtype) {
+            (Some(scales), _) => KvScales::Entry { keys: plane(scales, 0, 1)?, values: plane(scales, 1, 1)? },
+            (None, DType::E4M3 | DType::E5M2) => KvScales::Layer { key: LAYER_SCALE, value: LAYER_SCALE },
+            (None, _) => KvScales::None,
+        };
+        let (keys, values) = (plane(&self.memory, 0, head_dim)?, plane(&self.memory, 1, head_dim)?);
+        Ok(KvCache { keys, values, scales, pages: self.shape.pages, page_size: self.shape.page_size })
+    }
+
+    /// One layer, to write.
+    pub(super) fn write(&mut self, layer: usize) -> Result<KvCacheMut<'_>> {
+        let (first, entries, shape) = (self.first(layer)?, self.entries(), self.shape);
+        let scales = match (&mut self.scales, shape.dtype) {
+            (Some(scales), _) => {
+                let (keys, values) = both(scales, first, entries)?;
+                KvScalesMut::Entry { keys, values }
+            }
+            (None, DType::E4M3 | DType::E5M2) => KvScalesMut::Layer { key: LAYER_SCALE, value: LAYER_SCALE },
+            (None, _) => KvScalesMut::None,
+        };
+        let (keys, values) = both(&mut self.memory, first * shape.head_dim, entries * shape.head_dim)?;
+        Ok(KvCacheMut { keys, values, scales, pages: shape.pages, page_size: shape.page_size })
+    }
+
+    /// Copies pages, `[from, to]` each, which were checked, in every layer.
+    pub(super) fn copy_pages(&mut self, stream: &Stream, pairs: &[[u32; 2]]) -> Result<()> {
+        let shape = self.shape;
+        let mut there = stream.alloc(DType::U32, 2 * pairs.len())?;
+        there.write(pairs.as_flattened())?;
+        let entries = shape.kv_heads * shape.page_size;
+        let memories = [Some((&mut self.memory, entries * shape.head_dim)), self.scales.as_mut().map(|s| (s, entries))];
+        for (memory, page) in memories.into_iter().flatten() {
+            let (pairs, count) = (there.slice(), pairs.len());
+            let (planes, pages) = (2 * shape.layers, shape.pages);
+            PageCopy { cache: memory.slice_mut(), pairs, count, planes, pages, page }.launch(stream)?;
+        }
+        Ok(())
+    }
+}
+
+/// `len` elements from `start` on.
+fn plane(memory: &Memory, start: usize, len: usize) -> Result<Slice<'_>> {
+    memory.slice().range(start..start + len).ok_or_else(|| too_short(memory.len()))
+}
+
+/// Keys and values of `len` elements each, from `start` on.
+fn both(memory: &mut Memory, start: usize, len: usize) -> Result<(SliceMut<'_>, SliceMut<'_>)> {
+    let found = memory.len();
+    let both = memory.slice_mut().range(start..start + 2 * len).and_then(|both| both.split_at(len));
+    both.ok_or_else(|| too_short(found))
+}
+
+fn too_short(found: usize) -> Error {
+    Error::operator("cache", "memory", "all layers", found)
+}
