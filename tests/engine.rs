@@ -189,6 +189,22 @@ fn scores_agree_with_the_log_probabilities_of_generation() {
     assert_eq!(engine.score(&all[..1]).unwrap().perplexity, None);
 }
 
+/// A text is scored again, or goes on, for the price of what is new, with the same bits.
+#[test]
+fn known_scores_are_not_computed_again() {
+    let engine = engine();
+    let text: Vec<u32> = (0..200).map(|i| 100 + i * 37 % 1500).collect();
+    let computed = || engine.status().unwrap().stats.computed_tokens;
+    let score = |engine: &Engine, len: usize| engine.score(&text[..len]).unwrap().logprobs;
+    for (len, expected) in [(100, 100), (100, 36), (200, 136), (150, 54), (64, 32), (1, 1)] {
+        let before = computed();
+        let found = score(&engine, len);
+        assert_eq!(computed() - before, expected, "{len} tokens");
+        assert_eq!(found, score(&Engine::builtin().threads(1).build().unwrap(), len), "{len} tokens");
+    }
+    assert_eq!(engine.status().unwrap().blocks.scored, 6);
+}
+
 #[test]
 fn the_precision_of_activations_is_a_choice() {
     let tokens = engine().tokenizer().unwrap().encode("In the beginning God created the heaven", true).unwrap();

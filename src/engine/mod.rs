@@ -187,6 +187,7 @@ impl Engine {
             // The step loop's clock, which the engine does not know: see `Command::Submit`.
             deadline: None,
             reuse: true,
+            scored: false,
         };
         self.0.send(Command::Submit { at, deadline, submission, jobs });
         Ok(generations)
@@ -208,8 +209,8 @@ impl Engine {
             priority: 0,
             deadline: None,
             salt: self.salt(0, tokens.len()),
-            // Every token's own result is wanted, which the cache does not have.
-            reuse: false,
+            reuse: true,
+            scored: true,
         };
         self.0.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs });
         let predicted = scores.recv().map_err(|_| self.0.stopped())??;

@@ -274,9 +274,14 @@ impl Worker {
     fn hand_out(&mut self, results: Results) {
         for (id, start, scores) in results.scored {
             if let Some(Job { kind: Kind::Score { logprobs, .. }, .. }) = &mut self.live[id.slot()] {
+                if logprobs.len() < start {
+                    // It began behind what the cache has.
+                    *logprobs = self.scheduler.known_scores(id).to_vec();
+                }
                 // After a preemption the first ones come again.
                 logprobs.truncate(start);
                 logprobs.extend(scores);
+                self.scheduler.scored(id, logprobs);
             }
         }
         let mut outcomes = Vec::with_capacity(results.sampled.len());

@@ -163,6 +163,10 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 up, found "0""#),
         (&["--context", "-5"], r#"--context <TOKENS>: expected a whole number from 1 up, found "-5""#),
         (&["--stop", ""], r#"--stop <TEXT>: expected a text that is not empty, found """#),
+        (
+            &["--kv-dtype", "f8"],
+            r#"--kv-dtype <KV_DTYPE>: expected one of auto, f32, bf16, f16, fp8_e4m3, fp8_e5m2, int8, found "f8""#,
+        ),
         (&["--dtype", "f8"], r#"--dtype <DTYPE>: expected one of auto, f32, bf16, f16, found "f8""#),
         (&["--device", "gpu"], r#"--device <DEVICE>: expected auto, cpu, cuda, cuda:N or sim, found "gpu""#),
         (
@@ -206,6 +210,8 @@ fn devices_that_are_not_there_are_failures() {
 fn what_a_device_lacks_is_bad_input() {
     let sim = |args: &[&str]| run(&[&["generate", "a", "--device", "sim"], args].concat());
     assert_eq!(sim(&["--dtype", "f32"]).error(2), "dtype: expected bf16 or f16 on a GPU, found f32");
+    let ran = sim(&["--dtype", "f16", "--kv-dtype", "bf16"]);
+    assert_eq!(ran.error(2), "KV dtype: expected f16 as the activations, e4m3, e5m2 or i8 on a GPU, found bf16");
     let ran = sim(&["--dtype", "bf16", "--sim-arch", "sm_75"]);
     assert_eq!(ran.error(2), "dtype: expected f16: sm_75 has no bf16, give --dtype f16, found bf16");
     let ran = sim(&["--sim-arch", "sm_60"]);

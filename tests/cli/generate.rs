@@ -123,8 +123,9 @@ fn the_built_in_model_ends_by_itself_or_at_the_limit() {
 
 #[test]
 fn results_do_not_depend_on_threads() {
-    for dtype in ["bf16", "f32"] {
-        let with = |threads| greedy(&["And it came to pass", "--dtype", dtype, "--threads", threads]);
+    for [dtype, kv_dtype] in [["bf16", "auto"], ["f32", "auto"], ["f32", "int8"], ["bf16", "fp8_e4m3"]] {
+        let with =
+            |threads| greedy(&["And it came to pass", "--dtype", dtype, "--kv-dtype", kv_dtype, "--threads", threads]);
         let one = with("1");
         for threads in ["2", "3"] {
             let several = with(threads);

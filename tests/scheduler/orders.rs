@@ -18,7 +18,7 @@ struct Live {
 }
 
 fn submission(prompt: Vec<u32>, max_tokens: usize) -> Submission {
-    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true }
+    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
 }
 
 /// Random requests, cancellations, deadlines and failures over a cache that is too small for them.

@@ -88,6 +88,7 @@ fn stuck(mechanisms: Mechanisms) -> bool {
             deadline: None,
             salt: 0,
             reuse: true,
+            scored: false,
         };
         scheduler.submit(Duration::ZERO, submission).unwrap();
     }
@@ -152,6 +153,7 @@ fn issue_7883_what_the_cache_has_is_not_needed_again() {
             deadline: None,
             salt: 0,
             reuse: true,
+            scored: false,
         };
         // Holds 13 blocks, 12 of them full, and goes on.
         let first = scheduler.submit(Duration::ZERO, submission(12 * 32 + 1, 20)).unwrap()[0];

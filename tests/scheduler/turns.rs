@@ -8,7 +8,7 @@ use crate::simulation::{cache, prompt};
 
 fn submission(salt: usize, len: usize, max_tokens: usize) -> Submission {
     let prompt = prompt(salt, len);
-    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true }
+    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
 }
 
 /// A step, after which no sequence has ended of itself.
@@ -58,6 +58,43 @@ fn priority_goes_first_and_waiting_makes_up_for_it() {
     assert_eq!(order(&[(0, 0), (0, 0), (0, 0)]), [0, 1, 2]);
     assert_eq!(order(&[(0, 0), (9, 1), (9, -1)]), [1, 0, 2]);
     assert_eq!(order(&[(0, 0), (11, 1), (25, 2)]), [0, 1, 2]);
+}
+
+/// Scores of a text, each of which is the number of its token.
+fn scores(len: usize) -> Vec<f32> {
+    (1..len).map(|token| token as f32).collect()
+}
+
+#[test]
+fn scores_are_known_as_long_as_their_blocks() {
+    let mut scheduler = Scheduler::new(Policy::default(), cache(10));
+    let run = |scheduler: &mut Scheduler, submission: Submission| {
+        let (len, scored) = (submission.prompt.len(), submission.scored);
+        let id = scheduler.submit(Duration::ZERO, submission).unwrap()[0];
+        scheduler.schedule(Duration::ZERO);
+        let known = scheduler.known_scores(id).to_vec();
+        assert_eq!(chunks(scheduler), [(id, len - known.len())]);
+        if scored {
+            scheduler.scored(id, &scores(len));
+        }
+        scheduler.complete(Duration::ZERO, &[]);
+        assert_eq!(scheduler.take_ended().len(), 1);
+        known
+    };
+    let scored = || Submission { scored: true, ..submission(0, 100, 0) };
+    // What was computed without them is of no use; it is theirs from then on.
+    run(&mut scheduler, submission(0, 100, 0));
+    assert_eq!((scheduler.blocks().scored, scheduler.blocks().idle), (0, 3));
+    assert!(run(&mut scheduler, scored()).is_empty());
+    assert_eq!((scheduler.blocks().scored, scheduler.blocks().idle), (3, 3));
+    // The score of token 64 lies in the third block.
+    assert_eq!(run(&mut scheduler, scored()), scores(65));
+    run(&mut scheduler, submission(1, 310, 0));
+    assert_eq!((scheduler.blocks().scored, scheduler.stats().cached_tokens), (0, 64));
+    assert!(run(&mut scheduler, scored()).is_empty());
+    scheduler.forget();
+    assert_eq!((scheduler.blocks().scored, scheduler.blocks().free), (0, 10));
+    assert!(run(&mut scheduler, scored()).is_empty());
 }
 
 #[test]

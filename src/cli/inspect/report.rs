@@ -90,7 +90,15 @@ fn as_map<K: Serialize, V: Serialize, S: Serializer>(pairs: &[(K, V)], serialize
     serializer.collect_map(pairs.iter().map(|(k, v)| (k, v)))
 }
 
-const KV_DTYPES: [DType; 6] = [DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E5M2, DType::I8];
+/// What a cache may be stored in, as `--kv-dtype` spells it.
+const KV_DTYPES: [(&str, DType); 6] = [
+    ("f32", DType::F32),
+    ("bf16", DType::BF16),
+    ("f16", DType::F16),
+    ("fp8_e4m3", DType::E4M3),
+    ("fp8_e5m2", DType::E5M2),
+    ("int8", DType::I8),
+];
 
 impl Report {
     pub fn new(model: &str, checkpoint: &Checkpoint, memory: Option<u64>, list: bool) -> Self {
@@ -98,7 +106,7 @@ impl Report {
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let census = Census::of(&tensors);
         let weight_bytes = census.total.bytes;
-        let per_token = KV_DTYPES.map(|dtype| (dtype.name(), kv_bytes(spec, dtype)));
+        let per_token = KV_DTYPES.map(|(name, dtype)| (name, kv_bytes(spec, dtype)));
         Self {
             model: model.to_owned(),
             architecture: Architecture::of(spec),

@@ -22,6 +22,8 @@ pub struct Counts {
     /// Held by nobody, known by name.
     pub idle: usize,
     pub held: usize,
+    /// Blocks whose tokens' log-probabilities are known: four bytes a token, on the host.
+    pub scored: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,8 @@ struct Block {
     holders: u32,
     name: Option<BlockHash>,
     rank: Rank,
+    /// Log-probability of each of its tokens given those before it; 0 for a sequence's first token.
+    scores: Option<Box<[f32]>>,
 }
 
 /// The order in which idle blocks are given up, lowest first. A block's holders hold what is before it too, and the
@@ -56,6 +60,8 @@ pub struct Blocks {
     used: u64,
     /// Sources of copies that the step under way makes.
     copied: Vec<u32>,
+    /// Blocks that have scores.
+    scored: usize,
 }
 
 impl Blocks {
@@ -74,6 +80,7 @@ impl Blocks {
             floor: 0,
             used: 0,
             copied: Vec::new(),
+            scored: 0,
         }
     }
 
@@ -93,7 +100,7 @@ impl Blocks {
 
     pub fn counts(&self) -> Counts {
         let (free, idle) = (self.free.len(), self.idle.len());
-        Counts { free, idle, held: self.blocks.len() - free - idle }
+        Counts { free, idle, held: self.blocks.len() - free - idle, scored: self.scored }
     }
 
     /// How many hold a block.
@@ -114,7 +121,8 @@ impl Blocks {
                 id
             }
         };
-        self.blocks[id as usize] = Block { holders: 1, ..Block::default() };
+        let block = std::mem::replace(&mut self.blocks[id as usize], Block { holders: 1, ..Block::default() });
+        self.scored -= usize::from(block.scores.is_some());
         Some(id)
     }
 
@@ -173,7 +181,21 @@ impl Blocks {
     pub fn forget(&mut self) {
         self.names.clear();
         self.free.extend(std::mem::take(&mut self.idle).into_iter().map(|(_, id)| id));
-        self.blocks.iter_mut().for_each(|block| block.name = None);
+        self.blocks.iter_mut().for_each(|block| (block.name, block.scores) = (None, None));
+        self.scored = 0;
+    }
+
+    /// Remembers the log-probabilities of a full block's tokens, as long as the block of this name is known: that, or the
+    /// one that is about to be published under it.
+    pub(crate) fn set_scores(&mut self, id: u32, name: BlockHash, scores: Box<[f32]>) {
+        let id = self.find(name).unwrap_or(id);
+        let before = self.blocks[id as usize].scores.replace(scores);
+        self.scored += usize::from(before.is_none());
+    }
+
+    /// What is remembered of the block of this name.
+    pub fn scores(&self, name: BlockHash) -> Option<&[f32]> {
+        self.blocks[self.find(name)? as usize].scores.as_deref()
     }
 
     /// The block of this name.

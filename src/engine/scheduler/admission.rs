@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::sequence::{QueueKey, Sequence, State};
 use super::{Mechanisms, Scheduler, SequenceId};
+use crate::engine::kv::BlockHash;
 
 impl Scheduler {
     /// Begins waiting sequences while there is room for them, where a step has `left` tokens for prompts.
@@ -35,7 +36,6 @@ impl Scheduler {
 
     /// Among the first of the queue, by what the cache has of each, the first that there is room for.
     fn next_that_fits(&mut self, branches: usize) -> Option<SequenceId> {
-        let block_size = self.blocks.block_size();
         let &(_, first) = self.waiting.first()?;
         let head = self.sequences.get(first)?;
         // One that was preempted, or passed by too often, has the next turn, whatever that takes.
@@ -43,7 +43,7 @@ impl Scheduler {
         let count = if in_order { 1 } else { self.policy.candidates.max(1) };
         let candidates = self.waiting.iter().take(count).filter_map(|&(_, id)| {
             let sequence = self.sequences.get(id)?;
-            Some((self.blocks.known(sequence.reusable(block_size)), id))
+            Some((self.blocks.known(self.reusable(sequence)), id))
         });
         let mut candidates: Vec<(usize, SequenceId)> = candidates.collect();
         if self.policy.mechanisms.affinity {
@@ -96,7 +96,7 @@ impl Scheduler {
             return false;
         }
         let block_size = self.blocks.block_size();
-        let names = sequence.reusable(block_size);
+        let names = self.reusable(sequence);
         let computing = |next| {
             let mut running = self.running.iter().filter_map(|&id| self.sequences.get(id));
             running.any(|other| other.remaining() > 1 && other.names.get(other.computed / block_size) == Some(next))
@@ -107,6 +107,26 @@ impl Scheduler {
         // Idle blocks that it takes are available no more.
         let (hits, idle) = self.blocks.peek(names);
         needed(hits) + if count_hits { idle } else { 0 } <= available
+    }
+
+    /// Names of the blocks that a sequence may take from the cache. Of one that is scored, blocks of known scores, of which
+    /// the last is computed once more: the score of the first token that is computed lies in it.
+    fn reusable<'a>(&self, sequence: &'a Sequence) -> &'a [BlockHash] {
+        if !sequence.scored {
+            return sequence.reusable(self.blocks.block_size());
+        }
+        let names: &[BlockHash] = if sequence.reuse { &sequence.names } else { &[] };
+        let scored = names.iter().take_while(|&&name| self.blocks.scores(name).is_some()).count();
+        &names[..scored.saturating_sub(1)]
+    }
+
+    /// Scores of the tokens after the first, up to that of the first one behind so many blocks.
+    fn scores_before(&self, sequence: &Sequence, blocks: usize) -> Vec<f32> {
+        if blocks == 0 {
+            return Vec::new();
+        }
+        let scores = sequence.names[..=blocks].iter().filter_map(|&name| self.blocks.scores(name)).flatten();
+        scores.skip(1).take(blocks * self.blocks.block_size()).copied().collect()
     }
 
     /// Tokens that a sequence needs room for to begin, of which the cache has `hits` blocks.
@@ -121,13 +141,17 @@ impl Scheduler {
     /// Gives a waiting sequence what the cache has of it, and blocks for what it computes.
     fn start(&mut self, now: Duration, id: SequenceId) -> Option<&Sequence> {
         let block_size = self.blocks.block_size();
-        let hits = self.blocks.table_of(self.sequences.get(id)?.reusable(block_size));
+        let sequence = self.sequences.get(id)?;
+        let names = self.reusable(sequence).to_vec();
+        let known_scores = if sequence.scored { self.scores_before(sequence, names.len()) } else { Vec::new() };
+        let hits = self.blocks.table_of(&names);
         let tokens = self.first_tokens(self.sequences.get(id)?, hits.blocks().len());
         let sequence = self.sequences.get_mut(id)?;
         let key: QueueKey = (sequence.order, id);
         self.waiting.remove(&key);
         sequence.computed = hits.blocks().len() * block_size;
         sequence.table = hits;
+        sequence.known_scores = known_scores;
         self.blocks.extend(&mut sequence.table, sequence.computed, tokens, &mut self.plan.copies);
         sequence.state = State::Running;
         let again = sequence.lost.saturating_sub(sequence.computed);

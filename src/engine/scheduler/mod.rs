@@ -53,6 +53,9 @@ pub struct Submission {
     pub salt: u64,
     /// Whether the prompt's start may be taken from the cache.
     pub reuse: bool,
+    /// Whether the log-probability of each token of the prompt is wanted: then no more is taken from the cache than it has
+    /// these of, see [`known_scores`](Scheduler::known_scores).
+    pub scored: bool,
 }
 
 /// Why a request is not taken.
@@ -192,7 +195,7 @@ impl Scheduler {
     /// # Errors
     /// It could never run, or too many wait already.
     pub fn submit(&mut self, now: Duration, submission: Submission) -> Result<Vec<SequenceId>, Refused> {
-        let Submission { prompt, max_tokens, branches, priority, deadline, salt, reuse } = submission;
+        let Submission { prompt, max_tokens, branches, priority, deadline, salt, reuse, scored } = submission;
         if prompt.is_empty() || branches == 0 {
             return Err(Refused::Empty);
         }
@@ -212,7 +215,7 @@ impl Scheduler {
         let ahead = i128::from(priority) * self.policy.aging.as_nanos() as i128;
         let order = (now.as_nanos() as i128 - ahead, self.submitted);
         let mut sequence = Sequence::new(prompt, max_tokens, priority, order, now);
-        sequence.reuse = reuse;
+        (sequence.reuse, sequence.scored) = (reuse, scored);
         sequence.deadline = deadline;
         sequence.last_name = self.hasher.root(salt);
         sequence.name_blocks(&self.hasher, self.blocks.block_size());
@@ -250,6 +253,12 @@ impl Scheduler {
     /// What a sequence has been through so far.
     pub fn receipt(&self, id: SequenceId) -> Option<Receipt> {
         self.sequences.get(id).map(|sequence| sequence.receipt)
+    }
+
+    /// Log-probabilities of the tokens after the first that the cache had when the sequence was last begun: up to that of
+    /// the first token that is computed.
+    pub fn known_scores(&self, id: SequenceId) -> &[f32] {
+        self.sequences.get(id).map_or(&[], |sequence| &sequence.known_scores)
     }
 
     /// Sequences that ended since the last call.

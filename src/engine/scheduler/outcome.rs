@@ -26,6 +26,23 @@ impl Scheduler {
         }
     }
 
+    /// Log-probabilities that the step gave of a sequence: `scores` of all its tokens after the first, as far as they are
+    /// known by now. To be said before [`complete`](Self::complete).
+    pub fn scored(&mut self, id: SequenceId, scores: &[f32]) {
+        let block_size = self.blocks.block_size();
+        let Some(chunk) = self.plan.chunks.iter().find(|chunk| chunk.sequence == id) else { return };
+        let Some(sequence) = self.sequences.get(id).filter(|sequence| sequence.scored) else { return };
+        for block in chunk.start / block_size..(chunk.start + chunk.len) / block_size {
+            // Token `i` is the one whose score is `scores[i - 1]`.
+            let first = block * block_size;
+            let of = |token: usize| if token == 0 { Some(0.0) } else { scores.get(token - 1).copied() };
+            let scores: Option<Box<[f32]>> = (first..first + block_size).map(of).collect();
+            if let (Some(scores), Some(&name)) = (scores, sequence.names.get(block)) {
+                self.blocks.set_scores(sequence.table.blocks()[block], name, scores);
+            }
+        }
+    }
+
     /// The step failed, and what it was to write is not kept. Its sequences end; or, where one of them may be to blame and
     /// the others may not, they are computed `again`, each in steps of its own, once in its life.
     pub fn fail(&mut self, now: Duration, again: bool) {
@@ -43,6 +60,10 @@ impl Scheduler {
                 self.end(now, branch, End::Failed);
             }
             self.end(now, chunk.sequence, End::Failed);
+        }
+        if !self.plan.copies.is_empty() {
+            // Nobody knows which of them were made, and not only the step's sequences need them.
+            self.forget();
         }
     }
 

@@ -65,6 +65,10 @@ pub(super) struct Sequence {
     pub prompt_len: usize,
     pub max_tokens: usize,
     pub reuse: bool,
+    /// Log-probabilities of its tokens are wanted.
+    pub scored: bool,
+    /// Those of the tokens after its first one that the cache had.
+    pub known_scores: Vec<f32>,
     pub priority: i32,
     /// See [`QueueKey`].
     pub order: (i128, u64),
@@ -97,6 +101,8 @@ impl Sequence {
             tokens: prompt,
             max_tokens,
             reuse: true,
+            scored: false,
+            known_scores: Vec::new(),
             priority,
             order,
             deadline: None,
@@ -123,6 +129,7 @@ impl Sequence {
             names: self.names.clone(),
             table: Table::default(),
             branches: Vec::new(),
+            known_scores: Vec::new(),
             ..*self
         }
     }

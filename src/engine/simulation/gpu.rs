@@ -192,7 +192,7 @@ mod tests {
         for i in 0..sequences {
             let prompt = (0..depth + len).map(|at| (i * 100_003 + at) as u32).collect();
             let submission =
-                Submission { prompt, max_tokens: 9, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true };
+                Submission { prompt, max_tokens: 9, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false };
             scheduler.submit(Duration::ZERO, submission).unwrap();
         }
         scheduler.schedule(Duration::ZERO);

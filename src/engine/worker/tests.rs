@@ -185,8 +185,16 @@ impl Lab {
     fn score(&self, prompt: Vec<u32>) -> mpsc::Receiver<Result<Vec<f32>>> {
         let (reply, scores) = mpsc::channel();
         let jobs = vec![Job { key: 0, kind: Kind::Score { logprobs: Vec::new(), reply } }];
-        let submission =
-            Submission { prompt, max_tokens: 0, branches: 1, priority: 0, deadline: None, salt: 0, reuse: false };
+        let submission = Submission {
+            prompt,
+            max_tokens: 0,
+            branches: 1,
+            priority: 0,
+            deadline: None,
+            salt: 0,
+            reuse: true,
+            scored: true,
+        };
         self.commands.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs }).unwrap();
         scores
     }
@@ -202,7 +210,16 @@ impl Lab {
             jobs.push(Job { key: self.keys, kind: Kind::Generate { rules, consumer } });
             asked.push(Asked { key: self.keys, prompt: prompt.clone(), max_tokens, events });
         }
-        let submission = Submission { prompt, max_tokens, branches, priority: 0, deadline: None, salt: 0, reuse: true };
+        let submission = Submission {
+            prompt,
+            max_tokens,
+            branches,
+            priority: 0,
+            deadline: None,
+            salt: 0,
+            reuse: true,
+            scored: false,
+        };
         let at = Instant::now();
         let deadline = wait.map(|wait| at + wait);
         self.commands.send(Command::Submit { at, deadline, submission, jobs }).unwrap();
@@ -329,9 +346,10 @@ fn a_device_that_is_lost_is_set_up_anew_and_serves_on() {
 #[test]
 fn a_step_that_hangs_is_reported_with_what_it_is() {
     let mut lab = Lab::new(Faults { slow: Some((9, Duration::from_millis(900))), ..Faults::default() });
-    let asked = lab.ask(vec![111, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
+    // No token that ends it comes early.
+    let asked = lab.ask(vec![112, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
     let thread = lab.start();
-    let incident = lab.incidents.recv().unwrap();
+    let incident = lab.incidents.recv_timeout(Duration::from_secs(60)).unwrap();
     let Incident::SlowStep(slow) = &incident else { panic!("{incident}") };
     assert_eq!((slow.size.tokens, slow.size.sequences, slow.size.longest), (1, 1, 14));
     assert!(slow.expected.is_some(), "{incident}");
@@ -352,6 +370,13 @@ fn scores_come_in_order_whatever_the_cut() {
     let found = lab.score(prompt.clone());
     lab.start();
     assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
+    // Again, and of a text that goes on differently: what is known is not computed.
+    let other: Vec<u32> = (0..70).chain(200..260).collect();
+    for (text, known) in [(&prompt, 96), (&other, 64)] {
+        let before = lab.status().stats.cached_tokens;
+        assert_eq!(lab.score(text.clone()).recv().unwrap().unwrap(), scores(text));
+        assert_eq!(lab.status().stats.cached_tokens - before, known);
+    }
 }
 
 /// Seven that grow (no token that ends one comes early) leave no room for the last to come, which starts again later.
