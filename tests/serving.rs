@@ -164,6 +164,31 @@ fn the_simulator_gives_the_same_bits_in_any_company() {
     }
 }
 
+/// What the cache had to give up comes back, on any device and with the scales that belong to it.
+#[test]
+fn what_was_given_up_comes_back_from_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::case("qwen3").write(folder.path());
+    let model = folder.path().to_str().unwrap();
+    let devices: &[Device] = if cfg!(feature = "sim") { &[Device::Cpu, Device::Sim] } else { &[Device::Cpu] };
+    for (&device, kv) in devices.iter().flat_map(|device| [(device, None), (device, Some(DType::I8))]) {
+        let builder = Engine::builder(model).device(device).kv_dtype(kv).kv_tokens(96).max_sequences(2);
+        let engine = builder.host_kv_memory(1 << 20).build().unwrap();
+        let ask = |letter: u32| {
+            let prompt: Vec<u32> = (0..70).map(|i| letter * 7 + i).collect();
+            let mut generation = engine.generate(Request::tokens(prompt).max_tokens(4).ignore_eos(true)).unwrap();
+            let tokens: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
+            (tokens, generation.receipt().cached_tokens)
+        };
+        let (expected, _) = ask(0);
+        // Takes the place of all that the first one had.
+        ask(1);
+        assert_eq!(ask(0), (expected, 64), "{device} {kv:?}");
+        let status = engine.status().unwrap();
+        assert_eq!((status.stats.fetched_blocks, status.blocks.host), (2, 4), "{device} {kv:?}");
+    }
+}
+
 #[test]
 fn a_conversation_is_not_computed_again() {
     let engine = Engine::builtin().threads(2).build().unwrap();

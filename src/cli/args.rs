@@ -47,6 +47,10 @@ pub struct ModelArgs {
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     pub kv_memory: Option<u64>,
 
+    /// Bytes of the host's memory for what the KV cache gives up
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
+    pub host_kv_memory: Option<u64>,
+
     /// Tokens of the KV cache
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
     pub kv_tokens: Option<usize>,
@@ -96,6 +100,9 @@ impl ModelArgs {
         }
         if let Some(bytes) = self.kv_memory {
             builder = builder.kv_memory(bytes);
+        }
+        if let Some(bytes) = self.host_kv_memory {
+            builder = builder.host_kv_memory(bytes);
         }
         if let Some(tokens) = self.kv_tokens {
             builder = builder.kv_tokens(tokens);

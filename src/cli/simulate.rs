@@ -169,6 +169,7 @@ impl Simulate {
                 deadline: None,
                 salt: request.cache_salt,
                 reuse: true,
+                scored: false,
             };
             Some(Arrival { at, submission, output })
         };

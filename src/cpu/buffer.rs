@@ -36,6 +36,10 @@ impl Pages {
         &self.0
     }
 
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

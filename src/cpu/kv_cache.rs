@@ -1,5 +1,7 @@
 //! The paged cache of keys and values.
 
+use std::ops::Range;
+
 use crate::cpu::buffer::{Convert, Pages, check_dtype, too_large};
 use crate::cpu::simd::{F32, Isa, with_cache_element};
 use crate::dtype::DType;
@@ -95,6 +97,50 @@ impl Cache {
         let scales = self.scales.as_mut().map(|scales| scales.as_mut_ptr().cast::<f32>().wrapping_add(first));
         let offset = plane * self.plane() * self.shape.dtype.size();
         (self.pages.as_mut_ptr().wrapping_add(offset), scales.unwrap_or(std::ptr::null_mut()))
+    }
+
+    /// Where a page lies: its bytes in each plane, then those of its scales.
+    fn ranges(&self, page: u32) -> Result<[Vec<Range<usize>>; 2]> {
+        let CacheShape { layers, pages, dtype, .. } = self.shape;
+        if page as usize >= pages {
+            return Err(Error::operator("cache", "page", format!("below {pages}"), page));
+        }
+        let planes = |plane: usize| -> Vec<Range<usize>> {
+            let bytes = plane / pages;
+            let first = |i: usize| i * plane + page as usize * bytes;
+            (0..2 * layers).map(|i| first(i)..first(i) + bytes).collect()
+        };
+        let scales = self.scales.as_ref().map(|_| planes(self.entries() * DType::F32.size()));
+        Ok([planes(self.plane() * dtype.size()), scales.unwrap_or_default()])
+    }
+
+    pub(crate) fn read_page(&self, page: u32, to: &mut Vec<u8>) -> Result<()> {
+        let [data, scales] = self.ranges(page)?;
+        to.clear();
+        data.into_iter().for_each(|range| to.extend_from_slice(&self.pages.bytes()[range]));
+        if let Some(memory) = &self.scales {
+            scales.into_iter().for_each(|range| to.extend_from_slice(&memory.bytes()[range]));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_page(&mut self, page: u32, from: &[u8]) -> Result<()> {
+        let [data, scales] = self.ranges(page)?;
+        let bytes = data.iter().chain(&scales).map(Range::len).sum::<usize>();
+        if from.len() != bytes {
+            return Err(Error::operator("cache", "page", format!("{bytes} bytes"), from.len()));
+        }
+        let mut rest = from;
+        let mut next = |to: &mut [u8]| {
+            let (now, later) = rest.split_at(to.len());
+            to.copy_from_slice(now);
+            rest = later;
+        };
+        data.into_iter().for_each(|range| next(&mut self.pages.bytes_mut()[range]));
+        if let Some(memory) = &mut self.scales {
+            scales.into_iter().for_each(|range| next(&mut memory.bytes_mut()[range]));
+        }
+        Ok(())
     }
 
     pub(crate) fn check_layer(&self, op: &'static str, layer: usize) -> Result<()> {

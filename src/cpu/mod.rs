@@ -180,6 +180,14 @@ impl Ops for Cpu {
         page_copy::page_copy(&self.pool, cache, pairs)
     }
 
+    fn read_page(&self, cache: &Cache, page: u32, to: &mut Vec<u8>) -> Result<()> {
+        cache.read_page(page, to)
+    }
+
+    fn write_page(&self, cache: &mut Cache, page: u32, from: &[u8]) -> Result<()> {
+        cache.write_page(page, from)
+    }
+
     fn act_mul(
         &self,
         rows: usize,

@@ -69,6 +69,20 @@ impl Memory {
         self.write_at(0, values)
     }
 
+    /// Waits for the work enqueued so far, then reads elements from `start` on, as many as fill `to`.
+    ///
+    /// # Errors
+    /// More than there are, or no whole number of them; the device failed.
+    pub fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        let size = self.dtype.size();
+        let room = self.len.saturating_sub(start) * size;
+        if !to.len().is_multiple_of(size) || to.len() > room {
+            let expected = format!("at most {room} bytes of {}", self.dtype);
+            return Err(Error::operator("read", "to", expected, format!("{} bytes", to.len())));
+        }
+        self.stream.download(self.address + (start * size) as u64, to)
+    }
+
     /// Enqueues zeros.
     ///
     /// # Errors

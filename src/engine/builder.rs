@@ -80,6 +80,7 @@ pub struct EngineBuilder {
     sim_arch: u32,
     context: Option<usize>,
     budget: KvBudget,
+    host_kv_memory: u64,
     max_sequences: Option<usize>,
     step_tokens: Option<usize>,
     policy: Policy,
@@ -103,6 +104,7 @@ impl EngineBuilder {
             sim_arch: SIM_ARCH,
             context: None,
             budget: KvBudget::default(),
+            host_kv_memory: 0,
             max_sequences: None,
             step_tokens: None,
             policy: Policy::default(),
@@ -168,6 +170,13 @@ impl EngineBuilder {
     /// Tokens of the KV cache.
     pub fn kv_tokens(mut self, tokens: usize) -> Self {
         self.budget.kv_tokens = Some(tokens);
+        self
+    }
+
+    /// Bytes of the host's memory for what the KV cache gives up: what is asked for again comes back from there, and is not
+    /// computed again, be it the beginning of another request or a sequence that had to give its place up. 0 is none.
+    pub fn host_kv_memory(mut self, bytes: u64) -> Self {
+        self.host_kv_memory = bytes;
         self
     }
 
@@ -287,12 +296,15 @@ impl EngineBuilder {
             kv_bytes: shape.bytes() as u64,
             kv_tokens: shape.pages * PAGE_SIZE,
             kv_limit,
+            host_kv_bytes: self.host_kv_memory,
             activation_bytes,
             step_tokens,
             max_sequences: max_running,
             context: context.min(shape.pages * PAGE_SIZE),
         };
-        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages));
+        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
+        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
+        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks);
         let (commands, receiver) = mpsc::channel();
         let failed =
             |e| Error::Device { device: report.device.clone(), reason: format!("a thread for its steps: {e}") };

@@ -101,6 +101,8 @@ pub struct LoadReport {
     pub kv_tokens: usize,
     /// What decided that.
     pub kv_limit: KvLimit,
+    /// Bytes that what the KV cache gives up may take of the host's memory, as they are needed.
+    pub host_kv_bytes: u64,
     /// Bytes of the activations of one step, at the most.
     pub activation_bytes: u64,
     /// Tokens of a step.
@@ -320,7 +322,7 @@ impl Engine {
         &self.0.report
     }
 
-    /// What the device was asked to do since the engine was built: launches, replays, copies. Nothing is counted on the
+    /// What the device was asked to do since it was last set up: launches, replays, copies. Nothing is counted on the
     /// CPU, nor by an engine that has stopped.
     pub fn counters(&self) -> Counters {
         self.status().map(|status| status.counters).unwrap_or_default()

@@ -140,6 +140,9 @@ impl Runner {
             }
         }
         let forward = forward(&mut self.forward, &mut *self.load, &mut self.loads)?;
+        if !plan.moves.is_empty() {
+            forward.move_pages(&plan.moves)?;
+        }
         if !plan.copies.is_empty() {
             forward.copy_pages(&plan.copies)?;
         }

@@ -78,7 +78,7 @@ pub(super) struct Rules {
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Status {
-    /// What the device was asked to do since the engine was built; nothing is counted on the CPU.
+    /// What the device was asked to do since it was last set up; nothing is counted on the CPU.
     pub counters: Counters,
     pub stats: Stats,
     /// Sequences that hold blocks of the KV cache.

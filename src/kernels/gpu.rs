@@ -205,6 +205,14 @@ impl Ops for Gpu {
         cache.copy_pages(&self.stream, pairs)
     }
 
+    fn read_page(&self, cache: &Cache, page: u32, to: &mut Vec<u8>) -> Result<()> {
+        cache.read_page(page, to)
+    }
+
+    fn write_page(&self, cache: &mut Cache, page: u32, from: &[u8]) -> Result<()> {
+        cache.write_page(page, from)
+    }
+
     fn rms_norm(
         &self,
         rows: usize,

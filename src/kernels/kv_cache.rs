@@ -84,14 +84,54 @@ impl Cache {
         Ok(KvCacheMut { keys, values, scales, pages: shape.pages, page_size: shape.page_size })
     }
 
+    /// The memories of the cache, with the elements that a page has in each plane.
+    fn memories(&mut self) -> impl Iterator<Item = (&mut Memory, usize)> {
+        let entries = self.shape.kv_heads * self.shape.page_size;
+        let scales = self.scales.as_mut().map(|scales| (scales, entries));
+        [Some((&mut self.memory, entries * self.shape.head_dim)), scales].into_iter().flatten()
+    }
+
+    /// All planes of a page, one after another, then those of its scales.
+    pub(super) fn read_page(&self, page: u32, to: &mut Vec<u8>) -> Result<()> {
+        let (shape, entries) = (self.shape, self.shape.kv_heads * self.shape.page_size);
+        to.resize(shape.page_size * shape.bytes_per_token(), 0);
+        let mut rest = to.as_mut_slice();
+        let memories = [Some((&self.memory, entries * shape.head_dim)), self.scales.as_ref().map(|s| (s, entries))];
+        for (memory, len) in memories.into_iter().flatten() {
+            for plane in 0..2 * shape.layers {
+                let (now, later) = rest.split_at_mut(len * memory.dtype().size());
+                memory.read_at((plane * shape.pages + page as usize) * len, now)?;
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what [`read_page`](Self::read_page) gave.
+    pub(super) fn write_page(&mut self, page: u32, from: &[u8]) -> Result<()> {
+        let shape = self.shape;
+        let bytes = shape.page_size * shape.bytes_per_token();
+        if from.len() != bytes || page as usize >= shape.pages {
+            let expected = format!("{bytes} bytes for a page below {}", shape.pages);
+            return Err(Error::operator("cache", "page", expected, format!("{} for {page}", from.len())));
+        }
+        let mut rest = from;
+        for (memory, len) in self.memories() {
+            for plane in 0..2 * shape.layers {
+                let (now, later) = rest.split_at(len * memory.dtype().size());
+                memory.write_at((plane * shape.pages + page as usize) * len, now)?;
+                rest = later;
+            }
+        }
+        Ok(())
+    }
+
     /// Copies pages, `[from, to]` each, which were checked, in every layer.
     pub(super) fn copy_pages(&mut self, stream: &Stream, pairs: &[[u32; 2]]) -> Result<()> {
         let shape = self.shape;
         let mut there = stream.alloc(DType::U32, 2 * pairs.len())?;
         there.write(pairs.as_flattened())?;
-        let entries = shape.kv_heads * shape.page_size;
-        let memories = [Some((&mut self.memory, entries * shape.head_dim)), self.scales.as_mut().map(|s| (s, entries))];
-        for (memory, page) in memories.into_iter().flatten() {
+        for (memory, page) in self.memories() {
             let (pairs, count) = (there.slice(), pairs.len());
             let (planes, pages) = (2 * shape.layers, shape.pages);
             PageCopy { cache: memory.slice_mut(), pairs, count, planes, pages, page }.launch(stream)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kv::Moves;
 use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, StepShape};
 
 use super::checkpoint::Checkpoint;
@@ -26,6 +27,10 @@ pub trait Forward: Send {
 
     /// What the device gives at this moment, at its best.
     fn rates(&self) -> Result<Rates>;
+
+    /// Brings pages of the KV cache to the host's memory, then others from there: each place once written is read as often
+    /// as need be.
+    fn move_pages(&mut self, moves: &Moves) -> Result<()>;
 
     /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
@@ -68,6 +73,8 @@ pub struct Decoder<O: Ops> {
     spec: ArchSpec,
     weights: Weights<O>,
     cache: O::Cache,
+    /// Pages of the cache in the host's memory.
+    host: Vec<Vec<u8>>,
     cache_shape: CacheShape,
     step: O::Step,
     activations: Activations<O>,
@@ -139,6 +146,7 @@ impl<O: Ops> Decoder<O> {
             spec: spec.clone(),
             weights,
             cache,
+            host: Vec::new(),
             cache_shape: limits.cache,
             step,
             activations,
@@ -278,6 +286,20 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn rates(&self) -> Result<Rates> {
         self.ops.rates(self.dtype)
+    }
+
+    fn move_pages(&mut self, moves: &Moves) -> Result<()> {
+        let Self { ops, cache, host, .. } = self;
+        for &[page, place] in &moves.to_host {
+            let place = place as usize;
+            host.resize_with(host.len().max(place + 1), Vec::new);
+            ops.read_page(cache, page, &mut host[place])?;
+        }
+        for &[place, page] in &moves.from_host {
+            let missing = || Error::operator("move_pages", "from_host", "a place that was written", place);
+            ops.write_page(cache, page, host.get(place as usize).ok_or_else(missing)?)?;
+        }
+        Ok(())
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {

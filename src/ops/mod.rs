@@ -255,6 +255,12 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// Copies pages of the cache, `[from, to]` each, in every layer. No page is written twice, or both read and written.
     fn copy_pages(&self, cache: &mut Self::Cache, pairs: &[[u32; 2]]) -> Result<()>;
 
+    /// A page of the cache, of every layer and with its scales, in bytes of the device's own order.
+    fn read_page(&self, cache: &Self::Cache, page: u32, to: &mut Vec<u8>) -> Result<()>;
+
+    /// Puts back what [`read_page`](Self::read_page) gave, here or elsewhere in the cache.
+    fn write_page(&self, cache: &mut Self::Cache, page: u32, from: &[u8]) -> Result<()>;
+
     /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
     fn act_mul(
         &self,

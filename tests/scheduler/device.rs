@@ -1,6 +1,6 @@
 //! A device whose memory holds tokens in place of keys and values, and whose model is a hash of all that a query sees.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use burrstone::scheduler::{Outcome, Scheduler};
@@ -9,6 +9,7 @@ use burrstone::scheduler::{Outcome, Scheduler};
 pub struct Device {
     block_size: usize,
     slots: Vec<Option<u32>>,
+    host: HashMap<u32, Vec<Option<u32>>>,
     window: usize,
 }
 
@@ -27,12 +28,18 @@ pub fn next_token(tokens: &[u32], window: usize, branch: usize) -> u32 {
 
 impl Device {
     pub fn new(blocks: usize, block_size: usize, window: Option<usize>) -> Self {
-        Self { block_size, slots: vec![None; blocks * block_size], window: window.unwrap_or(usize::MAX) }
+        Self {
+            block_size,
+            slots: vec![None; blocks * block_size],
+            host: HashMap::new(),
+            window: window.unwrap_or(usize::MAX),
+        }
     }
 
     /// All that was in memory.
     pub fn lose(&mut self) {
         self.slots.fill(None);
+        self.host.clear();
     }
 
     pub fn copy(&mut self, copies: &[[u32; 2]]) {
@@ -66,6 +73,13 @@ impl Device {
     /// Carries the plan out. Tokens come from what is in memory, not from what should be.
     pub fn run(&mut self, scheduler: &Scheduler, mut last: impl FnMut(usize, u32) -> bool) -> Vec<Outcome> {
         let plan = scheduler.plan();
+        let span = |block: u32| block as usize * self.block_size..(block as usize + 1) * self.block_size;
+        for &[block, place] in &plan.moves.to_host {
+            self.host.insert(place, self.slots[span(block)].to_vec());
+        }
+        for &[place, block] in &plan.moves.from_host {
+            self.slots[span(block)].copy_from_slice(&self.host[&place]);
+        }
         self.copy(&plan.copies);
         let mut written = HashSet::new();
         for chunk in &plan.chunks {

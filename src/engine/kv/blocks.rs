@@ -11,6 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
 use super::hash::BlockHash;
+use super::host::{Host, Moves};
 
 /// The fixed point of worths: what a block costs whose tokens see next to nothing before them.
 const ONE: u64 = 1024;
@@ -22,6 +23,8 @@ pub struct Counts {
     /// Held by nobody, known by name.
     pub idle: usize,
     pub held: usize,
+    /// In the host's memory, known by name.
+    pub host: usize,
     /// Blocks whose tokens' log-probabilities are known: four bytes a token, on the host.
     pub scored: usize,
 }
@@ -62,6 +65,8 @@ pub struct Blocks {
     copied: Vec<u32>,
     /// Blocks that have scores.
     scored: usize,
+    /// Where idle blocks go that are given up.
+    host: Host,
 }
 
 impl Blocks {
@@ -81,7 +86,13 @@ impl Blocks {
             used: 0,
             copied: Vec::new(),
             scored: 0,
+            host: Host::new(0),
         }
+    }
+
+    /// With room for so many blocks in the host's memory, for those that are given up.
+    pub fn with_host(self, blocks: usize) -> Self {
+        Self { host: Host::new(blocks), ..self }
     }
 
     /// Tokens of a block.
@@ -100,7 +111,7 @@ impl Blocks {
 
     pub fn counts(&self) -> Counts {
         let (free, idle) = (self.free.len(), self.idle.len());
-        Counts { free, idle, held: self.blocks.len() - free - idle, scored: self.scored }
+        Counts { free, idle, held: self.blocks.len() - free - idle, scored: self.scored, host: self.host.len() }
     }
 
     /// How many hold a block.
@@ -117,6 +128,7 @@ impl Blocks {
                 self.floor = self.floor.max(rank.worth);
                 if let Some(name) = self.blocks[id as usize].name.take() {
                     self.names.remove(&name);
+                    self.host.keep(name, id);
                 }
                 id
             }
@@ -161,8 +173,29 @@ impl Blocks {
         self.copied.push(id);
     }
 
-    /// To be called once the copies that were asked for are done.
+    /// What is to be moved between the tiers before the copies that were asked for.
+    pub fn moves(&self) -> &Moves {
+        self.host.moves()
+    }
+
+    /// A block of the host comes back, for one holder.
+    pub(super) fn fetch(&mut self, name: BlockHash) -> Option<u32> {
+        // First of all its place is to stay.
+        self.host.touch(name)?;
+        let id = self.take()?;
+        self.host.fetch(name, id);
+        self.publish(id, name);
+        Some(id)
+    }
+
+    /// Whether the host has the block of this name.
+    pub(super) fn in_host(&self, name: BlockHash) -> bool {
+        self.host.find(name).is_some()
+    }
+
+    /// To be called once the moves and copies that were asked for are done.
     pub fn settle(&mut self) {
+        self.host.settle();
         for id in std::mem::take(&mut self.copied) {
             self.give_back(&[id], 0, 1);
         }
@@ -183,6 +216,7 @@ impl Blocks {
         self.free.extend(std::mem::take(&mut self.idle).into_iter().map(|(_, id)| id));
         self.blocks.iter_mut().for_each(|block| (block.name, block.scores) = (None, None));
         self.scored = 0;
+        self.host = Host::new(self.host.capacity());
     }
 
     /// Remembers the log-probabilities of a full block's tokens, as long as the block of this name is known: that, or the
@@ -206,6 +240,6 @@ impl Blocks {
     /// How many blocks of a prefix, from its start, are known: O(log blocks), as ends are given up before starts. May be
     /// too many where a prefix has a hole, which a window's blocks can leave.
     pub fn known(&self, names: &[BlockHash]) -> usize {
-        names.partition_point(|name| self.names.contains_key(name))
+        names.partition_point(|&name| self.names.contains_key(&name) || self.in_host(name))
     }
 }

@@ -3,8 +3,10 @@
 
 mod blocks;
 mod hash;
+mod host;
 mod table;
 
 pub use blocks::{Blocks, Counts};
 pub use hash::{BlockHash, BlockHasher};
+pub use host::Moves;
 pub use table::Table;

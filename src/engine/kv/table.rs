@@ -24,16 +24,37 @@ impl Blocks {
         tokens.div_ceil(self.block_size())
     }
 
-    /// The known blocks of a prefix, from its start, and how many of them were idle.
+    /// The known blocks of a prefix, from its start, and how many of those that can be taken they take: idle ones, and one
+    /// for each that the host has.
     pub fn peek(&self, names: &[BlockHash]) -> (usize, usize) {
-        let known = names.iter().map_while(|&name| self.find(name));
-        known.fold((0, 0), |(hits, idle), block| (hits + 1, idle + usize::from(self.holders(block) == 0)))
+        let taken = |&name: &BlockHash| match self.find(name) {
+            Some(block) => Some(usize::from(self.holders(block) == 0)),
+            None => self.in_host(name).then_some(1),
+        };
+        names.iter().map_while(taken).fold((0, 0), |(hits, all), taken| (hits + 1, all + taken))
     }
 
-    /// A table of the known blocks of a prefix, from its start.
+    /// A table of the known blocks of a prefix, from its start. Those that the host has come back with the next step.
     pub fn table_of(&mut self, names: &[BlockHash]) -> Table {
-        let blocks: Vec<u32> = names.iter().map_while(|&name| self.find(name)).collect();
-        blocks.iter().for_each(|&block| self.hold(block));
+        let known: Vec<Option<u32>> = names
+            .iter()
+            .map(|&name| (self.find(name), name))
+            .take_while(|&(block, name)| block.is_some() || self.in_host(name))
+            .map(|(block, _)| block)
+            .collect();
+        // Before any is taken for others.
+        known.iter().flatten().for_each(|&block| self.hold(block));
+        let mut blocks = Vec::with_capacity(known.len());
+        for (i, block) in known.iter().enumerate() {
+            let Some(block) = block.or_else(|| self.fetch(names[i])) else {
+                for (i, &block) in known.iter().enumerate().skip(i).filter_map(|(i, block)| Some((i, block.as_ref()?)))
+                {
+                    self.give_back(&[block], i, known.len());
+                }
+                break;
+            };
+            blocks.push(block);
+        }
         Table { blocks, gone: 0 }
     }
 

@@ -43,7 +43,7 @@ impl Scheduler {
         let count = if in_order { 1 } else { self.policy.candidates.max(1) };
         let candidates = self.waiting.iter().take(count).filter_map(|&(_, id)| {
             let sequence = self.sequences.get(id)?;
-            Some((self.blocks.known(self.reusable(sequence)), id))
+            Some((self.known(sequence), id))
         });
         let mut candidates: Vec<(usize, SequenceId)> = candidates.collect();
         if self.policy.mechanisms.affinity {
@@ -107,6 +107,14 @@ impl Scheduler {
         // Idle blocks that it takes are available no more.
         let (hits, idle) = self.blocks.peek(names);
         needed(hits) + if count_hits { idle } else { 0 } <= available
+    }
+
+    /// About how many blocks the cache has of a sequence: O(log blocks).
+    fn known(&self, sequence: &Sequence) -> usize {
+        if !sequence.scored {
+            return self.blocks.known(sequence.reusable(self.blocks.block_size()));
+        }
+        sequence.names.partition_point(|&name| self.blocks.scores(name).is_some()).saturating_sub(1)
     }
 
     /// Names of the blocks that a sequence may take from the cache. Of one that is scored, blocks of known scores, of which

@@ -9,7 +9,10 @@
 //! by the prompts under way, in equal parts. A prompt is begun when the whole of it has room in the cache, what the
 //! cache already holds not counted, beside what the running ones are expected to grow by. Where they grow by more, the
 //! last to come gives up its blocks and is computed again later: at most once, as it then waits for all that it may
-//! still need.
+//! still need. Where the host has room, what of it is known by name waits there, and is fetched instead.
+//!
+//! After a step that failed for what one of its sequences is, each of them runs alone until the step that failed is
+//! passed: only the one to blame ends.
 
 mod admission;
 mod outcome;
@@ -20,7 +23,7 @@ mod step;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::engine::kv::{BlockHasher, Blocks, Counts};
+use crate::engine::kv::{BlockHasher, Blocks, Counts, Moves};
 pub use policy::{Mechanisms, Policy};
 use sequence::{QueueKey, Sequence, Sequences, State};
 pub use sequence::{Receipt, SequenceId};
@@ -91,6 +94,8 @@ pub struct Chunk {
 /// One step.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
+    /// Blocks that go to the host's memory, and that come from there, before all else.
+    pub moves: Moves,
     /// Blocks to be copied before it, `[from, to]`.
     pub copies: Vec<[u32; 2]>,
     /// Sequences that generate, then prompts.
@@ -138,6 +143,8 @@ pub struct Stats {
     pub computed_tokens: u64,
     /// Prompt tokens that the cache had.
     pub cached_tokens: u64,
+    /// Blocks that came back from the host's memory.
+    pub fetched_blocks: u64,
     pub preemptions: u64,
     /// Tokens that were computed again after a preemption or a failure.
     pub recomputed_tokens: u64,
@@ -187,6 +194,11 @@ impl Scheduler {
             ended: Vec::new(),
             stats: Stats::default(),
         }
+    }
+
+    /// With room for so many blocks in the host's memory, for those that the cache gives up.
+    pub fn with_host(self, blocks: usize) -> Self {
+        Self { blocks: self.blocks.with_host(blocks), ..self }
     }
 
     /// Takes a request. Its branches follow one another in the result; the first stands for all while the prompt is

@@ -61,7 +61,7 @@ impl Scheduler {
             }
             self.end(now, chunk.sequence, End::Failed);
         }
-        if !self.plan.copies.is_empty() {
+        if !self.plan.copies.is_empty() || !self.plan.moves.is_empty() {
             // Nobody knows which of them were made, and not only the step's sequences need them.
             self.forget();
         }

@@ -9,6 +9,12 @@ impl Scheduler {
     /// Plans the next step. A plan without chunks: there is nothing to do.
     pub fn schedule(&mut self, now: Duration) {
         self.blocks.settle();
+        self.plan_chunks(now);
+        self.plan.moves.clone_from(self.blocks.moves());
+        self.stats.fetched_blocks += self.plan.moves.from_host.len() as u64;
+    }
+
+    fn plan_chunks(&mut self, now: Duration) {
         self.plan.copies.clear();
         self.plan.chunks.clear();
         while let Some(&(_, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now) {

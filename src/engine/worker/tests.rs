@@ -10,6 +10,7 @@ use crate::engine::channel::{Receiver, channel};
 use crate::engine::request::Sampling;
 use crate::engine::runner::Load;
 use crate::engine::scheduler::{CacheSize, Policy};
+use crate::kv::Moves;
 use crate::model::{Forward, GenerationConfig, RopeKind, RopeSpec};
 use crate::ops::{Batch, Rates};
 
@@ -96,6 +97,11 @@ impl Forward for Fake {
 
     fn check(&self) -> Result<()> {
         if self.is_lost { Err(failure()) } else { Ok(()) }
+    }
+
+    fn move_pages(&mut self, moves: &Moves) -> Result<()> {
+        assert!(moves.is_empty(), "there is no other memory");
+        Ok(())
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {
