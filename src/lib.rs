@@ -16,8 +16,9 @@ pub mod text;
 
 pub use dtype::DType;
 pub use engine::{
-    Device, Engine, EngineBuilder, FinishReason, Generation, Incident, KvLimit, LoadReport, Prompt, Request, Sampling,
-    Score, SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, kv, scheduler, simulation,
+    Constraint, ConstraintState, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Incident, KvLimit,
+    LoadReport, Prompt, Request, Sampling, Score, SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, kv,
+    scheduler, simulation,
 };
 pub use error::{Error, Result};
 

@@ -10,6 +10,8 @@ mod chat;
 #[path = "golden/checkpoint.rs"]
 #[allow(dead_code, reason = "only the checkpoints are of use here, not the expected answers")]
 mod checkpoint;
+#[path = "cli/constraint.rs"]
+mod constraint;
 #[path = "cli/errors.rs"]
 mod errors;
 #[path = "cli/generate.rs"]

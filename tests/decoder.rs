@@ -77,7 +77,7 @@ fn row(which: usize, tokens: &[u32]) -> SampleRow {
             position,
             repetition_penalty: 4.0,
             history: tokens.to_vec(),
-            banned: vec![7],
+            logit_bias: vec![(7, f32::NEG_INFINITY)],
             ..SampleRow::GREEDY
         },
     }

@@ -2,7 +2,7 @@
 #![cfg(feature = "builtin-model")]
 
 use burrstone::text::Message;
-use burrstone::{DType, Device, Engine, Error, FinishReason, Request};
+use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Request};
 
 fn engine() -> Engine {
     Engine::builtin().threads(2).build().unwrap()
@@ -42,6 +42,35 @@ fn the_same_request_gives_the_same_tokens_in_any_engine_and_on_any_number_of_thr
         assert_eq!(ids(&other, sampled()), expected, "{threads} threads");
     }
     assert_ne!(ids(&engine(), sampled().seed(6)), expected);
+}
+
+/// Greedy choice goes round in circles; with these it does not.
+#[test]
+fn what_was_said_is_not_said_again() {
+    let engine = engine();
+    let request = || Request::text("And the king said").temperature(0.0).max_tokens(150).ignore_eos(true);
+    let repeated = |ids: &[u32], n: usize| {
+        let mut seen = std::collections::BTreeSet::new();
+        ids.windows(n).filter(|stretch| !seen.insert(stretch.to_vec())).count()
+    };
+    let free = ids(&engine, request());
+    assert!(repeated(&free, 3) > 0 && repeated(&free, 8) > 0);
+    assert_eq!(repeated(&ids(&engine, request().no_repeat_ngram_size(3)), 3), 0);
+    let dry = Dry { multiplier: 2.0, sequence_breakers: Vec::new(), ..Dry::default() };
+    assert!(repeated(&ids(&engine, request().dry(dry)), 8) == 0);
+
+    let whole = text(&engine, request());
+    let word =
+        whole.split_whitespace().find(|word| word.len() > 3 && word.bytes().all(|b| b.is_ascii_lowercase())).unwrap();
+    assert!(!text(&engine, request().bad_word(word)).contains(&format!(" {word} ")));
+    // Where nothing else is left, even what is banned may come.
+    let only = engine.spec().vocab_size as u32;
+    let request = (0..only)
+        .filter(|token| *token != 9)
+        .fold(request().max_tokens(4), |request, token| request.logit_bias(token, f32::NEG_INFINITY));
+    assert_eq!(ids(&engine, request.clone().no_repeat_ngram_size(1)), [9; 4]);
+    let all = request.logit_bias(9, f32::NEG_INFINITY);
+    assert_eq!(refused(engine.generate(all)), "logit_bias: expected a token that is left, found a ban of all");
 }
 
 /// What penalties do to logits is the kernels' affair; here they arrive.

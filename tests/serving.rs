@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use burrstone::scheduler::Policy;
-use burrstone::{DType, Device, Engine, EngineBuilder, FinishReason, Generation, Request};
+use burrstone::{Constraint, DType, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Request};
 use futures_core::Stream;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -33,25 +33,35 @@ struct Asked {
     score: bool,
     pause: u64,
     drop_after: Option<usize>,
+    guided: bool,
+    careful: bool,
 }
 
-fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
+fn asked(vocab: u32, has_text: bool) -> impl Strategy<Value = Asked> {
     let beginning = (0u32..2, 0usize..130).prop_map(move |(which, len)| {
         (0..len as u32).map(|i| (i * (7 + which * 6) + which) % vocab).collect::<Vec<u32>>()
     });
     let parts = (beginning, prop::collection::vec(0..vocab, 1..40), 1usize..40, 0u32..3, 1usize..4);
     let rest = (0u32..8, 0u64..3, prop::option::weighted(0.15, 0usize..5));
-    (parts, rest).prop_map(|((mut tokens, own, max_tokens, heat, branches), (score, pause, drop_after))| {
+    (parts, rest).prop_map(move |((mut tokens, own, max_tokens, heat, branches), (score, pause, drop_after))| {
         tokens.extend(own);
         let (temperature, score) = (heat as f32 * 0.6, score == 0);
-        Asked { tokens, max_tokens, temperature, branches, score, pause, drop_after }
+        let (guided, careful) = (has_text && max_tokens % 3 == 0, tokens.len() % 2 == 0);
+        Asked { tokens, max_tokens, temperature, branches, score, pause, drop_after, guided, careful }
     })
 }
 
 impl Asked {
     fn request(&self) -> Request {
         let request = Request::tokens(self.tokens.clone()).max_tokens(self.max_tokens).seed(9);
-        request.temperature(self.temperature).repetition_penalty(1.1)
+        let mut request = request.temperature(self.temperature).repetition_penalty(1.1);
+        if self.guided {
+            request = request.constraint(Constraint::Regex(r"([a-z]+( [a-z]+){1,9}[.,] ?)*".to_owned()));
+        }
+        if self.careful {
+            request = request.no_repeat_ngram_size(3).dry(Dry::default()).typical_p(0.95);
+        }
+        request
     }
 }
 
@@ -96,10 +106,11 @@ fn alone(engine: &Engine, asked: &Asked) -> Vec<Vec<(u32, u32)>> {
 /// how many tokens the cache had.
 fn check(builder: impl Fn() -> EngineBuilder, vocab: u32, cases: u32, size: usize) -> (u64, u64) {
     let reference = builder().build().unwrap();
+    let has_text = reference.tokenizer().is_ok();
     let (preempted, cached) = (Cell::new(0), Cell::new(0));
     // Threads race: what fails once need not fail again, so nothing is gained by shrinking it.
     let config = Config { cases, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
-    let schedules = (prop::collection::vec(asked(vocab), size), 8usize..80, 2usize..9);
+    let schedules = (prop::collection::vec(asked(vocab, has_text), size), 8usize..80, 2usize..9);
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
         .run(&schedules, |(all, step_tokens, max_sequences)| {
             let policy = Policy { reserve: 4, min_chunk: 8, ..Policy::default() };

@@ -11,7 +11,8 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         ("greedy", greedy.clone()),
         ("temperature", SampleRow { temperature: 1.0, ..greedy.clone() }),
         ("top-p", SampleRow { temperature: 1.0, top_p: 0.9, ..greedy.clone() }),
-        ("top-k", SampleRow { temperature: 1.0, top_k: 50, ..greedy }),
+        ("top-k", SampleRow { temperature: 1.0, top_k: 50, ..greedy.clone() }),
+        ("typical-p", SampleRow { temperature: 1.0, typical_p: 0.9, ..greedy }),
     ];
     for problem in PROBLEMS {
         let vocab = problem.vocab;

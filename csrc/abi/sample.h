@@ -27,6 +27,7 @@ typedef struct sample_row {
     uint32_t top_k;    /* 0 keeps all */
     float top_p;       /* 1 keeps all */
     float min_p;       /* 0 keeps all */
+    float typical_p;   /* 1 keeps all */
     float repetition_penalty;
     float presence_penalty;
     float frequency_penalty;
@@ -35,6 +36,7 @@ typedef struct sample_row {
     uint32_t biases; /* offset of sample_bias [biases_len], each token once; -infinity bans */
     uint32_t biases_len;
     uint32_t mask; /* offset of a bitmask of vocab bits, set where a token is allowed; 0xffffffff: none */
+    uint32_t padding;
 } sample_row;
 
 /* A chosen token. */

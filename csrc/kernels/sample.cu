@@ -40,6 +40,15 @@ template <class V> class Sampler {
             return bits > weight || (bits == weight && token <= last);
         }
     };
+    // A token stays if the logarithm of its weight is near to the mean. Nearness is the bits of 1 / (1 + distance).
+    struct Typical {
+        float mean;
+        uint32_t least;
+        BURRSTONE_DEVICE uint32_t nearness(float log_weight) const {
+            return bit_cast<uint32_t>(1.0f / (1.0f + abs_(log_weight - mean)));
+        }
+        BURRSTONE_DEVICE bool keeps(float log_weight) const { return least == 0 || nearness(log_weight) >= least; }
+    };
     // The first key at which a running sum reaches the target.
     struct Cut {
         bool found;
@@ -125,17 +134,27 @@ template <class V> class Sampler {
         return shared.logit.load(0);
     }
 
-    // The bits of exp((logit - largest) / temperature): the likeliest token weighs 1.
-    BURRSTONE_DEVICE uint32_t weight(float logit) const {
-        return bit_cast<uint32_t>(exp_((logit - largest) * sharpness));
-    }
+    // The logarithm of a token's weight: the likeliest token weighs 1.
+    BURRSTONE_DEVICE float log_weight(float logit) const { return (logit - largest) * sharpness; }
+    BURRSTONE_DEVICE uint32_t weight(float logit) const { return bit_cast<uint32_t>(exp_(log_weight(logit))); }
     static BURRSTONE_DEVICE u64 mass(uint32_t weight) { return fixed_point(bit_cast<float>(weight)); }
+    // The least whole number that is `share` of `total`, from 1 to `total`.
+    static BURRSTONE_DEVICE u64 share_of(u64 total, float share) {
+        const double wanted = double(share) * double(total);
+        u64 target = u64(wanted);
+        if (double(target) < wanted || target == 0) ++target;
+        return target < total ? target : total;
+    }
 
     BURRSTONE_DEVICE uint32_t drawn() {
         // The largest logit's difference is 0, which must not meet infinity.
         sharpness = min_(1.0f / row.temperature, MAX);
         const Floor floor = filtered();
-        const auto kept = [=](uint32_t token, uint32_t weight) { return floor.keeps(token, weight) ? mass(weight) : 0; };
+        const Typical typical = row.typical_p < 1.0f ? typical_of(floor) : Typical{0.0f, 0};
+        const auto kept = [this, floor, typical](uint32_t token, float logit) {
+            const uint32_t bits = weight(logit);
+            return floor.keeps(token, bits) && typical.keeps(log_weight(logit)) ? mass(bits) : 0;
+        };
         const double uniform = row.uniform;
         return by_id(kept, [=](u64 total) {
             const u64 target = u64(uniform * double(total));
@@ -147,28 +166,24 @@ template <class V> class Sampler {
     // among equals, the lower ids stay.
     BURRSTONE_DEVICE Floor filtered() {
         Floor floor{bit_cast<uint32_t>(MIN_NORMAL), NO_COLUMN};
+        const auto weights = [this](float logit) { return weight(logit); };
         if (row.top_k > 0 && row.top_k < vocab) {
-            const auto one = [=](uint32_t token, uint32_t weight) { return u64(floor.keeps(token, weight)); };
+            const auto one = [=](uint32_t token, float, uint32_t bits) { return u64(floor.keeps(token, bits)); };
             const u64 k = row.top_k;
-            const Cut cut = by_weight(one, [=](u64) { return k; });
+            const Cut cut = by_key(weights, one, [=](u64) { return k; });
             if (cut.found) floor.weight = cut.key;
         }
         if (row.top_p < 1.0f) {
-            const auto kept = [=](uint32_t token, uint32_t weight) {
-                return floor.keeps(token, weight) ? mass(weight) : 0;
+            const auto kept = [=](uint32_t token, float, uint32_t bits) {
+                return floor.keeps(token, bits) ? mass(bits) : 0;
             };
-            const double p = double(row.top_p);
-            const Cut cut = by_weight(kept, [=](u64 total) {
-                const double wanted = p * double(total);
-                u64 target = u64(wanted);
-                if (double(target) < wanted || target == 0) ++target;
-                return target < total ? target : total;
-            });
+            const float p = row.top_p;
+            const Cut cut = by_key(weights, kept, [=](u64 total) { return share_of(total, p); });
             floor.weight = cut.key;
             const u64 each = mass(cut.key), needed = (cut.target - cut.before + each - 1) / each;
             if (needed < cut.here / each) {
                 const uint32_t equal = cut.key;
-                const auto one = [=](uint32_t, uint32_t weight) { return u64(weight == equal); };
+                const auto one = [this, equal](uint32_t, float logit) { return u64(weight(logit) == equal); };
                 floor.last = by_id(one, [=](u64) { return needed; });
             }
         }
@@ -177,9 +192,36 @@ template <class V> class Sampler {
         return floor;
     }
 
-    // The largest weight such that value(token, weight), summed over all tokens that weigh as much or more, reaches
-    // target(sum over all tokens).
-    template <class Value, class Target> BURRSTONE_DEVICE Cut by_weight(Value value, Target target) {
+    // What is nearest to the mean surprise, of what the floor keeps.
+    BURRSTONE_DEVICE Typical typical_of(Floor floor) {
+        // All weights, and their products with minus their logarithms, which are at most 1/e.
+        u64 total = 0, moment = 0;
+        each_logit<V::threads>(logits, vocab, [&](uint32_t token, float logit) {
+            const uint32_t bits = weight(logit);
+            if (!floor.keeps(token, bits)) return;
+            total += mass(bits);
+            moment += fixed_point(-mul_(bit_cast<float>(bits), log_weight(logit)));
+        });
+        // The sums of the softmax have been read.
+        sync_block();
+        total = reduce_sum_block(total, shared.logits.sum);
+        sync_block();
+        moment = reduce_sum_block(moment, shared.logits.sum);
+        Typical typical{-float(double(moment) / double(total)), 0};
+        const auto nearness = [this, typical](float logit) { return typical.nearness(log_weight(logit)); };
+        const auto kept = [this, floor](uint32_t token, float logit, uint32_t) {
+            const uint32_t bits = weight(logit);
+            return floor.keeps(token, bits) ? mass(bits) : 0;
+        };
+        const float p = row.typical_p;
+        typical.least = by_key(nearness, kept, [=](u64 total) { return share_of(total, p); }).key;
+        return typical;
+    }
+
+    // The largest key such that value(token, logit, key), summed over all tokens with keys as large or larger, reaches
+    // target(sum over all tokens). Keys are the bits of floats from 0 to 1.
+    template <class Key, class Value, class Target>
+    BURRSTONE_DEVICE Cut by_key(Key key_of, Value value, Target target) {
         Cut cut{true, 0, 0, 0, 0};
         uint32_t shift = 30;
         BURRSTONE_ROLLED
@@ -188,10 +230,10 @@ template <class V> class Sampler {
             shift -= width;
             clear();
             each_logit<V::threads>(logits, vocab, [&](uint32_t token, float logit) {
-                const uint32_t bits = weight(logit);
+                const uint32_t bits = key_of(logit);
                 if (bits >> above != prefix) return;
-                const u64 v = value(token, bits);
-                // Heavier tokens come first.
+                const u64 v = value(token, logit, bits);
+                // Larger keys come first.
                 if (v) shared.bins.atomic_add(SAMPLE_BINS - 1 - ((bits >> shift) & ((1u << width) - 1)), v);
             });
             sync_block();
@@ -203,7 +245,7 @@ template <class V> class Sampler {
         return cut;
     }
 
-    // The lowest token such that value(token, weight), summed over it and all tokens before, reaches
+    // The lowest token such that value(token, logit), summed over it and all tokens before, reaches
     // target(sum over all tokens), which it does.
     template <class Value, class Target> BURRSTONE_DEVICE uint32_t by_id(Value value, Target target) {
         // Pieces that each are whole groups of a warp.
@@ -213,7 +255,7 @@ template <class V> class Sampler {
         clear();
         u64 sum = 0;
         each_logit<V::threads>(
-            logits, vocab, [&](uint32_t token, float logit) { sum += value(token, weight(logit)); },
+            logits, vocab, [&](uint32_t token, float logit) { sum += value(token, logit); },
             [&](uint32_t group) {
                 sum = reduce_sum(sum);
                 if (lane_index() == 0 && sum) shared.bins.atomic_add(group * LOGIT_GROUP >> bits, sum);
@@ -224,7 +266,7 @@ template <class V> class Sampler {
         const uint32_t first = piece.key << bits;
         clear();
         for (uint32_t i = thread_index(); i < 1u << bits && first + i < vocab; i += THREADS)
-            shared.bins.store(i, value(first + i, weight(load(logits + first + i))));
+            shared.bins.store(i, value(first + i, load(logits + first + i)));
         sync_block();
         return first + pick(piece.before, [&](u64) { return piece.target; }).key;
     }
@@ -280,6 +322,7 @@ template <class V> BURRSTONE_DEVICE void sample(const sample_args &args, sample_
     row.top_k = load(&at->top_k);
     row.top_p = load(&at->top_p);
     row.min_p = load(&at->min_p);
+    row.typical_p = load(&at->typical_p);
     row.repetition_penalty = load(&at->repetition_penalty);
     row.presence_penalty = load(&at->presence_penalty);
     row.frequency_penalty = load(&at->frequency_penalty);

@@ -1,9 +1,10 @@
 //! Options that several commands share.
 
 use anyhow::Result;
-use burrstone::{Device, Engine, EngineBuilder, Request, Sampling};
+use burrstone::{Device, Dry, Engine, EngineBuilder, Request, Sampling};
 use clap::Args;
 
+use super::constraint::ConstraintArgs;
 use super::output;
 use super::values::{self, KvPrecision, Precision};
 
@@ -132,11 +133,11 @@ impl ModelArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// 0 takes the most likely token [default: the checkpoint's]
-    #[arg(long, value_name = "T", value_parser = values::temperature, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", value_parser = values::amount, allow_negative_numbers = true)]
     temperature: Option<f32>,
 
     /// Keep the smallest set of most likely tokens that reaches this probability, in (0, 1] [default: the checkpoint's]
-    #[arg(long, value_name = "P", value_parser = values::top_p, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = values::share, allow_negative_numbers = true)]
     top_p: Option<f32>,
 
     /// Keep this many most likely tokens; 0 keeps all [default: the checkpoint's]
@@ -146,6 +147,11 @@ pub struct SamplingArgs {
     /// Drop tokens less likely than this fraction of the most likely one [default: the checkpoint's]
     #[arg(long, value_name = "P", value_parser = values::min_p, allow_negative_numbers = true)]
     min_p: Option<f32>,
+
+    /// Keep the smallest set of tokens that reaches this probability, in (0, 1], of those whose surprise is nearest to
+    /// what is to be expected [default: the checkpoint's]
+    #[arg(long, value_name = "P", value_parser = values::share, allow_negative_numbers = true)]
+    typical_p: Option<f32>,
 
     /// Make tokens that occurred before less likely; 1 does nothing [default: the checkpoint's]
     #[arg(long, value_name = "R", value_parser = values::penalty, allow_negative_numbers = true)]
@@ -159,6 +165,33 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", value_parser = values::subtracted, default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f32,
 
+    /// Let no stretch of so many tokens come twice; 0 lets all [default: the checkpoint's]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
+    no_repeat_ngram_size: Option<usize>,
+
+    /// DRY: make it less likely to go on with what is being repeated. A token that would extend a repeated stretch of n
+    /// tokens loses MULTIPLIER * BASE ^ (n - LENGTH) from its logit; 0 does nothing
+    #[arg(long, value_name = "MULTIPLIER", value_parser = values::amount, allow_negative_numbers = true)]
+    dry_multiplier: Option<f32>,
+
+    /// BASE of DRY [default: 1.75]
+    #[arg(long, value_name = "BASE", value_parser = values::base, requires = "dry_multiplier")]
+    #[arg(allow_negative_numbers = true)]
+    dry_base: Option<f32>,
+
+    /// Stretches of fewer tokens than this LENGTH may be repeated freely [default: 2]
+    #[arg(long, value_name = "LENGTH", value_parser = values::positive, requires = "dry_multiplier")]
+    #[arg(allow_negative_numbers = true)]
+    dry_allowed_length: Option<usize>,
+
+    /// No stretch reaches over a token with this text; may be given several times [default: line end, :, ", *]
+    #[arg(long, value_name = "TEXT", value_parser = values::text, requires = "dry_multiplier")]
+    dry_sequence_breaker: Vec<String>,
+
+    /// Do not write this; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = values::text)]
+    bad_word: Vec<String>,
+
     /// Add to a token's logit, -inf to ban it; may be given several times
     #[arg(long, value_name = "TOKEN=BIAS", value_parser = values::bias)]
     logit_bias: Vec<(u32, f32)>,
@@ -168,31 +201,51 @@ pub struct SamplingArgs {
     seed: Option<u64>,
 
     /// End before this text; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = values::stop)]
+    #[arg(long, value_name = "TEXT", value_parser = values::text)]
     stop: Vec<String>,
 
     /// Go on past the model's end tokens
     #[arg(long)]
     ignore_eos: bool,
+
+    #[command(flatten)]
+    constraint: ConstraintArgs,
 }
 
 impl SamplingArgs {
-    pub fn apply(&self, request: Request) -> Request {
-        Request {
+    /// The request with what is said here, files read.
+    pub fn apply(&self, request: Request) -> Result<Request> {
+        Ok(Request {
             sampling: Sampling {
                 temperature: self.temperature,
                 top_p: self.top_p,
                 top_k: self.top_k,
                 min_p: self.min_p,
+                typical_p: self.typical_p,
                 repetition_penalty: self.repetition_penalty,
                 presence_penalty: self.presence_penalty,
                 frequency_penalty: self.frequency_penalty,
+                no_repeat_ngram_size: self.no_repeat_ngram_size,
+                dry: self.dry(),
+                bad_words: self.bad_word.clone(),
                 logit_bias: self.logit_bias.clone(),
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            constraint: self.constraint.read()?,
             ignore_eos: self.ignore_eos,
             ..request
-        }
+        })
+    }
+
+    fn dry(&self) -> Option<Dry> {
+        let default = Dry::default();
+        let breakers = Some(&self.dry_sequence_breaker).filter(|texts| !texts.is_empty());
+        Some(Dry {
+            multiplier: self.dry_multiplier?,
+            base: self.dry_base.unwrap_or(default.base),
+            allowed_length: self.dry_allowed_length.unwrap_or(default.allowed_length),
+            sequence_breakers: breakers.cloned().unwrap_or(default.sequence_breakers),
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! `burrstone batch`
 
+mod constraint;
 mod format;
 
 use std::collections::{HashMap, HashSet};

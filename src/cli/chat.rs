@@ -33,6 +33,7 @@ Examples:
   burrstone chat --model ./Qwen3-0.6B
   burrstone chat --model Qwen/Qwen3-0.6B --system \"Answer in one sentence.\" --temperature 0.7
   echo \"Who built the mill?\" | burrstone chat --model ./Qwen3-0.6B --quiet
+  burrstone chat --model ./Qwen3-0.6B --regex \"[A-Z][a-z ]+[.]\" --dry-multiplier 0.8
   burrstone chat --chat-template plain.jinja")]
 pub struct Chat {
     /// A system message to start with
@@ -133,7 +134,7 @@ impl Session {
         let prompt = self.template.render(&self.messages, true, &Default::default())?;
         // Templates write the special tokens themselves.
         let tokens = self.engine.tokenizer()?.encode(&prompt, false)?;
-        let mut request = self.options.sampling.apply(Request::tokens(tokens));
+        let mut request = self.options.sampling.apply(Request::tokens(tokens))?;
         request.max_tokens = self.options.max_tokens;
         let mut answer = String::new();
         self.interrupt.hold();

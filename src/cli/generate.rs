@@ -21,6 +21,8 @@ const MAX_TOKENS: usize = 256;
   burrstone generate \"And the king said\" --temperature 0 --max-tokens 64
   burrstone generate --model ./Qwen3-0.6B --prompt-file notes.txt --stop \"\\n\\n\"
   echo \"The mill stood\" | burrstone generate --model Qwen/Qwen3-0.6B --seed 7 --json
+  burrstone generate \"Is the mill old? \" --model ./Qwen3-0.6B --choice yes --choice no
+  burrstone generate \"A person, as JSON: \" --model ./Qwen3-0.6B --json-schema person.json
   burrstone generate --model ./no-tokenizer --token-ids 1,2,3")]
 pub struct Generate {
     #[command(flatten)]
@@ -75,9 +77,10 @@ impl Generate {
     pub fn run(self) -> Result<()> {
         let interrupt = Interrupt::install()?;
         let prompt = self.prompt.resolve(self.model.model.is_none(), self.model.quiet)?;
-        let engine = self.model.load()?;
         let request = Request { prompt, ..Request::text("") }.max_tokens(self.max_tokens).min_tokens(self.min_tokens);
-        let mut generation = engine.generate(self.sampling.apply(request))?;
+        let request = self.sampling.apply(request)?;
+        let engine = self.model.load()?;
+        let mut generation = engine.generate(request)?;
         let mut printer = Printer::new(&engine, self.json);
 
         interrupt.hold();

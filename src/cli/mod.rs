@@ -5,6 +5,7 @@ mod batch;
 mod bench;
 mod chat;
 mod completions;
+mod constraint;
 mod exit;
 mod generate;
 mod inspect;

@@ -73,7 +73,8 @@ fn number(text: &str, holds: impl Fn(f32) -> bool, expected: &'static str) -> Re
     text.parse().ok().filter(|x: &f32| x.is_finite() && holds(*x)).ok_or(expected)
 }
 
-pub fn temperature(text: &str) -> Result<f32, &'static str> {
+/// A number that is not negative.
+pub fn amount(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x >= 0.0, "expected a number from 0 up")
 }
 
@@ -81,7 +82,8 @@ pub fn rate(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or("expected a number above 0")
 }
 
-pub fn top_p(text: &str) -> Result<f32, &'static str> {
+/// A share of all that is above nothing.
+pub fn share(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x > 0.0 && x <= 1.0, "expected a number above 0, at most 1")
 }
 
@@ -91,6 +93,10 @@ pub fn min_p(text: &str) -> Result<f32, &'static str> {
 
 pub fn penalty(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x > 0.0, "expected a number above 0")
+}
+
+pub fn base(text: &str) -> Result<f32, &'static str> {
+    number(text, |x| x >= 1.0, "expected a number from 1 up")
 }
 
 /// What is subtracted from logits.
@@ -121,7 +127,8 @@ pub fn positive(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
 }
 
-pub fn stop(text: &str) -> Result<String, &'static str> {
+/// A text of some length.
+pub fn text(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("expected a text that is not empty") } else { Ok(text.to_owned()) }
 }
 

@@ -11,7 +11,7 @@ use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Isa, Kernel, Simd, exp};
 use crate::cpu::target_logprobs::{FindRange, log_sum_exp};
 use crate::error::{Error, Result};
-use crate::ops::{SampleRow, Sampled};
+use crate::ops::{Mask, SampleRow, Sampled};
 
 const OP: &str = "sample";
 
@@ -31,6 +31,7 @@ pub(crate) fn sample(
     logits.check_wide(OP, "logits", rows.len().checked_mul(vocab))?;
     for row in rows {
         row.check(vocab)?;
+        row.check_mask(vocab)?;
     }
     let base = Shareable::new(logits.as_ptr().cast::<f32>().cast_mut());
     let chosen: Mutex<Vec<Option<Result<Sampled>>>> = Mutex::new(rows.iter().map(|_| None).collect());
@@ -54,19 +55,23 @@ fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &
     adjust(weights, row);
     let max = isa.run(FindRange(weights)).max;
     if max == f32::NEG_INFINITY {
-        return Err(Error::operator(OP, "banned", "a token that is left", format!("none in row {index}")));
+        return Err(Error::operator(OP, "mask", "a token that is left", format!("none in row {index}")));
     }
     let token = if row.temperature == 0.0 {
         weights.iter().position(|&x| x == max).unwrap_or_default()
     } else {
         isa.run(Weigh { row: weights, max, temperature: row.temperature });
         let floor = least_weight(weights, row);
-        draw(weights, floor, row.uniform())
+        drop_below(weights, floor);
+        if row.typical_p < 1.0 {
+            drop_untypical(weights, row.typical_p);
+        }
+        draw(weights, row.uniform())
     };
     Ok(Sampled { token: token as u32, logprob: total.logprob(logits[token]) })
 }
 
-/// Penalties, then biases, then bans. A banned id beyond the vocabulary cannot be chosen anyway.
+/// Penalties, then biases, then the mask.
 fn adjust(logits: &mut [f32], row: &SampleRow) {
     for (token, generated) in row.penalized() {
         let logit = &mut logits[token as usize];
@@ -78,12 +83,8 @@ fn adjust(logits: &mut [f32], row: &SampleRow) {
         let logit = &mut logits[token as usize];
         *logit = (*logit + bias).min(f32::MAX);
     }
-    for &token in &row.banned {
-        if let Some(logit) = logits.get_mut(token as usize) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-    for (logits, &allowed) in logits.chunks_mut(32).zip(row.mask.as_deref().unwrap_or_default()) {
+    let mask = row.mask.as_ref().map_or(&[][..], Mask::words);
+    for (logits, &allowed) in logits.chunks_mut(32).zip(mask) {
         for (bit, logit) in logits.iter_mut().enumerate() {
             if allowed >> bit & 1 == 0 {
                 *logit = f32::NEG_INFINITY;
@@ -215,9 +216,8 @@ fn top_p(weights: &[f32], p: f32, floor: Floor) -> Floor {
     floor
 }
 
-/// The token at which the running weight of those above the floor, in the order of their ids, passes `u` of the whole.
-fn draw(weights: &mut [f32], floor: Floor, u: f64) -> usize {
-    const PIECE: usize = 256;
+/// Tokens that the floor does not keep weigh nothing from here on.
+fn drop_below(weights: &mut [f32], floor: Floor) {
     for weight in weights.iter_mut() {
         *weight = if *weight < floor.weight { 0.0 } else { *weight };
     }
@@ -226,6 +226,50 @@ fn draw(weights: &mut [f32], floor: Floor, u: f64) -> usize {
             *weight = 0.0;
         }
     }
+}
+
+/// Of the tokens that weigh anything, those nearest to the mean surprise stay: as many as have `p` of the weight, and
+/// all that are as near as the last of them.
+///
+/// A token's surprise is a constant less the logarithm of its weight, so the logarithm's distance from its own mean
+/// says as much. `1 / (1 + distance)` lies between 0 and 1 and is binned like a weight.
+fn drop_untypical(weights: &mut [f32], p: f32) {
+    let of_kept = |weights: &[f32], value: &dyn Fn(f64) -> f64| -> f64 {
+        weights.iter().filter(|&&weight| weight > 0.0).map(|&weight| value(f64::from(weight))).sum()
+    };
+    let total = of_kept(weights, &|weight| weight);
+    let mean = of_kept(weights, &|weight| weight * weight.ln()) / total;
+    let nearness = |weight: f32| 1.0 / (1.0 + (weight.ln() - mean as f32).abs());
+    let near: Vec<f32> = weights.iter().map(|&weight| if weight > 0.0 { nearness(weight) } else { 0.0 }).collect();
+    let mut masses = vec![0f64; BINS];
+    for (&weight, &near) in weights.iter().zip(&near) {
+        masses[bin(near)] += f64::from(weight);
+    }
+    let target = f64::from(p) * total;
+    let (mut mass, mut least) = (0.0, 0.0);
+    for wanted in (0..BINS).rev() {
+        if mass + masses[wanted] < target {
+            mass += masses[wanted];
+            continue;
+        }
+        let all = Floor { weight: 0.0, last: usize::MAX };
+        for (of_token, token) in sorted(&near, wanted, all) {
+            mass += f64::from(weights[token]);
+            if mass >= target {
+                least = of_token;
+                break;
+            }
+        }
+        break;
+    }
+    for (weight, near) in weights.iter_mut().zip(near) {
+        *weight = if near < least { 0.0 } else { *weight };
+    }
+}
+
+/// The token at which the running weight, in the order of the ids, passes `u` of the whole.
+fn draw(weights: &[f32], u: f64) -> usize {
+    const PIECE: usize = 256;
     let pieces: Vec<f64> = weights.chunks(PIECE).map(sum).collect();
     let target = u * pieces.iter().sum::<f64>();
     let mut mass = 0.0;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
 use super::budget::KvBudget;
+use super::constraint::Masks;
 use super::incident::{Incident, OnIncident};
 use super::loader::{Loader, Opened, Target};
 use super::runner::Runner;
@@ -306,15 +307,14 @@ impl EngineBuilder {
         let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
         let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks);
         let (commands, receiver) = mpsc::channel();
-        let failed =
-            |e| Error::Device { device: report.device.clone(), reason: format!("a thread for its steps: {e}") };
+        let failed = |e| Error::Device { device: report.device.clone(), reason: format!("a thread of its own: {e}") };
         let incident = Arc::clone(&self.incident);
         let watchdog = Watchdog::new(Arc::new(move |step| incident(Incident::SlowStep(step)))).map_err(failed)?;
         let worker = Worker::new(runner, scheduler, receiver, watchdog, self.incident);
+        let masks = Masks::start().map_err(failed)?;
         let worker =
             thread::Builder::new().name("burrstone-steps".to_owned()).spawn(|| worker.run()).map_err(failed)?;
         let report = LoadReport { load_s: started.elapsed().as_secs_f64(), ..report };
-        let (worker, requests) = (Some(worker), AtomicU64::new(0));
         let inner = Inner {
             spec,
             generation_config,
@@ -324,8 +324,10 @@ impl EngineBuilder {
             check_weights: self.check_weights,
             report,
             commands,
-            worker,
-            requests,
+            worker: Some(worker),
+            requests: AtomicU64::new(0),
+            grammars: OnceLock::new(),
+            masks,
         };
         Ok(Engine(Arc::new(inner)))
     }

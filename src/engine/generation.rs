@@ -83,10 +83,10 @@ impl Generation {
     }
 
     fn receive(&mut self, event: Option<Event>) -> Option<Result<Token>> {
-        let (sampled, finish) = match event {
-            Some(Event::Token { sampled, finish, receipt }) => {
+        let (sampled, finish, hidden) = match event {
+            Some(Event::Token { sampled, finish, hidden, receipt }) => {
                 self.receipt = receipt;
-                (sampled, finish)
+                (sampled, finish, hidden)
             }
             Some(Event::End { finish, receipt }) => {
                 (self.finish_reason, self.receipt, self.over) = (Some(finish), receipt, true);
@@ -104,7 +104,8 @@ impl Generation {
         self.completion_tokens += 1;
         self.finish_reason = finish;
         self.over = finish.is_some();
-        let text = self.advance_text(sampled.token, finish);
+        let shown = if hidden { None } else { Some(sampled.token) };
+        let text = self.advance_text(shown, finish);
         if text.is_err() || self.finish_reason.is_some() {
             self.cancel();
         }
@@ -112,9 +113,9 @@ impl Generation {
     }
 
     /// Which text is certain now; whether a stop text ends it.
-    fn advance_text(&mut self, token: u32, finish: Option<FinishReason>) -> Result<String> {
+    fn advance_text(&mut self, token: Option<u32>, finish: Option<FinishReason>) -> Result<String> {
         let Some((decoder, matcher)) = &mut self.text else { return Ok(String::new()) };
-        let mut piece = if finish == Some(FinishReason::Stop) { String::new() } else { decoder.push(token)? };
+        let mut piece = token.map_or(Ok(String::new()), |token| decoder.push(token))?;
         if finish.is_some() {
             piece += &decoder.finish()?;
         }

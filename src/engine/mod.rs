@@ -3,12 +3,16 @@
 mod budget;
 mod builder;
 mod channel;
+mod constraint;
 mod generation;
 mod incident;
 pub mod kv;
 mod loader;
+mod repetition;
 mod request;
+mod rules;
 mod runner;
+mod sampling;
 pub mod scheduler;
 pub mod simulation;
 mod watchdog;
@@ -17,7 +21,7 @@ mod worker;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -30,14 +34,21 @@ use crate::text::{ChatTemplate, StopMatcher, Tokenizer};
 
 pub use budget::KvLimit;
 pub use builder::{Device, EngineBuilder};
+pub use constraint::{Constraint, ConstraintState};
 pub use generation::{Generation, TokenStream};
 pub use incident::Incident;
-pub use request::{FinishReason, Prompt, Request, Sampling, Score, Timings, Token, Usage};
+pub use repetition::Dry;
+pub use request::{FinishReason, Prompt, Request, Score, Timings, Token, Usage};
+pub use sampling::Sampling;
 pub use watchdog::{SlowStep, StepSize};
 pub use worker::Status;
 
+use constraint::{Grammars, Guide, Masks};
+use repetition::Repetition;
+use rules::Rules;
+use sampling::Resolved;
 use scheduler::Submission;
-use worker::{Command, Job, Kind, Rules};
+use worker::{Command, Job, Kind};
 
 /// A loaded model on a device. Clones share it; several engines in one process know nothing of each other.
 ///
@@ -77,6 +88,9 @@ struct Inner {
     worker: Option<JoinHandle<()>>,
     /// Requests so far: their keys.
     requests: AtomicU64,
+    /// Made when a request is first constrained.
+    grammars: OnceLock<Grammars>,
+    masks: Masks,
 }
 
 /// What was loaded, and what it takes.
@@ -129,8 +143,8 @@ impl Engine {
     ///
     /// # Errors
     /// The prompt is empty, longer than the context, or has token ids out of range; a sampling value is out of range;
-    /// `min_tokens` is more than may be generated; text is given and the checkpoint has no tokenizer, or messages and it
-    /// has no chat template.
+    /// `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
+    /// given and the checkpoint has no tokenizer, or messages and it has no chat template.
     pub fn generate(&self, request: Request) -> Result<Generation> {
         let mut generations = self.generate_several(request, 1)?;
         generations.pop().ok_or_else(|| Error::request("n", "at least 1", 0))
@@ -164,14 +178,20 @@ impl Engine {
             None if request.stop.is_empty() => None,
             _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
+        let repetition = Repetition::new(&request.sampling, sampling.no_repeat_ngram_size, || self.tokenizer());
+        let repetition = Arc::new(repetition?);
+        let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
         // One beyond all time is none.
         let deadline = request.deadline.and_then(|after| at.checked_add(after));
         let (mut jobs, mut generations) = (Vec::new(), Vec::new());
         for i in 0..n {
             let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
             let (consumer, events) = channel::channel();
+            let more = i + 1 < n;
             let rules = Rules {
-                sampling: request::Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
+                guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
+                repetition: Arc::clone(&repetition),
+                sampling: Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
                 max_tokens,
                 min_tokens: request.min_tokens,
                 eos: self.0.generation_config.eos.clone(),
@@ -193,6 +213,27 @@ impl Engine {
         };
         self.0.send(Command::Submit { at, deadline, submission, jobs });
         Ok(generations)
+    }
+
+    /// The start of a constraint over this model's vocabulary, as a request would have it.
+    ///
+    /// # Errors
+    /// It is none, or needs a tokenizer, which the checkpoint does not have.
+    pub fn constraint(&self, constraint: &Constraint) -> Result<Box<dyn ConstraintState>> {
+        constraint.start(|| {
+            if let Some(grammars) = self.0.grammars.get() {
+                return Ok(grammars);
+            }
+            let eos = &self.0.generation_config.eos;
+            let grammars = Grammars::new(self.tokenizer()?, self.0.spec.vocab_size, eos)?;
+            // Another request may have been faster.
+            Ok(self.0.grammars.get_or_init(|| grammars))
+        })
+    }
+
+    fn guide(&self, constraint: &Constraint, sampling: &Resolved) -> Result<Guide> {
+        let state = self.constraint(constraint)?;
+        Guide::new(state, self.0.spec.vocab_size, sampling.banned().collect(), self.0.masks.clone())
     }
 
     /// Log-probability of each token of a text given those before it.

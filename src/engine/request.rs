@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, Result};
-use crate::model::GenerationConfig;
 use crate::text::Message;
+
+use super::constraint::Constraint;
+use super::repetition::Dry;
+use super::sampling::Sampling;
 
 /// What to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,10 +33,13 @@ pub struct Request {
     pub sampling: Sampling,
     /// Tokens to generate at most; `None` goes on to the end of the context.
     pub max_tokens: Option<usize>,
-    /// Until so many tokens are generated, the model's end tokens may not be chosen; a stop text still ends it.
+    /// Until so many tokens are generated, the model's end tokens are not chosen; a stop text still ends it, and so does
+    /// a constraint after which only they may come.
     pub min_tokens: usize,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
+    /// What the text must look like. What ends it may be an end token even where those are ignored.
+    pub constraint: Option<Constraint>,
     /// Go on past the model's end tokens.
     pub ignore_eos: bool,
     /// Requests of a higher one are begun first; waiting makes up for a lower one in time.
@@ -43,30 +48,6 @@ pub struct Request {
     pub deadline: Option<Duration>,
     /// What is cached of prompts is shared among requests of one salt: give each tenant its own.
     pub cache_salt: u64,
-}
-
-/// How tokens are chosen. `None` takes what the checkpoint's `generation_config.json` says, and where that is silent
-/// too, greedy choice without filters. A filter (`top_p`, `top_k`, `min_p`) without a temperature samples at 1.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sampling {
-    /// 0 takes the most likely token.
-    pub temperature: Option<f32>,
-    /// Keeps the smallest set of most likely tokens that reaches this probability, in (0, 1].
-    pub top_p: Option<f32>,
-    /// Keeps this many most likely tokens; 0 keeps all.
-    pub top_k: Option<usize>,
-    /// Drops tokens less likely than this fraction of the most likely one, in [0, 1].
-    pub min_p: Option<f32>,
-    /// Makes tokens that occurred before less likely; 1 does nothing.
-    pub repetition_penalty: Option<f32>,
-    /// Is subtracted once from the logit of every token that was generated, from -2 to 2; 0 does nothing.
-    pub presence_penalty: f32,
-    /// Is subtracted from the logit of a token as often as it was generated, from -2 to 2; 0 does nothing.
-    pub frequency_penalty: f32,
-    /// Token ids and what is added to their logits, after the penalties; -∞ bans a token.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Draws are a function of the seed and the position; `None` takes one at random.
-    pub seed: Option<u64>,
 }
 
 impl Request {
@@ -89,6 +70,7 @@ impl Request {
             max_tokens: None,
             min_tokens: 0,
             stop: Vec::new(),
+            constraint: None,
             ignore_eos: false,
             priority: 0,
             deadline: None,
@@ -126,6 +108,11 @@ impl Request {
         self
     }
 
+    pub fn typical_p(mut self, typical_p: f32) -> Self {
+        self.sampling.typical_p = Some(typical_p);
+        self
+    }
+
     pub fn repetition_penalty(mut self, penalty: f32) -> Self {
         self.sampling.repetition_penalty = Some(penalty);
         self
@@ -138,6 +125,22 @@ impl Request {
 
     pub fn frequency_penalty(mut self, penalty: f32) -> Self {
         self.sampling.frequency_penalty = penalty;
+        self
+    }
+
+    pub fn no_repeat_ngram_size(mut self, tokens: usize) -> Self {
+        self.sampling.no_repeat_ngram_size = Some(tokens);
+        self
+    }
+
+    pub fn dry(mut self, dry: Dry) -> Self {
+        self.sampling.dry = Some(dry);
+        self
+    }
+
+    /// Adds a text that is not generated.
+    pub fn bad_word(mut self, text: impl Into<String>) -> Self {
+        self.sampling.bad_words.push(text.into());
         self
     }
 
@@ -155,6 +158,11 @@ impl Request {
     /// Adds a text that ends the generation.
     pub fn stop(mut self, text: impl Into<String>) -> Self {
         self.stop.push(text.into());
+        self
+    }
+
+    pub fn constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
         self
     }
 
@@ -179,73 +187,6 @@ impl Request {
     }
 }
 
-/// [`Sampling`] with every question answered.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Resolved {
-    pub temperature: f32,
-    pub top_p: f32,
-    pub top_k: usize,
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    pub logit_bias: Vec<(u32, f32)>,
-    pub seed: u64,
-}
-
-impl Sampling {
-    /// For a vocabulary of so many tokens.
-    ///
-    /// # Errors
-    /// A value outside its range.
-    pub(super) fn resolve(&self, defaults: &GenerationConfig, vocab: usize) -> Result<Resolved> {
-        let sampled_by_default = defaults.do_sample == Some(true);
-        let filtered = self.top_p.is_some() || self.top_k.is_some() || self.min_p.is_some();
-        let temperature = match self.temperature {
-            Some(temperature) => temperature,
-            None if sampled_by_default => defaults.temperature.unwrap_or(1.0),
-            None if filtered => 1.0,
-            None => 0.0,
-        };
-        // A checkpoint that says not to sample has no opinion on how to.
-        let default = |value: Option<f32>| value.filter(|_| sampled_by_default);
-        let resolved = Resolved {
-            temperature,
-            top_p: self.top_p.or(default(defaults.top_p)).unwrap_or(1.0),
-            top_k: self.top_k.or(defaults.top_k.filter(|_| sampled_by_default)).unwrap_or(0),
-            min_p: self.min_p.or(default(defaults.min_p)).unwrap_or(0.0),
-            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            logit_bias: self.logit_bias.clone(),
-            seed: match self.seed {
-                Some(seed) => seed,
-                None => getrandom::u64()
-                    .map_err(|cause| Error::request("seed", "a number, as the system has none at random", cause))?,
-            },
-        };
-        let check = |field: &str, value: f32, good: bool, expected: &str| {
-            if good { Ok(()) } else { Err(Error::request(field, expected, value)) }
-        };
-        let r = &resolved;
-        check("temperature", r.temperature, r.temperature.is_finite() && r.temperature >= 0.0, "a number from 0 up")?;
-        check("top_p", r.top_p, r.top_p > 0.0 && r.top_p <= 1.0, "a number above 0, at most 1")?;
-        check("min_p", r.min_p, (0.0..=1.0).contains(&r.min_p), "a number from 0 to 1")?;
-        let penalty = r.repetition_penalty;
-        check("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "a number above 0")?;
-        for (field, penalty) in [("presence_penalty", r.presence_penalty), ("frequency_penalty", r.frequency_penalty)] {
-            check(field, penalty, (-2.0..=2.0).contains(&penalty), "a number from -2 to 2")?;
-        }
-        for &(token, bias) in &r.logit_bias {
-            check("logit_bias", bias, bias < f32::INFINITY, "finite numbers or -infinity")?;
-            if token as usize >= vocab {
-                return Err(Error::request("logit_bias", format!("token ids below {vocab}"), token));
-            }
-        }
-        Ok(resolved)
-    }
-}
-
 /// One generated token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
@@ -260,7 +201,7 @@ pub struct Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// An end token or a stop text.
+    /// An end token, a stop text, or a constraint that is fulfilled.
     Stop,
     /// `max_tokens`, or the end of the context.
     Length,
@@ -301,68 +242,4 @@ pub struct Score {
     pub logprobs: Vec<Option<f32>>,
     /// `exp(-mean logprob)`; `None` for a single token, which nothing predicts.
     pub perplexity: Option<f64>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VOCAB: usize = 100;
-
-    fn sampled() -> GenerationConfig {
-        GenerationConfig {
-            do_sample: Some(true),
-            temperature: Some(0.6),
-            top_p: Some(0.9),
-            top_k: Some(20),
-            ..GenerationConfig::default()
-        }
-    }
-
-    #[test]
-    fn the_checkpoint_decides_where_the_caller_does_not() {
-        let r = Sampling::default().resolve(&sampled(), VOCAB).unwrap();
-        assert_eq!((r.temperature, r.top_p, r.top_k), (0.6, 0.9, 20));
-        let r = Sampling { top_k: Some(0), temperature: Some(0.0), ..Sampling::default() }
-            .resolve(&sampled(), VOCAB)
-            .unwrap();
-        assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 0.9, 0));
-    }
-
-    #[test]
-    fn greedy_unless_someone_asks_to_sample() {
-        let silent = GenerationConfig { do_sample: Some(false), ..sampled() };
-        let r = Sampling::default().resolve(&silent, VOCAB).unwrap();
-        assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 1.0, 0));
-        let r = Sampling { top_p: Some(0.5), ..Sampling::default() }.resolve(&silent, VOCAB).unwrap();
-        assert_eq!((r.temperature, r.top_p), (1.0, 0.5));
-    }
-
-    #[test]
-    fn seeds_are_taken_or_drawn() {
-        let given = Sampling { seed: Some(7), ..Sampling::default() };
-        assert_eq!(given.resolve(&sampled(), VOCAB).unwrap().seed, 7);
-        let draw = || Sampling::default().resolve(&sampled(), VOCAB).unwrap().seed;
-        assert_ne!(draw(), draw());
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused_by_name() {
-        let cases = [
-            (Sampling { temperature: Some(-1.0), ..Sampling::default() }, "temperature"),
-            (Sampling { temperature: Some(f32::NAN), ..Sampling::default() }, "temperature"),
-            (Sampling { top_p: Some(0.0), ..Sampling::default() }, "top_p"),
-            (Sampling { top_p: Some(1.1), ..Sampling::default() }, "top_p"),
-            (Sampling { min_p: Some(2.0), ..Sampling::default() }, "min_p"),
-            (Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }, "repetition_penalty"),
-            (Sampling { presence_penalty: 2.5, ..Sampling::default() }, "presence_penalty"),
-            (Sampling { frequency_penalty: f32::NAN, ..Sampling::default() }, "frequency_penalty"),
-            (Sampling { logit_bias: vec![(3, f32::NAN)], ..Sampling::default() }, "logit_bias"),
-            (Sampling { logit_bias: vec![(VOCAB as u32, 1.0)], ..Sampling::default() }, "logit_bias"),
-        ];
-        for (sampling, field) in cases {
-            let error = sampling.resolve(&sampled(), VOCAB).unwrap_err();
-            assert!(error.is_input() && error.to_string().starts_with(field), "{error}");
-        }
-    }
 }

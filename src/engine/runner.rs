@@ -5,8 +5,9 @@ use std::iter;
 use crate::device::Counters;
 use crate::error::Result;
 use crate::model::{Checkpoint, Forward, Rope};
-use crate::ops::{Batch, SampleRow, Sampled, Span};
+use crate::ops::{Batch, Sampled, Span};
 
+use super::rules::Rules;
 use super::scheduler::{Chunk, Scheduler, SequenceId, View};
 
 /// What a step gave.
@@ -18,9 +19,9 @@ pub(super) struct Results {
 }
 
 /// What is wanted of a sequence.
-pub(super) enum Wanted {
-    /// The token after its last one, chosen like this.
-    Sample(SampleRow),
+pub(super) enum Wanted<'a> {
+    /// The token after its last one, chosen by these.
+    Sample(&'a Rules),
     /// How likely each of its tokens is.
     Scores,
 }
@@ -110,14 +111,14 @@ impl Runner {
     }
 
     /// Carries the plan out.
-    pub fn run(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId, View<'_>) -> Wanted) -> Result<Results> {
+    pub fn run<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<Results> {
         clear(&mut self.generate);
         clear(&mut self.score);
         let plan = scheduler.plan();
         let (mut sampled, mut scored) = (Vec::new(), Vec::new());
         for chunk in &plan.chunks {
             let Some(view) = scheduler.view(chunk.sequence) else { continue };
-            if let Wanted::Scores = wanted(chunk.sequence, view) {
+            if let Wanted::Scores = wanted(chunk.sequence) {
                 append(&mut self.score, &mut self.rope, self.page_size, *chunk, view);
                 let end = chunk.start + chunk.len;
                 let targets = &view.tokens[chunk.start + 1..view.tokens.len().min(end + 1)];
@@ -131,9 +132,9 @@ impl Runner {
             if chunk.sample {
                 let row = self.generate.tokens.len() as u32 - 1;
                 for &id in iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence)) {
-                    if let Wanted::Sample(sample) = wanted(id, view) {
+                    if let Wanted::Sample(rules) = wanted(id) {
                         self.generate.logit_rows.push(row);
-                        self.generate.samples.push(sample);
+                        self.generate.samples.push(rules.row(view));
                         sampled.push(id);
                     }
                 }

@@ -10,13 +10,14 @@ use crate::device::Counters;
 use crate::error::{Error, Result};
 use crate::kv::Counts;
 use crate::model::Checkpoint;
-use crate::ops::{Rates, SampleRow, Sampled};
+use crate::ops::{Rates, Sampled};
 
 use super::channel::Sender;
 use super::incident::{Incident, OnIncident};
-use super::request::{FinishReason, Resolved};
+use super::request::FinishReason;
+use super::rules::Rules;
 use super::runner::{Results, Runner, Wanted};
-use super::scheduler::{End, Ended, Outcome, Receipt, Refused, Scheduler, SequenceId, Stats, Submission, View};
+use super::scheduler::{End, Ended, Outcome, Receipt, Refused, Scheduler, SequenceId, Stats, Submission};
 use super::watchdog::{SlowStep, StepSize, Watchdog};
 
 /// What the loop is told.
@@ -42,6 +43,8 @@ pub(super) enum Event {
     Token {
         sampled: Sampled,
         finish: Option<FinishReason>,
+        /// An end token, which is not part of the text.
+        hidden: bool,
         receipt: Receipt,
     },
     /// It ended without a further token.
@@ -62,16 +65,6 @@ pub(super) struct Job {
 pub(super) enum Kind {
     Generate { rules: Rules, consumer: Sender<Event> },
     Score { logprobs: Vec<f32>, reply: mpsc::Sender<Result<Vec<f32>>> },
-}
-
-/// How a sequence's tokens are chosen.
-pub(super) struct Rules {
-    pub sampling: Resolved,
-    pub max_tokens: usize,
-    pub min_tokens: usize,
-    /// Tokens that end it.
-    pub eos: Vec<u32>,
-    pub ignore_eos: bool,
 }
 
 /// What an engine is doing.
@@ -110,39 +103,6 @@ pub(super) struct Worker {
     /// By [`SequenceId::slot`].
     live: Vec<Option<Job>>,
     ids: HashMap<u64, SequenceId>,
-}
-
-impl Rules {
-    fn row(&self, view: View<'_>) -> SampleRow {
-        let generated = view.tokens.len() - view.prompt_len;
-        let may_end = self.ignore_eos || generated >= self.min_tokens;
-        let Resolved { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
-        let penalized = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
-        SampleRow {
-            temperature: self.sampling.temperature,
-            top_k: self.sampling.top_k,
-            top_p: self.sampling.top_p,
-            min_p: self.sampling.min_p,
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            logit_bias: self.sampling.logit_bias.clone(),
-            history: if penalized { view.tokens.to_vec() } else { Vec::new() },
-            banned: if may_end { Vec::new() } else { self.eos.clone() },
-            prompt_len: view.prompt_len,
-            seed: self.sampling.seed,
-            position: view.tokens.len() as u64,
-            ..SampleRow::GREEDY
-        }
-    }
-
-    /// Why a sequence ends with `token`, its `generated`th, if it does.
-    fn finish(&self, token: u32, generated: usize) -> Option<FinishReason> {
-        if !self.ignore_eos && self.eos.contains(&token) {
-            return Some(FinishReason::Stop);
-        }
-        (generated == self.max_tokens).then_some(FinishReason::Length)
-    }
 }
 
 impl Worker {
@@ -255,8 +215,8 @@ impl Worker {
     fn step(&mut self) -> Result<Results, Failure> {
         self.watchdog.begin(StepSize::of(&self.scheduler));
         let Self { runner, scheduler, live, .. } = self;
-        let wanted = |id: SequenceId, view: View<'_>| match live[id.slot()].as_ref().map(|job| &job.kind) {
-            Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules.row(view)),
+        let wanted = |id: SequenceId| match live[id.slot()].as_ref().map(|job| &job.kind) {
+            Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules),
             Some(Kind::Score { .. }) | None => Wanted::Scores,
         };
         let done = catch_unwind(AssertUnwindSafe(|| runner.run(scheduler, wanted)));
@@ -287,10 +247,11 @@ impl Worker {
         let mut outcomes = Vec::with_capacity(results.sampled.len());
         let mut tokens = Vec::with_capacity(results.sampled.len());
         for (id, sampled) in results.sampled {
-            let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &self.live[id.slot()] else { continue };
+            let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &mut self.live[id.slot()] else { continue };
             let generated = self.scheduler.view(id).map_or(0, |view| view.tokens.len() - view.prompt_len) + 1;
-            let finish = rules.finish(sampled.token, generated);
-            outcomes.push(Outcome { sequence: id, token: sampled.token, last: finish.is_some() });
+            let finish = rules.take(sampled.token, generated);
+            let last = !matches!(finish, Ok(None));
+            outcomes.push(Outcome { sequence: id, token: sampled.token, last });
             tokens.push((id, sampled, finish));
         }
         self.scheduler.complete(self.now(), &outcomes);
@@ -298,8 +259,12 @@ impl Worker {
         for (id, sampled, finish) in tokens {
             let gone = || ended.iter().find(|ended| ended.sequence == id).map(|ended| ended.receipt);
             let receipt = self.scheduler.receipt(id).or_else(gone).unwrap_or_default();
-            if let Some(Job { kind: Kind::Generate { consumer, .. }, .. }) = &self.live[id.slot()] {
-                consumer.send(Event::Token { sampled, finish, receipt });
+            if let Some(Job { kind: Kind::Generate { consumer, rules }, .. }) = &self.live[id.slot()] {
+                let hidden = rules.is_end(sampled.token);
+                consumer.send(match finish {
+                    Ok(finish) => Event::Token { sampled, finish, hidden, receipt },
+                    Err(error) => Event::Failed(error),
+                });
             }
         }
         for ended in ended {

@@ -516,6 +516,8 @@ pub struct sample_row {
     pub top_p: f32,
     /// 0 keeps all
     pub min_p: f32,
+    /// 1 keeps all
+    pub typical_p: f32,
     pub repetition_penalty: f32,
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
@@ -527,26 +529,29 @@ pub struct sample_row {
     pub biases_len: u32,
     /// offset of a bitmask of vocab bits, set where a token is allowed; 0xffffffff: none
     pub mask: u32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of sample_row"][::core::mem::size_of::<sample_row>() - 56usize];
+    ["Size of sample_row"][::core::mem::size_of::<sample_row>() - 64usize];
     ["Alignment of sample_row"][::core::mem::align_of::<sample_row>() - 8usize];
     ["Offset of field: sample_row::uniform"][::core::mem::offset_of!(sample_row, uniform) - 0usize];
     ["Offset of field: sample_row::temperature"][::core::mem::offset_of!(sample_row, temperature) - 8usize];
     ["Offset of field: sample_row::top_k"][::core::mem::offset_of!(sample_row, top_k) - 12usize];
     ["Offset of field: sample_row::top_p"][::core::mem::offset_of!(sample_row, top_p) - 16usize];
     ["Offset of field: sample_row::min_p"][::core::mem::offset_of!(sample_row, min_p) - 20usize];
+    ["Offset of field: sample_row::typical_p"][::core::mem::offset_of!(sample_row, typical_p) - 24usize];
     ["Offset of field: sample_row::repetition_penalty"]
-        [::core::mem::offset_of!(sample_row, repetition_penalty) - 24usize];
-    ["Offset of field: sample_row::presence_penalty"][::core::mem::offset_of!(sample_row, presence_penalty) - 28usize];
+        [::core::mem::offset_of!(sample_row, repetition_penalty) - 28usize];
+    ["Offset of field: sample_row::presence_penalty"][::core::mem::offset_of!(sample_row, presence_penalty) - 32usize];
     ["Offset of field: sample_row::frequency_penalty"]
-        [::core::mem::offset_of!(sample_row, frequency_penalty) - 32usize];
-    ["Offset of field: sample_row::seen"][::core::mem::offset_of!(sample_row, seen) - 36usize];
-    ["Offset of field: sample_row::seen_len"][::core::mem::offset_of!(sample_row, seen_len) - 40usize];
-    ["Offset of field: sample_row::biases"][::core::mem::offset_of!(sample_row, biases) - 44usize];
-    ["Offset of field: sample_row::biases_len"][::core::mem::offset_of!(sample_row, biases_len) - 48usize];
-    ["Offset of field: sample_row::mask"][::core::mem::offset_of!(sample_row, mask) - 52usize];
+        [::core::mem::offset_of!(sample_row, frequency_penalty) - 36usize];
+    ["Offset of field: sample_row::seen"][::core::mem::offset_of!(sample_row, seen) - 40usize];
+    ["Offset of field: sample_row::seen_len"][::core::mem::offset_of!(sample_row, seen_len) - 44usize];
+    ["Offset of field: sample_row::biases"][::core::mem::offset_of!(sample_row, biases) - 48usize];
+    ["Offset of field: sample_row::biases_len"][::core::mem::offset_of!(sample_row, biases_len) - 52usize];
+    ["Offset of field: sample_row::mask"][::core::mem::offset_of!(sample_row, mask) - 56usize];
+    ["Offset of field: sample_row::padding"][::core::mem::offset_of!(sample_row, padding) - 60usize];
 };
 /// A chosen token.
 #[repr(C)]

@@ -7,7 +7,7 @@ use super::tables::SAMPLE;
 use crate::device::{Slice, SliceMut, Stream, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{SampleRow, Sampled};
+use crate::ops::{Mask, SampleRow, Sampled};
 
 const CHECK: Check = Check("sample");
 
@@ -19,7 +19,7 @@ const MAX_VOCAB: usize = 1 << 20;
 pub struct Sample<'a> {
     /// f32 `[rows, vocab]`; penalties, biases and masks are applied in place.
     pub logits: SliceMut<'a>,
-    /// u32 `[rows, 14]` and what they look up: of [`SampleWords`]. The kernel notes logits in the lists. Rows are
+    /// u32 `[rows, 16]` and what they look up: of [`SampleWords`]. The kernel notes logits in the lists. Rows are
     /// aligned to 8 bytes.
     pub rows: Slice<'a>,
     pub lists: SliceMut<'a>,
@@ -101,7 +101,8 @@ impl SampleWords {
         let mut words = Self { rows: Vec::new(), lists: vec![0] };
         for row in rows {
             row.check(vocab)?;
-            let row = row_words(row, vocab, &mut words.lists, 0);
+            row.check_mask(vocab)?;
+            let row = row_words(row, &mut words.lists, 0);
             words.rows.extend_from_slice(bytemuck::cast_slice(&[row]));
         }
         Ok(words)
@@ -109,7 +110,7 @@ impl SampleWords {
 }
 
 /// Appends what the row looks up to `words`; offsets count from `start` words on.
-pub(super) fn row_words(row: &SampleRow, vocab: usize, words: &mut Vec<u32>, start: usize) -> sample_row {
+pub(super) fn row_words(row: &SampleRow, words: &mut Vec<u32>, start: usize) -> sample_row {
     let mut append = |list: &[u32]| {
         let at = words.len() - start;
         words.extend_from_slice(list);
@@ -117,13 +118,16 @@ pub(super) fn row_words(row: &SampleRow, vocab: usize, words: &mut Vec<u32>, sta
     };
     let seen = row.penalized().into_iter().map(|(token, generated)| sample_seen { token, generated, logit: 0.0 });
     let seen: Vec<sample_seen> = seen.collect();
-    let biases = biases(row, vocab);
+    let biases = biases(row);
+    // One that lets all tokens be chosen has no words.
+    let mask = row.mask.as_ref().map(Mask::words).filter(|words| !words.is_empty());
     sample_row {
         uniform: row.uniform(),
         temperature: row.temperature,
         top_k: u32::try_from(row.top_k).unwrap_or(0),
         top_p: row.top_p,
         min_p: row.min_p,
+        typical_p: row.typical_p,
         repetition_penalty: row.repetition_penalty,
         presence_penalty: row.presence_penalty,
         frequency_penalty: row.frequency_penalty,
@@ -131,15 +135,14 @@ pub(super) fn row_words(row: &SampleRow, vocab: usize, words: &mut Vec<u32>, sta
         seen_len: seen.len() as u32,
         biases: append(bytemuck::cast_slice(&biases)),
         biases_len: biases.len() as u32,
-        mask: row.mask.as_ref().map_or(u32::MAX, |mask| append(mask)),
+        mask: mask.map_or(u32::MAX, append),
+        padding: 0,
     }
 }
 
-/// Each biased token once, by id; a ban is a bias of −∞, whatever else is said of the token.
-fn biases(row: &SampleRow, vocab: usize) -> Vec<sample_bias> {
-    let banned = row.banned.iter().filter(|&&token| (token as usize) < vocab);
-    let banned = banned.map(|&token| (token, f32::NEG_INFINITY));
-    let mut all: Vec<(u32, f32)> = row.logit_bias.iter().copied().chain(banned).collect();
+/// Each biased token once, by id.
+fn biases(row: &SampleRow) -> Vec<sample_bias> {
+    let mut all = row.logit_bias.clone();
     all.sort_by_key(|(token, _)| *token);
     let same = all.chunk_by(|a, b| a.0 == b.0);
     let one = |same: &[(u32, f32)]| {
@@ -157,7 +160,7 @@ pub(super) fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
             let found = format!("{logprob} in row {row}, column {token}");
             Err(Error::operator(CHECK.0, "logits", "finite numbers", found))
         }
-        _ => Err(Error::operator(CHECK.0, "banned", "a token that is left", format!("none in row {row}"))),
+        _ => Err(Error::operator(CHECK.0, "mask", "a token that is left", format!("none in row {row}"))),
     }
 }
 

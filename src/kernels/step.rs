@@ -81,6 +81,7 @@ impl Step {
     /// Lays `batch` out and enqueues its copy to the device.
     pub(super) fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
         batch.check()?;
+        batch.samples.iter().try_for_each(|row| row.check_mask(self.vocab))?;
         let decodes = batch.spans.iter().all(|span| span.len == 1)
             && batch.logit_rows.len() == batch.spans.len()
             && batch.samples.len() == batch.spans.len();
@@ -105,7 +106,7 @@ impl Step {
     /// Fills `words` and `sections`. A bucket's rows beyond the batch's read token 0, write nowhere, attend to nothing
     /// and choose greedily.
     fn lay_out(&mut self, batch: &Batch, bucket: Option<usize>) {
-        let Self { words, sections, vocab, .. } = self;
+        let Self { words, sections, .. } = self;
         words.clear();
         let rows = |len: usize| bucket.unwrap_or(len);
         let tokens = rows(batch.tokens.len());
@@ -134,7 +135,7 @@ impl Step {
         words.extend_from_slice(&batch.page_table);
         for (i, at) in sections.samples.clone().step_by(SAMPLE_WORDS).enumerate() {
             let row = match batch.samples.get(i) {
-                Some(row) => row_words(row, *vocab, words, sections.tail),
+                Some(row) => row_words(row, words, sections.tail),
                 None => sample_row { mask: u32::MAX, ..sample_row::zeroed() },
             };
             words[at..at + SAMPLE_WORDS].copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&row)));

@@ -28,18 +28,20 @@ pub struct GenerationConfig {
     pub top_k: Option<usize>,
     /// From 0 to 1.
     pub min_p: Option<f32>,
+    /// From 0 to 1.
+    pub typical_p: Option<f32>,
     /// Above 0.
     pub repetition_penalty: Option<f32>,
+    /// No stretch of so many tokens comes twice; 0 lets all.
+    pub no_repeat_ngram_size: Option<usize>,
 }
 
 /// Fields by which `transformers` would choose other tokens and which have no counterpart here, with the value at which
 /// they do nothing.
-const UNSUPPORTED: [(&str, f64); 9] = [
+const UNSUPPORTED: [(&str, f64); 7] = [
     ("num_beams", 1.0),
     ("num_beam_groups", 1.0),
-    ("typical_p", 1.0),
     ("encoder_repetition_penalty", 1.0),
-    ("no_repeat_ngram_size", 0.0),
     ("epsilon_cutoff", 0.0),
     ("eta_cutoff", 0.0),
     ("penalty_alpha", 0.0),
@@ -89,7 +91,9 @@ impl GenerationConfig {
             top_p: number("top_p", SHARE, |x| (0.0..=1.0).contains(&x))?,
             top_k: fields.size("top_k", 0..=u32::MAX as usize)?,
             min_p: number("min_p", SHARE, |x| (0.0..=1.0).contains(&x))?,
+            typical_p: number("typical_p", SHARE, |x| (0.0..=1.0).contains(&x))?,
             repetition_penalty: number("repetition_penalty", "a number above 0", |x| x > 0.0)?,
+            no_repeat_ngram_size: fields.size("no_repeat_ngram_size", 0..=u32::MAX as usize)?,
         })
     }
 }

@@ -9,6 +9,7 @@
 //! on the number of tokens in the batch, on how a prompt was cut into chunks, or on the number of threads.
 
 mod batch;
+mod mask;
 mod sampling;
 
 use std::ops::Range;
@@ -18,6 +19,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 pub use batch::{Batch, RecordingKey, Span, StepShape};
+pub use mask::{Mask, MaskPromise};
 pub use sampling::{SampleRow, Sampled};
 
 /// A tensor as a checkpoint stores it: row-major, little-endian, not necessarily aligned.

@@ -3,9 +3,12 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::mask::Mask;
 use crate::error::{Error, Result};
 
-/// How the next token of one row is chosen.
+/// How the next token of one row is chosen. In this order: penalties, biases, the mask, temperature, top-k, top-p,
+/// min-p, typical-p, the draw. That is the order of `transformers`, where each filter sees what those before it left;
+/// top-p and typical-p take their share of that.
 #[derive(Clone, Debug)]
 pub struct SampleRow {
     /// 0 takes the most likely token (the lowest id among equals).
@@ -16,6 +19,9 @@ pub struct SampleRow {
     pub top_p: f32,
     /// Drops tokens below this fraction of the most likely one; 0 keeps all.
     pub min_p: f32,
+    /// Smallest set of tokens whose surprise `-ln p` is nearest to its mean, with this probability together; tokens as near
+    /// as the last stay too. 1 keeps all. (Meister, Pimentel, Wiher and Cotterell: Locally Typical Sampling, 2022.)
+    pub typical_p: f32,
     /// Divides positive and multiplies negative logits of tokens in `history`; 1 does nothing.
     pub repetition_penalty: f32,
     /// Is subtracted once from the logit of every generated token; 0 does nothing.
@@ -28,10 +34,8 @@ pub struct SampleRow {
     pub prompt_len: usize,
     /// Token ids and what is added to their logits after the penalties; −∞ bans a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Token ids that may not be chosen.
-    pub banned: Vec<u32>,
-    /// Bit `t % 32` of word `t / 32` is set where token `t` may be chosen: `⌈vocab / 32⌉` words. Without it all may.
-    pub mask: Option<Vec<u32>>,
+    /// Without it all tokens may be chosen.
+    pub mask: Option<Mask>,
     pub seed: u64,
     /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
     pub position: u64,
@@ -44,20 +48,20 @@ impl SampleRow {
         top_k: 0,
         top_p: 1.0,
         min_p: 0.0,
+        typical_p: 1.0,
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
         history: Vec::new(),
         prompt_len: 0,
         logit_bias: Vec::new(),
-        banned: Vec::new(),
         mask: None,
         seed: 0,
         position: 0,
     };
 
     /// # Errors
-    /// A field is out of its range, or names what is no token of a vocabulary of `vocab`.
+    /// A field is out of its range, or names what is no token of a vocabulary of `vocab`. The mask is not looked at.
     pub(crate) fn check(&self, vocab: usize) -> Result<()> {
         let wrong = |field, expected: &str, found: f32| Err(Error::operator("sample", field, expected, found));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
@@ -68,6 +72,9 @@ impl SampleRow {
         }
         if !(0.0..=1.0).contains(&self.min_p) {
             return wrong("min_p", "0 to 1", self.min_p);
+        }
+        if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
+            return wrong("typical_p", "above 0, at most 1", self.typical_p);
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
             return wrong("repetition_penalty", "a finite number above 0", self.repetition_penalty);
@@ -85,13 +92,22 @@ impl SampleRow {
         if let Some((token, _)) = self.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             return Err(Error::operator("sample", "logit_bias", format!("ids below {vocab}"), token));
         }
-        let words = vocab.div_ceil(32);
-        if let Some(mask) = self.mask.as_ref().filter(|mask| mask.len() != words) {
-            return Err(Error::operator("sample", "mask", format!("{words} words"), mask.len()));
-        }
         match self.history.iter().find(|&&token| token as usize >= vocab) {
             Some(token) => Err(Error::operator("sample", "history", format!("ids below {vocab}"), token)),
             None => Ok(()),
+        }
+    }
+
+    /// Waits for the mask.
+    ///
+    /// # Errors
+    /// It is not one for a vocabulary of `vocab`.
+    pub(crate) fn check_mask(&self, vocab: usize) -> Result<()> {
+        let words = vocab.div_ceil(32);
+        match self.mask.as_ref().map_or(0, |mask| mask.words().len()) {
+            0 => Ok(()),
+            found if found == words => Ok(()),
+            found => Err(Error::operator("sample", "mask", format!("{words} words"), found)),
         }
     }
 

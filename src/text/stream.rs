@@ -62,7 +62,7 @@ impl DecodeStream {
             }
             State::Window(window) => {
                 window.pending.push(id);
-                if self.tokenizer.pieces() == Pieces::TextOrByte && is_byte(&token) {
+                if self.tokenizer.pieces() == Pieces::TextOrByte && byte_of_token(&token).is_some() {
                     return Ok(String::new());
                 }
                 window.settle(&self.tokenizer, true)
@@ -116,12 +116,10 @@ fn common_prefix(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
 
-/// Whether a token stands for one byte (`<0x41>`).
-fn is_byte(token: &str) -> bool {
-    token
-        .strip_prefix("<0x")
-        .and_then(|t| t.strip_suffix('>'))
-        .is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok())
+/// The byte that a token such as `<0x41>` stands for.
+pub(super) fn byte_of_token(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 2)
 }
 
 /// Takes the complete characters from the front of `held`, and leaves at most the start of one.
@@ -151,7 +149,7 @@ fn take_complete(held: &mut Vec<u8>) -> String {
 
 /// The bytes that a token of a byte-level vocabulary stands for: those of its characters in GPT-2's alphabet, or its
 /// own where it is not written in it (an added token).
-fn token_bytes(token: &str) -> Vec<u8> {
+pub(super) fn token_bytes(token: &str) -> Vec<u8> {
     token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 

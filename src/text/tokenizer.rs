@@ -1,12 +1,13 @@
 //! `tokenizer.json`: text to token ids and back.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::DecoderWrapper;
 
 use super::one_line;
 use super::stream::DecodeStream;
+use super::vocabulary::Piece;
 use crate::error::{Error, Result};
 
 /// The tokenizer of a checkpoint. Clones share one vocabulary.
@@ -19,6 +20,7 @@ struct Shared {
     file: PathBuf,
     inner: tokenizers::Tokenizer,
     pieces: Pieces,
+    vocabulary: OnceLock<Vec<Piece>>,
 }
 
 /// What one token is to its decoder; decides how a stream may cut the text.
@@ -59,7 +61,7 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| bad(&e))?;
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(&e))?;
         let pieces = Pieces::of(inner.get_decoder());
-        Ok(Self { shared: Arc::new(Shared { file: file.to_owned(), inner, pieces }) })
+        Ok(Self { shared: Arc::new(Shared { file: file.to_owned(), inner, pieces, vocabulary: OnceLock::new() }) })
     }
 
     /// Token ids of `text`. With `add_special`, those that the tokenizer puts around a whole text (a begin-of-text
@@ -103,6 +105,23 @@ impl Tokenizer {
     /// A token as the vocabulary spells it.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.shared.inner.id_to_token(id)
+    }
+
+    /// Every token by itself, in the order of the ids. Read once.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder refuses a token.
+    pub(crate) fn vocabulary(&self) -> Result<&[Piece]> {
+        if let Some(vocabulary) = self.shared.vocabulary.get() {
+            return Ok(vocabulary);
+        }
+        let read = self.read_vocabulary()?;
+        Ok(self.shared.vocabulary.get_or_init(|| read))
+    }
+
+    /// One above the largest id.
+    pub(super) fn ids_end(&self) -> u32 {
+        self.shared.inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1))
     }
 
     pub(super) fn pieces(&self) -> Pieces {

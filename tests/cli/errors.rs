@@ -140,7 +140,7 @@ fn models_that_are_none() {
 
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
-    let cases: [(&[&str], &str); 20] = [
+    let cases: [(&[&str], &str); 24] = [
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
@@ -149,6 +149,16 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         (&["--top-k", "-1"], r#"--top-k <K>: expected a whole number from 0 up, found "-1""#),
         (&["--min-p", "2"], r#"--min-p <P>: expected a number from 0 to 1, found "2""#),
         (&["--repetition-penalty", "0"], r#"--repetition-penalty <R>: expected a number above 0, found "0""#),
+        (&["--typical-p", "0"], r#"--typical-p <P>: expected a number above 0, at most 1, found "0""#),
+        (
+            &["--no-repeat-ngram-size", "-1"],
+            r#"--no-repeat-ngram-size <N>: expected a whole number from 0 up, found "-1""#,
+        ),
+        (&["--dry-multiplier", "-1"], r#"--dry-multiplier <MULTIPLIER>: expected a number from 0 up, found "-1""#),
+        (
+            &["--dry-multiplier", "1", "--dry-base", "0.5"],
+            r#"--dry-base <BASE>: expected a number from 1 up, found "0.5""#,
+        ),
         (&["--presence-penalty", "3"], r#"--presence-penalty <P>: expected a number from -2 to 2, found "3""#),
         (
             &["--logit-bias", "7"],
@@ -187,6 +197,7 @@ fn usage_errors_are_one_line_too() {
         &["generate", "a", "--token-ids", "1"],
         &["generate", "a", "--prompt-file", "b"],
         &["generate", "a", "b"],
+        &["generate", "a", "--dry-base", "2"],
         &["generate", "--seed"],
         &["frobnicate"],
         &["inspect", "--memory", "much"],

@@ -162,6 +162,9 @@ fn sampling_options_are_heard() {
     assert_ne!(draw(&["--repetition-penalty", "50"]), free);
     assert_ne!(draw(&["--presence-penalty", "2", "--frequency-penalty", "2"]), free);
     assert_ne!(draw(&["--logit-bias", "77=100"]), free);
+    assert_ne!(draw(&["--typical-p", "0.2"]), free);
+    assert_ne!(draw(&["--no-repeat-ngram-size", "1"]), free);
+    assert_ne!(draw(&["--temperature", "0", "--dry-multiplier", "50", "--dry-allowed-length", "1"]), greedy);
 }
 
 #[test]

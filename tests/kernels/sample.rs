@@ -2,7 +2,7 @@ use burrstone::DType;
 use burrstone::cpu::{Cpu, Isa};
 use burrstone::device::{Stream, Variant};
 use burrstone::kernels::{Sample, SampleWords};
-use burrstone::ops::{Ops, SampleRow, Sampled};
+use burrstone::ops::{Mask, Ops, SampleRow, Sampled};
 use proptest::prelude::*;
 
 use crate::problems::sample::PROBLEMS;
@@ -15,13 +15,13 @@ const PLAIN: SampleRow = SampleRow {
     top_k: 0,
     top_p: 1.0,
     min_p: 0.0,
+    typical_p: 1.0,
     repetition_penalty: 1.0,
     presence_penalty: 0.0,
     frequency_penalty: 0.0,
     history: Vec::new(),
     prompt_len: 0,
     logit_bias: Vec::new(),
-    banned: Vec::new(),
     mask: None,
     seed: 7,
     position: 0,
@@ -43,37 +43,39 @@ fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f3
         prop_oneof![Just(0usize), 1usize..100],
         prop_oneof![Just(1.0f32), 0.05f32..1.0],
         prop_oneof![Just(0.0f32), 0.0f32..0.5],
+        prop_oneof![2 => Just(1.0f32), 1 => 0.05f32..1.0],
     );
     let penalties = (prop_oneof![Just(1.0f32), 0.5f32..2.0], prop_oneof![Just(0.0f32), -2.0f32..2.0], -0.5f32..0.5);
     let tokens = || proptest::collection::vec(any::<u32>(), 0..10);
     let biases = proptest::collection::vec((any::<u32>(), -4.0f32..4.0), 0..6);
-    let lists = (tokens(), 0usize..10, biases, tokens(), proptest::option::of(any::<u64>()));
+    let lists = (tokens(), 0usize..10, biases, proptest::option::of(any::<u64>()));
     (vocab, 0.1f32..8.0, 0.2f32..2.0, any::<bool>(), filters, penalties, lists).prop_map(
-        |(vocab, sharpness, temperature, ties, (top_k, top_p, min_p), penalties, lists)| {
+        |(vocab, sharpness, temperature, ties, (top_k, top_p, min_p, typical_p), penalties, lists)| {
             let logits = numbers(1, vocab, DType::F32);
             let logits = logits.iter().map(|x| if ties { (x * 4.0).round() } else { x * sharpness }).collect();
-            let (history, prompt_len, biases, banned, mask) = lists;
+            let (history, prompt_len, biases, mask) = lists;
             let id = |t: u32| t % vocab as u32;
-            let mut row = SampleRow {
+            let mask = mask.map(|seed| {
+                let mut words: Vec<u32> = (0..vocab.div_ceil(32) as u64).map(|i| bits(seed, i) as u32).collect();
+                // Something is left.
+                words[0] |= 1;
+                Mask::new(words)
+            });
+            let row = SampleRow {
                 temperature,
                 top_k,
                 top_p,
                 min_p,
+                typical_p,
                 repetition_penalty: penalties.0,
                 presence_penalty: penalties.1,
                 frequency_penalty: penalties.2,
                 history: history.into_iter().map(id).collect(),
                 prompt_len,
                 logit_bias: biases.into_iter().map(|(t, bias)| (id(t), bias)).collect(),
-                banned: banned.into_iter().map(id).take(vocab / 2).collect(),
-                mask: mask.map(|seed| (0..vocab.div_ceil(32) as u64).map(|i| bits(seed, i) as u32).collect()),
+                mask,
                 ..PLAIN
             };
-            // Something is left.
-            if row.mask.as_ref().is_some_and(|mask| mask[0] & 1 == 0) || row.banned.contains(&0) {
-                row.banned.retain(|&t| t != 0);
-                row.mask.iter_mut().for_each(|mask| mask[0] |= 1);
-            }
             (logits, row)
         },
     )
@@ -128,6 +130,8 @@ fn filters_hold_for_real_vocabularies() {
             SampleRow { top_k: 50, ..PLAIN },
             SampleRow { top_p: 0.2, ..PLAIN },
             SampleRow { min_p: 0.5, ..PLAIN },
+            SampleRow { typical_p: 0.3, ..PLAIN },
+            SampleRow { top_k: 1000, typical_p: 0.7, ..PLAIN },
             SampleRow { top_k: 1000, top_p: 0.5, min_p: 0.1, ..PLAIN },
         ] {
             let kept = distribution(&logits, &row);
@@ -147,7 +151,7 @@ fn greedy_takes_the_lowest_of_equals() {
         logits[64] = 2.0;
         let row = SampleRow { temperature: 0.0, ..PLAIN };
         assert_eq!(sample(&cpu(isa, 1), &logits, &[row])[0].token, 63);
-        let row = SampleRow { temperature: 0.0, banned: vec![63, 4_000_000], ..PLAIN };
+        let row = SampleRow { temperature: 0.0, logit_bias: vec![(63, f32::NEG_INFINITY)], ..PLAIN };
         let taken = sample(&cpu(isa, 1), &logits, &[row])[0];
         assert_eq!(taken.token, 64);
         // The ban does not change what the model said.
@@ -191,8 +195,32 @@ fn bad_rows_and_arguments_are_refused() {
     assert_refused(attempt(&good, SampleRow { history: vec![4], ..PLAIN }), "sample", "history");
     assert_refused(attempt(&good, SampleRow { logit_bias: vec![(4, 0.0)], ..PLAIN }), "sample", "logit_bias");
     assert_refused(attempt(&good, SampleRow { logit_bias: vec![(0, f32::INFINITY)], ..PLAIN }), "sample", "logit_bias");
-    assert_refused(attempt(&good, SampleRow { mask: Some(vec![1, 1]), ..PLAIN }), "sample", "mask");
-    assert_refused(attempt(&good, SampleRow { banned: vec![0, 1, 2, 3], ..PLAIN }), "sample", "banned");
+    assert_refused(attempt(&good, SampleRow { typical_p: 0.0, ..PLAIN }), "sample", "typical_p");
+    let masked = |words| SampleRow { mask: Some(Mask::new(words)), ..PLAIN };
+    assert_refused(attempt(&good, masked(vec![1, 1])), "sample", "mask");
+    assert_refused(attempt(&good, masked(vec![0])), "sample", "mask");
+    assert_eq!(attempt(&good, masked(vec![0b100])).unwrap()[1].token, 2);
+    assert_eq!(attempt(&good, masked(Vec::new())).unwrap()[1], attempt(&good, PLAIN).unwrap()[1]);
+}
+
+/// A mask that is said only once the sampler waits for it.
+#[test]
+fn masks_are_waited_for() {
+    let cpu = cpu(Isa::best(), 1);
+    let logits = [0.0, 1.0, 2.0, 3.0];
+    let draw = |mask| sample(&cpu, &logits, &[SampleRow { temperature: 0.0, mask: Some(mask), ..PLAIN }])[0].token;
+    let (mask, promise) = Mask::promised();
+    let token = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| draw(mask));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        promise.keep(vec![0b10]);
+        waiting.join().unwrap()
+    });
+    assert_eq!(token, 1);
+    // One that is not kept lets all tokens be chosen.
+    let (mask, promise) = Mask::promised();
+    drop(promise);
+    assert_eq!(draw(mask), 3);
 }
 
 /// The device's choices by one variant.
@@ -274,6 +302,7 @@ fn devices_filter_real_vocabularies() {
             SampleRow { top_k: 50, ..PLAIN },
             SampleRow { top_p: 0.2, ..PLAIN },
             SampleRow { min_p: 0.5, ..PLAIN },
+            SampleRow { typical_p: 0.3, ..PLAIN },
             SampleRow { temperature: 0.0, ..PLAIN },
         ];
         check_on_device(&stream, &logits, &rows);
@@ -293,6 +322,8 @@ fn devices_cut_among_equals() {
         SampleRow { top_p: 0.3, ..PLAIN },
         SampleRow { top_p: 0.0005, ..PLAIN },
         SampleRow { top_k: 2, top_p: 0.9, ..PLAIN },
+        SampleRow { typical_p: 0.5, ..PLAIN },
+        SampleRow { top_p: 0.3, typical_p: 0.5, ..PLAIN },
         SampleRow { temperature: 1e-40, ..PLAIN },
         SampleRow { temperature: 1e30, top_p: 0.5, ..PLAIN },
     ] {
@@ -331,9 +362,9 @@ fn devices_name_bad_rows() {
             let alone = on_device(&stream, variant, 1501, logits, &rows[i..=i]).unwrap();
             assert_eq!(together[i], alone[0], "{}", variant.name);
         }
-        let none = SampleRow { mask: Some(vec![0; 47]), ..PLAIN };
+        let none = SampleRow { mask: Some(Mask::new(vec![0; 47])), ..PLAIN };
         let error = on_device(&stream, variant, 1501, &logits, &[PLAIN, none, PLAIN]).unwrap_err().to_string();
-        assert_eq!(error, "operator sample: banned: expected a token that is left, found none in row 1");
+        assert_eq!(error, "operator sample: mask: expected a token that is left, found none in row 1");
     }
     for (at, bad) in [(0, f32::NAN), (1500, f32::INFINITY), (1024, f32::NAN)] {
         let good = std::mem::replace(&mut logits[1501 + at], bad);
@@ -366,9 +397,9 @@ fn wrong_slices_are_refused_on_a_device() {
         kernel.launch(&stream)
     };
     attempt(4, 0, 0, 0).unwrap();
-    assert_refused(attempt(4, 7, 28, 32), "sample", "logits");
-    assert_refused(attempt(4, 8, 27, 32), "sample", "rows");
-    assert_refused(attempt(4, 8, 28, 31), "sample", "results");
-    assert_refused(attempt(0, 8, 28, 32), "sample", "vocab");
-    assert_refused(attempt((1 << 20) + 1, 1 << 22, 28, 32), "sample", "vocab");
+    assert_refused(attempt(4, 7, 32, 32), "sample", "logits");
+    assert_refused(attempt(4, 8, 31, 32), "sample", "rows");
+    assert_refused(attempt(4, 8, 32, 31), "sample", "results");
+    assert_refused(attempt(0, 8, 32, 32), "sample", "vocab");
+    assert_refused(attempt((1 << 20) + 1, 1 << 22, 32, 32), "sample", "vocab");
 }

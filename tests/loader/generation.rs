@@ -39,7 +39,8 @@ fn sampling_defaults_are_what_the_file_says_and_nothing_more() {
     assert_eq!(read(Some(json!({"transformers_version": "5.0.0", "chat_format": "chatml"})), json!(2)).unwrap(), unset);
     let all = json!({
         "do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0, "repetition_penalty": 1.05,
-        "num_beams": 1, "typical_p": 1.0, "max_new_tokens": 2048, "pad_token_id": 3, "suppress_tokens": null,
+        "num_beams": 1, "typical_p": 0.9, "no_repeat_ngram_size": 3, "max_new_tokens": 2048, "pad_token_id": 3,
+        "suppress_tokens": null,
     });
     let set = GenerationConfig {
         do_sample: Some(true),
@@ -47,7 +48,9 @@ fn sampling_defaults_are_what_the_file_says_and_nothing_more() {
         top_p: Some(0.95),
         top_k: Some(20),
         min_p: Some(0.0),
+        typical_p: Some(0.9),
         repetition_penalty: Some(1.05),
+        no_repeat_ngram_size: Some(3),
         ..unset
     };
     assert_eq!(read(Some(all), json!(2)).unwrap(), set);
@@ -70,7 +73,8 @@ fn bad_values_name_file_and_field() {
         ("eos_token_id", json!(1u64 << 32), "a token id"),
         ("bos_token_id", json!({}), "a token id"),
         ("num_beams", json!(4), "1"),
-        ("no_repeat_ngram_size", json!(3), "0"),
+        ("typical_p", json!(1.5), "from 0 to 1"),
+        ("no_repeat_ngram_size", json!(-1), "a whole number"),
         ("suppress_tokens", json!([5]), "not supported"),
         ("bad_words_ids", json!([[5]]), "not supported"),
     ] {

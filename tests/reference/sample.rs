@@ -1,6 +1,7 @@
 use burrstone::ops::SampleRow;
 
-/// Probability of each token after penalties, biases, bans, temperature, top-k, top-p and min-p: by sorting, in f64.
+/// Probability of each token after penalties, biases, the mask, temperature, top-k, top-p, min-p and typical-p: by sorting,
+/// in f64.
 /// Temperature above 0.
 pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
     let mut x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
@@ -21,8 +22,7 @@ pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
         x[t as usize] += f64::from(bias);
     }
     for (t, logit) in x.iter_mut().enumerate() {
-        let masked = row.mask.as_ref().is_some_and(|mask| mask[t / 32] >> (t % 32) & 1 == 0);
-        if masked || row.banned.contains(&(t as u32)) {
+        if row.mask.as_ref().is_some_and(|mask| mask.words()[t / 32] >> (t % 32) & 1 == 0) {
             *logit = f64::NEG_INFINITY;
         }
     }
@@ -43,6 +43,24 @@ pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
         sum += p[t];
     }
     p.iter_mut().filter(|p| **p < f64::from(row.min_p)).for_each(|p| *p = 0.0);
+    normalize(&mut p);
+    if row.typical_p < 1.0 {
+        let entropy: f64 = p.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum();
+        let away = |p: f64| (-p.ln() - entropy).abs();
+        order.sort_by(|&a, &b| away(p[a]).total_cmp(&away(p[b])));
+        let mut sum = 0.0;
+        let last = order.iter().find(|&&t| {
+            sum += p[t];
+            sum >= f64::from(row.typical_p)
+        });
+        let most = away(p[*last.unwrap_or(&order[0])]);
+        p.iter_mut().filter(|p| away(**p) > most + 1e-9).for_each(|p| *p = 0.0);
+        normalize(&mut p);
+    }
+    p
+}
+
+fn normalize(p: &mut [f64]) {
     let total: f64 = p.iter().sum();
-    p.iter().map(|p| p / total).collect()
+    p.iter_mut().for_each(|p| *p /= total);
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burrstone::text::Message;
-use burrstone::{Engine, Error, Prompt, Request};
+use burrstone::{Constraint, Dry, Engine, Error, Prompt, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::constraint::{ResponseFormat, Schema, Structured, one};
 
 /// A line of the input.
 #[derive(Deserialize)]
@@ -34,14 +36,28 @@ struct Body {
     top_p: Option<f32>,
     top_k: Option<usize>,
     min_p: Option<f32>,
+    typical_p: Option<f32>,
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
+    no_repeat_ngram_size: Option<usize>,
+    /// 0 where it is not said, which does nothing.
+    dry_multiplier: Option<f32>,
+    dry_base: Option<f32>,
+    dry_allowed_length: Option<usize>,
+    dry_sequence_breakers: Option<Vec<String>>,
+    bad_words: Option<Vec<String>>,
     /// By token id.
     logit_bias: Option<BTreeMap<u32, f32>>,
     seed: Option<u64>,
     n: Option<usize>,
     stop: Option<Stop>,
+    response_format: Option<ResponseFormat>,
+    structured_outputs: Option<Structured>,
+    guided_json: Option<Schema>,
+    guided_regex: Option<String>,
+    guided_choice: Option<Vec<String>>,
+    guided_grammar: Option<String>,
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     /// The model is the one that is loaded, whatever this says.
@@ -233,7 +249,28 @@ impl Body {
             Some(Stop::One(text)) => vec![text],
             Some(Stop::Several(texts)) => texts,
         };
+        request.constraint = one(
+            "response_format",
+            [
+                self.response_format.and_then(ResponseFormat::constraint),
+                self.structured_outputs.unwrap_or_default().constraint("structured_outputs")?,
+                self.guided_json.map(|schema| schema.read("guided_json")).transpose()?,
+                self.guided_regex.map(Constraint::Regex),
+                self.guided_choice.map(Constraint::Choice),
+                self.guided_grammar.map(Constraint::Grammar),
+            ],
+        )?;
         let sampling = &mut request.sampling;
+        let dry = Dry::default();
+        sampling.dry = Some(Dry {
+            multiplier: self.dry_multiplier.unwrap_or(0.0),
+            base: self.dry_base.unwrap_or(dry.base),
+            allowed_length: self.dry_allowed_length.unwrap_or(dry.allowed_length),
+            sequence_breakers: self.dry_sequence_breakers.unwrap_or(dry.sequence_breakers),
+        });
+        sampling.typical_p = self.typical_p;
+        sampling.no_repeat_ngram_size = self.no_repeat_ngram_size;
+        sampling.bad_words = self.bad_words.unwrap_or_default();
         (sampling.temperature, sampling.top_p, sampling.top_k) = (self.temperature, self.top_p, self.top_k);
         (sampling.min_p, sampling.repetition_penalty, sampling.seed) = (self.min_p, self.repetition_penalty, self.seed);
         sampling.presence_penalty = self.presence_penalty.unwrap_or(0.0);

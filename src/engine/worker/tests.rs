@@ -7,12 +7,12 @@ use std::thread;
 
 use super::*;
 use crate::engine::channel::{Receiver, channel};
-use crate::engine::request::Sampling;
 use crate::engine::runner::Load;
+use crate::engine::sampling::Sampling;
 use crate::engine::scheduler::{CacheSize, Policy};
 use crate::kv::Moves;
 use crate::model::{Forward, GenerationConfig, RopeKind, RopeSpec};
-use crate::ops::{Batch, Rates};
+use crate::ops::{Batch, Rates, SampleRow};
 
 const PAGE_SIZE: usize = 4;
 const PAGES: usize = 64;
@@ -212,7 +212,15 @@ impl Lab {
             let (consumer, events) = channel();
             let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
             let sampling = sampling.resolve(&GenerationConfig::default(), 1000).unwrap();
-            let rules = Rules { sampling, max_tokens, min_tokens: 0, eos: (0..10).collect(), ignore_eos: false };
+            let rules = Rules {
+                sampling,
+                repetition: Arc::default(),
+                max_tokens,
+                min_tokens: 0,
+                eos: (0..10).collect(),
+                ignore_eos: false,
+                guide: None,
+            };
             jobs.push(Job { key: self.keys, kind: Kind::Generate { rules, consumer } });
             asked.push(Asked { key: self.keys, prompt: prompt.clone(), max_tokens, events });
         }

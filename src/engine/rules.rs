@@ -1,0 +1,83 @@
+//! How one sequence's tokens are chosen, and when it ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::ops::SampleRow;
+
+use super::constraint::Guide;
+use super::repetition::{Repetition, ban};
+use super::request::FinishReason;
+use super::sampling::Resolved;
+use super::scheduler::View;
+
+pub(super) struct Rules {
+    pub sampling: Resolved,
+    pub repetition: Arc<Repetition>,
+    pub max_tokens: usize,
+    pub min_tokens: usize,
+    /// Tokens that end it.
+    pub eos: Vec<u32>,
+    pub ignore_eos: bool,
+    pub guide: Option<Guide>,
+}
+
+impl Rules {
+    /// How the token after those of `view` is chosen.
+    pub fn row(&self, view: View<'_>) -> SampleRow {
+        let Resolved { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        let penalized = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
+        SampleRow {
+            temperature: self.sampling.temperature,
+            top_k: self.sampling.top_k,
+            top_p: self.sampling.top_p,
+            min_p: self.sampling.min_p,
+            typical_p: self.sampling.typical_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            history: if penalized { view.tokens.to_vec() } else { Vec::new() },
+            prompt_len: view.prompt_len,
+            logit_bias: self.biases(view),
+            mask: self.guide.as_ref().map(Guide::mask),
+            seed: self.sampling.seed,
+            position: view.tokens.len() as u64,
+        }
+    }
+
+    fn biases(&self, view: View<'_>) -> Vec<(u32, f32)> {
+        let may_end = self.ignore_eos || view.tokens.len() - view.prompt_len >= self.min_tokens;
+        if may_end && self.repetition.is_none() {
+            return self.sampling.logit_bias.clone();
+        }
+        let mut biases = BTreeMap::new();
+        for &(token, bias) in &self.sampling.logit_bias {
+            *biases.entry(token).or_default() += bias;
+        }
+        self.repetition.apply(view.tokens, view.prompt_len, &mut biases);
+        if !may_end {
+            self.eos.iter().for_each(|&token| ban(&mut biases, token));
+        }
+        biases.into_iter().collect()
+    }
+
+    pub fn is_end(&self, token: u32) -> bool {
+        !self.ignore_eos && self.eos.contains(&token)
+    }
+
+    /// Takes `token`, the sequence's `generated`th, and says why it ends with it, if it does.
+    ///
+    /// # Errors
+    /// The constraint does not go on.
+    pub fn take(&mut self, token: u32, generated: usize) -> Result<Option<FinishReason>> {
+        let fulfilled = match &mut self.guide {
+            Some(guide) => guide.advance(token)?,
+            None => false,
+        };
+        if fulfilled || self.is_end(token) {
+            return Ok(Some(FinishReason::Stop));
+        }
+        Ok((generated == self.max_tokens).then_some(FinishReason::Length))
+    }
+}

@@ -1,0 +1,264 @@
+//! Constraints keep what they promise, whatever the model would rather say.
+#![cfg(feature = "builtin-model")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use burrstone::{Constraint, ConstraintState, Engine, Error, FinishReason, Request};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+fn engine() -> Engine {
+    Engine::builtin().threads(2).build().unwrap()
+}
+
+/// A model that draws nearly anything.
+fn wild(constraint: Constraint, seed: u64) -> Request {
+    Request::text("And the king said").temperature(1.5).seed(seed).max_tokens(600).constraint(constraint)
+}
+
+/// The text and why it ended; or the error.
+fn answer(engine: &Engine, request: Request) -> Result<(String, Option<FinishReason>), Error> {
+    let mut generation = engine.generate(request)?;
+    let text = generation.by_ref().map(|token| token.map(|token| token.text)).collect::<Result<String, Error>>()?;
+    Ok((text, generation.finish_reason()))
+}
+
+fn fulfilled(engine: &Engine, request: Request) -> String {
+    let (text, finish) = answer(engine, request).unwrap();
+    assert_eq!(finish, Some(FinishReason::Stop), "{text:?}");
+    text
+}
+
+fn refused(engine: &Engine, constraint: Constraint, field: &str) {
+    let error = engine.generate(wild(constraint, 1)).err().unwrap_or_else(|| panic!("{field} is accepted"));
+    let line = error.to_string();
+    assert!(error.is_input() && line.starts_with(field) && !line.contains('\n'), "{line}");
+}
+
+fn texts(all: &[&str]) -> Vec<String> {
+    all.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// Schemas of which every value is short.
+fn schema() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(json!({"type": "boolean"})),
+        Just(json!({"type": "null"})),
+        (-50i64..50, 0i64..1000)
+            .prop_map(|(low, more)| json!({"type": "integer", "minimum": low, "maximum": low + more})),
+        (0usize..4, 0usize..8)
+            .prop_map(|(least, more)| json!({"type": "string", "minLength": least, "maxLength": least + more})),
+        prop::collection::btree_set("[a-z\"\\\\é ]{1,6}", 1..4).prop_map(|texts| json!({"enum": texts})),
+        (-1000i64..1000).prop_map(|number| json!({"const": number})),
+        Just(json!({"$ref": "#/$defs/word"})),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            (inner.clone(), 0usize..2, 0usize..3).prop_map(|(items, least, more)| {
+                json!({"type": "array", "items": items, "minItems": least, "maxItems": least + more})
+            }),
+            prop::collection::vec(("[a-zA-Z_ ]{1,8}", inner.clone(), any::<bool>()), 0..4).prop_map(|fields| {
+                let (mut properties, mut required) = (Map::new(), BTreeSet::new());
+                for (name, field, needed) in fields {
+                    if needed {
+                        required.insert(name.clone());
+                    }
+                    properties.insert(name, field);
+                }
+                json!({
+                    "type": "object", "properties": properties, "required": required, "additionalProperties": false
+                })
+            }),
+            prop::collection::vec(inner, 1..3).prop_map(|any| json!({"anyOf": any})),
+        ]
+    })
+    .prop_map(|mut schema| {
+        schema["$defs"] = json!({"word": {"type": "string", "pattern": "^[a-z]{2,5}$"}});
+        // A wild model would write blanks for ever.
+        schema["x-guidance"] = json!({"whitespace_flexible": false});
+        schema
+    })
+}
+
+/// Whether a value is what the schema describes: as far as the schemas here go.
+fn valid(value: &Value, schema: &Value) -> bool {
+    if schema["$ref"].is_string() {
+        return value
+            .as_str()
+            .is_some_and(|word| (2..=5).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_lowercase()));
+    }
+    if let Some(any) = schema["anyOf"].as_array() {
+        return any.iter().any(|schema| valid(value, schema));
+    }
+    if let Some(values) = schema["enum"].as_array() {
+        return values.contains(value);
+    }
+    if !schema["const"].is_null() {
+        return *value == schema["const"];
+    }
+    let within = |count: usize, least: &str, most: &str| {
+        schema[least].as_u64().is_none_or(|n| count as u64 >= n)
+            && schema[most].as_u64().is_none_or(|n| count as u64 <= n)
+    };
+    match (schema["type"].as_str().unwrap(), value) {
+        ("boolean", Value::Bool(_)) | ("null", Value::Null) => true,
+        ("integer", Value::Number(number)) => {
+            let (low, high) = (schema["minimum"].as_i64().unwrap(), schema["maximum"].as_i64().unwrap());
+            // -0 is one, too, and read as a float.
+            number.as_f64().is_some_and(|number| number.fract() == 0.0 && (low..=high).contains(&(number as i64)))
+        }
+        ("string", Value::String(text)) => within(text.chars().count(), "minLength", "maxLength"),
+        ("array", Value::Array(items)) => {
+            within(items.len(), "minItems", "maxItems") && items.iter().all(|item| valid(item, &schema["items"]))
+        }
+        ("object", Value::Object(fields)) => {
+            let required = schema["required"].as_array().unwrap();
+            required.iter().all(|name| fields.contains_key(name.as_str().unwrap()))
+                && fields
+                    .iter()
+                    .all(|(name, field)| schema["properties"].get(name).is_some_and(|schema| valid(field, schema)))
+        }
+        _ => false,
+    }
+}
+
+/// Each of several answers to each of random schemas parses, and is what the schema describes.
+#[test]
+fn outputs_are_what_the_schema_describes() {
+    let engine = engine();
+    let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let cases = (schema(), any::<u64>());
+    runner
+        .run(&cases, |(schema, seed)| {
+            let request = wild(Constraint::JsonSchema(schema.clone()), seed);
+            for generation in engine.generate_several(request, 3).unwrap() {
+                let text: String = generation.map(|token| token.unwrap().text).collect();
+                let value = serde_json::from_str(&text);
+                prop_assert!(value.is_ok(), "{:?} for {}", text, schema);
+                prop_assert!(valid(&value.unwrap(), &schema), "{:?} for {}", text, schema);
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn objects_choices_expressions_and_grammars_are_kept_to() {
+    let engine = engine();
+    for seed in 0..8 {
+        let (text, finish) = answer(&engine, wild(Constraint::JsonObject, seed)).unwrap();
+        // An object of any content may be cut off.
+        let parsed = serde_json::from_str::<Map<String, Value>>(&text);
+        assert!(text.starts_with('{') && (parsed.is_ok() || finish == Some(FinishReason::Length)), "{text:?}");
+
+        let all = texts(&["yes", "no", "no, \"never\"", "Grüße/\n"]);
+        assert!(all.contains(&fulfilled(&engine, wild(Constraint::Choice(all.clone()), seed))));
+
+        let date = fulfilled(&engine, wild(Constraint::Regex(r"[12][0-9]{3}-[01][0-9]/[a-c]+!".to_owned()), seed));
+        let (number, letters) = date.split_once('/').unwrap();
+        assert!(number.len() == 7 && number.starts_with(['1', '2']) && letters.ends_with('!'), "{date:?}");
+        assert!(letters.trim_end_matches('!').bytes().all(|letter| (b'a'..=b'c').contains(&letter)), "{date:?}");
+
+        let lark = "start: pair pair\npair: \"(\" WORD \")\"\nWORD: /[a-z]{1,3}/";
+        let pairs = fulfilled(&engine, wild(Constraint::Grammar(lark.to_owned()), seed));
+        assert_eq!((pairs.matches('(').count(), pairs.matches(')').count()), (2, 2), "{pairs:?}");
+    }
+}
+
+/// The text ends where nothing may follow, with its last token in it; where it may end the model's end token may come.
+#[test]
+fn texts_end_where_the_constraint_does() {
+    let engine = engine();
+    let choice = Constraint::Choice(texts(&["yes"]));
+    assert_eq!(fulfilled(&engine, wild(choice.clone(), 1).ignore_eos(true)), "yes");
+    assert_eq!(fulfilled(&engine, wild(choice.clone(), 1).min_tokens(50)), "yes");
+    let (text, finish) = answer(&engine, wild(choice, 1).max_tokens(1)).unwrap();
+    assert!("yes".starts_with(&text) && (text == "yes" || finish == Some(FinishReason::Length)), "{text:?}");
+
+    let eos = engine.generation_config().eos[0];
+    let letters = || wild(Constraint::Regex("[a-z ]*".to_owned()), 3).logit_bias(eos, 1000.0);
+    assert_eq!(fulfilled(&engine, letters()), "");
+    let generation = engine.generate(letters().min_tokens(5)).unwrap();
+    let tokens: Vec<u32> = generation.map(|token| token.unwrap().id).collect();
+    assert_eq!((tokens.len(), tokens[5]), (6, eos));
+}
+
+#[test]
+fn what_is_no_constraint_is_refused_by_name() {
+    let engine = engine();
+    refused(&engine, Constraint::JsonSchema(json!({"type": "frob"})), "json_schema: expected");
+    refused(&engine, Constraint::JsonSchema(json!({"$ref": "http://elsewhere/x"})), "json_schema: expected");
+    refused(
+        &engine,
+        Constraint::JsonSchema(json!({"type": "integer", "minimum": 3, "maximum": 2})),
+        "json_schema: expec",
+    );
+    refused(&engine, Constraint::JsonSchema(json!([1])), "json_schema: expected");
+    refused(&engine, Constraint::Regex("a(".to_owned()), "regex: expected");
+    refused(&engine, Constraint::Regex("(?=a)b".to_owned()), "regex: expected");
+    refused(&engine, Constraint::Grammar("start: missing".to_owned()), "grammar: expected");
+    refused(&engine, Constraint::Grammar(String::new()), "grammar: expected");
+    refused(&engine, Constraint::Choice(Vec::new()), "choice: expected");
+    refused(&engine, Constraint::Choice(texts(&["a", ""])), "choice: expected");
+    assert_eq!(fulfilled(&engine, wild(Constraint::Choice(texts(&["yes"])), 1)), "yes");
+}
+
+/// Token ids that follow one another; at a number above all it does what it should not.
+struct Counting {
+    next: u32,
+    last: u32,
+    after: fn(&mut [u32]) -> burrstone::Result<()>,
+}
+
+impl ConstraintState for Counting {
+    fn allow(&mut self, mask: &mut [u32]) -> burrstone::Result<()> {
+        if self.next == self.last {
+            return (self.after)(mask);
+        }
+        mask[self.next as usize / 32] |= 1 << (self.next % 32);
+        Ok(())
+    }
+
+    fn advance(&mut self, token: u32) -> burrstone::Result<bool> {
+        assert_eq!(token, self.next);
+        self.next += 1;
+        Ok(false)
+    }
+
+    fn fork(&self) -> Box<dyn ConstraintState> {
+        Box::new(Self { ..*self })
+    }
+}
+
+/// One that fails, allows nothing or panics ends its own request with an error, and no other.
+#[test]
+fn constraints_of_ones_own_fail_alone() {
+    let engine = engine();
+    let counting = |from, after| Constraint::Custom(Arc::new(Counting { next: from, last: 104, after }));
+    let nothing: fn(&mut [u32]) -> burrstone::Result<()> = |_| Ok(());
+    let fails = |_: &mut [u32]| {
+        let (field, expected, found) = ("mine".to_owned(), "more".to_owned(), "less".to_owned());
+        Err(Error::Request { field, expected, found })
+    };
+    let panics = |_: &mut [u32]| std::panic::resume_unwind(Box::new("mine"));
+    let neighbour = engine.generate(Request::text("In the beginning").temperature(0.0).max_tokens(40)).unwrap();
+    for (after, says) in [(nothing, "constraint: expected a token"), (fails, "mine"), (panics, "panicked")] {
+        let generation = engine.generate(wild(counting(100, after), 1)).unwrap();
+        let tokens: Vec<_> = generation.map(|token| token.map(|token| token.id)).collect();
+        let ids: Vec<u32> = tokens.iter().flatten().copied().collect();
+        assert_eq!(ids, [100, 101, 102, 103]);
+        let error = tokens.last().unwrap().as_ref().unwrap_err();
+        assert!(error.is_input() && error.to_string().contains(says), "{error}");
+        // At the door already.
+        let error = engine.generate(wild(counting(104, after), 1)).err().unwrap();
+        assert!(error.is_input() && error.to_string().contains(says), "{error}");
+    }
+    // A ban leaves nothing.
+    let banned = wild(counting(100, nothing), 1).logit_bias(102, f32::NEG_INFINITY);
+    let error = engine.generate(banned).unwrap().find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("banned"), "{error}");
+    assert_eq!(neighbour.filter(Result::is_ok).count(), 40);
+    assert_eq!(engine.status().unwrap().blocks.held, 0);
+}
