@@ -4,6 +4,7 @@
 //! [`kernels`](crate::kernels), and captures a [`Graph`] of them.
 
 mod bytes;
+mod cards;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
@@ -17,9 +18,12 @@ mod slice;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod stream;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
+mod tensor;
+#[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod variant;
 
 pub use bytes::Bytes;
+pub(crate) use cards::Card;
 #[cfg(feature = "cuda")]
 pub use cuda::Element;
 pub use driver::DeviceInfo;
@@ -29,4 +33,5 @@ pub use memory::{Memory, Readback};
 pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
+pub(crate) use tensor::{Boxes, Swizzle};
 pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};

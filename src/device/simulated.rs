@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::cards::Card;
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
-use super::sim::{LaunchStats, Simulator};
+use super::sim::{self, LaunchStats, Simulator};
 use super::stream::Stream;
+use super::tensor::{Boxes, TensorMap};
 use super::variant::{ARCHS, Variant};
 use crate::error::{Error, Result};
 
@@ -13,6 +15,9 @@ use crate::error::{Error, Result};
 pub struct SimOptions {
     /// The architecture whose variants it runs: one of [`ARCHS`].
     pub arch: u32,
+    /// Multiprocessors: what is chosen by their number is to be what a GPU with as many chooses. The simulator runs one
+    /// block at a time. `None`: those of a card of the architecture.
+    pub processors: Option<u32>,
     /// Decides every order that CUDA leaves open.
     pub seed: u64,
     pub memory_bytes: u64,
@@ -22,7 +27,7 @@ pub struct SimOptions {
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { arch: 80, seed: 0, memory_bytes: 16 << 30, count: false }
+        Self { arch: 80, processors: None, seed: 0, memory_bytes: 16 << 30, count: false }
     }
 }
 
@@ -41,7 +46,7 @@ impl Stream {
             device: "sim".to_owned(),
             name: format!("simulated sm_{}", options.arch),
             arch: options.arch,
-            processors: processors(options.arch),
+            processors: options.processors.unwrap_or(Card::of(options.arch).processors),
             memory_bytes: options.memory_bytes,
         };
         let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
@@ -51,19 +56,6 @@ impl Stream {
     /// What each launch since the last call did, by variant, where [`SimOptions::count`] asked for it.
     pub fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
         self.driver().take_launch_stats()
-    }
-}
-
-/// Multiprocessors of a card of the architecture: V100, T4, A100, RTX 3090, RTX 4090, H100. The simulator runs one block
-/// at a time; what is chosen by the number of multiprocessors is to be what such a card chooses.
-fn processors(arch: u32) -> u32 {
-    match arch {
-        ..75 => 80,
-        75..80 => 40,
-        80..86 => 108,
-        86..89 => 82,
-        89 => 128,
-        _ => 132,
     }
 }
 
@@ -181,6 +173,12 @@ impl Driver for Sim {
 
     unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
         self.enqueue(Work::CopyToHost { address, to: HostAddress(to), bytes })
+    }
+
+    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        let Boxes { address, element_bytes, dims, strides, sides, swizzle } = *boxes;
+        let map = sim::TensorMap::tiled(address, element_bytes, dims, strides, sides, swizzle).map_err(failed)?;
+        Ok(bytemuck::cast(map.to_bytes()))
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {

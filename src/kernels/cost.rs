@@ -11,7 +11,7 @@
 //!
 //! It is for comparing launches with each other. As a prediction it is optimistic.
 
-use crate::device::DeviceInfo;
+use crate::device::{Card, DeviceInfo};
 
 /// A GPU as the model sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,44 +37,6 @@ pub struct Machine {
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 65_536;
 
-/// One card of an architecture.
-struct Card {
-    arch: u32,
-    processors: u32,
-    gigahertz: f64,
-    tensor_rate: f64,
-    memory_gigabytes: f64,
-    cache_gigabytes: f64,
-    shared_kib: u32,
-    threads: u32,
-}
-
-/// V100 SXM2, T4, A100 SXM 80 GB, RTX 3090, RTX 4090, H100 SXM. Clocks and memories are of the data sheets, tensor rates
-/// are their dense f16 TFLOP/s with f32 sums, divided by clock and processors. Bandwidths of the L2 cache are what
-/// published microbenchmarks read, rounded.
-const CARDS: [Card; 6] = [
-    card(70, 80, 1.53, 512.0, 900.0, 2100.0, 96, 2048),
-    card(75, 40, 1.59, 512.0, 320.0, 1200.0, 64, 1024),
-    card(80, 108, 1.41, 1024.0, 2039.0, 4500.0, 164, 2048),
-    card(86, 82, 1.70, 256.0, 936.0, 2500.0, 100, 1536),
-    card(89, 128, 2.52, 256.0, 1008.0, 4500.0, 100, 1536),
-    card(90, 132, 1.83, 2048.0, 3350.0, 5500.0, 228, 2048),
-];
-
-#[allow(clippy::too_many_arguments, reason = "the columns of a table")]
-const fn card(
-    arch: u32,
-    processors: u32,
-    gigahertz: f64,
-    tensor_rate: f64,
-    memory_gigabytes: f64,
-    cache_gigabytes: f64,
-    shared_kib: u32,
-    threads: u32,
-) -> Card {
-    Card { arch, processors, gigahertz, tensor_rate, memory_gigabytes, cache_gigabytes, shared_kib, threads }
-}
-
 impl Machine {
     /// Bytes a cycle from shared memory, of a multiprocessor.
     pub const SHARED_BANDWIDTH: f64 = 128.0;
@@ -90,10 +52,9 @@ impl Machine {
         Self::new(info.arch, info.processors)
     }
 
-    /// An architecture with so many multiprocessors, at least one. An architecture that no card stands for is taken as the newest before it.
+    /// An architecture with so many multiprocessors, at least one. Figures are a card's.
     pub fn new(arch: u32, processors: u32) -> Self {
-        let known = CARDS.iter().rev().find(|card| card.arch <= arch);
-        let card = known.unwrap_or(&CARDS[0]);
+        let card = Card::of(arch);
         let processors = processors.max(1);
         let share = f64::from(processors) / f64::from(card.processors);
         Self {
