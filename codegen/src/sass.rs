@@ -17,7 +17,7 @@ use crate::Arch;
 const SIZE: usize = 16;
 
 /// Operations that facts are about: their names, as `nvdisasm` prints them, and their lowest 12 bits.
-const OPERATIONS: [(&str, &[u128]); 12] = [
+const OPERATIONS: [(&str, &[u128]); 13] = [
     ("HMMA.884", &[0x236]),
     ("HMMA.1688", &[0x23c]),
     ("HMMA.16816", &[0x23c]),
@@ -28,6 +28,7 @@ const OPERATIONS: [(&str, &[u128]); 12] = [
     ("LDG", &[0x381, 0x981]),
     ("LDGSTS", &[0xfae]),
     ("UTMALDG", &[0x5b4]),
+    ("USETMAXREG", &[0x9c8]),
     ("LDL", &[0x983]),
     ("STL", &[0x387]),
 ];

@@ -15,10 +15,14 @@
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_UNROLL
 #define BURRSTONE_ROLLED
+#define BURRSTONE_UNROLL_BY(TIMES)
 #else
 #define BURRSTONE_UNROLL _Pragma("unroll")
 // Before a loop whose body is large enough: copies of it would only take registers.
 #define BURRSTONE_ROLLED _Pragma("unroll 1")
+// Before a loop whose passes' loads are to be in flight together.
+#define BURRSTONE_PRAGMA(TEXT) _Pragma(#TEXT)
+#define BURRSTONE_UNROLL_BY(TIMES) BURRSTONE_PRAGMA(unroll TIMES)
 #endif
 
 namespace burrstone {

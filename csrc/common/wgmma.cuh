@@ -2,8 +2,9 @@
 // and b is 16 x N. sm_90a.
 //
 // A product runs beside the threads: fence, start products, commit them as a group, wait for groups. Until the wait
-// nobody may touch the accumulator, the registers of a, or the shared memory. On the simulator the accumulator is NaN in
-// between, and the product is made in the wait, from what shared memory holds then. Its numbers are those of common/mma.cuh.
+// nobody may touch the accumulator, the registers of a, or the shared memory; but products of one shape may follow each
+// other into one accumulator. On the simulator it is NaN until the first of them is waited for, and a product is made in the
+// wait, from what shared memory holds then. Its numbers are those of common/mma.cuh.
 //
 // Lane l of warp w holds of d, as element i: row 16w + l/4 + 8(i/2 % 2), column 8(i/4) + 2(l%4) + i%2. Of a in registers:
 // as m16n8k16, for the rows 16w to 16w + 15.
@@ -124,7 +125,8 @@ template <int N, class T, bool A_REGISTERS, bool A_MN, bool B_MN> void run_wgmma
         work.d[thread] = record->d;
         __builtin_memcpy(work.before[thread], record->d, sizeof work.before[thread]);
         if (A_REGISTERS) __builtin_memcpy(work.words[thread], record->words, sizeof work.words[thread]);
-        __builtin_memset(record->d, 0xff, sizeof work.before[thread]);
+        // One that others still add to keeps what those that are done have left.
+        if (!work.chained) __builtin_memset(record->d, 0xff, sizeof work.before[thread]);
     }
     burrstone_sim_defer(work_wgmma<N, T, A_REGISTERS, A_MN, B_MN>, &work, sizeof work, first->d);
 }
@@ -180,14 +182,21 @@ BURRSTONE_DEVICE void wgmma_commit(Site site = here()) {
 #endif
 }
 
-// Waits until at most PENDING of the latest groups still run. `d` is an accumulator that is read afterwards.
-template <int PENDING, int COUNT> BURRSTONE_DEVICE void wgmma_wait([[maybe_unused]] float (&d)[COUNT], Site site = here()) {
+// Waits until at most PENDING of the latest groups still run.
+template <int PENDING> BURRSTONE_DEVICE void wgmma_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
     char record = 0;
     burrstone_sim_warpgroup(detail::run_wgmma_wait<PENDING>, &record, "wgmma_wait", site.file, site.line);
 #else
     (void)site;
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// The same, before `d`, an accumulator, is read.
+template <int PENDING, int COUNT> BURRSTONE_DEVICE void wgmma_wait([[maybe_unused]] float (&d)[COUNT], Site site = here()) {
+    wgmma_wait<PENDING>(site);
+#ifndef BURRSTONE_SIM
     // The compiler must not read the registers before the wait.
     for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 #endif

@@ -10,33 +10,35 @@
 #ifndef BURRSTONE_KERNELS_MATMUL_CU
 #define BURRSTONE_KERNELS_MATMUL_CU
 
-#include "kernels/matmul_result.cuh"
+#include "kernels/matmul_warpgroup.cuh"
 
 namespace burrstone {
 
-template <class V> struct matmul_shared {
+template <class V, bool GROUP = MatmulTile<V>::GROUP> struct matmul_shared;
+template <class V> struct matmul_shared<V, true> : MatmulRing<V> {};
+template <class V> struct matmul_shared<V, false> {
     union {
-        Shared<typename V::dtype, V::stages * MatmulTile<V>::STAGE, 1024> tiles;
+        Shared<typename V::dtype, V::stages * MatmulTile<V>::STAGE, 128> tiles;
         MatmulRows<V> rows;
     };
 };
 
-// The sums of `count` stages from stage `first` of k on; calls f(sums, span) where a span ends.
+// The sums of the item's stages of k; calls f(sums, span) where a span ends.
 template <class V, class F>
-BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, uint32_t first, uint32_t count, F f) {
+BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, const MatmulItem<V> &item, F f) {
     using T = typename V::dtype;
     using Tile = MatmulTile<V>;
-    constexpr uint32_t SPAN = BURRSTONE_MATMUL_SPAN / Tile::K;
+    const uint32_t count = item.end - item.first;
 
     MatmulSums<V> sums;
     sums.clear();
     const auto end_stage = [&](uint32_t done) {
-        const uint32_t at = first + done;
-        if (at % SPAN != SPAN - 1 && done + 1 != count) return;
-        f(sums, at / SPAN);
+        const uint32_t at = item.first + done;
+        if (at % Tile::SPAN != Tile::SPAN - 1 && done + 1 != count) return;
+        f(sums, at / Tile::SPAN);
         sums.clear();
     };
-    const auto start_of = [&](uint32_t stage) { return (first + stage) * Tile::K; };
+    const auto start_of = [&](uint32_t stage) { return (item.first + stage) * Tile::K; };
 
     if constexpr (Tile::ASYNC) {
         BURRSTONE_ROLLED
@@ -47,15 +49,12 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
         BURRSTONE_ROLLED
         for (uint32_t done = 0; done < count; ++done) {
             cp_async_wait<V::stages - 2>();
-            if constexpr (Tile::GROUP) fence_async();
             // The stage has landed for all, and all are done with the one before, whose place is the next copies'.
             sync_block();
-            if constexpr (Tile::GROUP) start_products<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
             const uint32_t next = done + V::stages - 1;
             if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
             cp_async_commit();
-            if constexpr (Tile::GROUP) wgmma_wait<0>(sums.v[0]);
-            else multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
+            multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
             end_stage(done);
         }
     } else {
@@ -75,41 +74,28 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
     }
 }
 
-// Blocks [tiles, splits].
+// Blocks: an item each; by warpgroups any number, which share the items.
 template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_shared<V> &shared) {
-    using Tile = MatmulTile<V>;
-    constexpr uint32_t SPAN = BURRSTONE_MATMUL_SPAN / Tile::K;
-
-    // Blocks that run side by side share rows of x and of the weight: tiles are numbered down bands of eight tiles of x.
-    constexpr unsigned BAND = 8;
-    const unsigned tile = block_index_x(), tiles_n = (args.n + V::n - 1) / V::n, tiles_m = (args.m + V::m - 1) / V::m;
-    const unsigned band = tile / (BAND * tiles_n), inside = tile % (BAND * tiles_n);
-    const unsigned height = tiles_m - band * BAND < BAND ? tiles_m - band * BAND : BAND;
-    const uint64_t first_m = uint64_t(band * BAND + inside % height) * V::m, first_n = uint64_t(inside / height) * V::n;
-
-    // Spans of this block, and their stages.
-    const uint32_t stages = (args.k + Tile::K - 1) / Tile::K, spans = (stages + SPAN - 1) / SPAN;
-    const uint32_t split = block_index_y();
-    const uint32_t first = uint32_t(uint64_t(split) * spans / args.splits) * SPAN;
-    const uint32_t behind = uint32_t(uint64_t(split + 1) * spans / args.splits) * SPAN;
-    const uint32_t end = behind < stages ? behind : stages;
-
-    const MatmulCopies<V> copies(args, first_m, first_n);
-    MatmulSums<V> result;
-    result.clear();
-    const bool alone = args.splits == 1;
-    multiply_stages<V>(copies, shared, first, end - first, [&](MatmulSums<V> &sums, uint32_t span) {
-        if (alone) result.add(sums);
-        else store_partial<V>(args, uint64_t(tile) * spans + span, sums);
-    });
-    if (alone) {
-        // The rows of the result take the place of the stages.
-        sync_block();
+    if constexpr (MatmulTile<V>::GROUP) {
+        multiply_by_warpgroups<V>(args, shared);
     } else {
-        if (!is_last<V>(args, tile, shared.rows.arrived)) return;
-        add_partials<V>(args, tile, spans, result);
+        const MatmulItem<V> item(args, block_index_x());
+        const MatmulCopies<V> copies(args, item);
+        MatmulSums<V> result;
+        result.clear();
+        multiply_stages<V>(copies, shared, item, [&](MatmulSums<V> &sums, uint32_t span) {
+            if (args.splits == 1) result.add(sums);
+            else store_partial<V>(args, uint64_t(item.tile) * item.spans + span, sums);
+        });
+        if (args.splits == 1) {
+            // The rows of the result take the place of the stages.
+            sync_block();
+        } else {
+            if (!is_last<V>(args, item.tile, shared.rows.arrived)) return;
+            add_partials<V>(args, item, result);
+        }
+        store_tile<V>(args, item, result, shared.rows);
     }
-    store_tile<V>(args, first_m, first_n, result, shared.rows);
 }
 
 } // namespace burrstone

@@ -16,10 +16,10 @@ template <class V> struct MatmulRows {
 
 // Where the sums of one span of a tile are, in the order of threads: each writes and reads its own, 16 bytes side by side.
 template <class V, class F> BURRSTONE_DEVICE void each_partial(const matmul_args &args, uint64_t tile_and_span, F f) {
-    constexpr int PIECES = MatmulSums<V>::COUNT / 4;
-    auto *first = pointer<vec<float, 4>>(args.partials) + tile_and_span * (PIECES * V::threads) + thread_index();
+    constexpr int PIECES = MatmulSums<V>::COUNT / 4, THREADS = MatmulTile<V>::THREADS;
+    auto *first = pointer<vec<float, 4>>(args.partials) + tile_and_span * (PIECES * THREADS) + thread_index();
     BURRSTONE_UNROLL
-    for (int i = 0; i < PIECES; ++i) f(first + i * V::threads, i);
+    for (int i = 0; i < PIECES; ++i) f(first + i * THREADS, i);
 }
 
 template <class V>
@@ -34,32 +34,36 @@ BURRSTONE_DEVICE void store_partial(const matmul_args &args, uint64_t tile_and_s
 // again afterwards.
 template <class V> BURRSTONE_DEVICE bool is_last(const matmul_args &args, unsigned tile, Shared<uint32_t, 1> &before) {
     fence_global();
-    sync_block();
+    MatmulTile<V>::sync();
     uint32_t *arrivals = pointer<uint32_t>(args.arrivals) + tile;
     if (thread_index() == 0) {
         const uint32_t arrived = atomic_add(arrivals, 1u);
         if (arrived + 1 == args.splits) store(arrivals, 0u);
         before.store(0, arrived);
     }
-    sync_block();
+    MatmulTile<V>::sync();
     fence_global();
     return before.load(0) + 1 == args.splits;
 }
 
 // Adds the tile's spans in ascending order: what one block alone does.
-template <class V> BURRSTONE_DEVICE void add_partials(const matmul_args &args, unsigned tile, uint32_t spans, MatmulSums<V> &sums) {
+template <class V> BURRSTONE_DEVICE void add_partials(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums) {
+    // Four loads are in flight at least.
+    constexpr int PIECES = MatmulSums<V>::COUNT / 4;
+    [[maybe_unused]] constexpr int TOGETHER = PIECES < 4 ? 4 / PIECES : 1;
     sums.clear();
-    for (uint32_t span = 0; span < spans; ++span) {
-        vec<float, 4> pieces[MatmulSums<V>::COUNT / 4];
-        each_partial<V>(args, uint64_t(tile) * spans + span, [&](vec<float, 4> *from, int i) { pieces[i] = load(from); });
+    BURRSTONE_UNROLL_BY(TOGETHER)
+    for (uint32_t span = 0; span < item.spans; ++span) {
+        vec<float, 4> pieces[PIECES];
+        each_partial<V>(args, uint64_t(item.tile) * item.spans + span, [&](vec<float, 4> *from, int i) { pieces[i] = load(from); });
         BURRSTONE_UNROLL
         for (int i = 0; i < MatmulSums<V>::COUNT; ++i) sums.at(i) += pieces[i / 4].v[i % 4];
     }
 }
 
-// The tile whose first token and row of the weight are given. Its rows of four leave side by side.
+// The item's tile. Its rows of four leave side by side.
 template <class V>
-BURRSTONE_DEVICE void store_tile(const matmul_args &args, uint64_t first_m, uint64_t first_n, MatmulSums<V> &sums, MatmulRows<V> &rows) {
+BURRSTONE_DEVICE void store_tile(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums, MatmulRows<V> &rows) {
     using T = typename V::dtype;
     using Out = typename V::out;
     constexpr int PIECE = 4, PIECES = V::m * V::n / PIECE;
@@ -76,7 +80,7 @@ BURRSTONE_DEVICE void store_tile(const matmul_args &args, uint64_t first_m, uint
     for (int p = 0; p < PIECES / V::threads; ++p) {
         const unsigned index = p * V::threads + thread_index();
         const unsigned row = index / (V::n / PIECE), column = index % (V::n / PIECE) * PIECE;
-        const uint64_t m = first_m + row, n = first_n + column;
+        const uint64_t m = item.first_m + row, n = item.first_n + column;
         if (m >= args.m || n >= args.n) continue;
         vec<float, PIECE> sum = rows.sums.template load_vec<PIECE>(row * MatmulRows<V>::STRIDE + column);
         if (args.bias) {

@@ -6,7 +6,6 @@
 #include "common/cp_async.cuh"
 #include "common/ldmatrix.cuh"
 #include "common/mma.cuh"
-#include "common/wgmma.cuh"
 #include "kernels/row.cuh"
 
 namespace burrstone {
@@ -32,13 +31,18 @@ template <class V> struct MatmulTile {
     // Elements of k in a stage: 128 bytes of a row, a whole cache line and once around the banks.
     static constexpr int K = 64;
     static constexpr int GRAINS = K / GRAIN;
+    // Stages of a span.
+    static constexpr int SPAN = BURRSTONE_MATMUL_SPAN / K;
     // Rows of a stage: those of the weight, then those of x.
     static constexpr int ROWS = V::n + V::m;
     static constexpr int STAGE = ROWS * K;
 
-    // Who multiplies on its own: a warp, or a warpgroup, which reads shared memory itself.
+    // Who multiplies on its own: a warp, or a warpgroup, which reads shared memory itself. Then the block's last warpgroup
+    // does nothing but copy.
     static constexpr bool GROUP = BY_WARPGROUP<S>;
-    static constexpr int WORKERS = V::threads / int(WARP) / (GROUP ? 4 : 1);
+    static constexpr int WARPGROUP = 4 * int(WARP);
+    static constexpr int THREADS = V::threads - (GROUP ? WARPGROUP : 0);
+    static constexpr int WORKERS = THREADS / (GROUP ? WARPGROUP : int(WARP));
     // Few tokens: a warp for each part of the weight's rows. Else two warps share rows of the weight: squarer tiles of a
     // warp read less of shared memory for each product.
     static constexpr int WORKERS_M = V::m > 16 && !GROUP ? 2 : 1;
@@ -78,10 +82,48 @@ template <class V> struct MatmulTile {
     static constexpr int DEPTH = BY_ROWS ? GRAIN : 16;
     static constexpr int PARTS = DEPTH / S::K;
 
+    // Waits for the threads that multiply.
+    static BURRSTONE_DEVICE void sync() {
+        if constexpr (GROUP) barrier_sync<1>(THREADS);
+        else sync_block();
+    }
+
     // Grains that a thread copies for a stage: every PASS-th row.
-    static constexpr int PASS = V::threads / GRAINS;
+    static constexpr int COPYING = GROUP ? WARPGROUP : V::threads;
+    static constexpr int PASS = COPYING / GRAINS;
     static constexpr int COPIES = (ROWS + PASS - 1) / PASS;
     static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
+};
+
+// What a block computes at a time: spans of a tile.
+template <class V> struct MatmulItem {
+    unsigned tile;
+    // The tile's first token and first row of the weight.
+    uint64_t first_m, first_n;
+    // Stages of k.
+    uint32_t first, end;
+    // Of the whole of k.
+    uint32_t spans;
+
+    // Item `number` of tiles times splits.
+    BURRSTONE_DEVICE MatmulItem(const matmul_args &args, unsigned number) {
+        using Tile = MatmulTile<V>;
+        const unsigned tiles_n = (args.n + V::n - 1) / V::n, tiles_m = (args.m + V::m - 1) / V::m;
+        tile = number % (tiles_n * tiles_m);
+
+        // Blocks that run side by side share rows of x and of the weight: tiles are numbered down bands of eight tiles of x.
+        constexpr unsigned BAND = 8;
+        const unsigned band = tile / (BAND * tiles_n), inside = tile % (BAND * tiles_n);
+        const unsigned height = tiles_m - band * BAND < BAND ? tiles_m - band * BAND : BAND;
+        first_m = uint64_t(band * BAND + inside % height) * V::m;
+        first_n = uint64_t(inside / height) * V::n;
+
+        const uint32_t split = number / (tiles_n * tiles_m), stages = (args.k + Tile::K - 1) / Tile::K;
+        spans = (stages + Tile::SPAN - 1) / Tile::SPAN;
+        first = uint32_t(uint64_t(split) * spans / args.splits) * Tile::SPAN;
+        const uint32_t behind = uint32_t(uint64_t(split + 1) * spans / args.splits) * Tile::SPAN;
+        end = behind < stages ? behind : stages;
+    }
 };
 
 // The sums of a thread: the accumulators of all units, those of a warpgroup in one piece.
@@ -120,23 +162,25 @@ template <class V> struct MatmulCopies {
     // Whether all grains are whole and aligned; see has_grains.
     bool whole;
 
-    BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, uint64_t first_m, uint64_t first_n) {
-        const unsigned row = thread_index() / Tile::GRAINS;
+    BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, const MatmulItem<V> &item) {
         k = args.k;
         whole = has_grains<T>(args.x | args.weight, k);
-        weight = pointer<const T>(args.weight) + (first_n + row) * k;
-        x = pointer<const T>(args.x) + (first_m + row) * k;
-        weight_rows = int64_t(args.n) - int64_t(first_n + row);
-        x_rows = int64_t(args.m) - int64_t(first_m + row);
+        weight = pointer<const T>(args.weight) + (item.first_n + row()) * k;
+        x = pointer<const T>(args.x) + (item.first_m + row()) * k;
+        weight_rows = int64_t(args.n) - int64_t(item.first_n + row());
+        x_rows = int64_t(args.m) - int64_t(item.first_m + row());
     }
 
-    static BURRSTONE_DEVICE unsigned grain() { return thread_index() % Tile::GRAINS; }
+    // The last threads of a block copy, or all.
+    static BURRSTONE_DEVICE unsigned copier() { return thread_index() - (V::threads - Tile::COPYING); }
+    static BURRSTONE_DEVICE unsigned row() { return copier() / Tile::GRAINS; }
+    static BURRSTONE_DEVICE unsigned grain() { return copier() % Tile::GRAINS; }
 
     // Calls f(copy, row of the stage, row in memory, whether it is there) for each copy.
     template <class F> BURRSTONE_DEVICE void each(F f) const {
         BURRSTONE_UNROLL
         for (int i = 0; i < Tile::COPIES; ++i) {
-            const unsigned row = i * Tile::PASS + thread_index() / Tile::GRAINS;
+            const unsigned row = i * Tile::PASS + this->row();
             if ((i + 1) * Tile::PASS > Tile::ROWS && row >= Tile::ROWS) continue;
             const bool of_weight = i * Tile::PASS < V::n;
             const int ahead = of_weight ? i * Tile::PASS : i * Tile::PASS - V::n;
@@ -169,11 +213,10 @@ template <class V> struct MatmulCopies {
         });
     }
 
-  private:
     // Element by element, and one grain after the other: rare, and not to take registers.
     template <class Tiles> BURRSTONE_DEVICE void copy_ragged(Tiles &tiles, unsigned to, uint32_t at) const {
         BURRSTONE_ROLLED
-        for (int row = thread_index() / Tile::GRAINS, ahead = 0; row < Tile::ROWS; row += Tile::PASS, ahead += Tile::PASS) {
+        for (int row = this->row(), ahead = 0; row < Tile::ROWS; row += Tile::PASS, ahead += Tile::PASS) {
             const bool of_weight = ahead < V::n;
             const int of_operand = of_weight ? ahead : ahead - V::n;
             const bool there = of_operand < (of_weight ? weight_rows : x_rows);
@@ -264,20 +307,6 @@ template <class V, class Tiles> BURRSTONE_DEVICE void multiply_stage(MatmulSums<
         if (next < STEPS) fragments[next % (1 + AHEAD)].load(tiles, stage, next);
         fragments[step % (1 + AHEAD)].multiply(sums);
     }
-}
-
-// Starts the products of a warpgroup with the stage at element `stage` of `tiles`. Stages lie as 128-byte swizzles do.
-template <class V, class Tiles> BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage) {
-    using T = typename V::dtype;
-    using Tile = MatmulTile<V>;
-    constexpr uint32_t ROW = Tile::K * sizeof(T), EIGHT_ROWS = 8 * ROW;
-    const uint32_t weight = tiles.address(stage) + Tile::worker_n() * ROW, x = tiles.address(stage) + V::n * ROW;
-    wgmma_fence();
-    BURRSTONE_UNROLL
-    for (uint32_t at = 0; at < ROW; at += Tile::S::K * sizeof(T))
-        wgmma<V::m, T>(sums.v[0], matrix_descriptor(weight + at, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128),
-                       matrix_descriptor(x + at, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128), true);
-    wgmma_commit();
 }
 
 } // namespace burrstone

@@ -28,16 +28,20 @@ struct b_mn {
     static constexpr bool mn = true;
 };
 struct product_correct {
-    static constexpr bool wait = true, early_write = false, fence = true;
+    static constexpr bool wait = true, early_write = false, fence = true, grouped = true;
 };
 struct product_no_wait {
-    static constexpr bool wait = false, early_write = false, fence = true;
+    static constexpr bool wait = false, early_write = false, fence = true, grouped = true;
 };
 struct product_early_write {
-    static constexpr bool wait = true, early_write = true, fence = true;
+    static constexpr bool wait = true, early_write = true, fence = true, grouped = true;
 };
 struct product_no_fence {
-    static constexpr bool wait = true, early_write = false, fence = false;
+    static constexpr bool wait = true, early_write = false, fence = false, grouped = true;
+};
+// Both products twice, each a group of its own: while one runs the next is started.
+struct product_chained {
+    static constexpr bool wait = true, early_write = false, fence = true, grouped = false;
 };
 
 template <class V> struct wgmma_shared {
@@ -63,16 +67,20 @@ template <class V> BURRSTONE_DEVICE void wgmma(const wgmma_args &args, wgmma_sha
     float d[V::n / 2];
     for (int i = 0; i < V::n / 2; ++i) d[i] = 1.0f;
     wgmma_fence();
-    for (int step = 0; step < 2; ++step) {
+    for (int i = 0; i < (V::plant::grouped ? 2 : 4); ++i) {
+        const int step = i % 2;
         uint64_t b = matrix_descriptor(shared.b.address(0) + step * c[7], c[5], c[6], SWIZZLE);
         if constexpr (V::a::registers) {
             uint32_t a[4];
-            for (int i = 0; i < 4; ++i) a[i] = load(pointer<uint32_t>(args.a) + (step * 128 + t) * 4 + i);
+            for (int w = 0; w < 4; ++w) a[w] = load(pointer<uint32_t>(args.a) + (step * 128 + t) * 4 + w);
             wgmma<V::n, T, V::b::mn>(d, a, b, true);
         } else {
             uint64_t a = matrix_descriptor(shared.a.address(0) + step * c[4], c[2], c[3], SWIZZLE);
             wgmma<V::n, T, V::a::mn, V::b::mn>(d, a, b, true);
         }
+        if (V::plant::grouped) continue;
+        wgmma_commit();
+        wgmma_wait<1>();
     }
     wgmma_commit();
     if (V::plant::early_write) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::tensor::{Boxes, TensorMap};
 use super::variant::Variant;
 use crate::error::Result;
 
@@ -65,6 +66,9 @@ pub(super) trait Driver: Send + Sync {
     /// # Safety
     /// `to` has room for `bytes` and is not read before the copy is done, nor given back.
     unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()>;
+
+    /// What a kernel is told of a tensor that it copies in boxes. Only Hopper copies so.
+    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap>;
 
     /// Enqueues a kernel.
     ///

@@ -18,6 +18,8 @@ mod slice;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod stream;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
+mod tensor;
+#[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod variant;
 
 pub use bytes::Bytes;
@@ -31,4 +33,5 @@ pub use memory::{Memory, Readback};
 pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
+pub(crate) use tensor::{Boxes, Swizzle};
 pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::card::Card;
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
-use super::sim::{LaunchStats, Simulator};
+use super::sim::{self, LaunchStats, Simulator};
 use super::stream::Stream;
+use super::tensor::{Boxes, TensorMap};
 use super::variant::{ARCHS, Variant};
 use crate::error::{Error, Result};
 
@@ -14,6 +15,9 @@ use crate::error::{Error, Result};
 pub struct SimOptions {
     /// The architecture whose variants it runs: one of [`ARCHS`].
     pub arch: u32,
+    /// Multiprocessors: what is chosen by their number is to be what a GPU with as many chooses. The simulator runs one
+    /// block at a time. `None`: those of a card of the architecture.
+    pub processors: Option<u32>,
     /// Decides every order that CUDA leaves open.
     pub seed: u64,
     pub memory_bytes: u64,
@@ -23,7 +27,7 @@ pub struct SimOptions {
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { arch: 80, seed: 0, memory_bytes: 16 << 30, count: false }
+        Self { arch: 80, processors: None, seed: 0, memory_bytes: 16 << 30, count: false }
     }
 }
 
@@ -42,8 +46,7 @@ impl Stream {
             device: "sim".to_owned(),
             name: format!("simulated sm_{}", options.arch),
             arch: options.arch,
-            // One block runs at a time; what is chosen by their number is to be what such a card chooses.
-            processors: Card::of_arch(options.arch).processors,
+            processors: options.processors.unwrap_or(Card::of_arch(options.arch).processors),
             memory_bytes: options.memory_bytes,
         };
         let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
@@ -170,6 +173,12 @@ impl Driver for Sim {
 
     unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
         self.enqueue(Work::CopyToHost { address, to: HostAddress(to), bytes })
+    }
+
+    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        let Boxes { address, element_bytes, dims, strides, sides, swizzle } = *boxes;
+        let map = sim::TensorMap::tiled(address, element_bytes, dims, strides, sides, swizzle).map_err(failed)?;
+        Ok(bytemuck::cast(map.to_bytes()))
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {

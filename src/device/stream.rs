@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::memory::Memory;
+use super::tensor::{Boxes, TensorMap};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -162,6 +163,11 @@ impl Stream {
         self.not_capturing("a synchronization")?;
         count(&self.0.counts.waits);
         self.driver().wait()
+    }
+
+    /// What a kernel is told of a tensor that it copies in boxes.
+    pub(crate) fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        self.driver().tensor_map(boxes)
     }
 
     /// Waits until everything enqueued so far is done.

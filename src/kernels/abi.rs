@@ -284,10 +284,29 @@ const _: () = {
     ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 32usize];
     ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 36usize];
 };
+/// A tensor and the boxes it is copied in. Made by the device: CUDA's CUtensorMap, or the simulator's own. Opaque, 128
+/// bytes at a multiple of 64.
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct tensor_map {
+    pub opaque: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tensor_map"][::core::mem::size_of::<tensor_map>() - 128usize];
+    ["Alignment of tensor_map"][::core::mem::align_of::<tensor_map>() - 64usize];
+    ["Offset of field: tensor_map::opaque"][::core::mem::offset_of!(tensor_map, opaque) - 0usize];
+};
 /// out = x weight^T + bias.
 #[repr(C)]
+#[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct matmul_args {
+    /// x and the weight in boxes of 64 elements of k and a tile's rows, with a swizzle of 128 bytes: on Hopper, where
+    /// rows are grains of 16 bytes; zeros elsewhere.
+    pub x_boxes: tensor_map,
+    pub weight_boxes: tensor_map,
     /// [m, k]
     pub x: device_ptr,
     /// [n, k]
@@ -308,18 +327,20 @@ pub struct matmul_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 64usize];
-    ["Alignment of matmul_args"][::core::mem::align_of::<matmul_args>() - 8usize];
-    ["Offset of field: matmul_args::x"][::core::mem::offset_of!(matmul_args, x) - 0usize];
-    ["Offset of field: matmul_args::weight"][::core::mem::offset_of!(matmul_args, weight) - 8usize];
-    ["Offset of field: matmul_args::bias"][::core::mem::offset_of!(matmul_args, bias) - 16usize];
-    ["Offset of field: matmul_args::out"][::core::mem::offset_of!(matmul_args, out) - 24usize];
-    ["Offset of field: matmul_args::arrivals"][::core::mem::offset_of!(matmul_args, arrivals) - 32usize];
-    ["Offset of field: matmul_args::partials"][::core::mem::offset_of!(matmul_args, partials) - 40usize];
-    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 48usize];
-    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 52usize];
-    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 56usize];
-    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 60usize];
+    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 320usize];
+    ["Alignment of matmul_args"][::core::mem::align_of::<matmul_args>() - 64usize];
+    ["Offset of field: matmul_args::x_boxes"][::core::mem::offset_of!(matmul_args, x_boxes) - 0usize];
+    ["Offset of field: matmul_args::weight_boxes"][::core::mem::offset_of!(matmul_args, weight_boxes) - 128usize];
+    ["Offset of field: matmul_args::x"][::core::mem::offset_of!(matmul_args, x) - 256usize];
+    ["Offset of field: matmul_args::weight"][::core::mem::offset_of!(matmul_args, weight) - 264usize];
+    ["Offset of field: matmul_args::bias"][::core::mem::offset_of!(matmul_args, bias) - 272usize];
+    ["Offset of field: matmul_args::out"][::core::mem::offset_of!(matmul_args, out) - 280usize];
+    ["Offset of field: matmul_args::arrivals"][::core::mem::offset_of!(matmul_args, arrivals) - 288usize];
+    ["Offset of field: matmul_args::partials"][::core::mem::offset_of!(matmul_args, partials) - 296usize];
+    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 304usize];
+    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 308usize];
+    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 312usize];
+    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 316usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]
@@ -621,18 +642,4 @@ const _: () = {
     ["Offset of field: target_logprobs_args::out"][::core::mem::offset_of!(target_logprobs_args, out) - 16usize];
     ["Offset of field: target_logprobs_args::rows"][::core::mem::offset_of!(target_logprobs_args, rows) - 24usize];
     ["Offset of field: target_logprobs_args::vocab"][::core::mem::offset_of!(target_logprobs_args, vocab) - 28usize];
-};
-/// A tensor and the boxes it is copied in. Made by the device: CUDA's CUtensorMap, or the simulator's own. Opaque, 128
-/// bytes at a multiple of 64.
-#[repr(C)]
-#[repr(align(64))]
-#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct tensor_map {
-    pub opaque: [u64; 16usize],
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of tensor_map"][::core::mem::size_of::<tensor_map>() - 128usize];
-    ["Alignment of tensor_map"][::core::mem::align_of::<tensor_map>() - 64usize];
-    ["Offset of field: tensor_map::opaque"][::core::mem::offset_of!(tensor_map, opaque) - 0usize];
 };

@@ -1,11 +1,11 @@
 //! `out = x · weightᵀ + bias`.
 
-use super::abi::matmul_args;
+use super::abi::{matmul_args, tensor_map};
 use super::call::{Call, Check};
 use super::cost::Machine;
-use super::matmul_plan::{COUNTERS, MatMulPlan, MatMulShape};
+use super::matmul_plan::{COUNTERS, MatMulPlan, MatMulShape, STAGE};
 use super::tables::MATMUL;
-use crate::device::{Slice, SliceMut, Stream, Variant};
+use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -90,7 +90,18 @@ impl MatMul<'_> {
                 [address, address + (COUNTERS * size_of::<u32>()) as u64]
             }
         };
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let [x_boxes, weight_boxes] = if plan.copies_boxes(&shape, x.address() | weight.address()) {
+            let [tile_m, tile_n] = plan.tile();
+            [boxes(stream, x, [m, k], tile_m)?, boxes(stream, weight, [n, k], tile_n)?]
+        } else {
+            [tensor_map { opaque: [0; 16] }; 2]
+        };
         let args = matmul_args {
+            x_boxes,
+            weight_boxes,
             x: x.address(),
             weight: weight.address(),
             bias: bias.map_or(0, |bias| bias.address()),
@@ -102,12 +113,24 @@ impl MatMul<'_> {
             k: CHECK.size("k", k)?,
             splits: CHECK.size("splits", splits)?,
         };
-        if m == 0 || n == 0 {
-            return Ok(());
-        }
-        let blocks = [plan.blocks(&shape) / splits, splits, 1];
+        CHECK.rows("tiles", plan.items(&shape))?;
+        let blocks = [plan.blocks(&Machine::of(stream.info()), &shape), 1, 1];
         let shape = format_args!("[{m}, {k}] × [{n}, {k}]ᵀ of {} to {} in {splits}", x.dtype(), out.dtype());
         // SAFETY: every slice was checked against the shape, the workspace against the variant's tiles.
         unsafe { call.launch(stream, variant, blocks, &args, &shape) }
     }
+}
+
+/// Rows `[rows, k]` of 16-bit numbers in boxes of a stage's elements of `tile` rows, as products of warpgroups read them.
+fn boxes(stream: &Stream, matrix: Slice<'_>, [rows, k]: [usize; 2], tile: usize) -> Result<tensor_map> {
+    let row_bytes = k * matrix.dtype().size();
+    let boxes = Boxes {
+        address: matrix.address(),
+        element_bytes: matrix.dtype().size() as u32,
+        dims: &[k as u64, rows as u64],
+        strides: &[row_bytes as u64],
+        sides: &[STAGE as u32, tile as u32],
+        swizzle: Swizzle::Bytes128,
+    };
+    Ok(tensor_map { opaque: stream.tensor_map(&boxes)? })
 }

@@ -33,7 +33,10 @@ pub(super) const COUNTERS: usize = 4096;
 /// Elements of k in a span.
 const SPAN: usize = BURRSTONE_MATMUL_SPAN as usize;
 /// Elements of k in a stage.
-const STAGE: f64 = 64.0;
+pub(super) const STAGE: usize = 64;
+/// Threads of a warpgroup, and bytes of a grain of a row: what Hopper's form copies in.
+const WARPGROUP: usize = 128;
+const GRAIN: u64 = 16;
 
 impl MatMulShape {
     /// The axes that the problem decides.
@@ -72,9 +75,32 @@ impl MatMulPlan {
         (2..=most).map(plan).fold(plan(1), |best, plan| if plan.seconds < best.seconds { plan } else { best })
     }
 
-    /// Blocks of the launch.
-    pub fn blocks(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).tiles(shape) * self.splits
+    /// Tiles times splits: what blocks compute.
+    pub fn items(&self, shape: &MatMulShape) -> usize {
+        Tile::of(self.variant, 0).tiles(shape).saturating_mul(self.splits)
+    }
+
+    /// Blocks of the launch: one an item; on Hopper no more than the device holds at once, which share the items.
+    pub fn blocks(&self, machine: &Machine, shape: &MatMulShape) -> usize {
+        let tile = Tile::of(self.variant, machine.arch);
+        let items = self.items(shape);
+        if !tile.by_warpgroups {
+            return items;
+        }
+        items.min(machine.processors as usize * tile.resident(machine) as usize)
+    }
+
+    /// Tokens and rows of the weight of a tile.
+    pub(super) fn tile(&self) -> [usize; 2] {
+        let tile = Tile::of(self.variant, 0);
+        [tile.m, tile.n]
+    }
+
+    /// Whether tiles are copied by boxes, where `addresses` are those of both operands, their bits joined. Else threads
+    /// copy them.
+    pub(super) fn copies_boxes(&self, shape: &MatMulShape, addresses: u64) -> bool {
+        let rows = (shape.k * shape.dtype.size()) as u64;
+        Tile::of(self.variant, 0).by_warpgroups && rows > 0 && (rows | addresses).is_multiple_of(GRAIN)
     }
 
     /// Words of workspace that more than one split needs.
@@ -89,8 +115,11 @@ struct Tile {
     m: usize,
     n: usize,
     stages: usize,
+    /// Those that multiply.
     threads: usize,
     shared_bytes: u32,
+    /// Hopper's form: a warpgroup copies, the others multiply, and blocks take item after item.
+    by_warpgroups: bool,
     /// Warps, or warpgroups, that multiply: along the tokens, and along the rows of the weight.
     workers: [usize; 2],
 }
@@ -100,12 +129,21 @@ impl Tile {
         // Every variant has these axes, and none of them is 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
-        let workers = match variant.value("instruction") {
-            Some(Value::Text("m64k16")) => [1, threads / 128],
-            _ if m > 16 => [2, threads / 64],
+        let by_warpgroups = variant.value("instruction") == Some(Value::Text("m64k16"));
+        let threads = if by_warpgroups { threads.saturating_sub(WARPGROUP).max(WARPGROUP) } else { threads };
+        let workers = match m {
+            _ if by_warpgroups => [1, threads / WARPGROUP],
+            17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, workers }
+    }
+
+    /// Blocks that a multiprocessor holds. A thread that multiplies has twice its sums in registers, and 64 more.
+    fn resident(&self, machine: &Machine) -> u32 {
+        let registers = 64 + 2 * self.m * self.n / self.threads;
+        let copying = if self.by_warpgroups { WARPGROUP } else { 0 };
+        machine.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
     }
 
     fn tiles(&self, shape: &MatMulShape) -> usize {
@@ -123,7 +161,6 @@ impl Tile {
 
     /// What the launch takes. Beside the machine's assumptions:
     /// - the block with the most spans decides;
-    /// - a thread has twice its sums in registers, and 64 more;
     /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
     ///   are not are not read, but multiplied;
     /// - of shared memory each warp reads its rows of the weight and its tokens;
@@ -143,15 +180,13 @@ impl Tile {
         let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
         let computing = (blocks / processors).ceil() * cycles / machine.clock;
 
-        let registers = 64 + 2 * self.m * self.n / self.threads;
-        let resident = machine.resident(self.threads as u32, registers as u32, self.shared_bytes);
         let rows = tile_n + tile_m.min(m);
         let busy = (blocks / processors).min(1.0);
         let unique = 2.0 * k * (m + n) + m * n * shape.out.size() as f64;
         let from_memory = unique / (machine.memory_bandwidth * busy);
         let from_cache = blocks * depth * 2.0 * rows / (machine.cache_bandwidth * busy);
-        let rounds = (blocks / (processors * f64::from(resident))).ceil();
-        let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1) as f64);
+        let rounds = (blocks / (processors * f64::from(self.resident(machine)))).ceil();
+        let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);
 
         let adding = if splits > 1 {

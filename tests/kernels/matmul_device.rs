@@ -151,6 +151,24 @@ fn a_row_does_not_depend_on_company() {
     }
 }
 
+/// On few multiprocessors Hopper's blocks take several spans and tiles each, one after the other: the same bits.
+#[test]
+fn a_block_that_stays_computes_what_many_do() {
+    for (k, shift) in [(1096, 0), (1099, 1)] {
+        let (dtype, out) = (DType::F16, DType::F16);
+        let case = Case { m: 20, n: 200, k, dtype, out, biased: true, shifts: [shift; 3] };
+        let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
+        for variant in hopper {
+            let sim = |processors| Stream::sim(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
+            let many = case.run(&sim(None).unwrap(), Some((variant, 1)), 0);
+            for splits in [1, 3] {
+                let one = case.run(&sim(Some(1)).unwrap(), Some((variant, splits)), 0);
+                assert!(one == many, "{} in {splits}, k = {k}: differs", variant.name);
+            }
+        }
+    }
+}
+
 /// The device that runs the tests, where it is of the architecture; the simulator can be any.
 fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
     let stream = stream(variant, 5)?;
@@ -265,7 +283,7 @@ fn no_wave_is_empty_that_could_be_full() {
         for (n, k) in layers() {
             for m in [1, 2, 4, 8, 16] {
                 let (plan, shape) = plan(&machine, m, n, k);
-                let blocks = plan.blocks(&shape);
+                let blocks = plan.items(&shape);
                 let full = blocks / plan.splits * shape.spans() >= processors as usize;
                 assert!(
                     2 * blocks > processors as usize || !full,
@@ -278,7 +296,7 @@ fn no_wave_is_empty_that_could_be_full() {
 }
 
 /// Twice the rows take at most twice the time. Between the powers of two a tile more can start a wave of its own; then too
-/// no number of rows is half as fast as a smaller one.
+/// no number of rows has less than 0.55 of the rate of a smaller one.
 #[test]
 fn throughput_does_not_fall_with_the_batch() {
     for (arch, processors) in MACHINES {
@@ -297,7 +315,7 @@ fn throughput_does_not_fall_with_the_batch() {
                 let throughput = m as f64 / seconds(m);
                 let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
                 let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
-                assert!(throughput >= 0.5 * best, "sm_{arch}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}");
+                assert!(throughput >= 0.55 * best, "sm_{arch}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}");
             }
         }
     }

@@ -111,7 +111,8 @@ fn run(name: &str, seed: u64) -> Result<Case, Fault> {
             // d0, d1 in the lane's row, d2, d3 eight below; then the next eight columns.
             let row = thread / 32 * 16 + thread % 32 / 4 + if i % 4 >= 2 { 8 } else { 0 };
             let column = i / 4 * 8 + thread % 4 * 2 + i % 2;
-            1.0 + (0..K).map(|k| a[row * K + k] * b[column * K + k]).sum::<f32>()
+            let times = if name.contains("product_chained") { 2.0 } else { 1.0 };
+            1.0 + times * (0..K).map(|k| a[row * K + k] * b[column * K + k]).sum::<f32>()
         })
         .collect();
     let probe = Probe::new(seed, [&a_image.bytes, &b_image.bytes, &bytes(&c)], 128 * n / 2 * 4);
@@ -121,7 +122,8 @@ fn run(name: &str, seed: u64) -> Result<Case, Fault> {
 
 #[test]
 fn every_layout_multiplies_what_the_manuals_figures_say() {
-    for name in variants("wgmma").into_iter().filter(|name| name.contains("product_correct")) {
+    let whole = |name: &&str| name.contains("product_correct") || name.contains("product_chained");
+    for name in variants("wgmma").into_iter().filter(whole) {
         for seed in 0..2 {
             let Case { n, found, expected } = run(name, seed).unwrap_or_else(|fault| panic!("{fault}"));
             for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {

@@ -13,6 +13,7 @@ use cudarc::driver::{
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::slice::{Slice, SliceMut};
 use super::stream::Stream;
+use super::tensor::{Boxes, Swizzle, TensorMap};
 use super::variant::ARCHS;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -238,6 +239,58 @@ impl Driver for Cuda {
             result::memcpy_dtoh_async(to, address, self.stream.cu_stream())
         };
         copied.map_err(|e| self.error("copy to the host", e))
+    }
+
+    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        use sys::CUtensorMapDataType as Type;
+        use sys::CUtensorMapSwizzle as Pattern;
+        const FIELD: &str = "tensor map";
+        let refused = |reason: String| Error::Device { device: self.info.device.clone(), reason };
+        let &Boxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
+        let element = match element_bytes {
+            1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            4 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
+            8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
+            _ => {
+                return Err(refused(format!("{FIELD}: expected elements of 1, 2, 4 or 8 bytes, found {element_bytes}")));
+            }
+        };
+        let rank = dims.len();
+        if rank == 0 || strides.len() + 1 != rank || sides.len() != rank {
+            let found = format!("{rank} dims, {} strides, {} sides", strides.len(), sides.len());
+            return Err(refused(format!(
+                "{FIELD}: expected one stride fewer than dims, and as many sides, found {found}"
+            )));
+        }
+        let pattern = match swizzle {
+            Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::Bytes32 => Pattern::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::Bytes64 => Pattern::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::Bytes128 => Pattern::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        self.bind()?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let steps = vec![1u32; rank];
+        // SAFETY: the arrays have as many numbers as the rank says; the driver checks what they mean, and copies them.
+        let made = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                element,
+                rank as u32,
+                address as *mut c_void,
+                dims.as_ptr(),
+                strides.as_ptr(),
+                sides.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                pattern,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        made.result().map_err(|e| refused(format!("{FIELD} of {dims:?} in boxes of {sides:?}: {}", explain(e))))?;
+        Ok(map.opaque)
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {

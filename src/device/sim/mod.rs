@@ -33,8 +33,9 @@ pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
 use memory::{Buffer, Memory};
 use stacks::{FiberStack, Stacks};
-pub use tensor_map::{Swizzle, TensorMap, TensorMapError};
+pub use tensor_map::{TensorMap, TensorMapError};
 
+pub use super::tensor::Swizzle;
 use super::variant::{SimEntry, Variant};
 
 /// Alignment of shared memory: what 128-byte swizzled tiles need.

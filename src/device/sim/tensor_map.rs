@@ -1,14 +1,6 @@
 //! The simulator's tensor maps: what a bulk tensor copy knows of the tensor and of its box.
 
-/// How 16-byte pieces of a box are permuted in shared memory: bits 4 and up of the address are xored with bits 7 and
-/// up, over spans of 32, 64 or 128 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Swizzle {
-    None,
-    Bytes32,
-    Bytes64,
-    Bytes128,
-}
+use crate::device::tensor::Swizzle;
 
 impl Swizzle {
     /// Bytes of a row of the box under the permutation; `None` leaves any.

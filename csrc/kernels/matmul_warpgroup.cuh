@@ -1,0 +1,240 @@
+// Products by warpgroups: Hopper's form.
+//
+// A block stays, and takes item after item. One thread brings stages by bulk copies, in the order in which they are
+// multiplied, and runs ahead of the warpgroups that multiply, from item to item: while they store a tile, the first stages
+// of the next one arrive. Each place of the ring of stages has two barriers: copies arrive at `full`, the warps that are
+// done with a stage at `empty`.
+#ifndef BURRSTONE_KERNELS_MATMUL_WARPGROUP_CUH
+#define BURRSTONE_KERNELS_MATMUL_WARPGROUP_CUH
+
+#include "common/register_budget.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma.cuh"
+#include "kernels/matmul_result.cuh"
+
+namespace burrstone {
+
+// The shared memory of a block.
+template <class V> struct MatmulRing {
+    Shared<typename V::dtype, V::stages * MatmulTile<V>::STAGE, 1024> tiles;
+    Shared<uint64_t, V::stages> full, empty;
+    Shared<uint32_t, 1> arrived;
+};
+
+// A place in the ring, and how often the ring has come around to it: the parity of `full`'s phase.
+template <class V> struct MatmulPlace {
+    uint32_t at = 0, parity = 0;
+
+    BURRSTONE_DEVICE unsigned element() const { return at * MatmulTile<V>::STAGE; }
+    BURRSTONE_DEVICE void advance() {
+        at = at + 1 == V::stages ? 0 : at + 1;
+        parity ^= at == 0;
+    }
+};
+
+// Calls f(item) for each of the block's items.
+template <class V, class F> BURRSTONE_DEVICE void each_item(const matmul_args &args, F f) {
+    const unsigned tiles = (args.n + V::n - 1) / V::n * ((args.m + V::m - 1) / V::m);
+    BURRSTONE_ROLLED
+    for (unsigned number = block_index_x(); number < tiles * args.splits; number += grid_size_x())
+        f(MatmulItem<V>(args, number));
+}
+
+// The warpgroup that copies. Rows of whole grains are one thread's work; ragged ones are copied by all, element by element.
+template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, MatmulRing<V> &ring, bool whole) {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    if (whole && MatmulCopies<V>::copier() != 0) return;
+    MatmulPlace<V> place;
+    each_item<V>(args, [&](const MatmulItem<V> &item) {
+        BURRSTONE_ROLLED
+        for (uint32_t stage = item.first; stage < item.end; ++stage, place.advance()) {
+            const uint32_t full = ring.full.address(place.at);
+            mbarrier_wait(ring.empty.address(place.at), place.parity ^ 1);
+            if (whole) {
+                const auto to = [&](unsigned row) { return ring.tiles.address(place.element() + row * Tile::K); };
+                const auto from = [&](uint64_t row) { return Coordinates{int32_t(stage * Tile::K), int32_t(row)}; };
+                mbarrier_arrive_expect(full, Tile::STAGE * sizeof(T));
+                tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
+                tensor_load(to(V::n), args.x_boxes, from(item.first_m), full);
+            } else {
+                const MatmulCopies<V> copies(args, item);
+                copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.grain() * GRAIN);
+                fence_async();
+                mbarrier_arrive(full);
+            }
+        }
+    });
+}
+
+// Starts the products of the thread's warpgroup with a stage. Stages lie as 128-byte swizzles do.
+template <class V>
+BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const MatmulRing<V> &ring, MatmulPlace<V> place, bool accumulate) {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    constexpr uint32_t ROW = Tile::K * sizeof(T), EIGHT_ROWS = 8 * ROW;
+    const uint32_t stage = ring.tiles.address(place.element());
+    const auto rows_from = [&](unsigned row) {
+        return matrix_descriptor(stage + row * ROW, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128);
+    };
+    const uint64_t weight = rows_from(Tile::worker_n()), x = rows_from(V::n);
+    wgmma_fence();
+    BURRSTONE_UNROLL
+    for (uint32_t at = 0; at < ROW; at += Tile::S::K * sizeof(T))
+        wgmma<V::m, T>(sums.v[0], weight + (at >> 4), x + (at >> 4), accumulate || at > 0);
+    wgmma_commit();
+}
+
+// The thread's warp is done with a stage.
+template <class V> BURRSTONE_DEVICE void release_stage(const MatmulRing<V> &ring, MatmulPlace<V> place) {
+    sync_warp();
+    if (lane_index() == 0) mbarrier_arrive(ring.empty.address(place.at));
+}
+
+// The item's tile, from registers. A thread has two rows of the weight, eight apart, for two tokens in each eight.
+template <class V> struct MatmulStore {
+    using T = typename V::dtype;
+    using Out = typename V::out;
+    static constexpr int PIECE = 4;
+
+    uint64_t n;
+    // The thread's first row and first token, and how many of the tile's there are from there on.
+    uint64_t row, token;
+    int rows, tokens;
+    float bias[2] = {0.0f, 0.0f};
+
+    BURRSTONE_DEVICE MatmulStore(const matmul_args &args, const MatmulItem<V> &item) {
+        const Element place = MatmulTile<V>::place_of_sum(0);
+        n = args.n;
+        row = item.first_n + unsigned(place.row);
+        token = item.first_m + unsigned(place.column);
+        rows = left(args.n, row, V::n);
+        tokens = left(args.m, token, V::m);
+        if (!args.bias) return;
+        BURRSTONE_UNROLL
+        for (int h = 0; h < 2; ++h)
+            if (h * 8 < rows) bias[h] = to_float(load(pointer<const T>(args.bias) + row + h * 8));
+    }
+
+    // Below 0 for what lies beyond.
+    static BURRSTONE_DEVICE int left(uint32_t end, uint64_t from, int most) {
+        const int64_t there = int64_t(end) - int64_t(from);
+        return there < most ? int(there) : most;
+    }
+
+    BURRSTONE_DEVICE Out rounded(MatmulSums<V> &sums, int eight, int h, int t) const {
+        return from_float<Out>(sums.at(eight * 4 + h * 2 + t) + bias[h]);
+    }
+
+    // One by one: of f32 eight lanes fill a sector.
+    BURRSTONE_DEVICE void singles(Out *out, MatmulSums<V> &sums) const {
+        Out *to = out + token * n + row;
+        BURRSTONE_UNROLL
+        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * n) {
+            BURRSTONE_UNROLL
+            for (int e = 0; e < 4; ++e)
+                if (eight * 8 + e % 2 < tokens && e / 2 * 8 < rows)
+                    store(to + e % 2 * n + e / 2 * 8, rounded(sums, eight, e / 2, e % 2));
+        }
+    }
+
+    // Of 16 bits: the eight lanes that have the same tokens exchange sums until each has four neighbouring rows of one
+    // token, so that four lanes fill a sector.
+    BURRSTONE_DEVICE void pieces(Out *out, MatmulSums<V> &sums) const {
+        const unsigned lane = lane_index() / 4;
+        const bool odd = lane % 2 == 1, high = lane / 2 % 2 == 1;
+        const int first = high * 8 + int(lane) / 4 * PIECE - int(lane);
+        Out *to = out + (token + odd) * n + row + first;
+        const auto exchange = [](vec<Out, 2> given, unsigned flip) {
+            return bit_cast<vec<Out, 2>>(shfl_xor(bit_cast<uint32_t>(given), flip));
+        };
+        BURRSTONE_UNROLL
+        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * n) {
+            // Tokens of both rows; one goes to the neighbour, which has the rows beside these.
+            const vec<Out, 2> a{rounded(sums, eight, 0, 0), rounded(sums, eight, 1, 0)};
+            const vec<Out, 2> b{rounded(sums, eight, 0, 1), rounded(sums, eight, 1, 1)};
+            const vec<Out, 2> own = odd ? b : a, other = exchange(odd ? a : b, 4);
+            // Two neighbouring rows, and the two that are eight behind them; a pair goes to the lane two further.
+            const vec<Out, 2> low{odd ? other.v[0] : own.v[0], odd ? own.v[0] : other.v[0]};
+            const vec<Out, 2> behind{odd ? other.v[1] : own.v[1], odd ? own.v[1] : other.v[1]};
+            const vec<Out, 2> kept = high ? behind : low, got = exchange(high ? low : behind, 8);
+            const vec<Out, 2> left = high ? got : kept, right = high ? kept : got;
+            if (eight * 8 + odd < tokens && first < rows)
+                store(reinterpret_cast<vec<Out, PIECE> *>(to), vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
+        }
+    }
+};
+
+template <class V> BURRSTONE_DEVICE void store_sums(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums) {
+    using Out = typename V::out;
+    using Store = MatmulStore<V>;
+    const Store to(args, item);
+    if constexpr (sizeof(Out) == 2) {
+        if ((args.out | args.n * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0) return to.pieces(pointer<Out>(args.out), sums);
+    }
+    to.singles(pointer<Out>(args.out), sums);
+}
+
+// The warpgroups that multiply.
+template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args, MatmulRing<V> &ring) {
+    using Tile = MatmulTile<V>;
+    MatmulPlace<V> place;
+    MatmulSums<V> sums, result;
+    sums.clear();
+    each_item<V>(args, [&](const MatmulItem<V> &item) {
+        result.clear();
+        BURRSTONE_ROLLED
+        for (uint32_t first = item.first; first < item.end; first += Tile::SPAN) {
+            const uint32_t end = item.end - first < Tile::SPAN ? item.end : first + Tile::SPAN;
+            MatmulPlace<V> before;
+            BURRSTONE_ROLLED
+            for (uint32_t stage = first; stage < end; ++stage, place.advance()) {
+                mbarrier_wait(ring.full.address(place.at), place.parity);
+                start_products<V>(sums, ring, place, stage != first);
+                // One stage's products run while the next one's are started.
+                if (stage != first) {
+                    wgmma_wait<1>();
+                    release_stage<V>(ring, before);
+                }
+                before = place;
+            }
+            wgmma_wait<0>(sums.v[0]);
+            release_stage<V>(ring, before);
+            if (args.splits == 1) result.add(sums);
+            else store_partial<V>(args, uint64_t(item.tile) * item.spans + first / Tile::SPAN, sums);
+        }
+        if (args.splits > 1) {
+            if (!is_last<V>(args, item.tile, ring.arrived)) return;
+            add_partials<V>(args, item, result);
+        }
+        store_sums<V>(args, item, result);
+    });
+}
+
+template <class V> BURRSTONE_DEVICE void multiply_by_warpgroups(const matmul_args &args, MatmulRing<V> &ring) {
+    using Tile = MatmulTile<V>;
+    // Registers that who copies leaves to who multiplies, in blocks that have a multiprocessor for themselves.
+    constexpr bool GIVES = Tile::WORKERS > 1;
+    constexpr int COPYING = 40, MULTIPLYING = 232;
+    const bool whole = has_grains<typename V::dtype>(args.x | args.weight, args.k);
+    if (thread_index() == 0) {
+        BURRSTONE_ROLLED
+        for (int stage = 0; stage < V::stages; ++stage) {
+            mbarrier_init(ring.full.address(stage), whole ? 1 : Tile::COPYING);
+            mbarrier_init(ring.empty.address(stage), Tile::THREADS / WARP);
+        }
+        mbarrier_fence_init();
+    }
+    sync_block();
+    if (thread_index() >= unsigned(Tile::THREADS)) {
+        if constexpr (GIVES) give_registers<COPYING>();
+        copy_stages<V>(args, ring, whole);
+    } else {
+        if constexpr (GIVES) take_registers<MULTIPLYING>();
+        multiply_items<V>(args, ring);
+    }
+}
+
+} // namespace burrstone
+
+#endif
