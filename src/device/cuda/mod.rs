@@ -244,24 +244,22 @@ impl Driver for Cuda {
     fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
         use sys::CUtensorMapDataType as Type;
         use sys::CUtensorMapSwizzle as Pattern;
-        const FIELD: &str = "tensor map";
-        let refused = |reason: String| Error::Device { device: self.info.device.clone(), reason };
+        let refused = |reason: String| {
+            let reason = format!("tensor map: {reason}");
+            Error::Device { device: self.info.device.clone(), reason }
+        };
         let &Boxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
         let element = match element_bytes {
             1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,
             4 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT32,
             8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT64,
-            _ => {
-                return Err(refused(format!("{FIELD}: expected elements of 1, 2, 4 or 8 bytes, found {element_bytes}")));
-            }
+            bytes => return Err(refused(format!("elements: expected 1, 2, 4 or 8 bytes, found {bytes}"))),
         };
         let rank = dims.len();
         if rank == 0 || strides.len() + 1 != rank || sides.len() != rank {
             let found = format!("{rank} dims, {} strides, {} sides", strides.len(), sides.len());
-            return Err(refused(format!(
-                "{FIELD}: expected one stride fewer than dims, and as many sides, found {found}"
-            )));
+            return Err(refused(format!("expected one stride fewer than dims and as many sides, found {found}")));
         }
         let pattern = match swizzle {
             Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
@@ -289,7 +287,7 @@ impl Driver for Cuda {
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         };
-        made.result().map_err(|e| refused(format!("{FIELD} of {dims:?} in boxes of {sides:?}: {}", explain(e))))?;
+        made.result().map_err(|e| refused(format!("{dims:?} in boxes of {sides:?}: {}", explain(e))))?;
         Ok(map.opaque)
     }
 
