@@ -21,6 +21,8 @@ mod act_mul;
 mod attention;
 #[path = "kernels/attention_decode.rs"]
 mod attention_decode;
+#[path = "kernels/attention_masks.rs"]
+mod attention_masks;
 #[path = "kernels/attention_prefill.rs"]
 mod attention_prefill;
 #[path = "kernels/embedding.rs"]

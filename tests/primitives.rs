@@ -15,6 +15,8 @@ mod ldmatrix;
 mod memory;
 #[path = "primitives/mma.rs"]
 mod mma;
+#[path = "primitives/pairs.rs"]
+mod pairs;
 #[path = "primitives/pipeline.rs"]
 mod pipeline;
 #[path = "primitives/probe.rs"]

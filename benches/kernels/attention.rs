@@ -1,4 +1,4 @@
-use burrstone::ops::Attention;
+use burrstone::ops::{Attention, Scoring};
 use criterion::Criterion;
 
 use crate::problems::attention::PROBLEMS;
@@ -19,8 +19,8 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
                 Work { bytes: shape.bytes() + 2 * tokens * heads * d * lab.narrow(), flops: 4 * seen * heads * d };
             lab.measure(criterion, "attention", &format!("{}/{case}", problem.label), work, || {
                 let scale = 1.0 / (d as f32).sqrt();
-                let (query, cache, out) = (&query, &cache, &mut out);
-                lab.device.attention(&step, Attention { query, cache, layer: 0, out, heads, scale, window: None })
+                let (query, cache, out, scoring) = (&query, &cache, &mut out, Scoring::scaled(scale));
+                lab.device.attention(&step, Attention { query, cache, layer: 0, out, heads, scoring })
             });
         }
     }

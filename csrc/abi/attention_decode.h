@@ -12,6 +12,7 @@ typedef struct attention_decode_args {
     device_ptr value_scales; /* the same */
     device_ptr slopes;       /* f32 [heads]: a score rises by slope * (key's position - query's); or 0 */
     device_ptr sinks;        /* f32 [heads]: a score without a value, seen by every query of the head; or 0 */
+    device_ptr masks;        /* attention_mask [tokens]; 0 where every query sees all before it and itself */
     device_ptr spans;        /* attention_span [spans_len] */
     device_ptr page_table;   /* u32 */
     device_ptr counters;     /* u32 [records], zeros before and after */

@@ -9,7 +9,7 @@ typedef struct attention_tile {
     uint32_t first;
 } attention_tile;
 
-/* Causal softmax attention of many queries of each sequence over the paged cache. */
+/* Softmax attention of many queries of each sequence over the paged cache. */
 typedef struct attention_prefill_args {
     device_ptr query;        /* [tokens, heads, head_dim] */
     device_ptr out;          /* [tokens, heads, head_dim] */
@@ -19,6 +19,7 @@ typedef struct attention_prefill_args {
     device_ptr value_scales; /* the same */
     device_ptr slopes;       /* f32 [heads]: a score rises by slope * (key's position - query's); or 0 */
     device_ptr sinks;        /* f32 [heads]: a score without a value, seen by every query of the head; or 0 */
+    device_ptr masks;        /* attention_mask [tokens]; 0 where every query sees all before it and itself */
     device_ptr spans;        /* attention_span */
     device_ptr page_table;   /* u32 */
     device_ptr tiles;        /* attention_tile [tiles_len] */

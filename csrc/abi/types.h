@@ -31,6 +31,19 @@ typedef struct attention_span {
     uint32_t pages;
 } attention_span;
 
+/* What a query sees other than all before it and itself. Zeros for a query that sees just that. */
+typedef struct attention_mask {
+    /* A range of positions that the query's is in, all of which it sees, and those of its window and chunk besides: an
+     * image's, say. Every query of the range has the same one, and its keys are in the cache. */
+    uint32_t begin;
+    uint32_t end;
+    /* Where the queries of a sequence in this batch, at most 64, are nodes of a tree, parents before their children:
+     * those on the way from the root to this one, itself included, from the lowest bit of branch[0] on. It sees them
+     * and what is in the cache before the batch; window and chunk count from behind the nodes above it, slopes from
+     * its key. */
+    uint32_t branch[2];
+} attention_mask;
+
 /* The slot of a token that only pads a captured step: nothing is written for it. */
 #define BURRSTONE_NO_SLOT 0xffffffffu
 

@@ -23,6 +23,9 @@ struct e5m2 {
 using f32 = float;
 using i8 = int8_t;
 
+template <class T> constexpr bool IS_BF16 = false;
+template <> constexpr bool IS_BF16<bf16> = true;
+
 // N values side by side, loaded and stored as one access.
 template <class T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) vec {
     T v[N];

@@ -30,7 +30,7 @@ struct DecodeWork {
         const AttentionRows<attention_decode_args> all(args, span, 0);
         rows = span.len * all.group;
         row_tiles = (rows + BLOCK_SIDE - 1) / BLOCK_SIDE;
-        first_split = rows > 0 ? all.first_seen(0) / KV_SPLIT : 0;
+        first_split = rows > 0 ? all.bounds(0).least_from / KV_SPLIT : 0;
         splits = rows > 0 ? (span.kv_len + KV_SPLIT - 1) / KV_SPLIT - first_split : 0;
     }
 

@@ -7,6 +7,7 @@
 #define BURRSTONE_KERNELS_ATTENTION_FRAGMENTS_CUH
 
 #include "common/ldmatrix.cuh"
+#include "common/pairs.cuh"
 #include "kernels/attention_cache.cuh"
 
 namespace burrstone {
@@ -15,42 +16,10 @@ constexpr int BLOCK_SIDE = 16;
 
 namespace detail {
 
-template <class T> BURRSTONE_DEVICE uint32_t pack(float low, float high) {
-    return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
-}
-
-// Byte i of a word of eight-bit numbers, as a float, in few instructions.
-BURRSTONE_DEVICE float widen_byte(uint32_t word, int i, i8) {
-    // In the last bits of 2^23 a number from 0 on is an integer; 128 is added before and subtracted after.
-    return bit_cast<float>(0x4b000000u | ((word ^ 0x80808080u) >> 8 * i & 0xff)) - 8388736.0f;
-}
-BURRSTONE_DEVICE float widen_byte(uint32_t word, int i, e4m3) {
-    // Sign, exponent and mantissa in a float's places make a number that is 2^120 too small, subnormals too.
-    const float small = bit_cast<float>(uint32_t(int32_t(word << (24 - 8 * i)) >> 4) & 0x87f00000u);
-    const uint32_t bits = bit_cast<uint32_t>(mul_(small, bit_cast<float>((127u + 120) << 23)));
-    // Adding one to the magnitude reaches the sign's place for NaN alone.
-    const uint32_t is_nan = ((word & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
-    return bit_cast<float>(bits | (uint32_t(int32_t(is_nan << (24 - 8 * i)) >> 8) & 0x7fc00000u));
-}
-BURRSTONE_DEVICE float widen_byte(uint32_t word, int i, e5m2) { return to_float(e5m2{uint8_t(word >> 8 * i)}); }
-
-// Four elements of eight bits as two words of T.
-template <class T, class KV> BURRSTONE_DEVICE void widen(uint32_t word, uint32_t (&wide)[2]) {
-    BURRSTONE_UNROLL
-    for (int w = 0; w < 2; ++w)
-        wide[w] = pack<T>(widen_byte(word, 2 * w, KV{}), widen_byte(word, 2 * w + 1, KV{}));
-}
-
 // Whether one of the two elements is infinite or NaN.
-template <class T> constexpr uint32_t EXPONENT = 0x7c00;
-template <> constexpr uint32_t EXPONENT<bf16> = 0x7f80;
 template <class T> BURRSTONE_DEVICE bool not_finite(uint32_t word) {
-    return (word & EXPONENT<T>) == EXPONENT<T> || (word >> 16 & EXPONENT<T>) == EXPONENT<T>;
-}
-
-// The word without the elements that are not kept.
-BURRSTONE_DEVICE uint32_t keep(uint32_t word, bool low, bool high) {
-    return word & ((low ? 0xffffu : 0) | (high ? 0xffff0000u : 0));
+    constexpr uint32_t EXPONENT = IS_BF16<T> ? 0x7f80 : 0x7c00;
+    return (word & EXPONENT) == EXPONENT || (word >> 16 & EXPONENT) == EXPONENT;
 }
 
 } // namespace detail
@@ -102,8 +71,8 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
             BURRSTONE_UNROLL
             for (int s = 0; s < 2; ++s) {
                 uint32_t first[2], second[2];
-                detail::widen<T, KV>(loaded.v[s], first);
-                detail::widen<T, KV>(loaded.v[2 + s], second);
+                widen<T, KV>(loaded.v[s], first);
+                widen<T, KV>(loaded.v[2 + s], second);
                 multiply(scores, 0, query[s], first[0], first[1]);
                 multiply(scores, 4, query[s], second[0], second[1]);
             }
@@ -115,7 +84,7 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
 
     static BURRSTONE_DEVICE void pack_weights(const float (&weights)[8], uint32_t (&words)[WEIGHT_WORDS]) {
         BURRSTONE_UNROLL
-        for (int i = 0; i < 4; ++i) words[i] = detail::pack<T>(weights[2 * i], weights[2 * i + 1]);
+        for (int i = 0; i < 4; ++i) words[i] = pack<T>(weights[2 * i], weights[2 * i + 1]);
     }
 
     // 16 keys by 16 columns of the values.
@@ -127,10 +96,10 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
             const auto loaded = ldmatrix<2, true>(values.data.address(Values::index(key, 0) ^ block * BLOCK_SIDE));
             BURRSTONE_UNROLL
             for (int i = 0; i < 2; ++i) {
+                // Even columns of two keys, then odd ones.
                 uint32_t wide[2];
-                detail::widen<T, KV>(loaded.v[i], wide);
-                words[i] = (wide[0] & 0xffff) | wide[1] << 16;
-                words[2 + i] = wide[0] >> 16 | (wide[1] & 0xffff0000);
+                widen<T, KV>(permute(loaded.v[i], 0, 0x3120), wide);
+                words[i] = wide[0], words[2 + i] = wide[1];
             }
         } else {
             const uint32_t at = Values::index(key, lane_index() / 16 * 8);
@@ -140,12 +109,12 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
         }
     }
 
-    // Zeros in place of the values of keys outside from..to, which count from the block's first.
-    static BURRSTONE_DEVICE void clear_values(uint32_t (&words)[VALUE_WORDS], int from, int to) {
+    // Zeros in place of the values of keys whose bits are not in `seen`.
+    static BURRSTONE_DEVICE void clear_values(uint32_t (&words)[VALUE_WORDS], uint32_t seen) {
         BURRSTONE_UNROLL
         for (int i = 0; i < 4; ++i) {
-            const int key = int(lane_index() % 4 * 2) + i % 2 * 8;
-            words[i] = detail::keep(words[i], from <= key && key < to, from <= key + 1 && key + 1 < to);
+            const uint32_t keys = seen >> (lane_index() % 4 * 2 + i % 2 * 8);
+            words[i] &= (keys & 1 ? 0xffffu : 0) | (keys & 2 ? 0xffff0000u : 0);
         }
     }
 
@@ -232,8 +201,8 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
         const bool upper = lane_index() & 2;
         BURRSTONE_UNROLL
         for (int o = 0; o < 2; ++o) {
-            const uint32_t first = detail::pack<T>(weights[4 * o], weights[4 * o + 1]);
-            const uint32_t second = detail::pack<T>(weights[4 * o + 2], weights[4 * o + 3]);
+            const uint32_t first = pack<T>(weights[4 * o], weights[4 * o + 1]);
+            const uint32_t second = pack<T>(weights[4 * o + 2], weights[4 * o + 3]);
             const uint32_t kept = upper ? second : first, came = shfl_xor(upper ? first : second, 2);
             words[2 * o] = upper ? came : kept;
             words[2 * o + 1] = upper ? kept : came;
@@ -252,7 +221,7 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
             if constexpr (NARROW) {
                 uint32_t wide[2];
                 const auto bytes = values.data.template load_vec<4>(at);
-                detail::widen<T, KV>(bit_cast<uint32_t>(bytes), wide);
+                widen<T, KV>(bit_cast<uint32_t>(bytes), wide);
                 words[2 * k] = wide[0], words[2 * k + 1] = wide[1];
             } else {
                 load_four(values, at, &words[2 * k]);
@@ -260,12 +229,10 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
         }
     }
 
-    static BURRSTONE_DEVICE void clear_values(uint32_t (&words)[VALUE_WORDS], int from, int to) {
+    static BURRSTONE_DEVICE void clear_values(uint32_t (&words)[VALUE_WORDS], uint32_t seen) {
         BURRSTONE_UNROLL
-        for (int k = 0; k < 4; ++k) {
-            const int key = int(value_key(k));
-            if (key < from || to <= key) words[2 * k] = words[2 * k + 1] = 0;
-        }
+        for (int k = 0; k < 4; ++k)
+            if ((seen >> value_key(k) & 1) == 0) words[2 * k] = words[2 * k + 1] = 0;
     }
 
     static BURRSTONE_DEVICE void add_values(const uint32_t (&weights)[WEIGHT_WORDS],
@@ -294,7 +261,7 @@ template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
         BURRSTONE_UNROLL
         for (int i = 0; i < 2; ++i) {
             uint32_t wide[2];
-            detail::widen<T, KV>(halves.v[i], wide);
+            widen<T, KV>(halves.v[i], wide);
             words[2 * i] = wide[0], words[2 * i + 1] = wide[1];
         }
     }

@@ -7,14 +7,7 @@
 
 namespace burrstone {
 
-// Whether registers of a thread must have room for loads on their way, or for eight bits on their way to 16.
-template <class V>
-constexpr bool PREFILL_BUSY = sizeof(typename V::cache) == 1 || !HAS_CP_ASYNC<typename V::instruction>;
-// Each warp has rows of its own where it has registers for all of their columns. Else two warps or four share 16 rows,
-// and the conversion of keys and values.
-template <class V> constexpr int PREFILL_SHARE = V::head_dim > 128 ? 4 : PREFILL_BUSY<V> ? 2 : 1;
-
-template <class V> struct attention_prefill_shared : AttentionShared<V, PREFILL_SHARE<V>> {};
+template <class V> struct attention_prefill_shared : AttentionShared<V, V::share> {};
 
 template <class V>
 BURRSTONE_DEVICE void attention_prefill(const attention_prefill_args &args, attention_prefill_shared<V> &shared) {
@@ -27,7 +20,7 @@ BURRSTONE_DEVICE void attention_prefill(const attention_prefill_args &args, atte
     for (uint32_t begin = tile.first * group + block_index_y() * ROWS; begin < last; begin += grid_size_y() * ROWS) {
         const AttentionPart part{span, block_index_x() % args.kv_heads, begin,
             begin + ROWS < last ? begin + ROWS : last};
-        AttentionBlock<V, PREFILL_SHARE<V>, attention_prefill_args> block(args, part, shared);
+        AttentionBlock<V, V::share, attention_prefill_args> block(args, part, shared);
         const AttentionRows<attention_prefill_args> rows(args, span, part.kv_head);
         block.run(0, ALL_POSITIONS, [&](uint32_t row, uint32_t column, const AttentionSum &sums,
             const float (&out)[2]) {

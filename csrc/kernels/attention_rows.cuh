@@ -28,6 +28,21 @@ struct AttentionMerge {
     BURRSTONE_DEVICE float operator()(float total, float more) const { return fma_(more, added, mul_(total, kept)); }
 };
 
+// What a row sees: positions from..to, of a tree's nodes these alone. No nodes: the row is of no tree.
+struct AttentionSight {
+    uint32_t from;
+    uint32_t to;
+    uint64_t nodes;
+};
+
+// A row sees all of most_from..least_to, and nothing outside least_from..most_to. None falls from a row to the next.
+struct AttentionBounds {
+    uint32_t least_from;
+    uint32_t most_from;
+    uint32_t least_to;
+    uint32_t most_to;
+};
+
 // What a row of the batch is, and what it sees.
 template <class Args> struct AttentionRows {
     const Args &args;
@@ -40,14 +55,42 @@ template <class Args> struct AttentionRows {
         : args(args), first_token(span.start), first_position(span.kv_len - span.len), kv_head(kv_head),
           group(args.heads / args.kv_heads) {}
 
+    // Where the row's own key is.
     BURRSTONE_DEVICE uint32_t position(uint32_t row) const { return first_position + row / group; }
-    // Positions from first_seen to, but not with, end_seen. Neither falls from a row to the next.
-    BURRSTONE_DEVICE uint32_t end_seen(uint32_t row) const { return position(row) + 1; }
-    BURRSTONE_DEVICE uint32_t first_seen(uint32_t row) const {
-        const uint32_t end = end_seen(row);
-        const uint32_t in_window = args.window > 0 && args.window < end ? end - args.window : 0;
-        const uint32_t in_chunk = args.chunk > 0 ? position(row) / args.chunk * args.chunk : 0;
-        return in_window < in_chunk ? in_chunk : in_window;
+
+    BURRSTONE_DEVICE AttentionSight sight(uint32_t row) const {
+        const uint32_t own = position(row);
+        AttentionSight sight{first_seen(own), own + 1, 0};
+        if (args.masks == 0) return sight;
+        const auto mask = load(pointer<const attention_mask>(args.masks) + first_token + row / group);
+        if (mask.begin < mask.end) {
+            if (mask.begin < sight.from) sight.from = mask.begin;
+            if (sight.to < mask.end) sight.to = mask.end;
+        }
+        sight.nodes = uint64_t(mask.branch[1]) << 32 | mask.branch[0];
+        if (sight.nodes != 0) {
+            // A node stands behind those above it: a window may be shorter than its branch.
+            sight.from = first_seen(first_position + popcount(mask.branch[0]) + popcount(mask.branch[1]) - 1);
+            BURRSTONE_ROLLED
+            for (uint32_t hidden = first_position; hidden < sight.from; ++hidden) sight.nodes &= sight.nodes - 1;
+        }
+        return sight;
+    }
+    BURRSTONE_DEVICE AttentionBounds bounds(uint32_t row) const {
+        const AttentionSight sight = this->sight(row);
+        if (sight.nodes == 0) return {sight.from, sight.from, sight.to, sight.to};
+        // Nodes stand anywhere between the first position of the batch and their own key's.
+        return {first_seen(first_position), first_seen(position(row)), first_position, sight.to};
+    }
+    // Which of the 16 positions from `base` on the row sees: a bit each.
+    BURRSTONE_DEVICE uint32_t seen(const AttentionSight &sight, uint32_t base) const {
+        const uint32_t seen = bits_below(int(sight.to) - int(base)) & ~bits_below(int(sight.from) - int(base));
+        if (sight.nodes == 0) return seen;
+        const int before = int(first_position) - int(base);
+        const uint32_t nodes = before > 0     ? uint32_t(before < 16 ? sight.nodes << before : 0)
+                               : before > -64 ? uint32_t(sight.nodes >> -before)
+                                              : 0;
+        return seen & (nodes | bits_below(before));
     }
     BURRSTONE_DEVICE uint32_t head(uint32_t row) const { return kv_head * group + row % group; }
     // Where the row begins in the query and in the output.
@@ -77,6 +120,18 @@ template <class Args> struct AttentionRows {
             for (uint32_t e = 0; e < 2; ++e)
                 if (column + e < args.head_dim) store(to + e, pair.v[e]);
         }
+    }
+
+  private:
+    // Of 16 bits the lowest `count`.
+    static BURRSTONE_DEVICE uint32_t bits_below(int count) {
+        return (1u << (count < 0 ? 0 : count > 16 ? 16 : count)) - 1;
+    }
+    // The first position of the window and the chunk of a query at `position`.
+    BURRSTONE_DEVICE uint32_t first_seen(uint32_t position) const {
+        const uint32_t in_window = args.window > 0 && args.window <= position ? position + 1 - args.window : 0;
+        const uint32_t in_chunk = args.chunk > 0 ? position / args.chunk * args.chunk : 0;
+        return in_window < in_chunk ? in_chunk : in_window;
     }
 };
 

@@ -10,48 +10,9 @@
 #ifndef BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 #define BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 
-#include "kernels/attention_fragments.cuh"
-#include "kernels/attention_rows.cuh"
+#include "kernels/attention_scores.cuh"
 
 namespace burrstone {
-
-// Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that
-// merging is nothing beside walking.
-constexpr uint32_t KV_SPLIT = 512;
-// Positions of a tile: 16 KiB of keys, and of values, at 16 bits.
-template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
-// Beyond every position.
-constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
-// Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns
-// in the second.
-template <class V, int SHARE> struct AttentionShared {
-    static constexpr int TILE = KV_TILE<V>;
-    static constexpr int BLOCKS = TILE / BLOCK_SIDE;
-    static constexpr int ROW_TILES = V::threads / int(WARP) / SHARE;
-    static constexpr int ROWS = ROW_TILES * BLOCK_SIDE;
-
-    SwizzledRows<typename V::dtype, ROWS, V::head_dim> query;
-    SwizzledRows<typename V::cache, TILE, V::head_dim> keys;
-    SwizzledRows<typename V::cache, TILE, V::head_dim> values;
-    // Entries of the tile's positions in the cache, and of the next tile's.
-    Shared<uint32_t, TILE> entries[2];
-    // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where
-    // unused.
-    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> key_scales;
-    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_scales;
-    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_logs;
-    // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block,
-    // half of the lane's elements, lane.
-    Shared<float, (SHARE > 1 ? ROW_TILES * BLOCKS * int(WARP) * 8 : 1)> scores;
-};
-
-// Rows begin..end of a span, in its numbering: the heads of the first query that share kv_head, then those of the next.
-struct AttentionPart {
-    attention_span span;
-    uint32_t kv_head;
-    uint32_t begin;
-    uint32_t end;
-};
 
 template <class V, int SHARE, class Args> class AttentionBlock {
     using T = typename V::dtype;
@@ -71,6 +32,7 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     static constexpr bool KEEP_QUERY = QUERY_REGISTERS <= 32 && QUERY_REGISTERS + SUM_REGISTERS <= 96;
 
     using Scores = float[BLOCKS][8];
+    using Scoring = AttentionScoring<V, Memory, Fragments, Args>;
     using Weights = uint32_t[Fragments::WEIGHT_WORDS];
 
     // A lane's part of two rows. The sum is of the lane's keys until the split ends.
@@ -121,16 +83,17 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     static BURRSTONE_DEVICE uint32_t max_of(uint32_t a, uint32_t b) { return a < b ? b : a; }
 
     BURRSTONE_DEVICE void walk(uint32_t from, uint32_t until) {
-        const uint32_t low = rows.first_seen(part.begin), high = rows.end_seen(part.end - 1);
+        const uint32_t low = rows.bounds(part.begin).least_from;
+        const uint32_t high = min_of(rows.bounds(part.end - 1).most_to, part.span.kv_len);
         const uint32_t begin = max_of(from, low / TILE * TILE), end = min_of(until, high);
         if (begin >= end) return;
 
         // What the row tile sees: nothing where it has no rows. Rows that are not there see what the last one sees.
-        const bool present = first_row < part.end;
         const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
-        const uint32_t some_from = rows.first_seen(min_of(first_row, last_row)),
-            some_to = present ? rows.end_seen(last_row) : 0;
-        const uint32_t all_from = rows.first_seen(last_row), all_to = rows.end_seen(min_of(first_row, last_row));
+        const AttentionBounds top = rows.bounds(min_of(first_row, last_row)), bottom = rows.bounds(last_row);
+        const uint32_t some_from = top.least_from, some_to = first_row < part.end ? bottom.most_to : 0;
+        const uint32_t all_from = bottom.most_from, all_to = top.least_to;
+        const Scoring scoring(args, rows, shared, first_row, last_row);
 
         const Cache cache(args, part.span.pages, part.kv_head, low, high);
         load_queries();
@@ -162,21 +125,18 @@ template <class V, int SHARE, class Args> class AttentionBlock {
             cache.commit();
             if (sees) {
                 if constexpr (SHARE > 1) collect_scores(scores);
-                finish_scores(scores, base, last_row);
-                if (base < all_from || all_to < base + TILE) hide(scores, base, last_row);
+                scoring.finish(scores, base);
+                if (base < all_from || all_to < base + TILE) scoring.hide(scores, base);
                 raise_maxima(scores);
                 // Values that were loaded, but that some row does not see, may be infinite.
                 const bool clean = all_from <= max_of(base, low) && min_of(base + TILE, high) <= all_to;
-                const bool by_rows = !clean && any(values_not_finite());
+                Weights weights[BLOCKS];
                 BURRSTONE_UNROLL
-                for (int b = 0; b < BLOCKS; ++b) {
-                    Weights weights;
-                    weigh(b, scores[b], weights);
-                    if (by_rows)
-                        second_product_by_rows(b, weights, base, last_row);
-                    else
-                        second_product(b, weights);
-                }
+                for (int b = 0; b < BLOCKS; ++b) weigh(b, scores[b], weights[b]);
+                if (!clean && any(values_not_finite()))
+                    second_product_by_rows(weights, base, last_row);
+                else
+                    second_product(weights);
             }
             if ((base + TILE) % KV_SPLIT == 0 || base + TILE >= end) end_split();
         }
@@ -320,69 +280,6 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         }
     }
 
-    // Products to scores in base 2.
-    BURRSTONE_DEVICE void finish_scores(Scores &scores, uint32_t base, uint32_t last_row) const {
-        const float unit = args.soft_cap > 0.0f ? reciprocal_fast(args.soft_cap) : LOG2_E;
-        const float key_factor = mul_(mul_(args.scale, args.key_scale), unit);
-        BURRSTONE_UNROLL
-        for (int b = 0; b < BLOCKS; ++b) {
-            BURRSTONE_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                float factor = key_factor;
-                if constexpr (HAS_SCALES<KV>)
-                    factor = mul_(factor, shared.key_scales.load(b * BLOCK_SIDE + Fragments::key(i)));
-                scores[b][i] = mul_(scores[b][i], factor);
-            }
-        }
-        if (args.soft_cap > 0.0f) {
-            const float cap = mul_(args.soft_cap, LOG2_E);
-            BURRSTONE_UNROLL
-            for (int b = 0; b < BLOCKS; ++b) {
-                BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i) {
-                    // tanh(x) = 1 - 2 / (e^2x + 1), as exact as a score of the size of the cap can be.
-                    const float power = exp2_fast(mul_(scores[b][i], 2.0f * LOG2_E));
-                    scores[b][i] = mul_(cap, fma_(-2.0f, reciprocal_fast(power + 1.0f), 1.0f));
-                }
-            }
-        }
-        if (args.slopes != 0) {
-            BURRSTONE_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const uint32_t row = min_of(first_row + Fragments::row(half), last_row);
-                const float slope = mul_(load(pointer<const float>(args.slopes) + rows.head(row)), LOG2_E);
-                // Exact: positions are below 2^24 of each other.
-                const float from = float(int(base) - int(rows.position(row)));
-                BURRSTONE_UNROLL
-                for (int b = 0; b < BLOCKS; ++b) {
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 8; ++i)
-                        if (i / 2 % 2 == half)
-                            scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))),
-                                scores[b][i]);
-                }
-            }
-        }
-    }
-
-    // What a row does not see scores minus infinity.
-    BURRSTONE_DEVICE void hide(Scores &scores, uint32_t base, uint32_t last_row) const {
-        BURRSTONE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t row = min_of(first_row + Fragments::row(half), last_row);
-            const uint32_t from = rows.first_seen(row), to = rows.end_seen(row);
-            BURRSTONE_UNROLL
-            for (int b = 0; b < BLOCKS; ++b) {
-                BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i) {
-                    if (i / 2 % 2 != half) continue;
-                    const uint32_t position = base + b * BLOCK_SIDE + Fragments::key(i);
-                    scores[b][i] = from <= position && position < to ? scores[b][i] : -INFINITY_F;
-                }
-            }
-        }
-    }
-
     // Brings the state up to the tile's scores.
     BURRSTONE_DEVICE void raise_maxima(const Scores &scores) {
         float decay[2];
@@ -434,13 +331,16 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         Fragments::pack_weights(weights, words);
     }
 
-    // Weights of a block of keys times this warp's columns of their values.
-    BURRSTONE_DEVICE void second_product(int b, const Weights &weights) {
+    // Weights of all keys times this warp's columns of their values.
+    BURRSTONE_DEVICE void second_product(const Weights (&weights)[BLOCKS]) {
         BURRSTONE_UNROLL
-        for (int o = 0; o < OUT_BLOCKS; ++o) {
-            uint32_t values[Fragments::VALUE_WORDS];
-            Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
-            Fragments::add_values(weights, values, state.out[o]);
+        for (int b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_UNROLL
+            for (int o = 0; o < OUT_BLOCKS; ++o) {
+                uint32_t values[Fragments::VALUE_WORDS];
+                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                Fragments::add_values(weights[b], values, state.out[o]);
+            }
         }
     }
 
@@ -460,24 +360,31 @@ template <class V, int SHARE, class Args> class AttentionBlock {
     }
 
     // The same sums, each row with the values that it sees alone: for a weight of zero does not hide an infinite one.
-    BURRSTONE_DEVICE void second_product_by_rows(int b, const Weights &weights, uint32_t base, uint32_t last_row) {
-        const int first = int(base) + b * BLOCK_SIDE;
+    BURRSTONE_DEVICE void second_product_by_rows(const Weights (&weights)[BLOCKS], uint32_t base, uint32_t last_row) {
         BURRSTONE_ROLLED
-        for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-            const int from = int(rows.first_seen(first_row + r)) - first,
-                to = int(rows.end_seen(first_row + r)) - first;
+        for (int b = 0; b < BLOCKS; ++b) {
+            Weights own = {};
             BURRSTONE_UNROLL
-            for (int o = 0; o < OUT_BLOCKS; ++o) {
-                uint32_t values[Fragments::VALUE_WORDS];
-                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
-                Fragments::clear_values(values, from, to);
-                float out[8];
+            for (int other = 0; other < BLOCKS; ++other) {
                 BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i) out[i] = state.out[o][i];
-                Fragments::add_values(weights, values, out);
+                for (int w = 0; w < Fragments::WEIGHT_WORDS; ++w) own[w] = other == b ? weights[other][w] : own[w];
+            }
+            BURRSTONE_ROLLED
+            for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
+                const uint32_t seen = rows.seen(rows.sight(first_row + r), base + b * BLOCK_SIDE);
                 BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i)
-                    if (Fragments::row(i / 2 % 2) == r) state.out[o][i] = out[i];
+                for (int o = 0; o < OUT_BLOCKS; ++o) {
+                    uint32_t values[Fragments::VALUE_WORDS];
+                    Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                    Fragments::clear_values(values, seen);
+                    float out[8];
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 8; ++i) out[i] = state.out[o][i];
+                    Fragments::add_values(own, values, out);
+                    BURRSTONE_UNROLL
+                    for (int i = 0; i < 8; ++i)
+                        if (Fragments::row(i / 2 % 2) == r) state.out[o][i] = out[i];
+                }
             }
         }
     }

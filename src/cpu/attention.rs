@@ -1,4 +1,4 @@
-//! Causal softmax attention over the paged cache: one kernel for prefill and decode.
+//! Softmax attention over the paged cache: one kernel for prefill and decode.
 //!
 //! A task is one sequence, one key head and a tile of its tokens; the query heads of the group times those tokens are
 //! the rows. Keys and values are walked in tiles at absolute positions, with the online softmax of Milakov and
@@ -9,6 +9,7 @@
 mod online;
 mod part;
 mod scores;
+mod sight;
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
@@ -19,9 +20,10 @@ use crate::cpu::simd::Isa;
 use crate::cpu::{Cpu, MAX_HEAD_DIM};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Attention, Span};
+use crate::ops::{Attention, Scoring, Span};
 use online::Sizes;
-use part::{Call, Part, Plane, Share, Tokens, first_visible};
+use part::{Call, Part, Plane, Share, Tokens};
+use sight::Sights;
 
 const OP: &str = "attention";
 
@@ -54,7 +56,8 @@ pub(crate) fn attention(
     step: &Step,
     args: Attention<'_, Cpu>,
 ) -> Result<()> {
-    let Attention { query, cache, layer, out, heads, scale, window } = args;
+    let Attention { query, cache, layer, out, heads, scoring } = args;
+    let Scoring { scale, soft_cap, window, chunk, slopes, sinks } = scoring;
     let (batch, shape) = (step.batch(), cache.shape());
     let (kv_heads, head_dim) = (shape.kv_heads, shape.head_dim);
     cache.check_layer(OP, layer)?;
@@ -64,14 +67,18 @@ pub(crate) fn attention(
     if head_dim == 0 || head_dim > MAX_HEAD_DIM {
         return Err(Error::operator(OP, "head_dim", format!("1 to {MAX_HEAD_DIM}"), head_dim));
     }
-    if window == Some(0) {
-        return Err(Error::operator(OP, "window", "at least 1", 0));
+    scoring.check(OP, batch.has_trees())?;
+    for (field, factors) in [("slopes", slopes), ("sinks", sinks)] {
+        if let Some(found) = factors.map(|factors| factors.0.len()).filter(|&found| found != heads) {
+            return Err(Error::operator(OP, field, format!("{heads} elements"), found));
+        }
     }
+    let sights = Sights { window, chunk, masks: &batch.masks };
     let elements = batch.tokens.len().checked_mul(heads).and_then(|n| n.checked_mul(head_dim));
     query.check(OP, "query", elements)?;
     out.check(OP, "out", elements)?;
     for span in &batch.spans {
-        let first = first_visible(span.kv_len - span.len, window) / shape.page_size;
+        let first = sights.bounds(span, 0..span.len).start / shape.page_size;
         let last = span.kv_len.div_ceil(shape.page_size);
         let pages = span.pages.checked_add(last).and_then(|end| batch.page_table.get(span.pages + first..end));
         let Some(pages) = pages else {
@@ -102,8 +109,11 @@ pub(crate) fn attention(
         kv_heads,
         group,
         head_dim,
+        sights,
         scale,
-        window,
+        soft_cap,
+        slopes: slopes.map(|slopes| slopes.0.as_slice()),
+        sinks: sinks.map(|sinks| sinks.0.as_slice()),
     };
     let (room, _) = isa.run(Sizes { rows: group * tokens, head_dim });
     for pages in &mut scratch.rooms {
@@ -125,7 +135,7 @@ pub(crate) fn attention(
         } else {
             let first = own.start + own.len() / kv_heads * kv_head;
             let states = states.get().wrapping_add(first);
-            Share::One { own: tokens.splits(window).start + split, states, left: &left[kv_head] }
+            Share::One { own: tokens.splits(&sights).start + split, states, left: &left[kv_head] }
         };
         let part = Part { call: &call, tokens: *tokens, kv_head, share, room: pages.as_mut_ptr().cast() };
         if paired { isa.run_pairs(part) } else { isa.run(part) }
@@ -150,10 +160,10 @@ fn shares(call: &Call<'_>, isa: Isa, spans: &[Span], tokens: usize, threads: usi
         (0..span.len).step_by(tokens).map(move |first| Tokens { span, first, tokens: tokens.min(span.len - first) })
     };
     let tiles = spans.iter().flat_map(tile);
-    let all: usize = tiles.clone().map(|tile| tile.splits(call.window).len() * call.kv_heads).sum();
+    let all: usize = tiles.clone().map(|tile| tile.splits(&call.sights).len() * call.kv_heads).sum();
     let (mut tasks, mut states) = (0, 0);
     let share = |tokens: Tokens| {
-        let splits = tokens.splits(call.window).len();
+        let splits = tokens.splits(&call.sights).len();
         let alone = splits == 1 || splits * threads * TASKS <= all;
         let (parts, places) = if alone {
             (1, 0)

@@ -313,6 +313,7 @@ impl Step {
         to.rope.clone_from(&batch.rope);
         to.spans.clone_from(&batch.spans);
         to.page_table.clone_from(&batch.page_table);
+        to.masks.clone_from(&batch.masks);
         to.logit_rows.clone_from(&batch.logit_rows);
         to.samples.clone_from(&batch.samples);
         to.targets.clone_from(&batch.targets);

@@ -126,6 +126,10 @@ impl Ops for Cpu {
         Vector::new(&weight)
     }
 
+    fn floats(&self, values: &[f32]) -> Result<Vector> {
+        Ok(Vector(values.to_vec()))
+    }
+
     fn buffer(&self, dtype: DType, len: usize) -> Result<Buffer> {
         Buffer::new(dtype, len)
     }

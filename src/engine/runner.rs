@@ -180,10 +180,11 @@ fn forward<'a>(
 }
 
 fn clear(batch: &mut Batch) {
-    let Batch { tokens, positions, slots, rope, spans, page_table, logit_rows, samples, targets } = batch;
+    let Batch { tokens, positions, slots, rope, spans, page_table, masks, logit_rows, samples, targets } = batch;
     [tokens, positions, slots, page_table, logit_rows, targets].into_iter().for_each(Vec::clear);
     rope.clear();
     spans.clear();
+    masks.clear();
     samples.clear();
 }
 

@@ -29,6 +29,28 @@ const _: () = {
     ["Offset of field: attention_span::kv_len"][::core::mem::offset_of!(attention_span, kv_len) - 8usize];
     ["Offset of field: attention_span::pages"][::core::mem::offset_of!(attention_span, pages) - 12usize];
 };
+/// What a query sees other than all before it and itself. Zeros for a query that sees just that.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct attention_mask {
+    /// A range of positions that the query's is in, all of which it sees, and those of its window and chunk besides: an
+    /// image's, say. Every query of the range has the same one, and its keys are in the cache.
+    pub begin: u32,
+    pub end: u32,
+    /// Where the queries of a sequence in this batch, at most 64, are nodes of a tree, parents before their children:
+    /// those on the way from the root to this one, itself included, from the lowest bit of branch[0] on. It sees them
+    /// and what is in the cache before the batch; window and chunk count from behind the nodes above it, slopes from
+    /// its key.
+    pub branch: [u32; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of attention_mask"][::core::mem::size_of::<attention_mask>() - 16usize];
+    ["Alignment of attention_mask"][::core::mem::align_of::<attention_mask>() - 4usize];
+    ["Offset of field: attention_mask::begin"][::core::mem::offset_of!(attention_mask, begin) - 0usize];
+    ["Offset of field: attention_mask::end"][::core::mem::offset_of!(attention_mask, end) - 4usize];
+    ["Offset of field: attention_mask::branch"][::core::mem::offset_of!(attention_mask, branch) - 8usize];
+};
 /// out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i].
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -77,6 +99,8 @@ pub struct attention_decode_args {
     pub slopes: device_ptr,
     /// f32 [heads]: a score without a value, seen by every query of the head; or 0
     pub sinks: device_ptr,
+    /// attention_mask [tokens]; 0 where every query sees all before it and itself
+    pub masks: device_ptr,
     /// attention_span [spans_len]
     pub spans: device_ptr,
     /// u32
@@ -107,7 +131,7 @@ pub struct attention_decode_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 144usize];
+    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 152usize];
     ["Alignment of attention_decode_args"][::core::mem::align_of::<attention_decode_args>() - 8usize];
     ["Offset of field: attention_decode_args::query"][::core::mem::offset_of!(attention_decode_args, query) - 0usize];
     ["Offset of field: attention_decode_args::out"][::core::mem::offset_of!(attention_decode_args, out) - 8usize];
@@ -121,34 +145,35 @@ const _: () = {
     ["Offset of field: attention_decode_args::slopes"]
         [::core::mem::offset_of!(attention_decode_args, slopes) - 48usize];
     ["Offset of field: attention_decode_args::sinks"][::core::mem::offset_of!(attention_decode_args, sinks) - 56usize];
-    ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 64usize];
+    ["Offset of field: attention_decode_args::masks"][::core::mem::offset_of!(attention_decode_args, masks) - 64usize];
+    ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 72usize];
     ["Offset of field: attention_decode_args::page_table"]
-        [::core::mem::offset_of!(attention_decode_args, page_table) - 72usize];
+        [::core::mem::offset_of!(attention_decode_args, page_table) - 80usize];
     ["Offset of field: attention_decode_args::counters"]
-        [::core::mem::offset_of!(attention_decode_args, counters) - 80usize];
+        [::core::mem::offset_of!(attention_decode_args, counters) - 88usize];
     ["Offset of field: attention_decode_args::partials"]
-        [::core::mem::offset_of!(attention_decode_args, partials) - 88usize];
+        [::core::mem::offset_of!(attention_decode_args, partials) - 96usize];
     ["Offset of field: attention_decode_args::records"]
-        [::core::mem::offset_of!(attention_decode_args, records) - 96usize];
+        [::core::mem::offset_of!(attention_decode_args, records) - 104usize];
     ["Offset of field: attention_decode_args::spans_len"]
-        [::core::mem::offset_of!(attention_decode_args, spans_len) - 100usize];
-    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 104usize];
+        [::core::mem::offset_of!(attention_decode_args, spans_len) - 108usize];
+    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 112usize];
     ["Offset of field: attention_decode_args::kv_heads"]
-        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 108usize];
+        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 116usize];
     ["Offset of field: attention_decode_args::head_dim"]
-        [::core::mem::offset_of!(attention_decode_args, head_dim) - 112usize];
+        [::core::mem::offset_of!(attention_decode_args, head_dim) - 120usize];
     ["Offset of field: attention_decode_args::page_bits"]
-        [::core::mem::offset_of!(attention_decode_args, page_bits) - 116usize];
+        [::core::mem::offset_of!(attention_decode_args, page_bits) - 124usize];
     ["Offset of field: attention_decode_args::window"]
-        [::core::mem::offset_of!(attention_decode_args, window) - 120usize];
-    ["Offset of field: attention_decode_args::chunk"][::core::mem::offset_of!(attention_decode_args, chunk) - 124usize];
-    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 128usize];
+        [::core::mem::offset_of!(attention_decode_args, window) - 128usize];
+    ["Offset of field: attention_decode_args::chunk"][::core::mem::offset_of!(attention_decode_args, chunk) - 132usize];
+    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 136usize];
     ["Offset of field: attention_decode_args::soft_cap"]
-        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 132usize];
+        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 140usize];
     ["Offset of field: attention_decode_args::key_scale"]
-        [::core::mem::offset_of!(attention_decode_args, key_scale) - 136usize];
+        [::core::mem::offset_of!(attention_decode_args, key_scale) - 144usize];
     ["Offset of field: attention_decode_args::value_scale"]
-        [::core::mem::offset_of!(attention_decode_args, value_scale) - 140usize];
+        [::core::mem::offset_of!(attention_decode_args, value_scale) - 148usize];
 };
 /// A tile of queries of one sequence.
 #[repr(C)]
@@ -165,7 +190,7 @@ const _: () = {
     ["Offset of field: attention_tile::span"][::core::mem::offset_of!(attention_tile, span) - 0usize];
     ["Offset of field: attention_tile::first"][::core::mem::offset_of!(attention_tile, first) - 4usize];
 };
-/// Causal softmax attention of many queries of each sequence over the paged cache.
+/// Softmax attention of many queries of each sequence over the paged cache.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_prefill_args {
@@ -185,6 +210,8 @@ pub struct attention_prefill_args {
     pub slopes: device_ptr,
     /// f32 [heads]: a score without a value, seen by every query of the head; or 0
     pub sinks: device_ptr,
+    /// attention_mask [tokens]; 0 where every query sees all before it and itself
+    pub masks: device_ptr,
     /// attention_span
     pub spans: device_ptr,
     /// u32
@@ -213,7 +240,7 @@ pub struct attention_prefill_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 136usize];
+    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 144usize];
     ["Alignment of attention_prefill_args"][::core::mem::align_of::<attention_prefill_args>() - 8usize];
     ["Offset of field: attention_prefill_args::query"][::core::mem::offset_of!(attention_prefill_args, query) - 0usize];
     ["Offset of field: attention_prefill_args::out"][::core::mem::offset_of!(attention_prefill_args, out) - 8usize];
@@ -228,36 +255,38 @@ const _: () = {
         [::core::mem::offset_of!(attention_prefill_args, slopes) - 48usize];
     ["Offset of field: attention_prefill_args::sinks"]
         [::core::mem::offset_of!(attention_prefill_args, sinks) - 56usize];
+    ["Offset of field: attention_prefill_args::masks"]
+        [::core::mem::offset_of!(attention_prefill_args, masks) - 64usize];
     ["Offset of field: attention_prefill_args::spans"]
-        [::core::mem::offset_of!(attention_prefill_args, spans) - 64usize];
+        [::core::mem::offset_of!(attention_prefill_args, spans) - 72usize];
     ["Offset of field: attention_prefill_args::page_table"]
-        [::core::mem::offset_of!(attention_prefill_args, page_table) - 72usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_table) - 80usize];
     ["Offset of field: attention_prefill_args::tiles"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles) - 80usize];
+        [::core::mem::offset_of!(attention_prefill_args, tiles) - 88usize];
     ["Offset of field: attention_prefill_args::tiles_len"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 88usize];
+        [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 96usize];
     ["Offset of field: attention_prefill_args::tile_queries"]
-        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 92usize];
+        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 100usize];
     ["Offset of field: attention_prefill_args::heads"]
-        [::core::mem::offset_of!(attention_prefill_args, heads) - 96usize];
+        [::core::mem::offset_of!(attention_prefill_args, heads) - 104usize];
     ["Offset of field: attention_prefill_args::kv_heads"]
-        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 100usize];
+        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 108usize];
     ["Offset of field: attention_prefill_args::head_dim"]
-        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 104usize];
+        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 112usize];
     ["Offset of field: attention_prefill_args::page_bits"]
-        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 108usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 116usize];
     ["Offset of field: attention_prefill_args::window"]
-        [::core::mem::offset_of!(attention_prefill_args, window) - 112usize];
+        [::core::mem::offset_of!(attention_prefill_args, window) - 120usize];
     ["Offset of field: attention_prefill_args::chunk"]
-        [::core::mem::offset_of!(attention_prefill_args, chunk) - 116usize];
+        [::core::mem::offset_of!(attention_prefill_args, chunk) - 124usize];
     ["Offset of field: attention_prefill_args::scale"]
-        [::core::mem::offset_of!(attention_prefill_args, scale) - 120usize];
+        [::core::mem::offset_of!(attention_prefill_args, scale) - 128usize];
     ["Offset of field: attention_prefill_args::soft_cap"]
-        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 124usize];
+        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 132usize];
     ["Offset of field: attention_prefill_args::key_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 128usize];
+        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 136usize];
     ["Offset of field: attention_prefill_args::value_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 132usize];
+        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 140usize];
 };
 /// out[t] = table[rows[t]]; a gather of rows of any table. Rows that the table lacks come out with every bit set.
 #[repr(C)]

@@ -1,5 +1,6 @@
 //! What the two kernels of attention over the paged cache share.
 
+use super::abi::attention_mask;
 use super::call::{Check, named};
 use crate::device::{Slice, SliceMut, Value};
 use crate::dtype::DType;
@@ -47,8 +48,11 @@ pub struct Scoring<'a> {
     pub sinks: Option<Slice<'a>>,
 }
 
+/// Words of a query's mask.
+pub(super) const MASK_WORDS: usize = size_of::<attention_mask>() / 4;
+
 /// Sizes of the queries and of the cache's heads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
     /// Tokens of the batch.
     pub tokens: usize,
@@ -71,6 +75,7 @@ pub(super) struct Checked {
     pub chunk: u32,
     pub slopes: u64,
     pub sinks: u64,
+    pub masks: u64,
     pub soft_cap: f32,
     pub key_scale: f32,
     pub value_scale: f32,
@@ -93,8 +98,13 @@ pub(super) fn key(
     if heads.head_dim == 0 || heads.head_dim > MAX_HEAD_DIM {
         return Err(Error::operator(check.0, "head_dim", format!("1 to {MAX_HEAD_DIM}"), heads.head_dim));
     }
-    let laid_out_for = heads.head_dim.next_power_of_two().max(64) as u32;
-    Ok([("dtype", named(dtype)), ("cache", named(cache.keys.dtype())), ("head_dim", Value::Int(laid_out_for))])
+    Ok(key_of(dtype, cache.keys.dtype(), heads.head_dim))
+}
+
+/// The same, unchecked.
+pub(super) fn key_of(dtype: DType, cache: DType, head_dim: usize) -> [(&'static str, Value); 3] {
+    let laid_out_for = head_dim.next_power_of_two().max(64) as u32;
+    [("dtype", named(dtype)), ("cache", named(cache)), ("head_dim", Value::Int(laid_out_for))]
 }
 
 impl Checked {
@@ -107,6 +117,7 @@ impl Checked {
         cache: &KvCache<'_>,
         of: Heads,
         scoring: Scoring<'_>,
+        masks: Option<Slice<'_>>,
     ) -> Result<Self> {
         let refuse = |field, expected: String, found: String| Err(Error::operator(check.0, field, expected, found));
         let Heads { tokens, heads, kv_heads, head_dim } = of;
@@ -157,6 +168,10 @@ impl Checked {
                 check.slice(field, factors, DType::F32, &[heads])?;
             }
         }
+        if let Some(masks) = masks {
+            check.slice("masks", masks, DType::U32, &[tokens, MASK_WORDS])?;
+            aligned(check, "masks", masks, MASK_WORDS * 4)?;
+        }
         let address = |slice: Option<Slice<'_>>| slice.map_or(0, |slice| slice.address());
         Ok(Self {
             key_scales,
@@ -170,6 +185,7 @@ impl Checked {
             chunk: scoring.chunk.map_or(0, |chunk| u32::try_from(chunk).unwrap_or(0)),
             slopes: address(scoring.slopes),
             sinks: address(scoring.sinks),
+            masks: address(masks),
             soft_cap: scoring.soft_cap.unwrap_or(0.0),
             key_scale,
             value_scale,

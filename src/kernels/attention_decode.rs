@@ -28,7 +28,7 @@ pub struct SplitStates<'a> {
     pub partials: SliceMut<'a>,
 }
 
-/// Causal softmax attention of one query, or a few, of each sequence over the paged cache.
+/// Softmax attention of one query, or a few, of each sequence over the paged cache.
 ///
 /// A query gets the same bits here as from [`AttentionPrefill`](super::AttentionPrefill), and in any company. A fixed
 /// number of blocks divides sequences, key heads and splits of 512 positions among itself on the device, so that a
@@ -47,6 +47,13 @@ pub struct AttentionDecode<'a> {
     /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans and entries name must exist.
     pub page_table: Slice<'a>,
     pub states: SplitStates<'a>,
+    /// u32 `[tokens, 4]`, or `None` where every query sees all positions up to its own. Begin and end of a range of
+    /// positions around the query's that it sees besides, as do all queries of the range, whose keys are in the cache;
+    /// and 64 bits, the lower half first, of the span's queries that are on the way from the root of a tree to this
+    /// one, parents before their children, itself included. It sees those, and what was in the cache before the span;
+    /// for window and chunk it stands behind the queries above it, for slopes where its key is, which is not what a
+    /// tree wants. All zeros leave a query as it is; those of a span have branches or have none. Aligned to 16 bytes.
+    pub masks: Option<Slice<'a>>,
     pub heads: Heads,
     pub scoring: Scoring<'a>,
 }
@@ -71,7 +78,7 @@ impl AttentionDecode<'_> {
     /// As [`launch`](Self::launch); or the variant is for other types.
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
         let call = Call { kernel: &ATTENTION_DECODE, key: &self.key()? };
-        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
+        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring, self.masks)?;
         let spans = records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
         records(CHECK, "page_table", self.page_table, 1)?;
         let SplitStates { counters, partials } = &self.states;
@@ -91,6 +98,7 @@ impl AttentionDecode<'_> {
             value_scales: checked.value_scales,
             slopes: checked.slopes,
             sinks: checked.sinks,
+            masks: checked.masks,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
             counters: counters.address(),

@@ -2,18 +2,19 @@
 
 use super::abi::{attention_prefill_args, attention_span, attention_tile};
 use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
-use super::call::{Call, Check, pieces};
+use super::attention_plan::{AttentionPlan, AttentionShape};
+use super::call::{Call, Check};
+use super::cost::Machine;
 use super::tables::ATTENTION_PREFILL;
 use crate::device::{Slice, SliceMut, Stream, Value, Variant};
 use crate::error::{Error, Result};
 
 const CHECK: Check = Check("attention_prefill");
 
-/// Rows (queries times heads of a group) for each block. Those of long heads take them in two batches, those of heads
-/// up to 128 in a cache that is not quantized work on twice as many at a time.
-const BLOCK_ROWS: u32 = 32;
+/// Words of a tile.
+const TILE_WORDS: usize = size_of::<attention_tile>() / 4;
 
-/// Causal softmax attention of many queries of each sequence over the paged cache.
+/// Softmax attention of many queries of each sequence over the paged cache.
 ///
 /// Queries are worked on in tiles, one block or a few for each tile and key head. However they are cut, a query gets
 /// the same bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
@@ -33,8 +34,13 @@ pub struct AttentionPrefill<'a> {
     pub tiles: Slice<'a>,
     /// Queries of a tile; the last one of a span has what is left.
     pub tile_queries: usize,
+    /// Tokens of the longest sequence in the cache: what the choice of a variant goes by. It changes no bit.
+    pub kv_len: usize,
     /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans, tiles and entries name must exist.
     pub page_table: Slice<'a>,
+    /// u32 `[tokens, 4]`, or `None`: as those of [`AttentionDecode`](super::AttentionDecode). A prompt that is computed
+    /// in parts is not cut inside a range.
+    pub masks: Option<Slice<'a>>,
     pub heads: Heads,
     pub scoring: Scoring<'a>,
 }
@@ -45,8 +51,20 @@ impl AttentionPrefill<'_> {
     /// # Errors
     /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
-        let variant = ATTENTION_PREFILL.pick(stream.arch(), &self.key()?)?;
-        self.launch_variant(stream, variant)
+        self.key()?;
+        let plan = AttentionPlan::choose(&Machine::of(stream.info()), &self.shape())?;
+        self.launch_variant(stream, plan.variant)
+    }
+
+    fn shape(&self) -> AttentionShape {
+        AttentionShape {
+            dtype: self.query.dtype(),
+            cache: self.cache.keys.dtype(),
+            heads: self.heads,
+            tiles: self.tiles.len() / TILE_WORDS,
+            tile_queries: self.tile_queries,
+            kv_len: self.kv_len,
+        }
     }
 
     fn key(&self) -> Result<[(&'static str, Value); 3]> {
@@ -59,10 +77,10 @@ impl AttentionPrefill<'_> {
     /// As [`launch`](Self::launch); or the variant is for other types.
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
         let call = Call { kernel: &ATTENTION_PREFILL, key: &self.key()? };
-        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring)?;
+        let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring, self.masks)?;
         records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
         records(CHECK, "page_table", self.page_table, 1)?;
-        let tiles = records(CHECK, "tiles", self.tiles, size_of::<attention_tile>() / 4)?;
+        let tiles = records(CHECK, "tiles", self.tiles, TILE_WORDS)?;
         if self.tile_queries == 0 {
             return Err(Error::operator(CHECK.0, "tile_queries", "at least 1", 0));
         }
@@ -78,6 +96,7 @@ impl AttentionPrefill<'_> {
             value_scales: checked.value_scales,
             slopes: checked.slopes,
             sinks: checked.sinks,
+            masks: checked.masks,
             spans: self.spans.address(),
             page_table: self.page_table.address(),
             tiles: self.tiles.address(),
@@ -95,10 +114,9 @@ impl AttentionPrefill<'_> {
             value_scale: checked.value_scale,
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
-        let rows = self.tile_queries.saturating_mul(self.heads.heads / self.heads.kv_heads);
-        let batches = pieces(rows, BLOCK_ROWS);
+        let [tiles, batches] = AttentionPlan::of(&Machine::of(stream.info()), &self.shape(), variant).blocks;
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans, tiles and page table
         // say is the caller's promise.
-        unsafe { call.launch(stream, variant, [tiles * self.heads.kv_heads, batches, 1], &args, &shape) }
+        unsafe { call.launch(stream, variant, [tiles, batches, 1], &args, &shape) }
     }
 }

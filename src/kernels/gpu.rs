@@ -167,6 +167,12 @@ impl Ops for Gpu {
         self.weights(&[weight])
     }
 
+    fn floats(&self, values: &[f32]) -> Result<Memory> {
+        let mut memory = self.stream.alloc(DType::F32, values.len())?;
+        memory.write(values)?;
+        Ok(memory)
+    }
+
     fn buffer(&self, dtype: DType, len: usize) -> Result<Memory> {
         self.stream.alloc(dtype, len)
     }
@@ -282,16 +288,32 @@ impl Ops for Gpu {
         let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
         let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
-        let (scale, window) = (args.scale, args.window);
-        let scoring = Scoring { scale, soft_cap: None, window, chunk: None, slopes: None, sinks: None };
+        args.scoring.check("attention", step.has_trees())?;
+        let ops::Scoring { scale, soft_cap, window, chunk, slopes, sinks } = args.scoring;
+        let (slopes, sinks) = (slopes.map(Memory::slice), sinks.map(Memory::slice));
+        let scoring = Scoring { scale, soft_cap, window, chunk, slopes, sinks };
+        let masks = step.masks()?;
         if step.is_decode() {
             let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
             let DecodeStates { counters, partials } = &mut *states;
             let states = SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() };
-            AttentionDecode { query, out, cache, spans, page_table, states, heads, scoring }.launch(&self.stream)
+            let launch = AttentionDecode { query, out, cache, spans, page_table, states, masks, heads, scoring };
+            launch.launch(&self.stream)
         } else {
-            let (tiles, tile_queries) = (step.tiles()?, TILE_QUERIES);
-            let launch = AttentionPrefill { query, out, cache, spans, tiles, tile_queries, page_table, heads, scoring };
+            let (tiles, tile_queries, kv_len) = (step.tiles()?, TILE_QUERIES, step.kv_len());
+            let launch = AttentionPrefill {
+                query,
+                out,
+                cache,
+                spans,
+                tiles,
+                tile_queries,
+                kv_len,
+                page_table,
+                masks,
+                heads,
+                scoring,
+            };
             launch.launch(&self.stream)
         }
     }

@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::abi::{BURRSTONE_NO_SLOT, attention_span, attention_tile, sample_row};
+use super::abi::{BURRSTONE_NO_SLOT, attention_mask, attention_span, attention_tile, sample_row};
+use super::attention::MASK_WORDS;
 use super::sample::{Sample, row_words};
 use crate::device::{Memory, Readback, Slice, SliceMut, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Batch, RecordingKey, Sampled, StepShape};
+use crate::ops::{AttentionMask, Batch, RecordingKey, Sampled, StepShape};
 
 /// Queries of one tile of prefill attention: a block's rows where each head has keys of its own.
 pub(super) const TILE_QUERIES: usize = 64;
@@ -47,6 +48,11 @@ struct Sections {
     rope: Range<usize>,
     spans: Range<usize>,
     tiles: Range<usize>,
+    /// Empty where no query has a mask of its own.
+    masks: Range<usize>,
+    has_trees: bool,
+    /// Tokens of the longest sequence.
+    kv_len: usize,
     logit_rows: Range<usize>,
     samples: Range<usize>,
     targets: Range<usize>,
@@ -84,7 +90,8 @@ impl Step {
         batch.samples.iter().try_for_each(|row| row.check_mask(self.vocab))?;
         let decodes = batch.spans.iter().all(|span| span.len == 1)
             && batch.logit_rows.len() == batch.spans.len()
-            && batch.samples.len() == batch.spans.len();
+            && batch.samples.len() == batch.spans.len()
+            && batch.masks.is_empty();
         if batch.tokens.len() > self.largest {
             let expected = format!("at most {}", self.largest);
             return Err(Error::operator("upload", "tokens", expected, batch.tokens.len()));
@@ -128,6 +135,10 @@ impl Step {
         sections.spans = section(words, bytemuck::cast_slice(&spans), rows(spans.len()) * SPAN_WORDS, 0);
         let tiles = if bucket.is_some() { Vec::new() } else { tiles(batch) };
         sections.tiles = section(words, bytemuck::cast_slice(&tiles), tiles.len() * TILE_WORDS, 0);
+        let masks: Vec<attention_mask> = batch.masks.iter().map(mask).collect();
+        sections.kv_len = batch.spans.iter().map(|span| span.kv_len).max().unwrap_or(0);
+        sections.has_trees = batch.has_trees();
+        sections.masks = section(words, bytemuck::cast_slice(&masks), masks.len() * MASK_WORDS, 0);
         sections.logit_rows = section(words, &batch.logit_rows, rows(batch.logit_rows.len()), 0);
         sections.targets = section(words, &batch.targets, batch.targets.len(), 0);
         sections.samples = section(words, &[], samples * SAMPLE_WORDS, 0);
@@ -194,6 +205,20 @@ impl Step {
     /// [`attention_tile`]s as words.
     pub(super) fn tiles(&self) -> Result<Slice<'_>> {
         self.slice(&self.sections.tiles, DType::U32)
+    }
+
+    /// [`attention_mask`]s as words, where some query has one.
+    pub(super) fn masks(&self) -> Result<Option<Slice<'_>>> {
+        let range = &self.sections.masks;
+        if range.is_empty() { Ok(None) } else { self.slice(range, DType::U32).map(Some) }
+    }
+
+    pub(super) fn kv_len(&self) -> usize {
+        self.sections.kv_len
+    }
+
+    pub(super) fn has_trees(&self) -> bool {
+        self.sections.has_trees
     }
 
     /// Page tables of all spans: the whole tail of the memory, as far as a replay of a recorded step may reach.
@@ -275,6 +300,15 @@ fn section(words: &mut Vec<u32>, data: &[u32], len: usize, fill: u32) -> Range<u
     words.extend_from_slice(data);
     words.resize(start + len, fill);
     start..start + len
+}
+
+fn mask(mask: &AttentionMask) -> attention_mask {
+    let none = attention_mask::zeroed();
+    match *mask {
+        AttentionMask::Causal => none,
+        AttentionMask::Range { begin, end } => attention_mask { begin, end, ..none },
+        AttentionMask::Branch(nodes) => attention_mask { branch: [nodes as u32, (nodes >> 32) as u32], ..none },
+    }
 }
 
 /// All queries of all spans, in tiles, of which those that see most come first.

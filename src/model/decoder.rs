@@ -8,7 +8,9 @@ use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kv::Moves;
-use crate::ops::{Attention, Batch, CacheShape, Ops, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, StepShape};
+use crate::ops::{
+    Attention, Batch, CacheShape, Ops, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, Scoring, StepShape,
+};
 
 use super::checkpoint::Checkpoint;
 use super::spec::ArchSpec;
@@ -211,8 +213,7 @@ impl<O: Ops> Decoder<O> {
                     layer: index,
                     out: &mut a.stream.attended,
                     heads: spec.heads,
-                    scale: spec.attention_scale,
-                    window: spec.windows[index],
+                    scoring: Scoring { window: spec.windows[index], ..Scoring::scaled(spec.attention_scale) },
                 },
             )?;
             // After the last attention only tokens count whose logits are wanted: see `logits`.

@@ -1,7 +1,7 @@
 //! One step, as it is described to a device.
 
-use super::CacheShape;
 use super::sampling::SampleRow;
+use super::{AttentionMask, CacheShape};
 use crate::error::{Error, Result};
 
 /// One sequence's share of a batch.
@@ -31,6 +31,8 @@ pub struct Batch {
     pub rope: Vec<f32>,
     pub spans: Vec<Span>,
     pub page_table: Vec<u32>,
+    /// What each token sees, `[tokens]`; empty where all see every position up to their own.
+    pub masks: Vec<AttentionMask>,
     /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
     pub logit_rows: Vec<u32>,
     /// How the token after each of `logit_rows` is chosen; empty where none is.
@@ -69,6 +71,12 @@ impl Batch {
                 let found = format!("{} at token {}", positions[at], span.start + at);
                 return Err(Error::operator(OP, "positions", first + at, found));
             }
+            if !self.masks.is_empty() {
+                let Some(masks) = self.masks.get(span.start..span.start + span.len) else {
+                    return Err(Error::operator(OP, "masks", format!("none or {tokens} entries"), self.masks.len()));
+                };
+                AttentionMask::check(OP, span, masks)?;
+            }
             end = span.start + span.len;
         }
         if end != tokens {
@@ -93,6 +101,11 @@ impl Batch {
 }
 
 impl Batch {
+    /// Whether some sequence's tokens are nodes of a tree.
+    pub(crate) fn has_trees(&self) -> bool {
+        self.masks.iter().any(|mask| matches!(mask, AttentionMask::Branch(_)))
+    }
+
     /// What indices lead to is there: a device that is not the CPU could only fault.
     ///
     /// # Errors

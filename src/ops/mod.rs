@@ -8,6 +8,7 @@
 //! Same bits in any company: every output element is reduced in an order that depends on its own inputs alone, never
 //! on the number of tokens in the batch, on how a prompt was cut into chunks, or on the number of threads.
 
+mod attention;
 mod batch;
 mod mask;
 mod sampling;
@@ -18,6 +19,7 @@ use crate::device::{Bytes, Counters};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
+pub use attention::{Attention, AttentionMask, Scoring};
 pub use batch::{Batch, RecordingKey, Span, StepShape};
 pub use mask::{Mask, MaskPromise};
 pub use sampling::{SampleRow, Sampled};
@@ -118,22 +120,6 @@ pub struct QkNorm<'a, O: Ops> {
     pub eps: f32,
 }
 
-/// Arguments of [`Ops::attention`].
-pub struct Attention<'a, O: Ops> {
-    /// `[tokens, heads, head_dim]`.
-    pub query: &'a O::Buffer,
-    /// Keys and values, those of this batch included.
-    pub cache: &'a O::Cache,
-    pub layer: usize,
-    /// `[tokens, heads, head_dim]`.
-    pub out: &'a mut O::Buffer,
-    pub heads: usize,
-    /// Scores are multiplied by this before the softmax.
-    pub scale: f32,
-    /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
-    pub window: Option<usize>,
-}
-
 /// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
 /// both read and written.
 pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
@@ -206,6 +192,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
 
     fn vector(&self, weight: WeightView) -> Result<Self::Vector>;
 
+    /// Numbers that every device keeps in f32: [`Scoring::slopes`] and [`Scoring::sinks`].
+    fn floats(&self, values: &[f32]) -> Result<Self::Vector>;
+
     /// Room for `len` elements.
     fn buffer(&self, dtype: DType, len: usize) -> Result<Self::Buffer>;
 
@@ -240,7 +229,7 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache.
     fn rotary_kv_write(&self, step: &Self::Step, args: RotaryKvWrite<'_, Self>) -> Result<()>;
 
-    /// Causal softmax attention of each query over its sequence in the paged cache, grouped heads included.
+    /// Softmax attention of each query over what it sees of its sequence in the paged cache, grouped heads included.
     fn attention(&self, step: &Self::Step, args: Attention<'_, Self>) -> Result<()>;
 
     /// `out[i] = x[logit_rows[start + i]]` for the step's `logit_rows[rows]`, `rows` being `start..end`: rows of `width`

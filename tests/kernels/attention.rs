@@ -1,10 +1,14 @@
 use burrstone::DType;
-use burrstone::cpu::{Buffer, Cache, Cpu, Isa, Step};
-use burrstone::ops::{Attention, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Span};
+use burrstone::cpu::{Buffer, Cpu, Isa};
+use burrstone::device::Memory;
+use burrstone::kernels::Gpu;
+use burrstone::ops::{Attention, AttentionMask, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Scoring, Span};
+use half::f16;
 use proptest::prelude::*;
 
+use super::attention_masks::{Masks, any_masks, seen};
 use crate::problems::attention::PROBLEMS;
-use crate::reference::attention::{Scoring, attend};
+use crate::reference::attention::{self, attend};
 use crate::support::*;
 
 /// A model's layer and some sequences, laid out in pages of their own in a shuffled order.
@@ -15,10 +19,59 @@ struct Case {
     head_dim: usize,
     page_size: usize,
     window: Option<usize>,
+    options: Options,
     query_dtype: DType,
     cache_dtype: DType,
     /// For each sequence: tokens already in the cache, tokens of this batch.
     sequences: Vec<(usize, usize)>,
+}
+
+/// What some families ask of attention.
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    cap: Option<f32>,
+    chunk: Option<usize>,
+    slopes: bool,
+    sinks: bool,
+    masks: Masks,
+}
+
+impl Options {
+    const NONE: Self = Self { cap: None, chunk: None, slopes: false, sinks: false, masks: Masks::None };
+}
+
+/// A device with buffers that the tests fill and read.
+trait Lab: Ops {
+    /// Of queries, keys and values before they are written to the cache.
+    const QKV: DType;
+    fn put(&self, values: &[f32]) -> Self::Buffer;
+    fn get(&self, buffer: &Self::Buffer, len: usize) -> Vec<f32>;
+}
+
+impl Lab for Cpu {
+    const QKV: DType = DType::F32;
+
+    fn put(&self, values: &[f32]) -> Buffer {
+        buffer(self, DType::F32, values)
+    }
+
+    fn get(&self, buffer: &Buffer, len: usize) -> Vec<f32> {
+        buffer.read(len).unwrap()
+    }
+}
+
+impl Lab for Gpu {
+    const QKV: DType = DType::F16;
+
+    fn put(&self, values: &[f32]) -> Memory {
+        let mut memory = self.buffer(DType::F16, values.len()).unwrap();
+        memory.write(&encode(values, DType::F16)).unwrap();
+        memory
+    }
+
+    fn get(&self, memory: &Memory, len: usize) -> Vec<f32> {
+        memory.read::<f16>().unwrap()[..len].iter().map(|x| x.to_f32()).collect()
+    }
 }
 
 impl Case {
@@ -55,6 +108,9 @@ impl Case {
                 batch.tokens.push(0);
                 batch.positions.push(position as u32);
                 batch.slots.push((page * self.page_size + position % self.page_size) as u32);
+                if self.options.masks != Masks::None {
+                    batch.masks.push(self.options.masks.of(position, past, to));
+                }
             }
             if to > from {
                 batch.spans.push(span);
@@ -76,9 +132,58 @@ impl Case {
         cache[((2 + which) * plane + entry) * self.head_dim..][..self.head_dim].to_vec()
     }
 
-    fn attend(&self, cpu: &Cpu, step: &Step, query: &Buffer, cache: &Cache, out: &mut Buffer) {
-        let (heads, scale, window) = (self.heads(), scale(self.head_dim), self.window);
-        cpu.attention(step, Attention { query, cache, layer: 1, out, heads, scale, window }).unwrap();
+    fn slope(&self, head: usize) -> f32 {
+        if self.options.slopes { 0.3 / (head + 1) as f32 } else { 0.0 }
+    }
+
+    fn sink(&self, head: usize) -> Option<f32> {
+        self.options.sinks.then_some(3.0 - head as f32)
+    }
+
+    fn attend<D: Ops>(&self, device: &D, step: &D::Step, query: &D::Buffer, cache: &D::Cache, out: &mut D::Buffer) {
+        let (heads, Options { cap, chunk, slopes, .. }) = (self.heads(), self.options);
+        let slope = device.floats(&(0..heads).map(|head| self.slope(head)).collect::<Vec<_>>()).unwrap();
+        let sinks: Option<Vec<f32>> = (0..heads).map(|head| self.sink(head)).collect();
+        let sinks = sinks.map(|sinks| device.floats(&sinks).unwrap());
+        let scoring = Scoring {
+            scale: scale(self.head_dim),
+            soft_cap: cap,
+            window: self.window,
+            chunk,
+            slopes: slopes.then_some(&slope),
+            sinks: sinks.as_ref(),
+        };
+        device.attention(step, Attention { query, cache, layer: 1, out, heads, scoring }).unwrap();
+    }
+
+    /// Asserts that `outs`, rows of each sequence from its first token on, are close to what the oracle makes of the
+    /// cache's numbers.
+    fn assert_expected(&self, what: &str, outs: &[Vec<f32>], cache: &[f32]) {
+        let (d, heads) = (self.head_dim, self.heads());
+        let (mut got, mut plain, mut exact) = (Vec::new(), Vec::new(), Vec::new());
+        for (s, &(past, len)) in self.sequences.iter().enumerate() {
+            // The first, the last and one between: every position sees a different part.
+            for position in [past, past + len / 2, past + len - 1] {
+                let mask = self.options.masks.of(position, past, past + len);
+                let seen = seen(position, mask, past, self.window, self.options.chunk);
+                let ahead = seen.iter().filter(|&&p| p > position).count();
+                for head in 0..heads {
+                    let kv = head / self.group;
+                    let stored = |which| seen.iter().map(|&p| self.stored(cache, which, s, p, kv)).collect();
+                    let [keys, values]: [Vec<Vec<f32>>; 2] = [0, 1].map(stored);
+                    let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
+                    let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+                    let query = &token(self, s, position)[head * d..][..d];
+                    let query: Vec<f32> = query.iter().map(|&x| round(x, self.query_dtype)).collect();
+                    let (cap, slope, sink) = (self.options.cap, self.slope(head), self.sink(head));
+                    let scoring = attention::Scoring { scale: scale(d), cap, slope, ahead, sink };
+                    plain.extend(attend::<f32>(&query, &keys, &values, scoring));
+                    exact.extend(attend::<f64>(&query, &keys, &values, scoring));
+                    got.extend(&outs[s][(position * heads + head) * d..][..d]);
+                }
+            }
+        }
+        assert_close(what, self.query_dtype, &got, &plain, &exact);
     }
 }
 
@@ -90,6 +195,17 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+fn any_options() -> impl Strategy<Value = Options> {
+    let cap = proptest::option::of(0.5f32..30.0);
+    let some = (cap, proptest::option::weighted(0.3, 1usize..200), any::<bool>(), any::<bool>(), any_masks());
+    let some = some.prop_map(|(cap, chunk, slopes, sinks, masks)| {
+        // Slopes and trees do not go together.
+        let slopes = slopes && !matches!(masks, Masks::Tree { .. });
+        Options { cap, chunk, slopes, sinks, masks }
+    });
+    prop_oneof![1 => Just(Options::NONE), 2 => some]
+}
+
 fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
     let sequence = (prop_oneof![Just(0), 0..2 * tokens], 1..tokens);
     (
@@ -97,16 +213,17 @@ fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
             4 => (1usize..8, 1usize..4, prop_oneof![(1usize..40).prop_map(|d| 2 * d), Just(128)]),
             1 => one_of(PROBLEMS, |p| (p.heads / p.kv_heads, p.kv_heads, p.head_dim)),
         ],
-        (0u32..7, proptest::option::of(1usize..150)),
+        (0u32..7, proptest::option::of(1usize..150), any_options()),
         (any_dtype(), any_cache_dtype()),
         proptest::collection::vec(sequence, 1..4),
     )
-        .prop_map(|((group, kv_heads, head_dim), (page, window), dtypes, sequences)| Case {
+        .prop_map(|((group, kv_heads, head_dim), (page, window, options), dtypes, sequences)| Case {
             group,
             kv_heads,
             head_dim,
             page_size: 1 << page,
             window,
+            options,
             query_dtype: dtypes.0,
             cache_dtype: dtypes.1,
             sequences,
@@ -114,12 +231,12 @@ fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
 }
 
 /// Puts `qkv` through rotary_kv_write without a rotation: fills the cache, returns the queries.
-fn write(case: &Case, cpu: &Cpu, step: &Step, qkv: &[f32], cache: &mut Cache) -> Buffer {
+fn write<D: Lab>(case: &Case, device: &D, step: &D::Step, qkv: &[f32], cache: &mut D::Cache) -> D::Buffer {
     let width = (case.heads() + 2 * case.kv_heads) * case.head_dim;
     let tokens = qkv.len() / width;
-    let mut query = cpu.buffer(case.query_dtype, tokens * case.heads() * case.head_dim).unwrap();
+    let mut query = device.buffer(case.query_dtype, tokens * case.heads() * case.head_dim).unwrap();
     let args = RotaryKvWrite {
-        qkv: &buffer(cpu, DType::F32, qkv),
+        qkv: &device.put(qkv),
         query: &mut query,
         cache,
         layer: 1,
@@ -129,7 +246,7 @@ fn write(case: &Case, cpu: &Cpu, step: &Step, qkv: &[f32], cache: &mut Cache) ->
         rotary_dim: 0,
         qk_norm: None,
     };
-    cpu.rotary_kv_write(step, args).unwrap();
+    device.rotary_kv_write(step, args).unwrap();
     query
 }
 
@@ -147,69 +264,58 @@ fn rows(case: &Case, ranges: &[(usize, usize)]) -> Vec<f32> {
 }
 
 /// Runs all sequences in the given chunks; returns the output rows of each sequence from its first token on, and the cache.
-fn in_chunks(case: &Case, cpu: &Cpu, chunks: &[Vec<(usize, usize)>]) -> (Vec<Vec<f32>>, Vec<f32>) {
-    let mut cache = cpu.cache(case.shape()).unwrap();
+fn in_chunks<D: Lab>(case: &Case, device: &D, chunks: &[Vec<(usize, usize)>]) -> (Vec<Vec<f32>>, D::Cache) {
+    let mut cache = device.cache(case.shape()).unwrap();
     let mut outs = vec![Vec::new(); case.sequences.len()];
     let row = case.heads() * case.head_dim;
     for ranges in chunks {
         let batch = case.batch(ranges);
-        let mut step = cpu.step().unwrap();
-        cpu.upload(&batch, &mut step).unwrap();
-        let query = write(case, cpu, &step, &rows(case, ranges), &mut cache);
-        let mut out = cpu.buffer(case.query_dtype, query.len()).unwrap();
-        case.attend(cpu, &step, &query, &cache, &mut out);
-        let values = out.read(query.len()).unwrap();
+        let mut step = device.step().unwrap();
+        device.upload(&batch, &mut step).unwrap();
+        let query = write(case, device, &step, &rows(case, ranges), &mut cache);
+        let len = batch.tokens.len() * row;
+        let mut out = device.buffer(case.query_dtype, len).unwrap();
+        case.attend(device, &step, &query, &cache, &mut out);
+        let values = device.get(&out, len);
         let mut at = 0;
         for (out, (from, to)) in outs.iter_mut().zip(ranges) {
             out.extend(&values[at..at + (to - from) * row]);
             at += (to - from) * row;
         }
     }
-    (outs, cache.read().unwrap())
+    (outs, cache)
+}
+
+/// What is in the cache already, then the rest.
+fn in_two<D: Lab>(case: &Case, device: &D) -> (Vec<Vec<f32>>, D::Cache) {
+    let past: Vec<_> = case.sequences.iter().map(|&(past, _)| (0, past)).collect();
+    let now: Vec<_> = case.sequences.iter().map(|&(past, len)| (past, past + len)).collect();
+    in_chunks(case, device, &[past, now])
 }
 
 proptest! {
-    #![proptest_config(cases(40))]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn agrees_with_the_oracle(isa in any_isa(), threads in 1usize..4, case in any_case(60)) {
-        let cpu = cpu(isa, threads);
-        let past: Vec<_> = case.sequences.iter().map(|&(past, _)| (0, past)).collect();
-        let now: Vec<_> = case.sequences.iter().map(|&(past, len)| (past, past + len)).collect();
-        let (outs, cache) = in_chunks(&case, &cpu, &[past, now]);
-        let (d, heads) = (case.head_dim, case.heads());
-        let (mut got, mut plain, mut exact) = (Vec::new(), Vec::new(), Vec::new());
-        for (s, &(past, len)) in case.sequences.iter().enumerate() {
-            // The first, the last and one between: every position sees a different part.
-            for position in [past, past + len / 2, past + len - 1] {
-                let from = case.window.map_or(0, |w| (position + 1).saturating_sub(w));
-                for head in 0..heads {
-                    let kv = head / case.group;
-                    let stored = |which| (from..=position).map(|p| case.stored(&cache, which, s, p, kv)).collect();
-                    let [keys, values]: [Vec<Vec<f32>>; 2] = [0, 1].map(stored);
-                    let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
-                    let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-                    let query = &token(&case, s, position)[head * d..][..d];
-                    let query: Vec<f32> = query.iter().map(|&x| round(x, case.query_dtype)).collect();
-                    plain.extend(attend::<f32>(&query, &keys, &values, Scoring::scaled(scale(d))));
-                    exact.extend(attend::<f64>(&query, &keys, &values, Scoring::scaled(scale(d))));
-                    got.extend(&outs[s][(position * heads + head) * d..][..d]);
-                }
-            }
-        }
-        assert_close(&format!("{isa}"), case.query_dtype, &got, &plain, &exact);
+        let (outs, cache) = in_two(&case, &cpu(isa, threads));
+        case.assert_expected(&format!("{isa}"), &outs, &cache.read().unwrap());
     }
 
     /// A prompt cut anywhere, beside others or alone, on any number of threads: the same bits.
     #[test]
     fn chunks_and_neighbours_change_nothing(
         isa in any_isa(),
-        case in any_case(100),
+        mut case in any_case(100),
         cuts in proptest::collection::vec(0usize..300, 0..4),
     ) {
+        // Trees are not cut.
+        if matches!(case.options.masks, Masks::Tree { .. }) {
+            case.options.masks = Masks::None;
+        }
         let whole: Vec<_> = case.sequences.iter().map(|&(past, len)| (0, past + len)).collect();
         let (at_once, _) = in_chunks(&case, &cpu(isa, 1), std::slice::from_ref(&whole));
-        let mut borders = cuts.clone();
+        let mut borders: Vec<usize> = cuts.iter().map(|&cut| case.options.masks.border(cut)).collect();
         borders.extend([0, 400]);
         borders.sort_unstable();
         let chunks: Vec<Vec<(usize, usize)>> = borders
@@ -220,6 +326,40 @@ proptest! {
         for (s, (a, b)) in at_once.iter().zip(&cut).enumerate() {
             assert_same_bits(&format!("{isa}, sequence {s}"), a, b);
         }
+    }
+}
+
+/// A device does what the trait asks, as the CPU does.
+#[test]
+fn devices_take_every_option() {
+    let stream = stream(8);
+    let gpu = Gpu::new(stream, DType::F16, 256, 8).unwrap();
+    let images = Masks::Images { every: 30, len: 11 };
+    // f16 is rounded alike by both: the cache of one is that of the other.
+    let check = |case: &Case, what| {
+        let (_, cache) = in_two(case, &cpu(Isa::best(), 1));
+        case.assert_expected(what, &in_two(case, &gpu).0, &cache.read().unwrap());
+    };
+    for (window, options) in [
+        (None, Options::NONE),
+        (Some(33), Options { cap: Some(2.0), chunk: Some(50), slopes: true, sinks: true, masks: images }),
+        (Some(9), Options { sinks: true, masks: Masks::Tree { seed: 1 }, ..Options::NONE }),
+    ] {
+        let case = Case {
+            group: 2,
+            kv_heads: 2,
+            head_dim: 16,
+            page_size: 16,
+            window,
+            options,
+            query_dtype: DType::F16,
+            cache_dtype: DType::F16,
+            sequences: vec![(70, 13), (0, 40), (5, 1)],
+        };
+        check(&case, "gpu");
+        // One token each: decode's kernel.
+        let case = Case { sequences: vec![(70, 1), (20, 1)], ..case };
+        check(&case, "gpu, decode");
     }
 }
 
@@ -238,6 +378,7 @@ fn a_long_sequence_decodes_as_it_prefills() {
             head_dim: 16,
             page_size: 32,
             window,
+            options: Options::NONE,
             query_dtype: DType::BF16,
             cache_dtype,
             sequences: vec![(2600, 3)],
@@ -249,14 +390,15 @@ fn a_long_sequence_decodes_as_it_prefills() {
         let (d, heads) = (case.head_dim, case.heads());
         // The last query head and its key head.
         let seen = window.map_or(0, |window| 2603 - window)..2603;
+        let cache = cache.read().unwrap();
         let stored = |which| seen.clone().map(|p| case.stored(&cache, which, 0, p, kv_heads - 1)).collect();
         let [keys, values]: [Vec<Vec<f32>>; 2] = [0, 1].map(stored);
         let query: Vec<f32> =
             token(&case, 0, 2602)[(heads - 1) * d..][..d].iter().map(|&x| round(x, DType::BF16)).collect();
         let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let plain = attend::<f32>(&query, &keys, &values, Scoring::scaled(scale(d)));
-        let exact = attend::<f64>(&query, &keys, &values, Scoring::scaled(scale(d)));
+        let plain = attend::<f32>(&query, &keys, &values, attention::Scoring::scaled(scale(d)));
+        let exact = attend::<f64>(&query, &keys, &values, attention::Scoring::scaled(scale(d)));
         assert_close("last", DType::BF16, &at_once[0][(2602 * heads + heads - 1) * d..], &plain, &exact);
     }
 }
@@ -270,6 +412,7 @@ fn stale_cache_entries_do_not_show() {
         head_dim: 8,
         page_size: 16,
         window: Some(20),
+        options: Options::NONE,
         query_dtype: DType::F32,
         cache_dtype: DType::F32,
         sequences: vec![(100, 1)],
@@ -302,6 +445,7 @@ fn wrong_shapes_are_refused() {
         head_dim: 4,
         page_size: 4,
         window: None,
+        options: Options::NONE,
         query_dtype: DType::F32,
         cache_dtype: DType::F32,
         sequences: vec![(0, 6)],
@@ -309,12 +453,16 @@ fn wrong_shapes_are_refused() {
     let cache = cpu.cache(case.shape()).unwrap();
     let good = case.batch(&[(0, 6)]);
     let query = cpu.buffer(DType::F32, 96).unwrap();
-    let attend = |batch: &Batch, layer, heads, room: usize, window| {
+    let slopes = cpu.floats(&[1.0; 4]).unwrap();
+    let attend_as = |batch: &Batch, layer, heads, room: usize, scoring: Scoring<'_, Cpu>| {
         let mut step = cpu.step().unwrap();
         cpu.upload(batch, &mut step)?;
         let mut out = cpu.buffer(DType::F32, room).unwrap();
         let (query, cache) = (&query, &cache);
-        cpu.attention(&step, Attention { query, cache, layer, out: &mut out, heads, scale: 1.0, window })
+        cpu.attention(&step, Attention { query, cache, layer, out: &mut out, heads, scoring })
+    };
+    let attend = |batch: &Batch, layer, heads, room: usize, window| {
+        attend_as(batch, layer, heads, room, Scoring { window, ..Scoring::scaled(1.0) })
     };
     attend(&good, 1, 4, 96, None).unwrap();
     assert_refused(attend(&good, 2, 4, 96, None), "attention", "layer");
@@ -322,6 +470,17 @@ fn wrong_shapes_are_refused() {
     assert_refused(attend(&good, 1, 4, 95, None), "attention", "out");
     assert_refused(attend(&good, 1, 6, 200, None), "attention", "query");
     assert_refused(attend(&good, 1, 4, 96, Some(0)), "attention", "window");
+    let refused = |scoring, field| assert_refused(attend_as(&good, 1, 4, 96, scoring), "attention", field);
+    refused(Scoring { chunk: Some(0), ..Scoring::scaled(1.0) }, "chunk");
+    refused(Scoring { soft_cap: Some(-1.0), ..Scoring::scaled(1.0) }, "soft_cap");
+    let short_slopes = cpu.floats(&[1.0; 3]).unwrap();
+    refused(Scoring { slopes: Some(&short_slopes), ..Scoring::scaled(1.0) }, "slopes");
+    refused(Scoring { sinks: Some(&short_slopes), ..Scoring::scaled(1.0) }, "sinks");
+    let mut tree = good.clone();
+    tree.masks = [1, 0b11, 0b101, 0b1011, 0b10000, 0b100101].map(AttentionMask::Branch).to_vec();
+    attend(&tree, 1, 4, 96, None).unwrap();
+    let tilted = Scoring { slopes: Some(&slopes), ..Scoring::scaled(1.0) };
+    assert_refused(attend_as(&tree, 1, 4, 96, tilted), "attention", "slopes");
     let mut short = good.clone();
     short.page_table.pop();
     assert_refused(attend(&short, 1, 4, 96, None), "attention", "page_table");
@@ -344,6 +503,21 @@ fn wrong_shapes_are_refused() {
     assert_refused(spoilt(|b| b.rope.push(1.0)), "upload", "rope");
     assert_refused(spoilt(|b| b.logit_rows.push(6)), "upload", "logit_rows");
     assert_refused(spoilt(|b| b.spans[0].pages = usize::MAX), "attention", "page_table");
+
+    let masked = |masks: [AttentionMask; 6]| {
+        let batch = Batch { masks: masks.to_vec(), ..good.clone() };
+        assert_refused(attend(&batch, 1, 4, 96, None), "upload", "masks");
+    };
+    let (plain, image) = (AttentionMask::Causal, AttentionMask::Range { begin: 1, end: 3 });
+    attend(&Batch { masks: vec![plain, image, image, plain, plain, plain], ..good.clone() }, 1, 4, 96, None).unwrap();
+    masked([plain, image, plain, plain, plain, plain]);
+    masked([image; 6]);
+    masked([AttentionMask::Range { begin: 0, end: 7 }; 6]);
+    masked([1, 2, 4, 8, 16, 0].map(AttentionMask::Branch));
+    masked([1, 2, 4, 8, 16, 0b100011].map(AttentionMask::Branch));
+    masked([1, 2, 4, 8, 16 + 32, 32].map(AttentionMask::Branch));
+    masked([AttentionMask::Branch(1), plain, plain, plain, plain, plain]);
+    assert_refused(spoilt(|b| b.masks = vec![AttentionMask::Causal; 5]), "upload", "masks");
 }
 
 #[test]

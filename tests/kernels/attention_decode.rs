@@ -1,8 +1,9 @@
 use burrstone::DType;
-use burrstone::device::Stream;
+use burrstone::device::{Slice, Stream};
 use burrstone::kernels::{AttentionDecode, Heads, KvCache, KvScales, Scoring, SplitStates};
 use proptest::prelude::*;
 
+use super::attention_masks::Masks;
 use super::paged_attention::{
     Case, Paged, any_case, assert_hidden_values_stay_hidden, assert_no_bank_conflicts, variants,
 };
@@ -85,6 +86,25 @@ fn blocks_share_the_work() {
     }
 }
 
+/// Trees of up to 64 nodes that lie across the end of a split and of a tile, with a window shorter than the past, or
+/// than a branch, and without.
+#[test]
+fn trees_lie_across_splits() {
+    for stream in streams(6) {
+        for (window, seed) in [(None, 1), (Some(40), 2), (Some(2), 3)] {
+            let case = Case {
+                group: 2,
+                head_dim: 16,
+                window,
+                masks: Masks::Tree { seed },
+                sequences: vec![(490, 64), (0, 40), (70, 1)],
+                ..Case::PLAIN
+            };
+            check(&stream, &case);
+        }
+    }
+}
+
 /// A query gets the same bits alone, among others of its sequence, and among other sequences.
 #[test]
 fn company_changes_nothing() {
@@ -151,7 +171,7 @@ fn wrong_shapes_are_refused() {
     let cache = KvCache { keys: keys.slice(), values: keys.slice(), scales: entries, pages: 3, page_size: 4 };
     let mut counters = stream.alloc(DType::U32, 0).unwrap();
     let mut partials = stream.alloc(DType::F32, 0).unwrap();
-    let mut attempt = |heads: Heads, cache: KvCache<'_>, scoring: Scoring<'_>, spans: usize| {
+    let mut attempt = |heads: Heads, cache: KvCache<'_>, scoring: Scoring<'_>, spans, masks: Option<Slice<'_>>| {
         let mut out = stream.alloc(DType::F16, 2 * 4 * 8).unwrap();
         let kernel = AttentionDecode {
             query: query.slice(),
@@ -160,15 +180,17 @@ fn wrong_shapes_are_refused() {
             spans: words.slice().range(0..spans).unwrap(),
             page_table: words.slice(),
             states: SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() },
+            masks,
             heads,
             scoring,
         };
         kernel.launch(&stream)
     };
     // No spans, or none with queries: nothing to do.
-    attempt(of, cache, plain, 0).unwrap();
-    attempt(of, cache, plain, 8).unwrap();
-    let mut refused = |heads, cache, scoring, field| assert_refused(attempt(heads, cache, scoring, 8), KERNEL, field);
+    attempt(of, cache, plain, 0, None).unwrap();
+    attempt(of, cache, plain, 8, Some(words.slice())).unwrap();
+    let mut refused =
+        |heads, cache, scoring, field| assert_refused(attempt(heads, cache, scoring, 8, None), KERNEL, field);
     refused(Heads { tokens: 3, ..of }, cache, plain, "query");
     refused(Heads { heads: 3, ..of }, cache, plain, "heads");
     refused(Heads { kv_heads: 0, ..of }, cache, plain, "heads");
@@ -186,7 +208,9 @@ fn wrong_shapes_are_refused() {
     refused(of, cache, Scoring { slopes: Some(words.slice()), ..plain }, "slopes");
     refused(of, cache, Scoring { sinks: Some(scales.slice().range(0..3).unwrap()), ..plain }, "sinks");
     refused(of, cache, Scoring { scale: f32::NAN, ..plain }, "scale");
-    assert_refused(attempt(of, cache, plain, 7), KERNEL, "spans");
+    assert_refused(attempt(of, cache, plain, 7, None), KERNEL, "spans");
+    assert_refused(attempt(of, cache, plain, 8, Some(words.slice().range(0..7).unwrap())), KERNEL, "masks");
+    assert_refused(attempt(of, cache, plain, 8, Some(scales.slice())), KERNEL, "masks");
     let bf16 = Case {
         group: 1,
         kv_heads: 1,
@@ -202,6 +226,7 @@ fn wrong_shapes_are_refused() {
     let (query, page_table) = (query.slice(), words.slice());
     let out = out.slice_mut();
     let states = SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() };
-    let kernel = AttentionDecode { query, out, cache, spans, page_table, states, heads: of, scoring: plain };
+    let kernel =
+        AttentionDecode { query, out, cache, spans, page_table, states, masks: None, heads: of, scoring: plain };
     assert_refused(kernel.launch_variant(&stream, variants(KERNEL, &stream, &bf16)[0]), KERNEL, "variant");
 }

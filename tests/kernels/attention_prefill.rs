@@ -2,6 +2,7 @@ use burrstone::DType;
 use burrstone::device::Stream;
 use proptest::prelude::*;
 
+use super::attention_masks::Masks;
 use super::paged_attention::{
     Case, Paged, any_case, assert_hidden_values_stay_hidden, assert_no_bank_conflicts, variants,
 };
@@ -39,14 +40,22 @@ proptest! {
     #[test]
     fn chunks_change_nothing(seed in any::<u64>(), mut case in any_case(24), cut in 0usize..24, tile in 1usize..9) {
         case.sequences.truncate(2);
+        if matches!(case.masks, Masks::Tree { .. }) {
+            case.masks = Masks::None;
+        }
         let stream = stream(seed);
         let paged = Paged::new(&stream, &case);
         let variant = *variants(KERNEL, &stream, &case).last().unwrap();
         let whole: Vec<_> = case.sequences.iter().map(|&(_, len)| (0, len)).collect();
         let at_once = paged.prefill(&stream, variant, &whole, tile);
+        // Not inside an image.
+        let border = |(&(past, _), &(_, end)): (&(usize, usize), &(usize, usize))| {
+            case.masks.border(past + cut.min(end)).saturating_sub(past)
+        };
+        let borders: Vec<usize> = case.sequences.iter().zip(&whole).map(border).collect();
         let parts = [
-            whole.iter().map(|&(_, end)| (0, cut.min(end))).collect::<Vec<_>>(),
-            whole.iter().map(|&(_, end)| (cut.min(end), end)).collect(),
+            borders.iter().map(|&border| (0, border)).collect::<Vec<_>>(),
+            borders.iter().zip(&whole).map(|(&border, &(_, end))| (border, end)).collect(),
         ];
         let [before, after] = parts.map(|ranges| paged.prefill(&stream, variant, &ranges, tile + 3));
         for (i, &whole) in at_once.iter().enumerate() {
@@ -76,6 +85,22 @@ fn every_variant_walks_splits_and_pages() {
                 };
                 check(&stream, &case, 4);
             }
+        }
+    }
+}
+
+/// Images that lie across the ends of tiles and of a split, longer than a window, and a tree in tiles.
+#[test]
+fn masks_lie_across_tiles() {
+    for stream in streams(7) {
+        for (masks, window) in [
+            (Masks::Images { every: 37, len: 20 }, None),
+            (Masks::Images { every: 64, len: 40 }, Some(9)),
+            (Masks::Tree { seed: 4 }, Some(5)),
+        ] {
+            let sequences = vec![(480, 60), (0, 50)];
+            let case = Case { group: 2, head_dim: 16, window, masks, sequences, ..Case::PLAIN };
+            check(&stream, &case, 17);
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use burrstone::DType;
 use burrstone::device::sim::{SiteStats, Space};
-use burrstone::device::{Kernel, Memory, SimOptions, Stream, Variant};
+use burrstone::device::{Kernel, Memory, SimOptions, Slice, Stream, Variant};
 use burrstone::kernels::{AttentionDecode, AttentionPrefill, Heads, KvCache, KvScales, Scoring, SplitStates};
+use burrstone::ops::AttentionMask;
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use super::attention_masks::{Masks, any_masks, seen};
 use super::device::assert_no_waste;
 use crate::reference::attention::{self, attend};
 use crate::support::*;
@@ -24,6 +26,7 @@ pub struct Case {
     /// Whether heads have slopes, and sinks.
     pub slopes: bool,
     pub sinks: bool,
+    pub masks: Masks,
     pub dtype: DType,
     pub cache: DType,
     /// For each sequence: tokens already in the cache, queries.
@@ -45,6 +48,7 @@ impl Case {
         chunk: None,
         slopes: false,
         sinks: false,
+        masks: Masks::None,
         dtype: DType::F16,
         cache: DType::F16,
         sequences: Vec::new(),
@@ -72,14 +76,14 @@ impl Case {
         self.sinks.then_some(3.0 - head as f32)
     }
 
-    fn expected_scoring(&self, head: usize) -> attention::Scoring {
-        attention::Scoring { scale: self.scale(), cap: self.cap, slope: self.slope(head), sink: self.sink(head) }
+    fn mask(&self, sequence: usize, position: usize) -> AttentionMask {
+        let (past, len) = self.sequences[sequence];
+        self.masks.of(position, past, past + len)
     }
 
-    /// The first position that a query at `position` sees.
-    fn first_seen(&self, position: usize) -> usize {
-        let in_window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        in_window.max(self.chunk.map_or(0, |chunk| position / chunk * chunk))
+    /// The positions that a query sees.
+    pub fn seen(&self, sequence: usize, position: usize) -> Vec<usize> {
+        seen(position, self.mask(sequence, position), self.sequences[sequence].0, self.window, self.chunk)
     }
 
     /// A head of a query, sharpened, so that the softmax has something to choose.
@@ -115,12 +119,15 @@ impl Case {
             let keys: Vec<_> = (0..self.kv_heads).map(|kv| of_head(0, kv)).collect();
             let values: Vec<_> = (0..self.kv_heads).map(|kv| of_head(1, kv)).collect();
             for position in past..past + len {
-                let seen = self.first_seen(position)..position + 1;
+                let seen = self.seen(s, position);
+                let ahead = seen.iter().filter(|&&p| p > position).count();
                 for head in 0..self.group * self.kv_heads {
                     let kv = head / self.group;
-                    let keys: Vec<&[f32]> = keys[kv][seen.clone()].iter().map(Vec::as_slice).collect();
-                    let values: Vec<&[f32]> = values[kv][seen.clone()].iter().map(Vec::as_slice).collect();
-                    let (query, scoring) = (self.query(s, position, head), self.expected_scoring(head));
+                    let keys: Vec<&[f32]> = seen.iter().map(|&p| keys[kv][p].as_slice()).collect();
+                    let values: Vec<&[f32]> = seen.iter().map(|&p| values[kv][p].as_slice()).collect();
+                    let (slope, sink) = (self.slope(head), self.sink(head));
+                    let scoring = attention::Scoring { scale: self.scale(), cap: self.cap, slope, ahead, sink };
+                    let query = self.query(s, position, head);
                     plain.extend(attend::<f32>(&query, &keys, &values, scoring));
                     exact.extend(attend::<f64>(&query, &keys, &values, scoring));
                 }
@@ -170,6 +177,7 @@ pub struct Paged {
     value_scales: Memory,
     slopes: Memory,
     sinks: Memory,
+    masks: Memory,
     pages: usize,
     table: Memory,
     /// The same on the host.
@@ -195,9 +203,10 @@ impl Paged {
         let bytes = d * case.cache.size();
         let mut planes = [vec![0xff; slots * bytes], vec![0xff; slots * bytes]];
         let mut scales = [vec![f32::NAN; slots], vec![f32::NAN; slots]];
-        let mut query = Vec::new();
+        let (mut query, mut masks) = (Vec::new(), Vec::new());
         for (s, &(past, len)) in case.sequences.iter().enumerate() {
-            for position in case.first_seen(past)..past + len {
+            let seen = (past..past + len).flat_map(|position| case.seen(s, position)).min();
+            for position in seen.unwrap_or(past)..past + len {
                 let page = table[entries[s] + position / page_size] as usize;
                 for head in 0..case.kv_heads {
                     let slot = (page * case.kv_heads + head) * page_size + position % page_size;
@@ -209,6 +218,11 @@ impl Paged {
                 }
             }
             for position in past..past + len {
+                masks.extend(match case.mask(s, position) {
+                    AttentionMask::Causal => [0; 4],
+                    AttentionMask::Range { begin, end } => [begin, end, 0, 0],
+                    AttentionMask::Branch(nodes) => [0, 0, nodes as u32, (nodes >> 32) as u32],
+                });
                 for head in 0..case.group * case.kv_heads {
                     query.extend(encode(&case.query(s, position, head), case.dtype));
                 }
@@ -231,6 +245,7 @@ impl Paged {
             value_scales: floats(&scales[1]),
             slopes: floats(&heads.clone().map(|head| case.slope(head)).collect::<Vec<_>>()),
             sinks: floats(&heads.map(|head| case.sink(head).unwrap_or(f32::NAN)).collect::<Vec<_>>()),
+            masks: words(stream, &masks),
             pages,
             table: on_device,
             table_entries: table,
@@ -269,6 +284,10 @@ impl Paged {
             slopes: self.case.slopes.then(|| self.slopes.slice()),
             sinks: self.case.sinks.then(|| self.sinks.slice()),
         }
+    }
+
+    fn masks(&self) -> Option<Slice<'_>> {
+        (self.case.masks != Masks::None).then(|| self.masks.slice())
     }
 
     fn cache(&self) -> KvCache<'_> {
@@ -311,6 +330,7 @@ impl Paged {
                 spans: spans.slice(),
                 page_table: self.table.slice(),
                 states: SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() },
+                masks: self.masks(),
                 heads: self.case.heads(),
                 scoring: self.scoring(),
             };
@@ -348,7 +368,9 @@ impl Paged {
                 spans: spans.slice(),
                 tiles: tiles.slice(),
                 tile_queries: tile,
+                kv_len: 0,
                 page_table: self.table.slice(),
+                masks: self.masks(),
                 heads: self.case.heads(),
                 scoring: self.scoring(),
             };
@@ -407,41 +429,48 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
     (
         (1usize..6, 1usize..4, head_dim, 0u32..8),
         (proptest::option::of(1usize..70), proptest::option::of(0.5f32..30.0), dtypes),
-        (proptest::option::weighted(0.3, 1usize..200), any::<bool>(), any::<bool>()),
+        (proptest::option::weighted(0.3, 1usize..200), any::<bool>(), any::<bool>(), any_masks()),
         proptest::collection::vec((any_length(140), 1..=queries), 1..4),
     )
-        .prop_map(
-            |((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), (chunk, slopes, sinks), sequences)| {
-                Case {
-                    group,
-                    kv_heads,
-                    head_dim,
-                    page_size: 1 << page,
-                    window,
-                    cap,
-                    chunk,
-                    slopes,
-                    sinks,
-                    dtype,
-                    cache,
-                    sequences,
-                }
-            },
-        )
+        .prop_map(|((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), options, sequences)| {
+            let (chunk, slopes, sinks, masks) = options;
+            // Slopes and trees do not go together.
+            let slopes = slopes && !matches!(masks, Masks::Tree { .. });
+            Case {
+                group,
+                kv_heads,
+                head_dim,
+                page_size: 1 << page,
+                window,
+                cap,
+                chunk,
+                slopes,
+                sinks,
+                masks,
+                dtype,
+                cache,
+                sequences,
+            }
+        })
 }
 
 /// `run` gives the output of all queries. An infinite value does not change what queries that do not see it get, be
-/// they before it or beyond its window; those that see it get what the arithmetic says.
+/// they before it, beyond its window, or on other branches; those that see it get what the arithmetic says.
 pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> Vec<(&'static str, Vec<f32>)>) {
     const SPOILT: usize = 68;
+    let limits =
+        [(Some(6), Masks::None), (None, Masks::Tree { seed: 3 }), (Some(3), Masks::Images { every: 36, len: 8 })];
     for stream in streams(5) {
-        for cache in [DType::F16, DType::E4M3, DType::E5M2, DType::I8] {
+        for (cache, (window, masks)) in
+            [DType::F16, DType::E4M3, DType::E5M2, DType::I8].into_iter().flat_map(|cache| limits.map(|l| (cache, l)))
+        {
             let case = Case {
                 group: 2,
                 kv_heads: 1,
                 head_dim: 20,
                 page_size: 16,
-                window: Some(6),
+                window,
+                masks,
                 dtype: DType::F16,
                 cache,
                 sequences: vec![(60, 20)],
@@ -452,8 +481,8 @@ pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> 
             paged.spoil(0, SPOILT);
             for ((name, clean), (_, spoilt)) in clean.iter().zip(run(&stream, &case, &paged)) {
                 for (query, (clean, spoilt)) in clean.chunks(40).zip(spoilt.chunks(40)).enumerate() {
-                    let what = format!("{name}, query {query}");
-                    if (SPOILT..SPOILT + 6).contains(&(60 + query)) {
+                    let what = format!("{name}, {masks:?}, query {query}");
+                    if case.seen(0, 60 + query).contains(&SPOILT) {
                         assert!(spoilt.iter().all(|x| !x.is_finite()), "{what}: {spoilt:?}");
                     } else {
                         assert_same_bits(&what, clean, spoilt);

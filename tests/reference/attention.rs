@@ -6,21 +6,23 @@ pub struct Scoring {
     pub scale: f32,
     /// Scores beyond it are bent to it.
     pub cap: Option<f32>,
-    /// A score falls by as much for each position that its key is before the query.
+    /// A score falls by as much for each position that its key is before the query's own, and rises behind it.
     pub slope: f32,
+    /// Keys behind the query's own.
+    pub ahead: usize,
     /// A score without a value.
     pub sink: Option<f32>,
 }
 
 impl Scoring {
     pub fn scaled(scale: f32) -> Self {
-        Self { scale, cap: None, slope: 0.0, sink: None }
+        Self { scale, cap: None, slope: 0.0, ahead: 0, sink: None }
     }
 }
 
-/// One query over the keys and values that it sees, `[positions][head_dim]`, the last of which are its own.
+/// One query over the keys and values that it sees, `[positions][head_dim]`.
 pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scoring: Scoring) -> Vec<T> {
-    let Scoring { scale, cap, slope, sink } = scoring;
+    let Scoring { scale, cap, slope, ahead, sink } = scoring;
     let dot = |(i, key): (usize, &&[f32])| {
         let mut sum = T::of(0.0);
         for (&q, &k) in query.iter().zip(*key) {
@@ -28,7 +30,7 @@ pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scorin
         }
         let score = sum * T::of(scale);
         let score = cap.map_or(score, |cap| T::of(cap) * (score / T::of(cap)).tanh());
-        score - T::of(slope) * T::of((keys.len() - 1 - i) as f32)
+        score - T::of(slope) * T::of((keys.len() - 1 - i) as f32 - ahead as f32)
     };
     let scores: Vec<T> = keys.iter().enumerate().map(dot).collect();
     let first = sink.map_or(scores[0], T::of);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::TILE;
-use crate::cpu::simd::{Element, Kernel, Simd, exp};
+use crate::cpu::simd::{Element, Kernel, Simd, exp, tanh};
 use crate::cpu::tile::packed_shape;
 
 /// The running maximum before any score: finite, so that differences with it are numbers.
@@ -121,15 +121,16 @@ impl State {
         }
     }
 
-    /// Row `r`, divided by the sum of its weights.
+    /// Row `r`, divided by the sum of its weights and of that of `sink`, a score without a value.
     ///
     /// # Safety
     /// The state has row `r`.
     #[inline(always)]
-    pub unsafe fn finish<S: Simd>(self, s: S, r: usize) -> *const f32 {
+    pub unsafe fn finish<S: Simd>(self, s: S, r: usize, sink: Option<f32>) -> *const f32 {
         // SAFETY: every vector lies in the row.
         unsafe {
-            let (row, sum) = (self.out.add(r * self.width), s.splat(*self.sum.add(r)));
+            let sink = sink.map_or(0.0, |sink| exp_one(s, sink - *self.max.add(r)));
+            let (row, sum) = (self.out.add(r * self.width), s.splat(*self.sum.add(r) + sink));
             let mut i = 0;
             while i < self.width {
                 s.store(row.add(i), s.div(s.load(row.add(i)), sum));
@@ -153,6 +154,39 @@ impl Kernel for Sizes {
     fn run<S: Simd>(self, _: S) -> (usize, usize) {
         let nowhere = std::ptr::null_mut();
         (Room::new::<S>(nowhere, self.rows, self.head_dim).1, State::new::<S>(nowhere, self.rows, self.head_dim).1)
+    }
+}
+
+/// What becomes of a product, beside its mask: `cap · tanh(scale · product / cap) + slope · distance`, where the key of
+/// column `i` is `ahead + i` positions behind the query.
+pub(super) struct Bend {
+    pub scale: f32,
+    pub soft_cap: Option<f32>,
+    pub slope: f32,
+    pub ahead: f32,
+}
+
+/// Turns row `r` of products into scores.
+///
+/// # Safety
+/// The room has row `r`.
+#[inline(always)]
+pub(super) unsafe fn bend<S: Simd>(s: S, room: &Room, r: usize, to: Bend) {
+    let mut lanes = [0f32; 16];
+    lanes.iter_mut().enumerate().for_each(|(i, lane)| *lane = i as f32);
+    let mut i = 0;
+    while i < TILE {
+        // SAFETY: `i + LANES ≤ TILE`, a multiple of the lanes, of which there are at most 16.
+        unsafe {
+            let p = room.scores.add(r * TILE + i);
+            let mut score = s.mul(s.load(p), s.splat(to.scale));
+            if let Some(cap) = to.soft_cap {
+                score = s.mul(s.splat(cap), tanh(s, s.mul(score, s.splat(1.0 / cap))));
+            }
+            let distance = s.add(s.load(lanes.as_ptr()), s.splat(to.ahead + i as f32));
+            s.store(p, s.fma(s.splat(to.slope), distance, score));
+        }
+        i += S::LANES;
     }
 }
 

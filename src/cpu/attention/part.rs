@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::online::{Room, State, add_values, softmax};
+use super::online::{Bend, Room, State, add_values, bend, softmax};
 use super::scores::{Operands, Panel, store_tile};
+use super::sight::Sights;
 use super::{SPLIT, TILE};
 use crate::cpu::buffer::convert;
 use crate::cpu::simd::{
@@ -17,11 +18,6 @@ use crate::ops::Span;
 /// Up to this many rows keys and values are used as they lie in the cache: beyond, converting them once costs less than
 /// converting them for every few rows.
 const FEW_ROWS: usize = 8;
-
-/// The first position that a query at `position` sees.
-pub(super) fn first_visible(position: usize, window: Option<usize>) -> usize {
-    window.map_or(0, |window| (position + 1).saturating_sub(window))
-}
 
 /// Keys or values of one layer.
 pub(super) struct Plane {
@@ -53,8 +49,12 @@ pub(super) struct Call<'a> {
     pub kv_heads: usize,
     pub group: usize,
     pub head_dim: usize,
+    pub sights: Sights<'a>,
     pub scale: f32,
-    pub window: Option<usize>,
+    pub soft_cap: Option<f32>,
+    /// One for each head.
+    pub slopes: Option<&'a [f32]>,
+    pub sinks: Option<&'a [f32]>,
 }
 
 // SAFETY: tasks read the query and the cache, and each writes the heads of its own tokens in `out`.
@@ -69,14 +69,15 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// Position of token `t`.
-    fn position(&self, t: usize) -> usize {
-        self.span.kv_len - self.span.len + self.first + t
+    /// The positions that they see.
+    fn bounds(&self, sights: &Sights<'_>) -> Range<usize> {
+        sights.bounds(&self.span, self.first..self.first + self.tokens)
     }
 
     /// The splits that they see.
-    pub fn splits(&self, window: Option<usize>) -> Range<usize> {
-        first_visible(self.position(0), window) / SPLIT..self.position(self.tokens - 1) / SPLIT + 1
+    pub fn splits(&self, sights: &Sights<'_>) -> Range<usize> {
+        let seen = self.bounds(sights);
+        seen.start / SPLIT..seen.end.div_ceil(SPLIT)
     }
 }
 
@@ -134,11 +135,16 @@ impl Part<'_> {
         self.rows() <= FEW_ROWS && self.call.head_dim.is_multiple_of(S::LANES)
     }
 
-    /// The head that is row `r`, counted over all heads of the batch.
+    /// The head of row `r`.
+    fn head_of(&self, r: usize) -> usize {
+        self.kv_head * self.call.group + r % self.call.group
+    }
+
+    /// The same, counted over all heads of the batch.
     fn head(&self, r: usize) -> usize {
         let Call { group, kv_heads, .. } = *self.call;
         let token = self.tokens.span.start + self.tokens.first + r / group;
-        (token * kv_heads + self.kv_head) * group + r % group
+        token * kv_heads * group + self.head_of(r)
     }
 
     #[inline(always)]
@@ -147,7 +153,7 @@ impl Part<'_> {
         let (rows, d) = (self.rows(), call.head_dim);
         let room = Room::new::<S>(self.room, rows, d).0;
         self.pack_queries::<S, P>(s, &room, if self.is_direct::<S>() { 1 } else { MR });
-        let splits = self.tokens.splits(call.window);
+        let splits = self.tokens.splits(&call.sights);
         // SAFETY: the room was made for these rows, and so were the states; those of other tasks are read after `left`
         // has said that they are done.
         unsafe {
@@ -174,9 +180,10 @@ impl Part<'_> {
             }
         }
         for r in 0..rows {
+            let sink = call.sinks.map(|sinks| sinks[self.head_of(r)]);
             // SAFETY: the total has row `r`, and `out` its head, which this task alone writes.
             unsafe {
-                let row = room.total.finish(s, r);
+                let row = room.total.finish(s, r, sink);
                 with_element!(call.out_dtype, E => {
                     convert::<S, F32, E>(s, row.cast(), call.out.add(self.head(r) * d * E::SIZE), d);
                 });
@@ -211,17 +218,17 @@ impl Part<'_> {
         state: State,
         split: usize,
     ) {
-        let (tokens, window) = (&self.tokens, self.call.window);
-        let begin = first_visible(tokens.position(0), window).max(split * SPLIT) / TILE;
-        let end = tokens.position(tokens.tokens - 1).min((split + 1) * SPLIT - 1) / TILE + 1;
+        let seen = self.tokens.bounds(&self.call.sights);
+        let begin = seen.start.max(split * SPLIT) / TILE;
+        let end = seen.end.min((split + 1) * SPLIT).div_ceil(TILE);
         // SAFETY: as the caller promises.
         unsafe { state.reset() };
         for tile in begin..end {
-            self.tile::<S, P, MR, NR>(s, room, state, tile * TILE);
+            self.tile::<S, P, MR, NR>(s, room, state, tile * TILE, &seen);
         }
     }
 
-    /// One tile of keys and values, from position `base` on.
+    /// One tile of keys and values, from position `base` on. The rows see something of `seen`, and nothing else.
     #[inline(always)]
     fn tile<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
         &self,
@@ -229,11 +236,12 @@ impl Part<'_> {
         room: &Room,
         state: State,
         base: usize,
+        seen: &Range<usize>,
     ) {
-        let (call, tokens) = (self.call, &self.tokens);
-        let count = TILE.min(tokens.position(tokens.tokens - 1) + 1 - base);
+        let call = self.call;
+        let count = TILE.min(seen.end - base);
         // Positions before the first visible one may be gone from the cache: they are neither read nor used.
-        let skip = first_visible(tokens.position(0), call.window).saturating_sub(base);
+        let skip = seen.start.saturating_sub(base);
         let places = self.places(base, skip, count);
         let is_direct = self.is_direct::<S>();
         // Codes of eight bits are numbers first, keys and then values in the one place.
@@ -245,11 +253,11 @@ impl Part<'_> {
             self.packed_scores::<S, P, MR, NR>(s, room, &keys, count);
         }
         for r in 0..self.rows() {
-            let position = tokens.position(r / call.group);
-            let from = first_visible(position, call.window).saturating_sub(base).min(TILE);
-            let to = (position + 1).saturating_sub(base).min(TILE);
             // SAFETY: room and state have this row.
-            unsafe { softmax(s, room, state, r, from..to, call.scale) };
+            unsafe {
+                let (seen, scale) = self.score(s, room, r, base);
+                softmax(s, room, state, r, seen, scale);
+            }
         }
         let values = self.rows_of(s, room, &call.values, is_coded || !is_direct, &places, skip..count);
         if is_direct {
@@ -294,6 +302,37 @@ impl Part<'_> {
         }
         let places = std::array::from_fn(|i| i.clamp(first, last) * width);
         Rows { base: room.values.cast_const().cast(), dtype: DType::F32, places }
+    }
+
+    /// Brings products of row `r` and the keys from `base` on to scores, but for a factor. That is returned, with the
+    /// columns that the row sees; of those, what of a tree is not its branch is minus infinity.
+    ///
+    /// # Safety
+    /// The room has row `r`.
+    #[inline(always)]
+    unsafe fn score<S: Simd>(&self, s: S, room: &Room, r: usize, base: usize) -> (Range<usize>, f32) {
+        let (call, span, token) = (self.call, &self.tokens.span, self.tokens.first + r / self.call.group);
+        let (sight, first) = (call.sights.of(span, token), span.kv_len - span.len);
+        let inside = |position: usize| position.saturating_sub(base).min(TILE);
+        let seen = inside(sight.seen.start)..inside(sight.seen.end);
+        let slope = call.slopes.map(|slopes| slopes[self.head_of(r)]);
+        let mut scale = call.scale;
+        if call.soft_cap.is_some() || slope.is_some() {
+            let ahead = base as f32 - (first + token) as f32;
+            // SAFETY: the caller's promise.
+            unsafe { bend(s, room, r, Bend { scale, soft_cap: call.soft_cap, slope: slope.unwrap_or(0.0), ahead }) };
+            scale = 1.0;
+        }
+        if sight.nodes != 0 {
+            // SAFETY: the caller's promise; nothing else refers to the scores now.
+            let scores = unsafe { std::slice::from_raw_parts_mut(room.scores.add(r * TILE), TILE) };
+            for at in inside(first).max(seen.start)..seen.end {
+                if sight.nodes >> (base + at - first) & 1 == 0 {
+                    scores[at] = f32::NEG_INFINITY;
+                }
+            }
+        }
+        (seen, scale)
     }
 
     /// Where positions `base..base + count` begin in the cache, in elements. Those before `skip`, which nobody sees, and

@@ -1,0 +1,98 @@
+// From products of queries and keys to scores in base 2, and what of them a row does not see.
+#ifndef BURRSTONE_KERNELS_ATTENTION_SCORES_CUH
+#define BURRSTONE_KERNELS_ATTENTION_SCORES_CUH
+
+#include "kernels/attention_rows.cuh"
+#include "kernels/attention_shared.cuh"
+
+namespace burrstone {
+
+// Of a warp's row tile: rows from first_row on; those behind last_row are taken for it.
+template <class V, class Memory, class Fragments, class Args> class AttentionScoring {
+    static constexpr int BLOCKS = Memory::BLOCKS;
+    using Scores = float[BLOCKS][8];
+
+    const Args &args;
+    const AttentionRows<Args> &rows;
+    const Memory &shared;
+    const uint32_t first_row;
+    const uint32_t last_row;
+
+  public:
+    BURRSTONE_DEVICE AttentionScoring(const Args &args, const AttentionRows<Args> &rows, const Memory &shared,
+                                      uint32_t first_row, uint32_t last_row)
+        : args(args), rows(rows), shared(shared), first_row(first_row), last_row(last_row) {}
+
+    // Products to scores.
+    BURRSTONE_DEVICE void finish(Scores &scores, uint32_t base) const {
+        const float unit = args.soft_cap > 0.0f ? reciprocal_fast(args.soft_cap) : LOG2_E;
+        const float key_factor = mul_(mul_(args.scale, args.key_scale), unit);
+        BURRSTONE_UNROLL
+        for (int b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                float factor = key_factor;
+                if constexpr (HAS_SCALES<typename V::cache>)
+                    factor = mul_(factor, shared.key_scales.load(b * BLOCK_SIDE + Fragments::key(i)));
+                scores[b][i] = mul_(scores[b][i], factor);
+            }
+        }
+        if (args.soft_cap > 0.0f) bend(scores);
+        if (args.slopes != 0) tilt(scores, base);
+    }
+
+    // What a row does not see scores minus infinity.
+    BURRSTONE_DEVICE void hide(Scores &scores, uint32_t base) const {
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const AttentionSight sight = rows.sight(row_of(half));
+            BURRSTONE_UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                const uint32_t seen = rows.seen(sight, base + b * BLOCK_SIDE);
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i)
+                    if (i / 2 % 2 == half) scores[b][i] = seen >> Fragments::key(i) & 1 ? scores[b][i] : -INFINITY_F;
+            }
+        }
+    }
+
+  private:
+    BURRSTONE_DEVICE uint32_t row_of(int half) const {
+        const uint32_t row = first_row + Fragments::row(half);
+        return row < last_row ? row : last_row;
+    }
+
+    BURRSTONE_DEVICE void bend(Scores &scores) const {
+        const float cap = mul_(args.soft_cap, LOG2_E);
+        BURRSTONE_UNROLL
+        for (int b = 0; b < BLOCKS; ++b) {
+            BURRSTONE_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                // tanh(x) = 1 - 2 / (e^2x + 1), as exact as a score of the size of the cap can be.
+                const float power = exp2_fast(mul_(scores[b][i], 2.0f * LOG2_E));
+                scores[b][i] = mul_(cap, fma_(-2.0f, reciprocal_fast(power + 1.0f), 1.0f));
+            }
+        }
+    }
+
+    BURRSTONE_DEVICE void tilt(Scores &scores, uint32_t base) const {
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t row = row_of(half);
+            const float slope = mul_(load(pointer<const float>(args.slopes) + rows.head(row)), LOG2_E);
+            // Exact: positions are below 2^24 of each other.
+            const float from = float(int(base) - int(rows.position(row)));
+            BURRSTONE_UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                BURRSTONE_UNROLL
+                for (int i = 0; i < 8; ++i)
+                    if (i / 2 % 2 == half)
+                        scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))), scores[b][i]);
+            }
+        }
+    }
+};
+
+} // namespace burrstone
+
+#endif

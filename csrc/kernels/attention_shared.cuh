@@ -1,0 +1,50 @@
+// The work of a block of attention, and its shared memory.
+#ifndef BURRSTONE_KERNELS_ATTENTION_SHARED_CUH
+#define BURRSTONE_KERNELS_ATTENTION_SHARED_CUH
+
+#include "kernels/attention_fragments.cuh"
+
+namespace burrstone {
+
+// Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that
+// merging is nothing beside walking.
+constexpr uint32_t KV_SPLIT = 512;
+// Positions of a tile: 16 KiB of keys, and of values, at 16 bits.
+template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
+// Beyond every position.
+constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
+
+// Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns
+// in the second.
+template <class V, int SHARE> struct AttentionShared {
+    static constexpr int TILE = KV_TILE<V>;
+    static constexpr int BLOCKS = TILE / BLOCK_SIDE;
+    static constexpr int ROW_TILES = V::threads / int(WARP) / SHARE;
+    static constexpr int ROWS = ROW_TILES * BLOCK_SIDE;
+
+    SwizzledRows<typename V::dtype, ROWS, V::head_dim> query;
+    SwizzledRows<typename V::cache, TILE, V::head_dim> keys;
+    SwizzledRows<typename V::cache, TILE, V::head_dim> values;
+    // Entries of the tile's positions in the cache, and of the next tile's.
+    Shared<uint32_t, TILE> entries[2];
+    // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where
+    // unused.
+    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> key_scales;
+    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_scales;
+    Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_logs;
+    // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block,
+    // half of the lane's elements, lane.
+    Shared<float, (SHARE > 1 ? ROW_TILES * BLOCKS * int(WARP) * 8 : 1)> scores;
+};
+
+// Rows begin..end of a span, in its numbering: the heads of the first query that share kv_head, then those of the next.
+struct AttentionPart {
+    attention_span span;
+    uint32_t kv_head;
+    uint32_t begin;
+    uint32_t end;
+};
+
+} // namespace burrstone
+
+#endif

@@ -1,0 +1,120 @@
+//! What a forward pass asks of attention.
+
+use super::{Ops, Span};
+use crate::error::{Error, Result};
+
+/// Arguments of [`Ops::attention`].
+pub struct Attention<'a, O: Ops> {
+    /// `[tokens, heads, head_dim]`.
+    pub query: &'a O::Buffer,
+    /// Keys and values, those of this batch included.
+    pub cache: &'a O::Cache,
+    pub layer: usize,
+    /// `[tokens, heads, head_dim]`.
+    pub out: &'a mut O::Buffer,
+    pub heads: usize,
+    pub scoring: Scoring<'a, O>,
+}
+
+/// How queries meet keys in a layer. What a query sees is what all of this leaves, and what its [`AttentionMask`] says.
+pub struct Scoring<'a, O: Ops> {
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
+    pub window: Option<usize>,
+    /// A query sees positions of its own chunk alone, which begin at multiples of so many; `None` sees all up to its
+    /// own.
+    pub chunk: Option<usize>,
+    /// ALiBi, [`Ops::floats`] of `[heads]`: a head's scores rise by `slope · (key's position - query's)`. Not with
+    /// [`AttentionMask::Branch`].
+    pub slopes: Option<&'a O::Vector>,
+    /// [`Ops::floats`] of `[heads]`: a score of each head that takes its part of the softmax, but has no value.
+    pub sinks: Option<&'a O::Vector>,
+}
+
+impl<O: Ops> Scoring<'_, O> {
+    /// Scores times `scale`, and nothing else.
+    pub fn scaled(scale: f32) -> Self {
+        Self { scale, soft_cap: None, window: None, chunk: None, slopes: None, sinks: None }
+    }
+
+    /// # Errors
+    /// A window or a chunk has no positions, a cap bends nothing, or slopes meet the masks of a tree.
+    pub(crate) fn check(&self, op: &'static str, has_trees: bool) -> Result<()> {
+        if self.slopes.is_some() && has_trees {
+            return Err(Error::operator(op, "slopes", "none with a tree", "some"));
+        }
+        for (field, positions) in [("window", self.window), ("chunk", self.chunk)] {
+            if positions == Some(0) {
+                return Err(Error::operator(op, field, "at least 1", 0));
+            }
+        }
+        match self.soft_cap {
+            Some(cap) if !(cap > 0.0 && cap.is_finite()) => {
+                Err(Error::operator(op, "soft_cap", "a finite number above 0", cap))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a token sees other than all positions up to its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionMask {
+    #[default]
+    Causal,
+    /// All of positions `begin..end` too, its own among them, whatever window and chunk say: an image's, say. All
+    /// tokens of the range have the same, and no chunk of a prompt ends inside it.
+    Range { begin: u32, end: u32 },
+    /// Of the tokens that its sequence has in this batch, at most 64, those whose bits are set: they are nodes of a
+    /// tree, parents before their children, and these the ones on the way from a root to this one, which is among
+    /// them. And all that the cache held before. Window and chunk count from behind the nodes above it: its position in
+    /// the batch says where it lies in the cache. All tokens of the sequence in this batch have one.
+    Branch(u64),
+}
+
+/// Tokens of a tree, at most.
+const TREE: usize = 64;
+
+impl AttentionMask {
+    /// Masks of a span's tokens.
+    ///
+    /// # Errors
+    /// Ranges are cut, overlap or lie elsewhere; branches have no node of their own, or nodes behind it.
+    pub(crate) fn check(op: &'static str, span: &Span, masks: &[Self]) -> Result<()> {
+        let refuse = |at: usize, expected: String| {
+            Err(Error::operator(op, "masks", expected, format!("{:?} at token {}", masks[at], span.start + at)))
+        };
+        let first = span.kv_len - span.len;
+        let is_tree = matches!(masks.first(), Some(Self::Branch(_)));
+        if is_tree && span.len > TREE {
+            return refuse(0, format!("at most {TREE} tokens of a tree, not {}", span.len));
+        }
+        for (at, mask) in masks.iter().enumerate() {
+            match *mask {
+                Self::Branch(nodes) if is_tree => {
+                    let above = nodes ^ 1 << at;
+                    let parent = above.checked_ilog2().map(|parent| masks[parent as usize]);
+                    if nodes >> at != 1 || above != 0 && parent != Some(Self::Branch(above)) {
+                        return refuse(at, "a node's own bit as its highest, and its parent's branch".to_owned());
+                    }
+                }
+                Self::Range { begin, end } if !is_tree => {
+                    let (begin, end) = (begin as usize, end as usize);
+                    if !(begin..end).contains(&(first + at)) || end > span.kv_len {
+                        return refuse(at, format!("a range of {} that ends by {}", first + at, span.kv_len));
+                    }
+                    let own = begin.max(first) - first..end - first;
+                    if masks[own].iter().any(|other| other != mask) {
+                        return refuse(at, "one range for all tokens in it".to_owned());
+                    }
+                }
+                Self::Causal if !is_tree => {}
+                _ => return refuse(at, "branches for all tokens of a span, or for none".to_owned()),
+            }
+        }
+        Ok(())
+    }
+}
