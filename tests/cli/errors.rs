@@ -140,7 +140,7 @@ fn models_that_are_none() {
 
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 23] = [
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
