@@ -153,6 +153,9 @@ fn sampling_options_are_heard() {
         let base = ["generate", "Behold", "--json", "--max-tokens", "24", "--seed", "3", "--temperature", "2"];
         ids(&run(&[&base, more].concat()).json()["token_ids"])
     };
+    let long =
+        |more: &[&str]| greedy(&[&["Behold", "--max-tokens", "48", "--ignore-eos"], more].concat())["text"].clone();
+    assert_ne!(long(&["--dry-multiplier", "50", "--dry-allowed-length", "1"]), long(&[]));
     let greedy = ids(&greedy(&["Behold", "--max-tokens", "24"])["token_ids"]);
     let free = draw(&[]);
     assert_ne!(free, greedy);
@@ -164,7 +167,6 @@ fn sampling_options_are_heard() {
     assert_ne!(draw(&["--logit-bias", "77=100"]), free);
     assert_ne!(draw(&["--typical-p", "0.2"]), free);
     assert_ne!(draw(&["--no-repeat-ngram-size", "1"]), free);
-    assert_ne!(draw(&["--temperature", "0", "--dry-multiplier", "50", "--dry-allowed-length", "1"]), greedy);
 }
 
 #[test]
