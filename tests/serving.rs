@@ -46,7 +46,7 @@ fn asked(vocab: u32, has_text: bool) -> impl Strategy<Value = Asked> {
     (parts, rest).prop_map(move |((mut tokens, own, max_tokens, heat, branches), (score, pause, drop_after))| {
         tokens.extend(own);
         let (temperature, score) = (heat as f32 * 0.6, score == 0);
-        let (guided, careful) = (has_text && max_tokens % 3 == 0, tokens.len() % 2 == 0);
+        let (guided, careful) = (has_text && max_tokens.is_multiple_of(3), tokens.len().is_multiple_of(2));
         Asked { tokens, max_tokens, temperature, branches, score, pause, drop_after, guided, careful }
     })
 }

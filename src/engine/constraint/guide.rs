@@ -62,7 +62,7 @@ impl Way {
         for &token in &self.never {
             words[token as usize / 32] &= !(1 << (token % 32));
         }
-        if self.vocab % 32 > 0
+        if !self.vocab.is_multiple_of(32)
             && let Some(last) = words.last_mut()
         {
             *last &= (1 << (self.vocab % 32)) - 1;
