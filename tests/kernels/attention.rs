@@ -42,15 +42,11 @@ impl Options {
 
 /// A device with buffers that the tests fill and read.
 trait Lab: Ops {
-    /// Of queries, keys and values before they are written to the cache.
-    const QKV: DType;
     fn put(&self, values: &[f32]) -> Self::Buffer;
     fn get(&self, buffer: &Self::Buffer, len: usize) -> Vec<f32>;
 }
 
 impl Lab for Cpu {
-    const QKV: DType = DType::F32;
-
     fn put(&self, values: &[f32]) -> Buffer {
         buffer(self, DType::F32, values)
     }
@@ -61,8 +57,6 @@ impl Lab for Cpu {
 }
 
 impl Lab for Gpu {
-    const QKV: DType = DType::F16;
-
     fn put(&self, values: &[f32]) -> Memory {
         let mut memory = self.buffer(DType::F16, values.len()).unwrap();
         memory.write(&encode(values, DType::F16)).unwrap();
