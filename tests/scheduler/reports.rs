@@ -186,7 +186,7 @@ fn issue_7883_requests_go_where_the_cache_is() {
     assert!(with.done() && without.done());
     assert!(with.seconds() * 1.5 < without.seconds(), "{} {}", with.seconds(), without.seconds());
     // Nobody waits for ever: the first of the queue is passed by so often, and not once more.
-    let last = with.records.iter().take(8).map(|record| first(record)).fold(0.0, f64::max);
+    let last = with.records.iter().take(8).map(first).fold(0.0, f64::max);
     assert!(last < 0.8 * with.seconds(), "{last} of {}", with.seconds());
 }
 
