@@ -326,9 +326,10 @@ impl Part<'_> {
         if sight.nodes != 0 {
             // SAFETY: the caller's promise; nothing else refers to the scores now.
             let scores = unsafe { std::slice::from_raw_parts_mut(room.scores.add(r * TILE), TILE) };
-            for at in inside(first).max(seen.start)..seen.end {
+            let nodes = inside(first).max(seen.start);
+            for (at, score) in scores.iter_mut().enumerate().take(seen.end).skip(nodes) {
                 if sight.nodes >> (base + at - first) & 1 == 0 {
-                    scores[at] = f32::NEG_INFINITY;
+                    *score = f32::NEG_INFINITY;
                 }
             }
         }
