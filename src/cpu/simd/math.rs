@@ -44,7 +44,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     p = s.fma(p, square, s.splat(2.063_916e-2));
     p = s.fma(p, square, s.splat(-5.373_974e-2));
     p = s.fma(p, square, s.splat(1.333_144_3e-1));
-    p = s.fma(p, square, s.splat(-3.333_328_2e-1));
+    p = s.fma(p, square, s.splat(-3.333_328e-1));
     let near = s.fma(s.mul(p, square), x, x);
     let e = exp(s, s.add(magnitude, magnitude));
     let far = s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))));
