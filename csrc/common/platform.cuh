@@ -15,14 +15,14 @@
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_UNROLL
 #define BURRSTONE_ROLLED
-#define BURRSTONE_UNROLL_BY(TIMES)
+#define BURRSTONE_UNROLL_BY(count)
 #else
 #define BURRSTONE_UNROLL _Pragma("unroll")
 // Before a loop whose body is large enough: copies of it would only take registers.
 #define BURRSTONE_ROLLED _Pragma("unroll 1")
-// Before a loop whose passes' loads are to be in flight together.
-#define BURRSTONE_PRAGMA(TEXT) _Pragma(#TEXT)
-#define BURRSTONE_UNROLL_BY(TIMES) BURRSTONE_PRAGMA(unroll TIMES)
+// Before a loop that is to have so many copies of its body: a constant.
+#define BURRSTONE_PRAGMA(text) _Pragma(#text)
+#define BURRSTONE_UNROLL_BY(count) BURRSTONE_PRAGMA(unroll(count))
 #endif
 
 namespace burrstone {

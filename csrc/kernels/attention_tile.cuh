@@ -361,7 +361,8 @@ template <class V, int SHARE, class Args> class AttentionBlock {
 
     // The same sums, each row with the values that it sees alone: for a weight of zero does not hide an infinite one.
     BURRSTONE_DEVICE void second_product_by_rows(const Weights (&weights)[BLOCKS], uint32_t base, uint32_t last_row) {
-        BURRSTONE_ROLLED
+        // Of four blocks one body costs fewer registers, of two it would cost Volta more.
+        BURRSTONE_UNROLL_BY(BLOCKS > 2 ? 1 : BLOCKS)
         for (int b = 0; b < BLOCKS; ++b) {
             Weights own = {};
             BURRSTONE_UNROLL
