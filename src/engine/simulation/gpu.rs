@@ -12,7 +12,7 @@ use crate::kernels::{Gpu, Machine, MatMul, MatMulPlan, MatMulShape};
 use crate::model::{ArchSpec, Limits};
 use crate::ops::CacheShape;
 
-/// A model on a GPU that need not be here. Its assumptions, beside those of [`kernels::cost`](crate::kernels::cost):
+/// A model on a GPU that need not be here. Its assumptions, beside those of [`Machine`]:
 /// - a step is one recording: its kernels follow each other, and the host is never late;
 /// - attention reads the keys and values that a sequence's queries see once, or multiplies at the tensor cores' rate,
 ///   whichever takes longer; other kernels read and write their operands once, in two bytes an element;
