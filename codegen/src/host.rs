@@ -104,11 +104,14 @@ impl Compiler {
     }
 }
 
-/// The units to compile, by name: each kernel's variants, and whatever `csrc/sim` has.
+/// The units to compile, by name: those of each kernel's variants, and whatever `csrc/sim` has.
 fn texts(tree: &Tree, kernels: &[Kernel]) -> Result<Vec<(String, String)>, Error> {
-    let with_variants = kernels.iter().filter(|kernel| !kernel.variants.is_empty());
-    let mut units: Vec<_> =
-        with_variants.map(|kernel| (format!("kernel_{}", kernel.spec.name), cuda::whole(kernel))).collect();
+    let mut units = Vec::new();
+    for kernel in kernels {
+        let name = |i| if i == 0 { String::new() } else { format!("_{i}") };
+        let of_kernel = cuda::units(kernel).enumerate();
+        units.extend(of_kernel.map(|(i, text)| (format!("kernel_{}{}", kernel.spec.name, name(i)), text)));
+    }
     let folder = tree.csrc().join("sim");
     if folder.exists() {
         let mut runtime = Vec::new();

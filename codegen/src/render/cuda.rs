@@ -1,6 +1,6 @@
 //! Variants as C++: a template's name, and the struct that it is instantiated with.
 //!
-//! The same text is compiled for a GPU, one variant a translation unit, and for the simulator, one kernel a unit.
+//! The same text is compiled for a GPU, one variant a translation unit, and for the simulator, many a unit.
 
 use crate::expand::{Kernel, Variant};
 use crate::spec::{Role, Value};
@@ -18,9 +18,16 @@ pub fn unit(kernel: &Kernel, variant: &Variant) -> String {
     header(kernel) + &instance(kernel, variant)
 }
 
-/// The translation unit of all variants of a kernel.
-pub fn whole(kernel: &Kernel) -> String {
-    kernel.variants.iter().fold(header(kernel), |text, variant| text + &instance(kernel, variant))
+/// Variants of a translation unit with several: enough that reading the headers is nothing, and no more, so that the units
+/// of one kernel keep all cores busy.
+const TOGETHER: usize = 16;
+
+/// Translation units of all variants of a kernel.
+pub fn units(kernel: &Kernel) -> impl Iterator<Item = String> {
+    kernel
+        .variants
+        .chunks(TOGETHER)
+        .map(|variants| variants.iter().fold(header(kernel), |text, variant| text + &instance(kernel, variant)))
 }
 
 fn header(kernel: &Kernel) -> String {
@@ -59,9 +66,24 @@ mod tests {
                         static constexpr int threads = 32;\n};\n}\n\
                         BURRSTONE_KERNEL(norm, norm__f16_t32, norm__f16_t32_::variant)\n";
         assert_eq!(unit(&kernel, &kernel.variants[0]), expected);
-        let both = whole(&kernel);
+        let [both] = &units(&kernel).collect::<Vec<_>>()[..] else { panic!("one unit") };
         assert!(both.starts_with(expected));
         assert_eq!(both.matches("#include").count(), 1);
         assert!(both.ends_with("BURRSTONE_KERNEL(norm, norm__f16_t64, norm__f16_t64_::variant)\n"));
+    }
+
+    #[test]
+    fn many_variants_are_several_units() {
+        let values: Vec<String> = (1..=40).map(|i| (32 * i).to_string()).collect();
+        let spec = format!(
+            "summary = 's'\n[fallback]\nn = 32\nthreads = 32\n[[axis]]\nname = 'n'\ntag = 'n'\nvalues = [{}]\n[[axis]]\nname = 'threads'\ntag = 't'\n\
+             values = [32]\n",
+            values.join(", ")
+        );
+        let kernel = Kernel::expand(parse("norm", Role::Probe, &spec).unwrap()).unwrap();
+        let units: Vec<String> = units(&kernel).collect();
+        let of = |unit: &String| unit.matches("BURRSTONE_KERNEL").count();
+        assert_eq!(units.iter().map(of).collect::<Vec<_>>(), [16, 16, 8]);
+        assert!(units.iter().all(|unit| unit.matches("#include").count() == 1));
     }
 }
