@@ -91,6 +91,7 @@ impl AttentionPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Card;
 
     fn shape(heads: usize, kv_heads: usize, head_dim: usize, sequences: usize, tokens: usize) -> AttentionShape {
         let heads = Heads { tokens: sequences * tokens, heads, kv_heads, head_dim };
@@ -98,14 +99,13 @@ mod tests {
         AttentionShape { dtype: DType::F16, cache: DType::F16, heads, tiles, tile_queries: 64, kv_len: tokens }
     }
 
-    const MACHINES: [(u32, u32); 6] = [(70, 80), (75, 40), (80, 108), (86, 82), (89, 128), (90, 132)];
     const HEADS: [(usize, usize, usize); 5] = [(12, 12, 64), (32, 8, 128), (16, 8, 128), (64, 8, 128), (16, 4, 256)];
 
     fn every(mut check: impl FnMut(&Machine, (usize, usize, usize), usize)) {
-        for (arch, processors) in MACHINES {
+        for card in &Card::ALL {
             for heads in HEADS {
                 for tokens in [1, 33, 128, 512, 4096, 32_768] {
-                    check(&Machine::new(arch, processors), heads, tokens);
+                    check(&Machine::from(card), heads, tokens);
                 }
             }
         }

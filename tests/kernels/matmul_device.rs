@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burrstone::device::sim::{SiteStats, Space};
-use burrstone::device::{SimOptions, Stream, Value, Variant};
+use burrstone::device::{Card, SimOptions, Stream, Value, Variant};
 use burrstone::kernels::{Machine, MatMul, MatMulPlan, MatMulShape};
 
 use super::*;
@@ -249,9 +249,6 @@ fn wrong_shapes_are_refused() {
     assert_refused(split(2, DType::U32, 0, 1), OP, "workspace");
 }
 
-/// The cards of the architectures.
-const MACHINES: [(u32, u32); 6] = [(70, 80), (75, 40), (80, 108), (86, 82), (89, 128), (90, 132)];
-
 /// Layers of Llama 3 8B and 70B and of Qwen3, beside those of the specification: n, k.
 const LAYERS: [(usize, usize); 9] = [
     (6144, 4096),
@@ -278,16 +275,17 @@ fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulS
 /// it gives.
 #[test]
 fn no_wave_is_empty_that_could_be_full() {
-    for (arch, processors) in MACHINES {
-        let machine = Machine::new(arch, processors);
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
         for (n, k) in layers() {
             for m in [1, 2, 4, 8, 16] {
                 let (plan, shape) = plan(&machine, m, n, k);
                 let blocks = plan.items(&shape);
-                let full = blocks / plan.splits * shape.spans() >= processors as usize;
+                let full = blocks / plan.splits * shape.spans() >= machine.processors as usize;
                 assert!(
-                    2 * blocks > processors as usize || !full,
-                    "sm_{arch}: {shape:?}: {blocks} blocks of {}",
+                    2 * blocks > machine.processors as usize || !full,
+                    "{}: {shape:?}: {blocks} blocks of {}",
+                    card.name,
                     plan.variant.name
                 );
             }
@@ -299,15 +297,16 @@ fn no_wave_is_empty_that_could_be_full() {
 /// no number of rows has less than 0.55 of the rate of a smaller one.
 #[test]
 fn throughput_does_not_fall_with_the_batch() {
-    for (arch, processors) in MACHINES {
-        let machine = Machine::new(arch, processors);
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
         for (n, k) in layers() {
             let seconds = |m| plan(&machine, m, n, k).0.seconds;
             let times: Vec<f64> = (0..14).map(|power| seconds(1 << power)).collect();
             for (power, pair) in times.windows(2).enumerate() {
                 assert!(
                     pair[1] <= 2.0 * pair[0],
-                    "sm_{arch}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
+                    "{}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
+                    card.name,
                     1 << power
                 );
             }
@@ -315,7 +314,11 @@ fn throughput_does_not_fall_with_the_batch() {
                 let throughput = m as f64 / seconds(m);
                 let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
                 let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
-                assert!(throughput >= 0.55 * best, "sm_{arch}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}");
+                assert!(
+                    throughput >= 0.55 * best,
+                    "{}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}",
+                    card.name
+                );
             }
         }
     }
@@ -323,8 +326,8 @@ fn throughput_does_not_fall_with_the_batch() {
 
 #[test]
 fn a_choice_is_the_same_for_the_same_problem() {
-    for (arch, processors) in MACHINES {
-        let machine = Machine::new(arch, processors);
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
         for (m, n, k) in [(1, 4096, 4096), (300, 4096, 4096), (4096, 4096, 4096), (5, 1, 0)] {
             let (first, second) = (plan(&machine, m, n, k).0, plan(&machine, m, n, k).0);
             assert_eq!((first.variant.name, first.splits), (second.variant.name, second.splits));
