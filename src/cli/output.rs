@@ -138,12 +138,14 @@ pub fn memory_table(report: &LoadReport) {
         KvLimit::Free(free) => format!("half of {} that are free", size(free)),
         _ => String::new(),
     };
+    let host = report.host_kv_bytes;
     let owners = [
         ("weights", report.weight_bytes, "as stored".to_owned()),
         ("activations", report.activation_bytes, format!("at the most, for {step_tokens} tokens of a step")),
         ("KV cache", report.kv_bytes, format!("{kv_tokens} tokens: {kv}")),
+        ("host's KV", host, "at the most, for what the cache gives up: as asked for".to_owned()),
     ];
-    for (owner, bytes, why) in owners {
+    for (owner, bytes, why) in owners.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
         note(format_args!("{owner:<12} {:>10}  {why}", size(bytes)));
     }
 }

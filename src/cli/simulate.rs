@@ -104,7 +104,11 @@ impl Simulate {
             return Err(exit::bad_input("--step-tokens", expected, self.step_tokens));
         }
         let spec = self.spec()?;
-        let context = self.context.unwrap_or(spec.context).min(spec.context);
+        let context = self.context.unwrap_or(spec.context);
+        if context > spec.context {
+            let expected = format!("at most {}, the model's own", spec.context);
+            return Err(exit::bad_input("--context", expected, context));
+        }
         let policy = Policy {
             step_tokens: self.step_tokens,
             max_running: self.max_sequences,
@@ -161,16 +165,8 @@ impl Simulate {
             }
             let Prompt::Tokens(prompt) = request.prompt else { return None };
             let output = request.max_tokens?;
-            let submission = Submission {
-                prompt,
-                max_tokens: output,
-                branches: 1,
-                priority: request.priority,
-                deadline: None,
-                salt: request.cache_salt,
-                reuse: true,
-                scored: false,
-            };
+            let submission =
+                Submission { priority: request.priority, salt: request.cache_salt, ..Submission::new(prompt, output) };
             Some(Arrival { at, submission, output })
         };
         requests.into_iter().filter_map(arrival).collect()

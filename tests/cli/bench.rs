@@ -56,9 +56,9 @@ fn throughput_reports_batches_and_mixes() {
         let cached = mix["cached_tokens"].as_u64().unwrap();
         assert_eq!(cached, if mix["workload"] == "shared-prefix" { 4 * 160 } else { 0 }, "{mix}");
     }
-    let ran = run(&[&args[..], &["--workload", "fixed", "--kv-tokens", "4096"]].concat());
+    let ran = run(&[&args[..], &["--workload", "fixed", "--kv-tokens", "4096", "--host-kv-memory", "1MiB"]].concat());
     // Where memory goes, and why.
-    for part in ["weights", "activations", "for 512 tokens of a step", "4096 tokens: as asked for"] {
+    for part in ["weights", "activations", "for 512 tokens of a step", "4096 tokens: as asked for", "host's KV"] {
         assert!(ran.err.contains(part), "{part}: {}", ran.err);
     }
     let table = ran.ok();

@@ -52,6 +52,7 @@ fn what_cannot_be_simulated_is_refused() {
     assert!(run(&["simulate", "--rate", "0"]).error(2).contains("above 0"));
     let message = run(&["simulate", "--max-sequences", "600"]).error(2).to_owned();
     assert_eq!(message, "--step-tokens: expected at least --max-sequences, 600, found 512");
+    assert!(run(&["simulate", "--context", "2000000"]).error(2).contains("--context: expected at most"));
     let model = Checkpoint::golden("llama-gqa");
     run(&["simulate", model.path(), "--requests", "3", "--workload", "fixed"]).ok();
 }
