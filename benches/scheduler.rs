@@ -11,7 +11,7 @@ const STEPS: u64 = 10_000;
 
 fn submission(i: usize, len: usize, max_tokens: usize) -> Submission {
     let prompt = (0..len).map(|at| (i * 100_003 + at) as u32).collect();
-    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
+    Submission::new(prompt, max_tokens)
 }
 
 fn step(scheduler: &mut Scheduler, now: Duration) -> usize {

@@ -128,3 +128,31 @@ fn the_top_level_has_no_strangers() {
         assert!(name.starts_with('.') || rooms.contains(name), "{name} is not in the plan of the house");
     }
 }
+
+/// A room uses only what is below it.
+#[test]
+fn floors_hold() {
+    const ENGINE: [&str; 4] = ["engine", "kv", "scheduler", "simulation"];
+    let floors: [(&str, &[&str]); 6] = [
+        ("model", &["kernels", "cpu"]),
+        ("kernels", &["model", "cpu", "text"]),
+        ("cpu", &["model", "kernels", "text"]),
+        ("ops", &["model", "kernels", "cpu", "text"]),
+        ("device", &["model", "ops", "kernels", "cpu", "text"]),
+        ("text", &["model", "ops", "kernels", "cpu", "device"]),
+    ];
+    for (room, others) in floors {
+        let mut files = Vec::new();
+        files_below(&root().join("src").join(room), &["rs"], &mut files);
+        assert!(!files.is_empty());
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+                for above in ENGINE.iter().chain(others) {
+                    let found = [";", "::", "{"].iter().any(|end| line.contains(&format!("crate::{above}{end}")));
+                    assert!(!found, "{}: {line}", file.display());
+                }
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod incident;
 pub mod kv;
 mod loader;
 mod repetition;
+mod report;
 mod request;
 mod rules;
 mod runner;
@@ -26,7 +27,6 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::device::Counters;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::{ArchSpec, Checkpoint, GenerationConfig, RopeKind, TensorInfo};
 use crate::ops::Rates;
@@ -38,6 +38,7 @@ pub use constraint::{Constraint, ConstraintState};
 pub use generation::{Generation, TokenStream};
 pub use incident::Incident;
 pub use repetition::Dry;
+pub use report::LoadReport;
 pub use request::{FinishReason, Prompt, Request, Score, Timings, Token, Usage};
 pub use sampling::Sampling;
 pub use watchdog::{SlowStep, StepSize};
@@ -91,40 +92,6 @@ struct Inner {
     /// Made when a request is first constrained.
     grammars: OnceLock<Grammars>,
     masks: Masks,
-}
-
-/// What was loaded, and what it takes.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct LoadReport {
-    /// The model as it was asked for.
-    pub model: String,
-    /// What runs it.
-    pub device: String,
-    /// Precision of the activations.
-    pub dtype: DType,
-    /// Precision of the KV cache.
-    pub kv_dtype: DType,
-    /// Seconds from the start of [`EngineBuilder::build`] to its end.
-    pub load_s: f64,
-    /// Bytes of the weights, as stored.
-    pub weight_bytes: u64,
-    /// Bytes set aside for keys and values; the system hands them out as they are first used.
-    pub kv_bytes: u64,
-    /// Tokens that fit there, over all open generations.
-    pub kv_tokens: usize,
-    /// What decided that.
-    pub kv_limit: KvLimit,
-    /// Bytes that what the KV cache gives up may take of the host's memory, as they are needed.
-    pub host_kv_bytes: u64,
-    /// Bytes of the activations of one step, at the most.
-    pub activation_bytes: u64,
-    /// Tokens of a step.
-    pub step_tokens: usize,
-    /// Sequences that run at a time.
-    pub max_sequences: usize,
-    /// Tokens that one sequence may hold.
-    pub context: usize,
 }
 
 impl Engine {
@@ -200,16 +167,12 @@ impl Engine {
             jobs.push(Job { key, kind: Kind::Generate { rules, consumer } });
             generations.push(Generation::new(Arc::clone(&self.0), key, events, prompt.clone(), text.clone()));
         }
+        // Without its deadline, which is of the step loop's clock: see `Command::Submit`.
         let submission = Submission {
             salt: self.salt(request.cache_salt, prompt.len()),
-            prompt,
-            max_tokens,
             branches: n,
             priority: request.priority,
-            // The step loop's clock, which the engine does not know: see `Command::Submit`.
-            deadline: None,
-            reuse: true,
-            scored: false,
+            ..Submission::new(prompt, max_tokens)
         };
         self.0.send(Command::Submit { at, deadline, submission, jobs });
         Ok(generations)
@@ -245,16 +208,8 @@ impl Engine {
         let (reply, scores) = mpsc::channel();
         let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let jobs = vec![Job { key, kind: Kind::Score { logprobs: Vec::new(), reply } }];
-        let submission = Submission {
-            prompt: tokens.to_vec(),
-            max_tokens: 0,
-            branches: 1,
-            priority: 0,
-            deadline: None,
-            salt: self.salt(0, tokens.len()),
-            reuse: true,
-            scored: true,
-        };
+        let submission =
+            Submission { salt: self.salt(0, tokens.len()), scored: true, ..Submission::new(tokens.to_vec(), 0) };
         self.0.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs });
         let predicted = scores.recv().map_err(|_| self.0.stopped())??;
         let perplexity = (!predicted.is_empty()).then(|| {

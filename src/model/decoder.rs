@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kv::Moves;
 use crate::ops::{
-    Attention, Batch, CacheShape, Ops, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, Scoring, StepShape,
+    Attention, Batch, CacheShape, Ops, PageMoves, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, Scoring,
+    StepShape,
 };
 
 use super::checkpoint::Checkpoint;
@@ -32,7 +32,7 @@ pub trait Forward: Send {
 
     /// Brings pages of the KV cache to the host's memory, then others from there: each place once written is read as often
     /// as need be.
-    fn move_pages(&mut self, moves: &Moves) -> Result<()>;
+    fn move_pages(&mut self, moves: &PageMoves) -> Result<()>;
 
     /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
@@ -289,7 +289,7 @@ impl<O: Ops> Forward for Decoder<O> {
         self.ops.rates(self.dtype)
     }
 
-    fn move_pages(&mut self, moves: &Moves) -> Result<()> {
+    fn move_pages(&mut self, moves: &PageMoves) -> Result<()> {
         let Self { ops, cache, host, .. } = self;
         for &[page, place] in &moves.to_host {
             let place = place as usize;

@@ -11,6 +11,7 @@
 mod attention;
 mod batch;
 mod mask;
+mod pages;
 mod sampling;
 
 use std::ops::Range;
@@ -22,6 +23,8 @@ use crate::error::{Error, Result};
 pub use attention::{Attention, AttentionMask, Scoring};
 pub use batch::{Batch, RecordingKey, Span, StepShape};
 pub use mask::{Mask, MaskPromise};
+pub use pages::PageMoves;
+pub(crate) use pages::check_page_copies;
 pub use sampling::{SampleRow, Sampled};
 
 /// A tensor as a checkpoint stores it: row-major, little-endian, not necessarily aligned.
@@ -118,26 +121,6 @@ pub struct QkNorm<'a, O: Ops> {
     pub query: &'a O::Vector,
     pub key: &'a O::Vector,
     pub eps: f32,
-}
-
-/// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
-/// both read and written.
-pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
-    const OP: &str = "page_copy";
-    let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();
-    written.sort_unstable();
-    if let Some(twice) = written.windows(2).find(|two| two[0] == two[1]) {
-        return Err(Error::operator(OP, "pairs", "each page written once", format!("page {} twice", twice[0])));
-    }
-    for &[from, to] in pairs {
-        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
-            return Err(Error::operator(OP, "pairs", format!("pages below {pages}"), page));
-        }
-        if written.binary_search(&from).is_ok() {
-            return Err(Error::operator(OP, "pairs", "pages read or written", format!("page {from} both")));
-        }
-    }
-    Ok(())
 }
 
 /// What a device gives at its best.

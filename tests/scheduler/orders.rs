@@ -17,10 +17,6 @@ struct Live {
     tokens: Vec<u32>,
 }
 
-fn submission(prompt: Vec<u32>, max_tokens: usize) -> Submission {
-    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
-}
-
 /// Random requests, cancellations, deadlines and failures over a cache that is too small for them.
 /// Returns how many blocks came back from the host's memory, which some seeds have.
 fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
@@ -43,7 +39,7 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
                 deadline,
                 salt: random.below(2) as u64,
                 reuse: random.below(6) > 0,
-                ..submission(prompt, random.below(40))
+                ..Submission::new(prompt, random.below(40))
             };
             submitted += 1;
             match scheduler.submit(now, request.clone()) {

@@ -80,16 +80,7 @@ fn stuck(mechanisms: Mechanisms) -> bool {
     let policy = Policy { candidates: 1, mechanisms, ..Policy::default() };
     let mut scheduler = Scheduler::new(policy, cache(128));
     for (salt, len) in [(0, 5000), (1, 100)] {
-        let submission = Submission {
-            prompt: prompt(salt, len),
-            max_tokens: 10,
-            branches: 1,
-            priority: 0,
-            deadline: None,
-            salt: 0,
-            reuse: true,
-            scored: false,
-        };
+        let submission = Submission::new(prompt(salt, len), 10);
         scheduler.submit(Duration::ZERO, submission).unwrap();
     }
     scheduler.schedule(Duration::from_secs(1));
@@ -145,16 +136,7 @@ fn issue_7883_what_the_cache_has_is_not_needed_again() {
     let begins = |mechanisms| {
         let policy = Policy { reserve: 0, mechanisms, ..Policy::default() };
         let mut scheduler = Scheduler::new(policy, cache(17));
-        let submission = |len: usize, max_tokens| Submission {
-            prompt: prompt(0, len),
-            max_tokens,
-            branches: 1,
-            priority: 0,
-            deadline: None,
-            salt: 0,
-            reuse: true,
-            scored: false,
-        };
+        let submission = |len: usize, max_tokens| Submission::new(prompt(0, len), max_tokens);
         // Holds 13 blocks, 12 of them full, and goes on.
         let first = scheduler.submit(Duration::ZERO, submission(12 * 32 + 1, 20)).unwrap()[0];
         scheduler.schedule(Duration::ZERO);

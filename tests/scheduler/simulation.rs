@@ -33,16 +33,7 @@ pub fn prompt(salt: usize, len: usize) -> Vec<u32> {
 }
 
 pub fn request(at: f64, prompt: Vec<u32>, output: usize) -> Arrival {
-    let submission = Submission {
-        prompt,
-        max_tokens: output,
-        branches: 1,
-        priority: 0,
-        deadline: None,
-        salt: 0,
-        reuse: true,
-        scored: false,
-    };
+    let submission = Submission::new(prompt, output);
     Arrival { at, submission, output }
 }
 

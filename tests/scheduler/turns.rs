@@ -7,8 +7,7 @@ use burrstone::scheduler::{Outcome, Policy, Refused, Scheduler, SequenceId, Subm
 use crate::simulation::{cache, prompt};
 
 fn submission(salt: usize, len: usize, max_tokens: usize) -> Submission {
-    let prompt = prompt(salt, len);
-    Submission { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
+    Submission::new(prompt(salt, len), max_tokens)
 }
 
 /// A step, after which no sequence has ended of itself.

@@ -11,7 +11,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
 use super::hash::BlockHash;
-use super::host::{Host, Moves};
+use super::host::Host;
+use crate::ops::PageMoves;
 
 /// The fixed point of worths: what a block costs whose tokens see next to nothing before them.
 const ONE: u64 = 1024;
@@ -174,7 +175,7 @@ impl Blocks {
     }
 
     /// What is to be moved between the tiers before the copies that were asked for.
-    pub fn moves(&self) -> &Moves {
+    pub fn moves(&self) -> &PageMoves {
         self.host.moves()
     }
 

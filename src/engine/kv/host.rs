@@ -4,21 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::hash::BlockHash;
-
-/// What a step moves between the tiers before all else: first to the host, then from it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Moves {
-    /// `[block, place in the host's memory]`.
-    pub to_host: Vec<[u32; 2]>,
-    /// `[place in the host's memory, block]`.
-    pub from_host: Vec<[u32; 2]>,
-}
-
-impl Moves {
-    pub fn is_empty(&self) -> bool {
-        self.to_host.is_empty() && self.from_host.is_empty()
-    }
-}
+use crate::ops::PageMoves;
 
 /// Places in the host's memory, each for a block.
 pub(super) struct Host {
@@ -30,7 +16,7 @@ pub(super) struct Host {
     uses: u64,
     /// Uses before the step that is planned: its own moves need their places.
     before: u64,
-    moves: Moves,
+    moves: PageMoves,
 }
 
 struct Place {
@@ -42,7 +28,7 @@ impl Host {
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.min(u32::MAX as usize);
         let (places, names, order) = (Vec::new(), HashMap::new(), BTreeSet::new());
-        Self { capacity, places, names, order, uses: 0, before: 0, moves: Moves::default() }
+        Self { capacity, places, names, order, uses: 0, before: 0, moves: PageMoves::default() }
     }
 
     pub fn capacity(&self) -> usize {
@@ -54,7 +40,7 @@ impl Host {
         self.names.len()
     }
 
-    pub fn moves(&self) -> &Moves {
+    pub fn moves(&self) -> &PageMoves {
         &self.moves
     }
 

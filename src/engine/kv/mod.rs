@@ -8,5 +8,4 @@ mod table;
 
 pub use blocks::{Blocks, Counts};
 pub use hash::{BlockHash, BlockHasher};
-pub use host::Moves;
 pub use table::Table;

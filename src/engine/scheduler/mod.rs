@@ -23,7 +23,8 @@ mod step;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::engine::kv::{BlockHasher, Blocks, Counts, Moves};
+use crate::engine::kv::{BlockHasher, Blocks, Counts};
+use crate::ops::PageMoves;
 pub use policy::{Mechanisms, Policy};
 use sequence::{QueueKey, Sequence, Sequences, State};
 pub use sequence::{Receipt, SequenceId};
@@ -61,6 +62,13 @@ pub struct Submission {
     pub scored: bool,
 }
 
+impl Submission {
+    /// One continuation, which may begin with what the cache has; nothing else is asked for.
+    pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
+        Self { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
+    }
+}
+
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -95,7 +103,7 @@ pub struct Chunk {
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Blocks that go to the host's memory, and that come from there, before all else.
-    pub moves: Moves,
+    pub moves: PageMoves,
     /// Blocks to be copied before it, `[from, to]`.
     pub copies: Vec<[u32; 2]>,
     /// Sequences that generate, then prompts.

@@ -191,16 +191,7 @@ mod tests {
         let mut scheduler = Scheduler::new(policy, cache_size(&llama_8b(), 1 << 16));
         for i in 0..sequences {
             let prompt = (0..depth + len).map(|at| (i * 100_003 + at) as u32).collect();
-            let submission = Submission {
-                prompt,
-                max_tokens: 9,
-                branches: 1,
-                priority: 0,
-                deadline: None,
-                salt: 0,
-                reuse: true,
-                scored: false,
-            };
+            let submission = Submission::new(prompt, 9);
             scheduler.submit(Duration::ZERO, submission).unwrap();
         }
         scheduler.schedule(Duration::ZERO);

@@ -10,9 +10,8 @@ use crate::engine::channel::{Receiver, channel};
 use crate::engine::runner::Load;
 use crate::engine::sampling::Sampling;
 use crate::engine::scheduler::{CacheSize, Policy};
-use crate::kv::Moves;
 use crate::model::{Forward, GenerationConfig, RopeKind, RopeSpec};
-use crate::ops::{Batch, Rates, SampleRow};
+use crate::ops::{Batch, PageMoves, Rates, SampleRow};
 
 const PAGE_SIZE: usize = 4;
 const PAGES: usize = 64;
@@ -99,7 +98,7 @@ impl Forward for Fake {
         if self.is_lost { Err(failure()) } else { Ok(()) }
     }
 
-    fn move_pages(&mut self, moves: &Moves) -> Result<()> {
+    fn move_pages(&mut self, moves: &PageMoves) -> Result<()> {
         assert!(moves.is_empty(), "there is no other memory");
         Ok(())
     }
@@ -191,16 +190,7 @@ impl Lab {
     fn score(&self, prompt: Vec<u32>) -> mpsc::Receiver<Result<Vec<f32>>> {
         let (reply, scores) = mpsc::channel();
         let jobs = vec![Job { key: 0, kind: Kind::Score { logprobs: Vec::new(), reply } }];
-        let submission = Submission {
-            prompt,
-            max_tokens: 0,
-            branches: 1,
-            priority: 0,
-            deadline: None,
-            salt: 0,
-            reuse: true,
-            scored: true,
-        };
+        let submission = Submission { scored: true, ..Submission::new(prompt, 0) };
         self.commands.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs }).unwrap();
         scores
     }
@@ -224,16 +214,7 @@ impl Lab {
             jobs.push(Job { key: self.keys, kind: Kind::Generate { rules, consumer } });
             asked.push(Asked { key: self.keys, prompt: prompt.clone(), max_tokens, events });
         }
-        let submission = Submission {
-            prompt,
-            max_tokens,
-            branches,
-            priority: 0,
-            deadline: None,
-            salt: 0,
-            reuse: true,
-            scored: false,
-        };
+        let submission = Submission { branches, ..Submission::new(prompt, max_tokens) };
         let at = Instant::now();
         let deadline = wait.map(|wait| at + wait);
         self.commands.send(Command::Submit { at, deadline, submission, jobs }).unwrap();

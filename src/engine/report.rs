@@ -1,0 +1,38 @@
+//! What an engine says of itself once it is built.
+
+use super::budget::KvLimit;
+use crate::dtype::DType;
+
+/// What was loaded, and what it takes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadReport {
+    /// The model as it was asked for.
+    pub model: String,
+    /// What runs it.
+    pub device: String,
+    /// Precision of the activations.
+    pub dtype: DType,
+    /// Precision of the KV cache.
+    pub kv_dtype: DType,
+    /// Seconds from the start of [`EngineBuilder::build`](super::EngineBuilder::build) to its end.
+    pub load_s: f64,
+    /// Bytes of the weights, as stored.
+    pub weight_bytes: u64,
+    /// Bytes set aside for keys and values; the system hands them out as they are first used.
+    pub kv_bytes: u64,
+    /// Tokens that fit there, over all open generations.
+    pub kv_tokens: usize,
+    /// What decided that.
+    pub kv_limit: KvLimit,
+    /// Bytes that what the KV cache gives up may take of the host's memory, as they are needed.
+    pub host_kv_bytes: u64,
+    /// Bytes of the activations of one step, at the most.
+    pub activation_bytes: u64,
+    /// Tokens of a step.
+    pub step_tokens: usize,
+    /// Sequences that run at a time.
+    pub max_sequences: usize,
+    /// Tokens that one sequence may hold.
+    pub context: usize,
+}
