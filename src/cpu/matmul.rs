@@ -16,7 +16,7 @@ const OP: &str = "matmul";
 
 /// Up to this many rows the weight is used as it comes: beyond, packing it costs less than converting it for every
 /// three rows.
-const FEW_ROWS: usize = 16;
+const FEW_ROWS: usize = 24;
 /// Rows that are prepared at once; more only take more room.
 const CHUNK_ROWS: usize = 512;
 /// At most so many rows of the weight are packed by a task: a multiple of every tile's width, and a block of them with

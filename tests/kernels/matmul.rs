@@ -75,7 +75,7 @@ proptest! {
         let layer = layer(isa, &[n], k, dtype, true);
         let x = numbers(2, 600 * k, x_dtype);
         let all = product(isa, 2, 600, &x, x_dtype, &layer.matrix);
-        for (rows, threads) in [(1, 1), (2, 3), (3, 1), (5, 2), (8, 1), (9, 2), (13, 3), (64, 1)] {
+        for (rows, threads) in [(1, 1), (2, 3), (3, 1), (5, 2), (8, 1), (9, 2), (13, 3), (24, 2), (25, 1), (64, 1)] {
             // The last rows of all: so they also sit elsewhere in a panel, and in another chunk.
             let first = 600 - rows;
             let some = product(isa, threads, rows, &x[first * k..], x_dtype, &layer.matrix);
