@@ -16,9 +16,9 @@ pub mod text;
 
 pub use dtype::DType;
 pub use engine::{
-    Constraint, ConstraintState, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Incident, KvLimit,
-    LoadReport, Prompt, Request, Sampling, Score, SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, kv,
-    scheduler, simulation,
+    Constraint, ConstraintState, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Guidance, Incident,
+    KvLimit, LoadReport, LogitsContext, LogitsProcessor, Prompt, Request, Sampling, Score, SlowStep, Status, StepSize,
+    Timings, Token, TokenStream, Usage, batching, kv, scheduler, simulation,
 };
 pub use error::{Error, Result};
 

@@ -9,7 +9,7 @@ use burrstone::DType;
 use burrstone::device::{SimOptions, Stream};
 use burrstone::kernels::Gpu;
 use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope};
-use burrstone::ops::{Batch, CacheShape, SampleRow, Sampled, Span};
+use burrstone::ops::{Batch, CacheShape, LogitEdits, SampleRow, Sampled, Span};
 
 const PAGE_SIZE: usize = 8;
 const PAGES_EACH: usize = 65;
@@ -59,7 +59,7 @@ impl Lab {
             batch.logit_rows.push(batch.tokens.len() as u32 - 1);
             batch.samples.push(row(i, tokens));
         }
-        let sampled = self.decoder.sample(&batch).unwrap();
+        let sampled = self.decoder.sample(&batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).unwrap();
         for (tokens, sampled) in self.sequences.iter_mut().zip(&sampled) {
             tokens.push(sampled.token);
         }

@@ -2,7 +2,7 @@
 #![cfg(feature = "builtin-model")]
 
 use burrstone::text::Message;
-use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Request};
+use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Guidance, Prompt, Request};
 
 fn engine() -> Engine {
     Engine::builtin().threads(2).build().unwrap()
@@ -71,6 +71,82 @@ fn what_was_said_is_not_said_again() {
     assert_eq!(ids(&engine, request.clone().no_repeat_ngram_size(1)), [9; 4]);
     let all = request.logit_bias(9, f32::NEG_INFINITY);
     assert_eq!(refused(engine.generate(all)), "logit_bias: expected a token that is left, found a ban of all");
+}
+
+/// Bans all but one token, which follows from those before.
+fn one_way(request: Request) -> Request {
+    request.logits_processor(|context, logits| {
+        assert!(logits.iter().all(|logit| logit.is_finite()));
+        let next = next_on_the_way(context.tokens);
+        let logit = logits[next as usize];
+        logits.fill(f32::NEG_INFINITY);
+        logits[next as usize] = logit;
+        Ok(())
+    })
+}
+
+fn next_on_the_way(tokens: &[u32]) -> u32 {
+    tokens.iter().fold(17, |sum: u32, token| sum.wrapping_mul(31).wrapping_add(*token)) % 1500
+}
+
+/// Each request's logits come to its own processors, in any step and on any device; log-probabilities stay the model's.
+fn processors_get_their_own_rows(engine: &Engine) {
+    let ask = |i: usize| {
+        let request = Request::tokens(vec![41, 78, 259, i as u32 + 3]).max_tokens(6).ignore_eos(true);
+        engine.generate(if i.is_multiple_of(2) { one_way(request) } else { request }).unwrap()
+    };
+    let asked: Vec<_> = (0..5).map(ask).collect();
+    for (i, generation) in asked.into_iter().enumerate().step_by(2) {
+        let mut tokens = generation.prompt_tokens().to_vec();
+        let mut logprobs = Vec::new();
+        for token in generation.map(Result::unwrap) {
+            assert_eq!(token.id, next_on_the_way(&tokens), "{i}");
+            tokens.push(token.id);
+            logprobs.push(token.logprob);
+        }
+        let scores = engine.score(&tokens).unwrap().logprobs;
+        for (found, expected) in logprobs.iter().zip(&scores[4..]) {
+            assert!((found - expected.unwrap()).abs() < 1e-3 * found.abs(), "{found}, {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn logits_processors_get_their_own_rows() {
+    processors_get_their_own_rows(&engine());
+}
+
+#[test]
+#[cfg(feature = "sim")]
+fn logits_processors_get_their_own_rows_on_the_simulator() {
+    let engine = Engine::builtin().device(Device::Sim).max_sequences(4).kv_tokens(256).step_tokens(64).build();
+    processors_get_their_own_rows(&engine.unwrap());
+}
+
+#[test]
+fn guidance_keeps_away_from_the_negative_prompt() {
+    let engine = engine();
+    let negative = |text: &str| Some(Prompt::Text(text.to_owned()));
+    let guided = |scale, negative_prompt| greedy("And the king said").guidance(Guidance { scale, negative_prompt });
+    let free = ids(&engine, greedy("And the king said"));
+    assert_eq!(ids(&engine, guided(1.0, negative("In the beginning"))), free);
+    assert_eq!(ids(&engine, guided(4.0, negative("And the king said"))), free, "there is no way from oneself");
+    let away = ids(&engine, guided(2.0, negative("In the beginning")));
+    assert_ne!(away, free);
+    // With nothing of the prompt, it is the other prompt that goes on.
+    assert_eq!(ids(&engine, guided(0.0, negative("In the beginning"))), ids(&engine, greedy("In the beginning")));
+    // Each of several has a pair of its own.
+    let several = engine.generate_several(guided(2.0, negative("In the beginning")), 3).unwrap();
+    for generation in several {
+        assert_eq!(generation.map(|token| token.unwrap().id).collect::<Vec<_>>(), away);
+    }
+    let wrong = refused(engine.generate(guided(-1.0, None)));
+    assert_eq!(wrong, "guidance_scale: expected a number from 0 up, found -1");
+    let wrong = refused(engine.generate(guided(2.0, Some(Prompt::Tokens(vec![1 << 20])))));
+    assert!(wrong.starts_with("negative_prompt: token 0: expected an id below"), "{wrong}");
+    let single = Engine::builtin().max_sequences(1).build().unwrap();
+    let wrong = refused(single.generate(guided(2.0, None)));
+    assert_eq!(wrong, "guidance_scale: expected an engine of two sequences at a time, found one of one");
 }
 
 /// What penalties do to logits is the kernels' affair; here they arrive.

@@ -5,6 +5,8 @@
 mod chat_templates;
 #[path = "golden/checkpoint.rs"]
 mod checkpoint;
+#[path = "golden/guidance.rs"]
+mod guidance;
 #[path = "golden/models.rs"]
 mod models;
 #[path = "golden/tokenizers.rs"]

@@ -12,7 +12,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use burrstone::scheduler::Policy;
-use burrstone::{Constraint, DType, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Request};
+use burrstone::{
+    Constraint, DType, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Guidance, Prompt, Request,
+};
 use futures_core::Stream;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -57,6 +59,10 @@ impl Asked {
         let mut request = request.temperature(self.temperature).repetition_penalty(1.1);
         if self.guided {
             request = request.constraint(Constraint::Regex(r"([a-z]+( [a-z]+){1,9}[.,] ?)*".to_owned()));
+        }
+        if self.tokens.len() < 90 && self.tokens.len().is_multiple_of(5) {
+            let negative = self.tokens.iter().rev().step_by(2).copied().collect();
+            request = request.guidance(Guidance { scale: 1.5, negative_prompt: Some(Prompt::Tokens(negative)) });
         }
         if self.careful {
             request = request.no_repeat_ngram_size(3).dry(Dry::default()).typical_p(0.95);

@@ -1,7 +1,7 @@
 //! Options that several commands share.
 
 use anyhow::Result;
-use burrstone::{Device, Dry, Engine, EngineBuilder, Request, Sampling};
+use burrstone::{Device, Dry, Engine, EngineBuilder, Guidance, Prompt, Request, Sampling};
 use clap::Args;
 
 use super::constraint::ConstraintArgs;
@@ -208,6 +208,15 @@ pub struct SamplingArgs {
     #[arg(long)]
     ignore_eos: bool,
 
+    /// Classifier-free guidance: 1 does nothing, more keeps further away from what --negative-prompt would be continued
+    /// with
+    #[arg(long, value_name = "SCALE", value_parser = values::amount, allow_negative_numbers = true)]
+    guidance_scale: Option<f32>,
+
+    /// What guidance keeps away from [default: the prompt's last token]
+    #[arg(long, value_name = "TEXT", value_parser = values::text, requires = "guidance_scale")]
+    negative_prompt: Option<String>,
+
     #[command(flatten)]
     constraint: ConstraintArgs,
 }
@@ -233,6 +242,9 @@ impl SamplingArgs {
             },
             stop: self.stop.clone(),
             constraint: self.constraint.read()?,
+            guidance: self
+                .guidance_scale
+                .map(|scale| Guidance { scale, negative_prompt: self.negative_prompt.clone().map(Prompt::Text) }),
             ignore_eos: self.ignore_eos,
             ..request
         })

@@ -113,6 +113,16 @@ impl Buffer {
         Ok(values)
     }
 
+    /// Row `row` of f32 `[rows, width]`.
+    ///
+    /// # Errors
+    /// The buffer is of another dtype, or shorter.
+    pub(crate) fn row_mut(&mut self, row: usize, width: usize) -> Result<&mut [f32]> {
+        let end = row.checked_add(1).and_then(|rows| rows.checked_mul(width));
+        self.check_wide("edit_row", "x", end)?;
+        Ok(&mut bytemuck::cast_slice_mut(self.pages.bytes_mut())[row * width..(row + 1) * width])
+    }
+
     pub(crate) fn as_ptr(&self) -> *const u8 {
         self.pages.as_ptr()
     }

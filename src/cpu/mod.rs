@@ -203,6 +203,11 @@ impl Ops for Cpu {
         act_mul::act_mul(self.isa, &self.pool, rows, width, activation, gate_up, out)
     }
 
+    fn edit_row(&self, x: &mut Buffer, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()> {
+        edit(x.row_mut(row, width)?);
+        Ok(())
+    }
+
     fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Buffer) -> Result<()> {
         sample::sample(self.isa, &self.pool, &mut self.scratch().sample, step, rows, vocab, logits)
     }

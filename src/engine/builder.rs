@@ -14,6 +14,7 @@ use crate::model::{ArchSpec, Checkpoint, Limits, TensorInfo};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
+use super::batching::Batcher;
 use super::budget::KvBudget;
 use super::constraint::Masks;
 use super::incident::{Incident, OnIncident};
@@ -286,7 +287,7 @@ impl EngineBuilder {
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
-        let runner = Runner::new(Box::new(load), spec.rope.table(), PAGE_SIZE)?;
+        let runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(), PAGE_SIZE))?;
         let report = LoadReport {
             model: name,
             device: runner.device().to_owned(),

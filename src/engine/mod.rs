@@ -1,13 +1,16 @@
 //! Requests, KV blocks, the scheduler, the step loop: a model that answers.
 
+pub mod batching;
 mod budget;
 mod builder;
 mod channel;
 mod constraint;
 mod generation;
+mod guarded;
 mod incident;
 pub mod kv;
 mod loader;
+mod logits;
 mod repetition;
 mod report;
 mod request;
@@ -37,6 +40,7 @@ pub use builder::{Device, EngineBuilder};
 pub use constraint::{Constraint, ConstraintState};
 pub use generation::{Generation, TokenStream};
 pub use incident::Incident;
+pub use logits::{Guidance, LogitsContext, LogitsProcessor};
 pub use repetition::Dry;
 pub use report::LoadReport;
 pub use request::{FinishReason, Prompt, Request, Score, Timings, Token, Usage};
@@ -48,7 +52,7 @@ use constraint::{Grammars, Guide, Masks};
 use repetition::Repetition;
 use rules::Rules;
 use sampling::Resolved;
-use scheduler::Submission;
+use scheduler::{Contrast, Submission};
 use worker::{Command, Job, Kind};
 
 /// A loaded model on a device. Clones share it; several engines in one process know nothing of each other.
@@ -109,7 +113,8 @@ impl Engine {
     /// Asks for a generation. It runs along with all others of this engine, from any thread.
     ///
     /// # Errors
-    /// The prompt is empty, longer than the context, or has token ids out of range; a sampling value is out of range;
+    /// The prompt, or a negative one, is empty, longer than the context, or has token ids out of range; a sampling value is
+    /// out of range;
     /// `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
     /// given and the checkpoint has no tokenizer, or messages and it has no chat template.
     pub fn generate(&self, request: Request) -> Result<Generation> {
@@ -135,8 +140,11 @@ impl Engine {
         if request.max_tokens == Some(0) {
             return Err(Error::request("max_tokens", "at least 1", 0));
         }
+        let guidance = request.guidance.map(|guidance| self.guidance(guidance, &prompt)).transpose()?.flatten();
+        let (scale, negative) = guidance.unzip();
+        let longest = negative.as_ref().map_or(0, Vec::len).max(prompt.len());
         // The last token is never fed back, so it needs no room of its own.
-        let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(context + 1 - prompt.len());
+        let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(context + 1 - longest);
         if request.min_tokens > max_tokens {
             let expected = format!("at most {max_tokens}, as many as may be generated");
             return Err(Error::request("min_tokens", expected, request.min_tokens));
@@ -163,19 +171,43 @@ impl Engine {
                 min_tokens: request.min_tokens,
                 eos: self.0.generation_config.eos.clone(),
                 ignore_eos: request.ignore_eos,
+                guidance: scale,
+                processors: request.logits_processors.clone(),
             };
             jobs.push(Job { key, kind: Kind::Generate { rules, consumer } });
             generations.push(Generation::new(Arc::clone(&self.0), key, events, prompt.clone(), text.clone()));
         }
         // Without its deadline, which is of the step loop's clock: see `Command::Submit`.
+        // A contrast goes with one sequence: each has its own then, whose prompts the cache has.
+        let several = if negative.is_some() { jobs.into_iter().map(|job| vec![job]).collect() } else { vec![jobs] };
         let submission = Submission {
             salt: self.salt(request.cache_salt, prompt.len()),
-            branches: n,
+            contrast: negative.map(|prompt| Contrast { salt: self.salt(request.cache_salt, prompt.len()), prompt }),
             priority: request.priority,
             ..Submission::new(prompt, max_tokens)
         };
-        self.0.send(Command::Submit { at, deadline, submission, jobs });
+        for jobs in several {
+            let submission = Submission { branches: jobs.len(), ..submission.clone() };
+            self.0.send(Command::Submit { at, deadline, submission, jobs });
+        }
         Ok(generations)
+    }
+
+    /// Scale and tokens of a guidance that changes anything.
+    fn guidance(&self, guidance: Guidance, prompt: &[u32]) -> Result<Option<(f32, Vec<u32>)>> {
+        let Guidance { scale, negative_prompt } = guidance;
+        if !(scale.is_finite() && scale >= 0.0) {
+            return Err(Error::request("guidance_scale", "a number from 0 up", scale));
+        }
+        if self.0.report.max_sequences < 2 {
+            return Err(Error::request("guidance_scale", "an engine of two sequences at a time", "one of one"));
+        }
+        let negative = match negative_prompt {
+            Some(prompt) => self.prompt(prompt)?,
+            None => prompt[prompt.len() - 1..].to_vec(),
+        };
+        self.check_tokens("negative_prompt", &negative, self.0.report.context)?;
+        Ok((scale != 1.0).then_some((scale, negative)))
     }
 
     /// The start of a constraint over this model's vocabulary, as a request would have it.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use crate::error::Result;
 use crate::text::Message;
 
 use super::constraint::Constraint;
+use super::logits::{Guidance, LogitsContext, LogitsProcessor};
 use super::repetition::Dry;
 use super::sampling::Sampling;
 
@@ -40,6 +42,9 @@ pub struct Request {
     pub stop: Vec<String>,
     /// What the text must look like. What ends it may be an end token even where those are ignored.
     pub constraint: Option<Constraint>,
+    pub guidance: Option<Guidance>,
+    /// In this order.
+    pub logits_processors: Vec<LogitsProcessor>,
     /// Go on past the model's end tokens.
     pub ignore_eos: bool,
     /// Requests of a higher one are begun first; waiting makes up for a lower one in time.
@@ -71,6 +76,8 @@ impl Request {
             min_tokens: 0,
             stop: Vec::new(),
             constraint: None,
+            guidance: None,
+            logits_processors: Vec::new(),
             ignore_eos: false,
             priority: 0,
             deadline: None,
@@ -163,6 +170,20 @@ impl Request {
 
     pub fn constraint(mut self, constraint: Constraint) -> Self {
         self.constraint = Some(constraint);
+        self
+    }
+
+    pub fn guidance(mut self, guidance: Guidance) -> Self {
+        self.guidance = Some(guidance);
+        self
+    }
+
+    /// Adds a function that changes logits: see [`LogitsProcessor`].
+    pub fn logits_processor(
+        mut self,
+        process: impl Fn(LogitsContext<'_>, &mut [f32]) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.logits_processors.push(LogitsProcessor::new(process));
         self
     }
 

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::ops::SampleRow;
 
 use super::constraint::Guide;
+use super::logits::LogitsProcessor;
 use super::repetition::{Repetition, ban};
 use super::request::FinishReason;
 use super::sampling::Resolved;
@@ -21,6 +22,9 @@ pub(super) struct Rules {
     pub eos: Vec<u32>,
     pub ignore_eos: bool,
     pub guide: Option<Guide>,
+    /// The scale of the contrast that the sequence has.
+    pub guidance: Option<f32>,
+    pub processors: Vec<LogitsProcessor>,
 }
 
 impl Rules {

@@ -1,19 +1,22 @@
-//! From a plan to a device: batches of what it asks for.
+//! From a plan to a device, which is set up as often as need be.
 
 use std::iter;
 
 use crate::device::Counters;
 use crate::error::Result;
-use crate::model::{Checkpoint, Forward, Rope};
-use crate::ops::{Batch, Sampled, Span};
+use crate::model::{Checkpoint, Forward};
+use crate::ops::{LogitEdits, SampleRow, Sampled};
 
+use super::batching::Batcher;
+use super::logits::Editor;
 use super::rules::Rules;
-use super::scheduler::{Chunk, Scheduler, SequenceId, View};
+use super::scheduler::{Scheduler, SequenceId};
 
 /// What a step gave.
 #[derive(Default)]
 pub(super) struct Results {
-    pub sampled: Vec<(SequenceId, Sampled)>,
+    /// An error is the sequence's own, which ends with it.
+    pub sampled: Vec<(SequenceId, Sampled, Result<()>)>,
     /// Where a chunk starts, and log-probabilities of the tokens that follow those of it.
     pub scored: Vec<(SequenceId, usize, Vec<f32>)>,
 }
@@ -44,22 +47,16 @@ pub(super) struct Runner {
     loads: u64,
     /// What runs the model, for people.
     device: String,
-    rope: Rope,
-    page_size: usize,
-    /// Of sequences that generate.
-    generate: Batch,
-    /// Of sequences that are scored.
-    score: Batch,
+    batcher: Batcher,
 }
 
 impl Runner {
     /// # Errors
     /// Those of [`Load::load`].
-    pub fn new(mut load: Box<dyn Load>, rope: Rope, page_size: usize) -> Result<Self> {
+    pub fn new(mut load: Box<dyn Load>, batcher: Batcher) -> Result<Self> {
         let forward = load.load()?;
         let device = forward.describe();
-        let (generate, score) = (Batch::default(), Batch::default());
-        Ok(Self { forward: Some(forward), load, loads: 1, device, rope, page_size, generate, score })
+        Ok(Self { forward: Some(forward), load, loads: 1, device, batcher })
     }
 
     pub fn device(&self) -> &str {
@@ -112,30 +109,33 @@ impl Runner {
 
     /// Carries the plan out.
     pub fn run<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<Results> {
-        clear(&mut self.generate);
-        clear(&mut self.score);
+        let batcher = &mut self.batcher;
+        batcher.clear();
         let plan = scheduler.plan();
-        let (mut sampled, mut scored) = (Vec::new(), Vec::new());
+        let (mut sampled, mut scored, mut editor) = (Vec::new(), Vec::new(), Editor::default());
         for chunk in &plan.chunks {
             let Some(view) = scheduler.view(chunk.sequence) else { continue };
-            if let Wanted::Scores = wanted(chunk.sequence) {
-                append(&mut self.score, &mut self.rope, self.page_size, *chunk, view);
-                let end = chunk.start + chunk.len;
-                let targets = &view.tokens[chunk.start + 1..view.tokens.len().min(end + 1)];
-                let first = (self.score.tokens.len() - chunk.len) as u32;
-                self.score.logit_rows.extend(first..first + targets.len() as u32);
-                self.score.targets.extend_from_slice(targets);
-                scored.push((chunk.sequence, chunk.start, targets.len()));
+            if let Some(lead) = scheduler.contrast_of(chunk.sequence) {
+                batcher.generate(*chunk, view);
+                if chunk.sample {
+                    editor.contrast(sampled.len(), lead);
+                    batcher.choose(SampleRow::GREEDY);
+                    sampled.push(None);
+                }
                 continue;
             }
-            append(&mut self.generate, &mut self.rope, self.page_size, *chunk, view);
+            if let Wanted::Scores = wanted(chunk.sequence) {
+                let targets = batcher.score(*chunk, view);
+                scored.push((chunk.sequence, chunk.start, targets));
+                continue;
+            }
+            batcher.generate(*chunk, view);
             if chunk.sample {
-                let row = self.generate.tokens.len() as u32 - 1;
                 for &id in iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence)) {
                     if let Wanted::Sample(rules) = wanted(id) {
-                        self.generate.logit_rows.push(row);
-                        self.generate.samples.push(rules.row(view));
-                        sampled.push(id);
+                        batcher.choose(rules.row(view));
+                        editor.own(sampled.len(), id, rules, view);
+                        sampled.push(Some(id));
                     }
                 }
             }
@@ -149,12 +149,19 @@ impl Runner {
         }
         let mut results = Results::default();
         if !sampled.is_empty() {
-            results.sampled = sampled.into_iter().zip(forward.sample(&self.generate)?).collect();
-        } else if !self.generate.tokens.is_empty() {
-            forward.run(&self.generate)?;
+            let rows = editor.rows();
+            let edits = LogitEdits { rows: &rows, edit: &mut |row, logits| editor.edit(row, logits) };
+            let chosen = forward.sample(batcher.generated(), edits)?;
+            let of = |(row, (id, mut chosen)): (usize, (Option<SequenceId>, Sampled))| {
+                let verdict = editor.verdict(row, &mut chosen);
+                Some((id?, chosen, verdict))
+            };
+            results.sampled = sampled.into_iter().zip(chosen).enumerate().filter_map(of).collect();
+        } else if !batcher.generated().tokens.is_empty() {
+            forward.run(batcher.generated())?;
         }
         if !scored.is_empty() {
-            let mut logprobs = forward.target_logprobs(&self.score)?.into_iter();
+            let mut logprobs = forward.target_logprobs(batcher.scored())?.into_iter();
             let of = |(id, start, count)| (id, start, logprobs.by_ref().take(count).collect());
             results.scored = scored.into_iter().map(of).collect();
         }
@@ -177,28 +184,4 @@ fn forward<'a>(
         }
     };
     Ok(&mut **there.insert(forward))
-}
-
-fn clear(batch: &mut Batch) {
-    let Batch { tokens, positions, slots, rope, spans, page_table, masks, logit_rows, samples, targets } = batch;
-    [tokens, positions, slots, page_table, logit_rows, targets].into_iter().for_each(Vec::clear);
-    rope.clear();
-    spans.clear();
-    masks.clear();
-    samples.clear();
-}
-
-/// Adds a chunk. Rope kinds that depend on the length see the whole prompt's for each of its tokens, however it is cut,
-/// and for a generated token the length up to it, whenever it is computed.
-fn append(batch: &mut Batch, rope: &mut Rope, page_size: usize, chunk: Chunk, view: View<'_>) {
-    let (start, end) = (batch.tokens.len(), chunk.start + chunk.len);
-    batch.tokens.extend_from_slice(&view.tokens[chunk.start..end]);
-    for position in chunk.start..end {
-        let page = view.blocks[position / page_size] as usize;
-        batch.positions.push(position as u32);
-        batch.slots.push((page * page_size + position % page_size) as u32);
-        rope.append(position as u32, view.prompt_len.max(position + 1), &mut batch.rope);
-    }
-    batch.spans.push(Span { start, len: chunk.len, kv_len: end, pages: batch.page_table.len() });
-    batch.page_table.extend_from_slice(&view.blocks[..end.div_ceil(page_size)]);
 }

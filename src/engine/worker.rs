@@ -246,10 +246,10 @@ impl Worker {
         }
         let mut outcomes = Vec::with_capacity(results.sampled.len());
         let mut tokens = Vec::with_capacity(results.sampled.len());
-        for (id, sampled) in results.sampled {
+        for (id, sampled, verdict) in results.sampled {
             let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &mut self.live[id.slot()] else { continue };
             let generated = self.scheduler.view(id).map_or(0, |view| view.tokens.len() - view.prompt_len) + 1;
-            let finish = rules.take(sampled.token, generated);
+            let finish = verdict.and_then(|()| rules.take(sampled.token, generated));
             let last = !matches!(finish, Ok(None));
             outcomes.push(Outcome { sequence: id, token: sampled.token, last });
             tokens.push((id, sampled, finish));

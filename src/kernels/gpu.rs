@@ -330,6 +330,13 @@ impl Ops for Gpu {
         ActMul { gate_up, out, scales: None, rows, width, activation }.launch(&self.stream)
     }
 
+    fn edit_row(&self, x: &mut Memory, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()> {
+        let mut values = vec![0f32; width];
+        x.read_at(row * width, bytemuck::cast_slice_mut(&mut values))?;
+        edit(&mut values);
+        x.write_at(row * width, &values)
+    }
+
     fn sample(&self, step: &mut Step, rows: Range<usize>, vocab: usize, logits: &mut Memory) -> Result<()> {
         let last = rows.end == step.shape().logit_rows;
         let (len, found) = (rows.len() * vocab, logits.len());

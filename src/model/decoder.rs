@@ -8,8 +8,8 @@ use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Batch, CacheShape, Ops, PageMoves, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled, Scoring,
-    StepShape,
+    Attention, Batch, CacheShape, LogitEdits, Ops, PageMoves, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled,
+    Scoring, StepShape,
 };
 
 use super::checkpoint::Checkpoint;
@@ -40,8 +40,8 @@ pub trait Forward: Send {
     /// Runs one step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
 
-    /// Runs one step and chooses a token by each of the batch's `samples`.
-    fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>>;
+    /// Runs one step and chooses a token by each of the batch's `samples`, from logits of which some rows are changed before.
+    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>>;
 
     /// Runs one step; log-probabilities of the batch's `targets`.
     fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>>;
@@ -240,7 +240,7 @@ impl<O: Ops> Decoder<O> {
 
     /// The uploaded step from its first kernel to its last. Logits are read in groups of as many rows as their buffer
     /// holds.
-    fn forward(&mut self, shape: StepShape, read: Read<O>) -> Result<()> {
+    fn forward(&mut self, shape: StepShape, mut read: impl Read<O>) -> Result<()> {
         self.layers(shape.tokens)?;
         for start in (0..shape.logit_rows).step_by(self.logit_rows) {
             let rows = start..shape.logit_rows.min(start + self.logit_rows);
@@ -267,10 +267,22 @@ impl<O: Ops> Decoder<O> {
         self.recordings.insert(key, recording);
         Ok(())
     }
+
+    /// A step that chooses tokens from logits that the host has its hands in: nothing that could be recorded.
+    fn choose_edited(&mut self, shape: StepShape, edits: LogitEdits<'_>) -> Result<()> {
+        self.forward(shape, |ops, step, rows, vocab, logits| {
+            for &row in edits.rows.iter().filter(|row| rows.contains(row)) {
+                ops.edit_row(logits, row - rows.start, vocab, &mut |logits| (edits.edit)(row, logits))?;
+            }
+            ops.sample(step, rows, vocab, logits)
+        })
+    }
 }
 
-/// What is done with logits: [`Ops::sample`] or [`Ops::target_logprobs`].
-type Read<O> = fn(&O, &mut <O as Ops>::Step, Range<usize>, usize, &mut <O as Ops>::Buffer) -> Result<()>;
+/// What is done with the logits of these rows, each of so many tokens: [`Ops::sample`] or [`Ops::target_logprobs`].
+trait Read<O: Ops>: FnMut(&O, &mut O::Step, Range<usize>, usize, &mut O::Buffer) -> Result<()> {}
+
+impl<O: Ops, F: FnMut(&O, &mut O::Step, Range<usize>, usize, &mut O::Buffer) -> Result<()>> Read<O> for F {}
 
 impl<O: Ops> Forward for Decoder<O> {
     fn describe(&self) -> String {
@@ -312,9 +324,13 @@ impl<O: Ops> Forward for Decoder<O> {
         self.layers(shape.tokens)
     }
 
-    fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
+    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
         let shape = self.upload(batch)?;
-        self.choose(shape)?;
+        if edits.rows.is_empty() {
+            self.choose(shape)?;
+        } else {
+            self.choose_edited(shape, edits)?;
+        }
         self.ops.sampled(&mut self.step)
     }
 

@@ -25,7 +25,7 @@ pub use batch::{Batch, RecordingKey, Span, StepShape};
 pub use mask::{Mask, MaskPromise};
 pub use pages::PageMoves;
 pub(crate) use pages::check_page_copies;
-pub use sampling::{SampleRow, Sampled};
+pub use sampling::{LogitEdits, SampleRow, Sampled};
 
 /// A tensor as a checkpoint stores it: row-major, little-endian, not necessarily aligned.
 #[derive(Clone, Debug)]
@@ -244,6 +244,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
         gate_up: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+
+    /// Lets the host change row `row` of an f32 `[rows, width]`, after all work so far.
+    fn edit_row(&self, x: &mut Self::Buffer, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()>;
 
     /// Chooses a token by each of the step's `samples[rows]` from `logits: [rows, vocab]`, f32, which penalties may
     /// change. [`sampled`](Self::sampled) reads the results.

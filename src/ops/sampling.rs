@@ -133,6 +133,14 @@ impl SampleRow {
     }
 }
 
+/// Rows of logits that the host changes before tokens are chosen.
+pub struct LogitEdits<'a> {
+    /// Indices into the batch's `logit_rows`, ascending.
+    pub rows: &'a [usize],
+    /// Gets each of `rows`, in order, with its logits, `[vocab]`.
+    pub edit: &'a mut dyn FnMut(usize, &mut [f32]),
+}
+
 /// A chosen token with its log-probability under the model, before temperature, penalties and filters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {

@@ -82,10 +82,14 @@ fn batches_are_constrained_in_the_words_of_others() {
         ("typical", json!({"typical_p": 0}), "typical_p"),
         ("dry", json!({"dry_multiplier": -1}), "dry_multiplier"),
         ("words", json!({"bad_words": [""]}), "bad_words"),
+        ("scale", json!({"guidance_scale": -1}), "guidance_scale"),
+        ("negative", json!({"negative_prompt": "In"}), "guidance_scale"),
     ];
     let plain = [
         ("object", json!({"response_format": {"type": "json_object"}})),
         ("free", json!({"response_format": {"type": "text"}})),
+        ("guidance", json!({"guidance_scale": 1.5, "negative_prompt": "In the beginning"})),
+        ("away", json!({"guidance_scale": 1.5, "negative_prompt": [41, 78]})),
         (
             "careful",
             json!({"typical_p": 0.9, "no_repeat_ngram_size": 3, "dry_multiplier": 0.8, "dry_base": 2,

@@ -167,6 +167,9 @@ fn sampling_options_are_heard() {
     assert_ne!(draw(&["--logit-bias", "77=100"]), free);
     assert_ne!(draw(&["--typical-p", "0.2"]), free);
     assert_ne!(draw(&["--no-repeat-ngram-size", "1"]), free);
+    let guided = draw(&["--guidance-scale", "3"]);
+    assert_ne!(guided, free);
+    assert_ne!(draw(&["--guidance-scale", "3", "--negative-prompt", "And the king said"]), guided);
 }
 
 #[test]

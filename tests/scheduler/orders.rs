@@ -4,15 +4,16 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use burrstone::scheduler::{CacheSize, End, Mechanisms, Policy, Refused, Scheduler, SequenceId, Submission};
+use burrstone::scheduler::{CacheSize, Contrast, End, Mechanisms, Policy, Refused, Scheduler, SequenceId, Submission};
 
 use crate::blocks::Random;
-use crate::device::{Device, next_token};
+use crate::device::{Device, guided, next_token};
 
 const SIZE: usize = 4;
 
 struct Live {
     prompt: Vec<u32>,
+    contrast: Option<Contrast>,
     max_tokens: usize,
     tokens: Vec<u32>,
 }
@@ -33,8 +34,13 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
             let mut prompt = vec![random.below(2) as u32; 1 + random.below(30)];
             prompt.extend((0..random.below(6)).map(|_| random.below(3) as u32));
             let deadline = (random.below(8) == 0).then(|| now + Duration::from_millis(random.below(40) as u64));
+            let contrast = (random.below(5) == 0).then(|| Contrast {
+                prompt: vec![random.below(2) as u32; 1 + random.below(40)],
+                salt: random.below(2) as u64,
+            });
             let request = Submission {
-                branches: 1 + random.below(9).saturating_sub(6),
+                branches: if contrast.is_some() { 1 } else { 1 + random.below(9).saturating_sub(6) },
+                contrast,
                 priority: random.below(3) as i32 - 1,
                 deadline,
                 salt: random.below(2) as u64,
@@ -46,8 +52,8 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
                 Ok(ids) => {
                     assert_eq!(ids.len(), request.branches);
                     for id in ids {
-                        let Submission { prompt, max_tokens, .. } = request.clone();
-                        live.insert(id, Live { prompt, max_tokens, tokens: Vec::new() });
+                        let Submission { prompt, contrast, max_tokens, .. } = request.clone();
+                        live.insert(id, Live { prompt, contrast, max_tokens, tokens: Vec::new() });
                     }
                 }
                 Err(Refused::TooLarge { tokens, capacity }) => assert!(tokens > capacity && capacity == blocks * SIZE),
@@ -82,11 +88,15 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
             scheduler.complete(now, &outcomes);
         }
         for gone in scheduler.take_ended() {
-            let Live { prompt, max_tokens, tokens } = live.remove(&gone.sequence).expect("it ends once");
-            let mut all = prompt.clone();
+            let Live { prompt, contrast, max_tokens, tokens } = live.remove(&gone.sequence).expect("it ends once");
+            let (mut all, mut beside) = (prompt, contrast.map(|contrast| contrast.prompt));
+            let window = window.unwrap_or(usize::MAX);
             for &token in &tokens {
-                assert_eq!(token, next_token(&all, window.unwrap_or(usize::MAX), gone.sequence.slot()));
+                let own = next_token(&all, window, gone.sequence.slot());
+                let expected = beside.as_ref().map_or(own, |beside| guided(own, next_token(beside, window, 0)));
+                assert_eq!(token, expected);
                 all.push(token);
+                beside.iter_mut().for_each(|beside| beside.push(token));
             }
             if gone.end == End::Finished {
                 assert!(tokens.len() == max_tokens || tokens.last().is_some_and(|&token| token < 15));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burrstone::text::Message;
-use burrstone::{Constraint, Dry, Engine, Error, Prompt, Request};
+use burrstone::{Constraint, Dry, Engine, Error, Guidance, Prompt, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -58,6 +58,8 @@ struct Body {
     guided_regex: Option<String>,
     guided_choice: Option<Vec<String>>,
     guided_grammar: Option<String>,
+    guidance_scale: Option<f32>,
+    negative_prompt: Option<Text>,
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     /// The model is the one that is loaded, whatever this says.
@@ -233,8 +235,7 @@ impl Body {
         };
         let prompt = match (chat, self.messages, self.prompt) {
             (true, Some(turns), None) => Prompt::Messages(turns.into_iter().map(Turn::message).collect()),
-            (false, None, Some(Text::Text(text))) => Prompt::Text(text),
-            (false, None, Some(Text::Tokens(tokens))) => Prompt::Tokens(tokens),
+            (false, None, Some(text)) => text.prompt(),
             (true, ..) => return Err(missing("messages", "a conversation, and no prompt")),
             (false, ..) => return Err(missing("prompt", "a text or token ids, and no messages")),
         };
@@ -242,6 +243,16 @@ impl Body {
         // What OpenAI's completions generate where nobody says how much.
         request.max_tokens = self.max_completion_tokens.or(self.max_tokens).or((!chat).then_some(16));
         request.min_tokens = self.min_tokens.unwrap_or(0);
+        request.guidance = match (self.guidance_scale, self.negative_prompt) {
+            (None, Some(_)) => {
+                return Err(Error::Request {
+                    field: "guidance_scale".to_owned(),
+                    expected: "a number, with negative_prompt".to_owned(),
+                    found: "none".to_owned(),
+                });
+            }
+            (scale, negative) => scale.map(|scale| Guidance { scale, negative_prompt: negative.map(Text::prompt) }),
+        };
         request.ignore_eos = self.ignore_eos.unwrap_or(false);
         request.priority = self.priority.unwrap_or(0);
         request.stop = match self.stop {
@@ -277,6 +288,15 @@ impl Body {
         sampling.frequency_penalty = self.frequency_penalty.unwrap_or(0.0);
         sampling.logit_bias = self.logit_bias.into_iter().flatten().collect();
         Ok((request, self.n.unwrap_or(1)))
+    }
+}
+
+impl Text {
+    fn prompt(self) -> Prompt {
+        match self {
+            Self::Text(text) => Prompt::Text(text),
+            Self::Tokens(tokens) => Prompt::Tokens(tokens),
+        }
     }
 }
 

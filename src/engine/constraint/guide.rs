@@ -1,12 +1,15 @@
 //! One sequence's way through its constraint: the mask of its next token is computed while the step loop goes on.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
 use super::ConstraintState;
+use crate::engine::guarded::{defect, guarded};
 use crate::error::{Error, Result};
 use crate::ops::{Mask, MaskPromise};
+
+/// What errors call it.
+const CONSTRAINT: &str = "constraint";
 
 /// A thread that computes masks. It ends when nobody can ask it any more.
 #[derive(Clone)]
@@ -58,7 +61,7 @@ impl Way {
     fn mask(&mut self) -> Result<Vec<u32>> {
         let mut words = vec![0; self.vocab.div_ceil(32)];
         let state = &mut self.state;
-        guarded(|| state.allow(&mut words))?;
+        guarded(CONSTRAINT, || state.allow(&mut words))?;
         for &token in &self.never {
             words[token as usize / 32] &= !(1 << (token % 32));
         }
@@ -69,7 +72,7 @@ impl Way {
         }
         if words.iter().all(|word| *word == 0) {
             let found = "none but those that are banned";
-            return Err(Error::request("constraint", "a token that may come next", found));
+            return Err(Error::request(CONSTRAINT, "a token that may come next", found));
         }
         Ok(words)
     }
@@ -101,14 +104,14 @@ impl Guide {
             return Err(error);
         }
         let state = &mut way.state;
-        if guarded(|| state.advance(token))? {
+        if guarded(CONSTRAINT, || state.advance(token))? {
             return Ok(true);
         }
         let (mask, promise) = Mask::promised();
         self.mask = mask;
         // Without the thread the promise is dropped, and the next token is as good as none.
         let task = Task { way: Arc::clone(&self.way), promise };
-        self.masks.0.send(task).map_err(|_| defect("the thread that computes masks has ended"))?;
+        self.masks.0.send(task).map_err(|_| defect(CONSTRAINT, "the end of the thread that computes masks"))?;
         Ok(false)
     }
 
@@ -123,13 +126,4 @@ impl Guide {
 fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
     // Nothing that may panic runs unguarded under the lock.
     way.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A panic of a constraint is its request's affair.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(defect("the constraint panicked")))
-}
-
-fn defect(reason: &str) -> Error {
-    Error::request("constraint", "one that does what it promises", reason)
 }

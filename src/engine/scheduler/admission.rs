@@ -27,10 +27,14 @@ impl Scheduler {
         };
         while left > 0 && (prompts < at_once || tokens < left) && !self.waiting.is_empty() {
             let Some(id) = self.next_that_fits(branches) else { return };
-            let Some(sequence) = self.start(now, id) else { return };
-            prompts += 1;
-            tokens += sequence.remaining();
-            branches += 1 + sequence.branches.len();
+            // A contrast first: so the two stay, in the order of the plan.
+            let contrast = self.sequences.get(id).and_then(|sequence| self.sequences.other(sequence)).map(|(id, _)| id);
+            for id in contrast.into_iter().chain([id]) {
+                let Some(sequence) = self.start(now, id) else { return };
+                prompts += 1;
+                tokens += sequence.remaining();
+                branches += 1 + sequence.branches.len();
+            }
         }
     }
 
@@ -86,13 +90,16 @@ impl Scheduler {
     fn fits(&self, sequence: &Sequence, known: usize, reserved: usize, branches: usize) -> bool {
         let Mechanisms { whole_prompt, count_hits, share_in_flight, .. } = self.policy.mechanisms;
         let available = self.blocks.available().saturating_sub(if whole_prompt { reserved } else { 0 });
-        let needed = |hits: usize| {
+        let needed = |sequence: &Sequence, hits: usize| {
             let first = self.blocks.blocks_for(self.first_tokens(sequence, hits));
             // Alone, it has all there is, and may grow into it.
             let all = if self.running.is_empty() || !whole_prompt { first } else { first.max(self.reserve(sequence)) };
             if count_hits { all.saturating_sub(hits) } else { all }
         };
-        if branches + 1 + sequence.branches.len() > self.policy.max_running || needed(known) > available {
+        let contrast = self.sequences.other(sequence).map(|(_, contrast)| contrast);
+        let of_contrast = contrast.map_or(0, |contrast| needed(contrast, self.known(contrast)));
+        let slots = 1 + sequence.branches.len() + usize::from(contrast.is_some());
+        if branches + slots > self.policy.max_running || needed(sequence, known) + of_contrast > available {
             return false;
         }
         let block_size = self.blocks.block_size();
@@ -105,8 +112,11 @@ impl Scheduler {
             return false;
         }
         // Idle blocks that it takes are available no more.
-        let (hits, idle) = self.blocks.peek(names);
-        needed(hits) + if count_hits { idle } else { 0 } <= available
+        let taken = |sequence: &Sequence| {
+            let (hits, idle) = self.blocks.peek(self.reusable(sequence));
+            needed(sequence, hits) + if count_hits { idle } else { 0 }
+        };
+        taken(sequence) + contrast.map_or(0, taken) <= available
     }
 
     /// About how many blocks the cache has of a sequence: O(log blocks).
@@ -146,7 +156,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives a waiting sequence what the cache has of it, and blocks for what it computes.
+    /// Gives a waiting sequence, or the contrast of one, what the cache has of it, and blocks for what it computes.
     fn start(&mut self, now: Duration, id: SequenceId) -> Option<&Sequence> {
         let block_size = self.blocks.block_size();
         let sequence = self.sequences.get(id)?;

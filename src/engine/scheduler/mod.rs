@@ -26,7 +26,7 @@ use std::time::Duration;
 use crate::engine::kv::{BlockHasher, Blocks, Counts};
 use crate::ops::PageMoves;
 pub use policy::{Mechanisms, Policy};
-use sequence::{QueueKey, Sequence, Sequences, State};
+use sequence::{Pair, QueueKey, Sequence, Sequences, State};
 pub use sequence::{Receipt, SequenceId};
 
 /// The size of the KV cache.
@@ -49,6 +49,8 @@ pub struct Submission {
     pub max_tokens: usize,
     /// Continuations of the one prompt.
     pub branches: usize,
+    /// A request with one has no other branches, and is no scored one.
+    pub contrast: Option<Contrast>,
     /// Higher ones go first.
     pub priority: i32,
     /// When it ends without being done.
@@ -62,17 +64,36 @@ pub struct Submission {
     pub scored: bool,
 }
 
+/// Another prompt, which is continued by the same tokens: the token after both is chosen when both are computed, in one
+/// step.
+#[derive(Clone, Debug)]
+pub struct Contrast {
+    pub prompt: Vec<u32>,
+    /// As [`Submission::salt`].
+    pub salt: u64,
+}
+
 impl Submission {
     /// One continuation, which may begin with what the cache has; nothing else is asked for.
     pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
-        Self { prompt, max_tokens, branches: 1, priority: 0, deadline: None, salt: 0, reuse: true, scored: false }
+        Self {
+            prompt,
+            max_tokens,
+            branches: 1,
+            contrast: None,
+            priority: 0,
+            deadline: None,
+            salt: 0,
+            reuse: true,
+            scored: false,
+        }
     }
 }
 
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// There is no prompt, or no branch.
+    /// There is no prompt, no branch, or nothing in the contrast.
     Empty,
     /// Prompt and output are more than the cache holds.
     TooLarge {
@@ -106,7 +127,7 @@ pub struct Plan {
     pub moves: PageMoves,
     /// Blocks to be copied before it, `[from, to]`.
     pub copies: Vec<[u32; 2]>,
-    /// Sequences that generate, then prompts.
+    /// Sequences that generate, then prompts; a contrast before the sequence that it belongs to.
     pub chunks: Vec<Chunk>,
 }
 
@@ -215,16 +236,22 @@ impl Scheduler {
     /// # Errors
     /// It could never run, or too many wait already.
     pub fn submit(&mut self, now: Duration, submission: Submission) -> Result<Vec<SequenceId>, Refused> {
-        let Submission { prompt, max_tokens, branches, priority, deadline, salt, reuse, scored } = submission;
-        if prompt.is_empty() || branches == 0 {
+        let Submission { prompt, max_tokens, branches, contrast, priority, deadline, salt, reuse, scored } = submission;
+        // Where nothing is chosen, nothing guides the choice.
+        let contrast = contrast.filter(|_| max_tokens > 0);
+        if prompt.is_empty() || branches == 0 || contrast.as_ref().is_some_and(|contrast| contrast.prompt.is_empty()) {
             return Err(Refused::Empty);
         }
-        if branches > self.policy.max_running {
-            return Err(Refused::TooManyBranches { branches, limit: self.policy.max_running });
+        let side_by_side = branches + usize::from(contrast.is_some());
+        if side_by_side > self.policy.max_running {
+            return Err(Refused::TooManyBranches { branches: side_by_side, limit: self.policy.max_running });
         }
         // The last token is never fed back.
-        let tokens = prompt.len().saturating_add(max_tokens.saturating_sub(1));
-        let capacity = self.blocks.total() * self.blocks.block_size();
+        let with_output = |prompt: &Vec<u32>| prompt.len().saturating_add(max_tokens.saturating_sub(1));
+        let block_size = self.blocks.block_size();
+        let beside = contrast.as_ref().map_or(0, |contrast| with_output(&contrast.prompt).div_ceil(block_size));
+        let tokens = beside.saturating_mul(block_size).saturating_add(with_output(&prompt));
+        let capacity = self.blocks.total() * block_size;
         if self.policy.mechanisms.refuse_oversize && tokens > capacity {
             return Err(Refused::TooLarge { tokens, capacity });
         }
@@ -234,19 +261,28 @@ impl Scheduler {
         self.submitted += 1;
         let ahead = i128::from(priority) * self.policy.aging.as_nanos() as i128;
         let order = (now.as_nanos() as i128 - ahead, self.submitted);
-        let mut sequence = Sequence::new(prompt, max_tokens, priority, order, now);
-        (sequence.reuse, sequence.scored) = (reuse, scored);
-        sequence.deadline = deadline;
-        sequence.last_name = self.hasher.root(salt);
-        sequence.name_blocks(&self.hasher, self.blocks.block_size());
+        let named = |prompt, salt| {
+            let mut sequence = Sequence::new(prompt, max_tokens, priority, order, now);
+            (sequence.reuse, sequence.scored) = (reuse, scored);
+            sequence.last_name = self.hasher.root(salt);
+            sequence.name_blocks(&self.hasher, self.blocks.block_size());
+            sequence
+        };
+        let sequence = Sequence { deadline, ..named(prompt, salt) };
+        let contrast = contrast.map(|Contrast { prompt, salt }| named(prompt, salt));
         let parked: Vec<Sequence> = (1..branches).map(|_| sequence.parked()).collect();
         let leader = self.sequences.insert(sequence);
+        let contrast = contrast.map(|contrast| {
+            let state = State::Parked { leader };
+            self.sequences.insert(Sequence { state, pair: Some(Pair::ContrastOf(leader)), ..contrast })
+        });
         let mut ids = vec![leader];
         for sequence in parked {
             ids.push(self.sequences.insert(Sequence { state: State::Parked { leader }, ..sequence }));
         }
         if let Some(leader) = self.sequences.get_mut(leader) {
             leader.branches = ids[1..].to_vec();
+            leader.pair = contrast.map(Pair::With);
         }
         self.deadlines.extend(deadline.iter().flat_map(|&deadline| ids.iter().map(move |&id| (deadline, id))));
         self.waiting.insert((order, leader));
@@ -268,6 +304,14 @@ impl Scheduler {
     /// Sequences that begin where this one's prompt ends; none once they have begun.
     pub fn branches(&self, id: SequenceId) -> &[SequenceId] {
         self.sequences.get(id).map_or(&[], |sequence| &sequence.branches)
+    }
+
+    /// The sequence that a contrast belongs to; `None` for one that is no contrast.
+    pub fn contrast_of(&self, id: SequenceId) -> Option<SequenceId> {
+        match self.sequences.get(id)?.pair {
+            Some(Pair::ContrastOf(lead)) => Some(lead),
+            Some(Pair::With(_)) | None => None,
+        }
     }
 
     /// What a sequence has been through so far.

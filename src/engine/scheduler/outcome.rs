@@ -1,8 +1,9 @@
 //! What came of a step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::sequence::{State, Trial};
+use super::sequence::{Pair, Sequence, State, Trial};
 use super::{Chunk, End, Ended, Outcome, Scheduler, SequenceId};
 
 impl Scheduler {
@@ -12,9 +13,12 @@ impl Scheduler {
             self.advance(now, chunk);
         }
         for &Outcome { sequence: id, token, last } in outcomes {
+            for id in self.sequences.both(id) {
+                let Some(sequence) = self.sequences.get_mut(id) else { continue };
+                sequence.tokens.push(token);
+                sequence.name_blocks(&self.hasher, self.blocks.block_size());
+            }
             let Some(sequence) = self.sequences.get_mut(id) else { continue };
-            sequence.tokens.push(token);
-            sequence.name_blocks(&self.hasher, self.blocks.block_size());
             if sequence.first_token.is_none() {
                 sequence.first_token = Some(now);
                 sequence.receipt.prefill = now.saturating_sub(sequence.admitted.unwrap_or(now));
@@ -46,20 +50,20 @@ impl Scheduler {
     /// The step failed, and what it was to write is not kept. Its sequences end; or, where one of them may be to blame and
     /// the others may not, they are computed `again`, each in steps of its own, once in its life.
     pub fn fail(&mut self, now: Duration, again: bool) {
-        for chunk in std::mem::take(&mut self.plan.chunks) {
-            let first =
-                self.sequences.get_mut(chunk.sequence).filter(|sequence| again && sequence.trial == Trial::None);
+        let chunks = std::mem::take(&mut self.plan.chunks);
+        let failed: BTreeSet<SequenceId> = chunks.iter().map(|chunk| self.sequences.lead(chunk.sequence)).collect();
+        for id in failed {
+            let first = self.sequences.get_mut(id).filter(|sequence| again && sequence.trial == Trial::None);
             if let Some(sequence) = first {
                 sequence.trial = Trial::Due;
                 self.stats.retries += 1;
-                self.running.retain(|&other| other != chunk.sequence);
-                self.put_back(chunk.sequence);
+                self.put_back(id);
                 continue;
             }
-            for branch in self.branches(chunk.sequence).to_vec() {
+            for branch in self.branches(id).to_vec() {
                 self.end(now, branch, End::Failed);
             }
-            self.end(now, chunk.sequence, End::Failed);
+            self.end(now, id, End::Failed);
         }
         if !self.plan.copies.is_empty() || !self.plan.moves.is_empty() {
             // Nobody knows which of them were made, and not only the step's sequences need them.
@@ -71,7 +75,7 @@ impl Scheduler {
     /// known of any prompt.
     pub fn forget(&mut self) {
         self.blocks.settle();
-        while let Some(id) = self.running.pop() {
+        while let Some(&id) = self.running.last() {
             self.put_back(id);
         }
         self.blocks.forget();
@@ -125,9 +129,22 @@ impl Scheduler {
         self.enlist(branch);
     }
 
-    /// Ends a sequence, and gives back what it has.
+    /// Ends a sequence, and gives back what it has; a contrast ends with it, and is not spoken of.
     pub(super) fn end(&mut self, now: Duration, id: SequenceId, end: End) {
-        let Some(mut sequence) = self.sequences.remove(id) else { return };
+        let Some(sequence) = self.remove(id) else { return };
+        if let Some(Pair::With(contrast)) = sequence.pair {
+            self.remove(contrast);
+        }
+        let mut receipt = sequence.receipt;
+        if sequence.admitted.is_none() {
+            receipt.queue = now.saturating_sub(sequence.submitted);
+        }
+        self.ended.push(Ended { sequence: id, end, receipt });
+    }
+
+    /// Takes a sequence out of all lists, and its blocks from it.
+    fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        let mut sequence = self.sequences.remove(id)?;
         match sequence.state {
             State::Waiting => {
                 self.waiting.remove(&(sequence.order, id));
@@ -144,10 +161,7 @@ impl Scheduler {
         if let Some(deadline) = sequence.deadline {
             self.deadlines.remove(&(deadline, id));
         }
-        if sequence.admitted.is_none() {
-            sequence.receipt.queue = now.saturating_sub(sequence.submitted);
-        }
-        self.ended.push(Ended { sequence: id, end, receipt: sequence.receipt });
+        Some(sequence)
     }
 
     /// Branches whose leader is gone wait for themselves: the first leads the others.

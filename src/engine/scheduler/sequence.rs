@@ -49,6 +49,24 @@ pub(super) enum State {
     },
 }
 
+/// The other one of two sequences that go in step: the same tokens behind different prompts. They begin, give their
+/// blocks up and end together; what is known outside of the two is the one that has a contrast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pair {
+    /// It has this contrast.
+    With(SequenceId),
+    /// It is the contrast of this one.
+    ContrastOf(SequenceId),
+}
+
+impl Pair {
+    pub fn other(self) -> SequenceId {
+        match self {
+            Self::With(id) | Self::ContrastOf(id) => id,
+        }
+    }
+}
+
 /// Where a sequence stands whose step failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trial {
@@ -74,6 +92,7 @@ pub(super) struct Sequence {
     pub order: (i128, u64),
     pub deadline: Option<Duration>,
     pub state: State,
+    pub pair: Option<Pair>,
     pub trial: Trial,
     /// Names of the full blocks of `tokens`.
     pub names: Vec<BlockHash>,
@@ -107,6 +126,7 @@ impl Sequence {
             order,
             deadline: None,
             state: State::Waiting,
+            pair: None,
             trial: Trial::None,
             names: Vec::new(),
             last_name: BlockHash::default(),
@@ -166,6 +186,26 @@ pub(super) struct Sequences {
 }
 
 impl Sequences {
+    /// The other one of a pair.
+    pub fn other(&self, sequence: &Sequence) -> Option<(SequenceId, &Sequence)> {
+        let id = sequence.pair?.other();
+        Some((id, self.get(id)?))
+    }
+
+    /// A sequence and, of a pair, the other one.
+    pub fn both(&self, id: SequenceId) -> impl Iterator<Item = SequenceId> + use<> {
+        let other = self.get(id).and_then(|sequence| sequence.pair).map(Pair::other);
+        [id].into_iter().chain(other)
+    }
+
+    /// The one of a pair that is known outside of it; of no pair, the sequence itself.
+    pub fn lead(&self, id: SequenceId) -> SequenceId {
+        match self.get(id).and_then(|sequence| sequence.pair) {
+            Some(Pair::ContrastOf(lead)) => lead,
+            Some(Pair::With(_)) | None => id,
+        }
+    }
+
     pub fn insert(&mut self, sequence: Sequence) -> SequenceId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push((0, None));

@@ -1,8 +1,9 @@
 //! The next step.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use super::sequence::{State, Trial};
+use super::sequence::{Pair, Sequence, State, Trial};
 use super::{Chunk, End, Scheduler, SequenceId};
 
 impl Scheduler {
@@ -31,7 +32,7 @@ impl Scheduler {
         }
         // Those that generate, and prompts of which no more is left.
         for &id in &self.running {
-            if let Some(sequence) = self.sequences.get(id).filter(|s| s.remaining() == 1) {
+            if let Some(sequence) = self.sequences.get(id).filter(|s| self.generates(s)) {
                 let (start, sample) = (sequence.computed, sequence.max_tokens > 0);
                 self.plan.chunks.push(Chunk { sequence: id, start, len: 1, sample });
             }
@@ -42,12 +43,18 @@ impl Scheduler {
         }
     }
 
-    /// A step of one sequence.
+    /// Whether the next token of a sequence can be chosen in a step that gives it one: with a contrast, that of both.
+    fn generates(&self, sequence: &Sequence) -> bool {
+        let other = self.sequences.other(sequence);
+        sequence.remaining() == 1 && other.is_none_or(|(_, other)| other.remaining() == 1)
+    }
+
+    /// A step of one sequence, and of its contrast.
     fn plan_alone(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.get(id) else { return };
-        let len = sequence.remaining().min(self.policy.step_tokens);
-        let sample = len == sequence.remaining() && sequence.max_tokens > 0;
-        self.plan.chunks.push(Chunk { sequence: id, start: sequence.computed, len, sample });
+        let contrast = self.sequences.other(sequence).map(|(id, contrast)| (contrast.remaining(), id));
+        let all = contrast.into_iter().chain([(sequence.remaining(), id)]).collect();
+        self.plan_shares(all, self.policy.step_tokens, true);
         self.stats.steps += 1;
     }
 
@@ -73,40 +80,76 @@ impl Scheduler {
 
     /// The last running sequence gives its blocks up and waits, where it arrived, to be computed again.
     fn preempt_last(&mut self) {
-        let Some(id) = self.running.pop() else { return };
+        let Some(&id) = self.running.last() else { return };
         self.put_back(id);
         self.stats.preemptions += 1;
     }
 
-    /// A sequence that was among the running gives its blocks up and waits.
+    /// A sequence that was among the running gives its blocks up and waits, and the other one of a pair with it.
     pub(super) fn put_back(&mut self, id: SequenceId) {
-        let Some(sequence) = self.sequences.get_mut(id) else { return };
-        self.blocks.release(&mut sequence.table);
-        sequence.lost = sequence.computed;
-        sequence.computed = 0;
-        sequence.state = State::Waiting;
-        sequence.receipt.preemptions += 1;
-        self.waiting.insert((sequence.order, id));
+        let lead = self.sequences.lead(id);
+        for id in self.sequences.both(id) {
+            let Some(sequence) = self.sequences.get_mut(id) else { continue };
+            self.blocks.release(&mut sequence.table);
+            sequence.lost = sequence.computed;
+            sequence.computed = 0;
+            sequence.receipt.preemptions += 1;
+            if id == lead {
+                sequence.state = State::Waiting;
+                self.waiting.insert((sequence.order, id));
+            } else {
+                sequence.state = State::Parked { leader: lead };
+            }
+            self.running.retain(|&other| other != id);
+        }
     }
 
-    /// Shares `left` tokens among the prompts under way: equal parts, and what a short one does not need goes to the
-    /// others.
+    /// Shares `left` tokens among the prompts under way.
     fn share(&mut self, mut left: usize) {
-        let remaining = |id: &SequenceId| self.sequences.get(*id).map(|s| (s.remaining(), *id));
-        let mut prompts: Vec<_> = self.running.iter().filter_map(remaining).filter(|(n, _)| *n > 1).collect();
-        prompts.sort_by_key(|(remaining, _)| *remaining);
+        let prompt = |id: &SequenceId| {
+            let sequence = self.sequences.get(*id).filter(|sequence| !self.generates(sequence))?;
+            Some((sequence.remaining(), *id))
+        };
+        let prompts: Vec<_> = self.running.iter().filter_map(prompt).collect();
         let mechanisms = self.policy.mechanisms;
         if !mechanisms.mixed_steps && !prompts.is_empty() {
             self.plan.chunks.clear();
             left = self.policy.step_tokens;
         }
-        let count = prompts.len();
+        self.plan_shares(prompts, left, mechanisms.chunks);
+    }
+
+    /// Chunks of sequences, each with what remains of it: equal parts of `left` tokens, and what a short one does not need
+    /// goes to the others. Without `cut`, all that remains of each.
+    fn plan_shares(&mut self, mut prompts: Vec<(usize, SequenceId)>, mut left: usize, cut: bool) {
+        prompts.sort_by_key(|(remaining, _)| *remaining);
+        let (first, count) = (self.plan.chunks.len(), prompts.len());
         for (i, (remaining, id)) in prompts.into_iter().enumerate() {
-            let len = if mechanisms.chunks { remaining.min(left / (count - i)) } else { remaining };
+            let len = if cut { remaining.min(left / (count - i)) } else { remaining };
             let Some(sequence) = self.sequences.get(id).filter(|_| len > 0) else { continue };
             left = left.saturating_sub(len);
             let sample = len == remaining && sequence.max_tokens > 0;
             self.plan.chunks.push(Chunk { sequence: id, start: sequence.computed, len, sample });
         }
+        self.keep_in_step(first);
+    }
+
+    /// Of a pair among the chunks from `first` on, one that would be done before the other leaves its last token for the
+    /// step in which both are; and contrasts go in front.
+    fn keep_in_step(&mut self, first: usize) {
+        let chunks = &self.plan.chunks[first..];
+        let other = |chunk: &Chunk| self.sequences.get(chunk.sequence)?.pair.map(Pair::other);
+        if !chunks.iter().any(|chunk| other(chunk).is_some()) {
+            return;
+        }
+        let sampled: HashSet<SequenceId> = chunks.iter().filter(|c| c.sample).map(|c| c.sequence).collect();
+        let in_step = |chunk: &Chunk| {
+            let early = chunk.sample && other(chunk).is_some_and(|other| !sampled.contains(&other));
+            if early { Chunk { len: chunk.len - 1, sample: false, ..*chunk } } else { *chunk }
+        };
+        let mut chunks: Vec<Chunk> = chunks.iter().map(in_step).filter(|chunk| chunk.len > 0).collect();
+        chunks.sort_by_key(|chunk| self.contrast_of(chunk.sequence).is_none());
+        self.plan.chunks.truncate(first);
+        self.plan.chunks.extend(chunks);
     }
 }

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::*;
+use crate::engine::batching::Batcher;
 use crate::engine::channel::{Receiver, channel};
+use crate::engine::logits::LogitsProcessor;
 use crate::engine::runner::Load;
 use crate::engine::sampling::Sampling;
-use crate::engine::scheduler::{CacheSize, Policy};
+use crate::engine::scheduler::{CacheSize, Contrast, Policy};
 use crate::model::{Forward, GenerationConfig, RopeKind, RopeSpec};
-use crate::ops::{Batch, PageMoves, Rates, SampleRow};
+use crate::ops::{Batch, LogitEdits, PageMoves, Rates, SampleRow};
 
 const PAGE_SIZE: usize = 4;
 const PAGES: usize = 64;
@@ -77,8 +79,10 @@ impl Fake {
     }
 }
 
+const VOCAB: usize = 500;
+
 fn next_token(seen: &[u32], seed: u64) -> u32 {
-    seen.iter().fold(seed as u32, |sum, &token| sum.wrapping_mul(31).wrapping_add(token)) % 500
+    seen.iter().fold(seed as u32, |sum, &token| sum.wrapping_mul(31).wrapping_add(token)) % VOCAB as u32
 }
 
 impl Forward for Fake {
@@ -112,10 +116,10 @@ impl Forward for Fake {
     }
 
     fn run(&mut self, batch: &Batch) -> Result<()> {
-        self.sample(batch).map(|_| ())
+        self.sample(batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).map(|_| ())
     }
 
-    fn sample(&mut self, batch: &Batch) -> Result<Vec<Sampled>> {
+    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
         batch.check()?;
         let Faults { faulty, poison, slow, lost, .. } = self.plan;
         let step = self.plan.steps.fetch_add(1, Ordering::Relaxed) + 1;
@@ -134,9 +138,15 @@ impl Forward for Fake {
             // A panic without the message on standard error.
             resume_unwind(Box::new(FAILURE));
         }
-        let rows = batch.logit_rows.iter().zip(&batch.samples);
-        let sampled = |(&row, sample): (&u32, &SampleRow)| {
-            let token = next_token(&self.seen(batch, row), sample.seed);
+        let rows = batch.logit_rows.iter().zip(&batch.samples).enumerate();
+        let sampled = |(i, (&row, sample)): (usize, (&u32, &SampleRow))| {
+            let mut token = next_token(&self.seen(batch, row), sample.seed);
+            if edits.rows.contains(&i) {
+                let mut logits = vec![0.0; VOCAB];
+                logits[token as usize] = 1.0;
+                (edits.edit)(i, &mut logits);
+                token = (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+            }
             Sampled { token, logprob: 0.0 }
         };
         Ok(rows.map(sampled).collect())
@@ -157,7 +167,10 @@ struct Lab {
 
 struct Asked {
     key: u64,
+    /// What its tokens are to follow.
     prompt: Vec<u32>,
+    /// Of its draws.
+    seed: u64,
     max_tokens: usize,
     events: Receiver<Event>,
 }
@@ -168,7 +181,7 @@ impl Lab {
         let policy = Policy { step_tokens: 32, max_running: 8, min_chunk: 8, reserve: 4, ..Policy::default() };
         let cache = CacheSize { blocks: PAGES, block_size: PAGE_SIZE, window: None, balance: 100 };
         let (commands, receiver) = mpsc::channel();
-        let runner = Runner::new(Box::new(faults), rope.table(), PAGE_SIZE).unwrap();
+        let runner = Runner::new(Box::new(faults), Batcher::new(rope.table(), PAGE_SIZE)).unwrap();
         let (sender, incidents) = mpsc::channel();
         let incident: OnIncident = Arc::new(move |incident| {
             // The lab may be gone.
@@ -198,27 +211,50 @@ impl Lab {
     fn ask(&mut self, prompt: Vec<u32>, max_tokens: usize, branches: usize, wait: Option<Duration>) -> Vec<Asked> {
         let (mut jobs, mut asked) = (Vec::new(), Vec::new());
         for _ in 0..branches {
-            self.keys += 1;
-            let (consumer, events) = channel();
-            let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
-            let sampling = sampling.resolve(&GenerationConfig::default(), 1000).unwrap();
-            let rules = Rules {
-                sampling,
-                repetition: Arc::default(),
-                max_tokens,
-                min_tokens: 0,
-                eos: (0..10).collect(),
-                ignore_eos: false,
-                guide: None,
-            };
-            jobs.push(Job { key: self.keys, kind: Kind::Generate { rules, consumer } });
-            asked.push(Asked { key: self.keys, prompt: prompt.clone(), max_tokens, events });
+            let (job, events) = self.job(max_tokens, None, Vec::new());
+            jobs.push(job);
+            asked.push(Asked { key: self.keys, prompt: prompt.clone(), seed: self.keys, max_tokens, events });
         }
-        let submission = Submission { branches, ..Submission::new(prompt, max_tokens) };
+        self.submit(Submission { branches, ..Submission::new(prompt, max_tokens) }, jobs, wait);
+        asked
+    }
+
+    fn submit(&self, submission: Submission, jobs: Vec<Job>, wait: Option<Duration>) {
         let at = Instant::now();
         let deadline = wait.map(|wait| at + wait);
         self.commands.send(Command::Submit { at, deadline, submission, jobs }).unwrap();
+    }
+
+    /// Guided by nothing but the other prompt: that is a scale of 0.
+    fn ask_guided(&mut self, prompt: Vec<u32>, negative: Vec<u32>, max_tokens: usize) -> Asked {
+        let (job, events) = self.job(max_tokens, Some(0.0), Vec::new());
+        let asked = Asked { key: job.key, prompt: negative.clone(), seed: 0, max_tokens, events };
+        let contrast = Some(Contrast { prompt: negative, salt: 0 });
+        self.submit(Submission { contrast, ..Submission::new(prompt, max_tokens) }, vec![job], None);
         asked
+    }
+
+    fn job(
+        &mut self,
+        max_tokens: usize,
+        guidance: Option<f32>,
+        processors: Vec<LogitsProcessor>,
+    ) -> (Job, Receiver<Event>) {
+        self.keys += 1;
+        let (consumer, events) = channel();
+        let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
+        let rules = Rules {
+            sampling: sampling.resolve(&GenerationConfig::default(), 1000).unwrap(),
+            repetition: Arc::default(),
+            max_tokens,
+            min_tokens: 0,
+            eos: (0..10).collect(),
+            ignore_eos: false,
+            guide: None,
+            guidance,
+            processors,
+        };
+        (Job { key: self.keys, kind: Kind::Generate { rules, consumer } }, events)
     }
 
     fn status(&self) -> Status {
@@ -236,7 +272,7 @@ fn outcome(asked: &Asked) -> &'static str {
         assert_eq!(end, "cancelled", "nothing comes after the end");
         match event {
             Event::Token { sampled, finish, .. } => {
-                assert_eq!(sampled.token, next_token(&tokens, asked.key));
+                assert_eq!(sampled.token, next_token(&tokens, asked.seed));
                 tokens.push(sampled.token);
                 if finish.is_some() {
                     end = "finished";
@@ -277,6 +313,9 @@ fn every_request_ends_once_whatever_happens() {
             lab.commands.send(Command::Cancel(more[0].key)).unwrap();
         }
         asked.extend(more);
+        if i % 13 == 0 {
+            asked.push(lab.ask_guided(vec![3; 1 + i % 20], vec![5; 1 + i % 31], 1 + i % 30));
+        }
     }
     let mut ends: HashMap<&str, usize> = HashMap::new();
     for asked in &asked {
@@ -292,6 +331,54 @@ fn every_request_ends_once_whatever_happens() {
     // A step in which no fault is due: the requests before have left their number of steps to chance.
     let again = (0..3).any(|_| outcome(&lab.ask(vec![1, 2, 3], 2, 1, None)[0]) == "finished");
     assert!(again);
+    lab.commands.send(Command::Stop).unwrap();
+    thread.join().unwrap();
+}
+
+/// What goes wrong in a request's own code ends that request, and the others of its steps go on.
+#[test]
+fn a_processor_that_fails_ends_its_own_request() {
+    let mut lab = Lab::new(Faults::default());
+    let good = lab.ask(vec![111, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
+    let wrong = || Error::request("mine", "something", "something else");
+    let fail = LogitsProcessor::new(move |context, _| if context.tokens.len() > 5 { Err(wrong()) } else { Ok(()) });
+    let panic = LogitsProcessor::new(|context, _| match context.tokens.len() - context.prompt_len {
+        0..2 => Ok(()),
+        _ => resume_unwind(Box::new(FAILURE)),
+    });
+    let not_a_number = LogitsProcessor::new(|_, logits| {
+        logits[7] = f32::NAN;
+        Ok(())
+    });
+    let nothing = LogitsProcessor::new(|_, logits| {
+        logits.fill(f32::NEG_INFINITY);
+        Ok(())
+    });
+    let cases = [
+        (fail, 2, "mine: expected something"),
+        (panic, 2, "found a panic"),
+        (not_a_number, 0, "found NaN for token 7"),
+        (nothing, 0, "a token that is left"),
+    ];
+    let asked = cases.map(|(processor, tokens, message)| {
+        let (job, events) = lab.job(12, None, vec![processor]);
+        // No token that ends it comes early.
+        lab.submit(Submission::new(vec![111, 2, 3, 4], 12), vec![job], None);
+        (events, tokens, message)
+    });
+    let thread = lab.start();
+    for (events, tokens, message) in asked {
+        for _ in 0..tokens {
+            assert!(matches!(events.wait(), Some(Event::Token { .. })), "{message}");
+        }
+        match events.wait() {
+            Some(Event::Failed(error)) => assert!(error.to_string().contains(message), "{error}"),
+            _ => panic!("no error: {message}"),
+        }
+    }
+    assert_eq!(outcome(&good), "finished");
+    let status = lab.status();
+    assert_eq!((status.running, status.waiting, status.blocks.held, status.restarts), (0, 0, 0, 0));
     lab.commands.send(Command::Stop).unwrap();
     thread.join().unwrap();
 }

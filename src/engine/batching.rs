@@ -1,0 +1,85 @@
+//! From chunks of sequences to what a device is told: tokens, positions, places in the cache, rotary factors.
+
+use crate::model::Rope;
+use crate::ops::{Batch, SampleRow, Span};
+
+use super::scheduler::{Chunk, View};
+
+/// Makes the batches of one step after another, in the same room.
+pub struct Batcher {
+    rope: Rope,
+    page_size: usize,
+    /// Of sequences that generate.
+    generate: Batch,
+    /// Of sequences that are scored.
+    score: Batch,
+}
+
+impl Batcher {
+    /// For pages of `page_size` tokens.
+    pub fn new(rope: Rope, page_size: usize) -> Self {
+        Self { rope, page_size, generate: Batch::default(), score: Batch::default() }
+    }
+
+    /// Begins a step.
+    pub fn clear(&mut self) {
+        for batch in [&mut self.generate, &mut self.score] {
+            let Batch { tokens, positions, slots, rope, spans, page_table, masks, logit_rows, samples, targets } =
+                batch;
+            [tokens, positions, slots, page_table, logit_rows, targets].into_iter().for_each(Vec::clear);
+            rope.clear();
+            spans.clear();
+            masks.clear();
+            samples.clear();
+        }
+    }
+
+    /// Adds a chunk of a sequence that generates.
+    pub fn generate(&mut self, chunk: Chunk, view: View<'_>) {
+        append(&mut self.generate, &mut self.rope, self.page_size, chunk, view);
+    }
+
+    /// Wants the token after the last one that was added, chosen by `row`. May be asked for several times.
+    pub fn choose(&mut self, row: SampleRow) {
+        self.generate.logit_rows.push(self.generate.tokens.len() as u32 - 1);
+        self.generate.samples.push(row);
+    }
+
+    /// Adds a chunk of a sequence that is scored, and wants the log-probabilities of the tokens behind each of its tokens:
+    /// so many.
+    pub fn score(&mut self, chunk: Chunk, view: View<'_>) -> usize {
+        let batch = &mut self.score;
+        append(batch, &mut self.rope, self.page_size, chunk, view);
+        let end = chunk.start + chunk.len;
+        let targets = &view.tokens[chunk.start + 1..view.tokens.len().min(end + 1)];
+        let first = (batch.tokens.len() - chunk.len) as u32;
+        batch.logit_rows.extend(first..first + targets.len() as u32);
+        batch.targets.extend_from_slice(targets);
+        targets.len()
+    }
+
+    /// What was added of sequences that generate.
+    pub fn generated(&self) -> &Batch {
+        &self.generate
+    }
+
+    /// What was added of sequences that are scored.
+    pub fn scored(&self) -> &Batch {
+        &self.score
+    }
+}
+
+/// Adds a chunk. Rope kinds that depend on the length see the whole prompt's for each of its tokens, however it is cut,
+/// and for a generated token the length up to it, whenever it is computed.
+fn append(batch: &mut Batch, rope: &mut Rope, page_size: usize, chunk: Chunk, view: View<'_>) {
+    let (start, end) = (batch.tokens.len(), chunk.start + chunk.len);
+    batch.tokens.extend_from_slice(&view.tokens[chunk.start..end]);
+    for position in chunk.start..end {
+        let page = view.blocks[position / page_size] as usize;
+        batch.positions.push(position as u32);
+        batch.slots.push((page * page_size + position % page_size) as u32);
+        rope.append(position as u32, view.prompt_len.max(position + 1), &mut batch.rope);
+    }
+    batch.spans.push(Span { start, len: chunk.len, kv_len: end, pages: batch.page_table.len() });
+    batch.page_table.extend_from_slice(&view.blocks[..end.div_ceil(page_size)]);
+}
