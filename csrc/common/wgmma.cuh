@@ -19,6 +19,15 @@
 
 namespace burrstone {
 
+// These products as a shape that a variant may have: 64 rows of a and any number of columns of b in eights.
+struct m64k16 {
+    static constexpr int M = 64, N = 8, K = 16;
+    static constexpr int LANES_PER_PRODUCT = 32;
+};
+
+template <class Shape> constexpr bool BY_WARPGROUP = false;
+template <> constexpr bool BY_WARPGROUP<m64k16> = true;
+
 // How 16-byte pieces of an operand are permuted; a tensor_load with the same swizzle makes it so.
 enum class MatrixSwizzle : uint32_t { NONE = 0, BYTES_128 = 1, BYTES_64 = 2, BYTES_32 = 3 };
 

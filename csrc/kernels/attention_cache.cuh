@@ -18,13 +18,13 @@ template <> constexpr bool HAS_SCALES<i8> = true;
 
 // A matrix in shared memory, in pieces of 16 bytes. A row's pieces are permuted by its number, so that eight pieces of
 // one column, or of eight columns of one row, lie in different banks.
-template <class T, int ROWS, int COLUMNS> struct SwizzledRows {
+template <class T, int ROWS, int COLUMNS, int ALIGN = 128> struct SwizzledRows {
     static constexpr uint32_t PIECE = 16 / sizeof(T);
     static constexpr uint32_t PIECES = COLUMNS / PIECE;
     // Rows that fill the banks once.
     static constexpr uint32_t LINE = PIECES < 8 ? 8 / PIECES : 1;
 
-    Shared<T, ROWS * COLUMNS, 128> data;
+    Shared<T, ROWS * COLUMNS, ALIGN> data;
 
     // Where an element is. index(row, column ^ x) is index(row, column) ^ x: addresses of a loop over columns are one
     // register and constants.

@@ -7,11 +7,14 @@
 
 #include "abi/attention_decode.h"
 #include "kernels/attention_tile.cuh"
+#include "kernels/attention_warpgroup.cuh"
 
 namespace burrstone {
 
-// All warps share a row tile: a group's heads are seldom more than 16, and an item ends the sooner.
-template <class V> constexpr int DECODE_SHARE = V::threads / int(WARP);
+// All warps share a row tile: a group's heads are seldom more than 16, and an item ends the sooner. A warpgroup has 64
+// rows at the least: those that are not there cost less than their keys and values take to come.
+template <class V>
+constexpr int DECODE_SHARE = BY_WARPGROUP<typename V::instruction> ? 1 : V::threads / int(WARP);
 
 template <class V> struct attention_decode_shared : AttentionShared<V, DECODE_SHARE<V>> {
     // Whether this block finished the row tile's last split.
@@ -26,10 +29,11 @@ struct DecodeWork {
     uint32_t first_split;
     uint32_t splits;
 
-    BURRSTONE_DEVICE DecodeWork(const attention_decode_args &args, const attention_span &span) : span(span) {
+    BURRSTONE_DEVICE DecodeWork(const attention_decode_args &args, const attention_span &span, uint32_t tile_rows)
+        : span(span) {
         const AttentionRows<attention_decode_args> all(args, span, 0);
         rows = span.len * all.group;
-        row_tiles = (rows + BLOCK_SIDE - 1) / BLOCK_SIDE;
+        row_tiles = (rows + tile_rows - 1) / tile_rows;
         first_split = rows > 0 ? all.bounds(0).least_from / KV_SPLIT : 0;
         splits = rows > 0 ? (span.kv_len + KV_SPLIT - 1) / KV_SPLIT - first_split : 0;
     }
@@ -59,10 +63,11 @@ BURRSTONE_DEVICE uint32_t record_sums(const attention_decode_args &args) { retur
 template <class V>
 BURRSTONE_DEVICE void merge_splits(const attention_decode_args &args, const DecodeWork &work, const AttentionPart &part,
                                    const float *records) {
+    constexpr uint32_t WORKERS = attention_decode_shared<V>::WORKERS;
     const AttentionRows<attention_decode_args> rows(args, part.span, part.kv_head);
     const uint32_t sums_at = record_sums(args), stride = sums_at + 2, pairs = sums_at / 2;
     BURRSTONE_ROLLED
-    for (uint32_t i = thread_index(); i < (part.end - part.begin) * pairs; i += V::threads) {
+    for (uint32_t i = thread_index(); i < (part.end - part.begin) * pairs; i += WORKERS) {
         const uint32_t row = part.begin + i / pairs, column = i % pairs * 2;
         AttentionSum total{LOWEST_SCORE, 0.0f};
         float out[2] = {};
@@ -82,12 +87,14 @@ BURRSTONE_DEVICE void merge_splits(const attention_decode_args &args, const Deco
 // `first_record` is the span's in the workspace, or NO_RECORD where it has none: then one block does all splits.
 template <class V>
 BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_decode_shared<V> &shared,
-                                  const DecodeWork &work, uint32_t item, uint32_t first_record) {
+                                  typename attention_decode_shared<V>::Place &place, const DecodeWork &work,
+                                  uint32_t item, uint32_t first_record) {
+    constexpr uint32_t ROWS = attention_decode_shared<V>::ROWS;
     const bool shared_out = first_record != NO_RECORD;
     const uint32_t splits = shared_out ? work.splits : 1;
     const uint32_t row_tile = item % work.row_tiles, split = item / work.row_tiles % splits;
     const uint32_t kv_head = item / work.row_tiles / splits;
-    const uint32_t begin = row_tile * BLOCK_SIDE, end = begin + BLOCK_SIDE;
+    const uint32_t begin = row_tile * ROWS, end = begin + ROWS;
     const AttentionPart part{work.span, kv_head, begin, end < work.rows ? end : work.rows};
 
     const uint32_t sums_at = record_sums(args), stride = sums_at + 2;
@@ -96,9 +103,15 @@ BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_d
     float *records = pointer<float>(args.partials) + first * stride;
     const uint32_t from = shared_out ? (work.first_split + split) * KV_SPLIT : 0;
     const uint32_t until = shared_out ? from + KV_SPLIT : ALL_POSITIONS;
+    if constexpr (attention_decode_shared<V>::COPIES) {
+        if (shared.has_no_rows()) {
+            AttentionCopies<V, DECODE_SHARE<V>, attention_decode_args>(args, part, shared, from, until).run(place);
+            return;
+        }
+    }
     const AttentionRows<attention_decode_args> rows(args, work.span, kv_head);
     AttentionBlock<V, DECODE_SHARE<V>, attention_decode_args> block(args, part, shared);
-    block.run(from, until, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
+    block.run(place, from, until, [&](uint32_t row, uint32_t column, const AttentionSum &sums, const float (&out)[2]) {
         if (!shared_out) return rows.template write<typename V::dtype>(row, column, sums, out);
         float *record = records + (uint64_t(split) * work.rows + row) * stride;
         const vec<float, 2> pair{{out[0], out[1]}}, both{{sums.max, sums.sum}};
@@ -108,7 +121,7 @@ BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_d
     if (!shared_out) return;
 
     fence_global();
-    sync_block();
+    shared.sync();
     if (thread_index() == 0) {
         uint32_t *arrived = pointer<uint32_t>(args.counters) + first + begin;
         const bool last = atomic_add(arrived, 1u) + 1 == splits;
@@ -116,7 +129,7 @@ BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_d
         if (last) store(arrived, 0u);
         shared.last.store(0, last);
     }
-    sync_block();
+    shared.sync();
     if (!shared.last.load(0)) return;
     fence_global();
     merge_splits<V>(args, work, part, records);
@@ -124,6 +137,8 @@ BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_d
 
 template <class V>
 BURRSTONE_DEVICE void attention_decode(const attention_decode_args &args, attention_decode_shared<V> &shared) {
+    constexpr uint32_t ROWS = attention_decode_shared<V>::ROWS;
+    auto place = shared.begin();
     uint32_t item = block_index_x(), items = 0;
     uint64_t records = 0;
     // Every warp finds the same: a lane looks at a span, and scans tell what the spans before it have.
@@ -131,7 +146,7 @@ BURRSTONE_DEVICE void attention_decode(const attention_decode_args &args, attent
         const uint32_t index = first + lane_index();
         attention_span span = {};
         if (index < args.spans_len) span = load(pointer<const attention_span>(args.spans) + index);
-        const DecodeWork work(args, span);
+        const DecodeWork work(args, span, ROWS);
         const uint64_t wanted = work.records(args), records_end = records + scan_warp(wanted);
         // What finds no room is done by one block: with the same bits, but later.
         const bool shared_out = wanted > 0 && records_end <= args.records;
@@ -141,8 +156,8 @@ BURRSTONE_DEVICE void attention_decode(const attention_decode_args &args, attent
         const uint32_t all_end = shfl(items_end, WARP - 1);
         for (; item < all_end; item += grid_size_x()) {
             const unsigned lane = find_first_set(ballot(item < items_end)) - 1;
-            decode_item<V>(args, shared, DecodeWork(args, shfl(span, lane)), item - shfl(items_begin, lane),
-                           shfl(first_record, lane));
+            decode_item<V>(args, shared, place, DecodeWork(args, shfl(span, lane), ROWS),
+                           item - shfl(items_begin, lane), shfl(first_record, lane));
         }
         items = all_end;
         records = shfl(records_end, WARP - 1);

@@ -43,6 +43,19 @@ struct AttentionBounds {
     uint32_t most_to;
 };
 
+// What of positions some row of several sees, and what all of them see.
+struct AttentionExtent {
+    uint32_t some_from;
+    uint32_t some_to;
+    uint32_t all_from;
+    uint32_t all_to;
+
+    BURRSTONE_DEVICE bool has_all(uint32_t from, uint32_t to) const { return all_from <= from && to <= all_to; }
+};
+
+BURRSTONE_DEVICE uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
+BURRSTONE_DEVICE uint32_t max_of(uint32_t a, uint32_t b) { return a < b ? b : a; }
+
 // What a row of the batch is, and what it sees.
 template <class Args> struct AttentionRows {
     const Args &args;
@@ -81,6 +94,11 @@ template <class Args> struct AttentionRows {
         if (sight.nodes == 0) return {sight.from, sight.from, sight.to, sight.to};
         // Nodes stand anywhere between the first position of the batch and their own key's.
         return {first_seen(first_position), first_seen(position(row)), first_position, sight.to};
+    }
+    // Of rows first..=last; nothing is seen where there are none.
+    BURRSTONE_DEVICE AttentionExtent extent(uint32_t first, uint32_t last) const {
+        const AttentionBounds top = bounds(min_of(first, last)), bottom = bounds(last);
+        return {top.least_from, first <= last ? bottom.most_to : 0, bottom.most_from, top.least_to};
     }
     // Which of the 16 positions from `base` on the row sees: a bit each.
     BURRSTONE_DEVICE uint32_t seen(const AttentionSight &sight, uint32_t base) const {

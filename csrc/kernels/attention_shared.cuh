@@ -2,7 +2,9 @@
 #ifndef BURRSTONE_KERNELS_ATTENTION_SHARED_CUH
 #define BURRSTONE_KERNELS_ATTENTION_SHARED_CUH
 
+#include "common/wgmma.cuh"
 #include "kernels/attention_fragments.cuh"
+#include "kernels/attention_rows.cuh"
 
 namespace burrstone {
 
@@ -14,13 +16,52 @@ template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
 // Beyond every position.
 constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
 
+// Rows begin..end of a span, in its numbering: the heads of the first query that share kv_head, then those of the next.
+struct AttentionPart {
+    attention_span span;
+    uint32_t kv_head;
+    uint32_t begin;
+    uint32_t end;
+};
+
+// What a block walks of positions from..until for its part: tiles of begin..end. Of their positions only low..high are
+// somebody's to see.
+template <uint32_t TILE> struct AttentionRange {
+    uint32_t low;
+    uint32_t high;
+    uint32_t begin;
+    uint32_t end;
+
+    template <class Rows>
+    BURRSTONE_DEVICE AttentionRange(const Rows &rows, const AttentionPart &part, uint32_t from, uint32_t until)
+        : low(rows.bounds(part.begin).least_from),
+          high(min_of(rows.bounds(part.end - 1).most_to, part.span.kv_len)), begin(max_of(from, low / TILE * TILE)),
+          end(min_of(until, high)) {}
+};
+
 // Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns
 // in the second.
-template <class V, int SHARE> struct AttentionShared {
+template <class V, int SHARE, bool GROUP = BY_WARPGROUP<typename V::instruction>> struct AttentionShared {
     static constexpr int TILE = KV_TILE<V>;
     static constexpr int BLOCKS = TILE / BLOCK_SIDE;
     static constexpr int ROW_TILES = V::threads / int(WARP) / SHARE;
     static constexpr int ROWS = ROW_TILES * BLOCK_SIDE;
+    // Threads that hold rows: all. Nothing goes on from one walk to the next.
+    static constexpr int WORKERS = V::threads;
+    static constexpr bool COPIES = false;
+    struct Place {};
+    BURRSTONE_DEVICE Place begin() { return {}; }
+    static BURRSTONE_DEVICE void sync() { sync_block(); }
+
+    // A lane's elements of the rows' results.
+    static constexpr bool IN_REGISTERS = true;
+    template <int OUT_BLOCKS> struct Totals {
+        float out[OUT_BLOCKS][8] = {};
+
+        BURRSTONE_DEVICE Totals(AttentionShared &) {}
+        BURRSTONE_DEVICE float get(int block, int i) const { return out[block][i]; }
+        BURRSTONE_DEVICE void set(int block, int i, float value) { out[block][i] = value; }
+    };
 
     SwizzledRows<typename V::dtype, ROWS, V::head_dim> query;
     SwizzledRows<typename V::cache, TILE, V::head_dim> keys;
@@ -35,14 +76,6 @@ template <class V, int SHARE> struct AttentionShared {
     // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block,
     // half of the lane's elements, lane.
     Shared<float, (SHARE > 1 ? ROW_TILES * BLOCKS * int(WARP) * 8 : 1)> scores;
-};
-
-// Rows begin..end of a span, in its numbering: the heads of the first query that share kv_head, then those of the next.
-struct AttentionPart {
-    attention_span span;
-    uint32_t kv_head;
-    uint32_t begin;
-    uint32_t end;
 };
 
 } // namespace burrstone

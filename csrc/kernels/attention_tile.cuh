@@ -10,92 +10,79 @@
 #ifndef BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 #define BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 
-#include "kernels/attention_scores.cuh"
+#include "kernels/attention_softmax.cuh"
 
 namespace burrstone {
 
-template <class V, int SHARE, class Args> class AttentionBlock {
-    using T = typename V::dtype;
-    using KV = typename V::cache;
+// How a warp's share of the block's rows and columns follows from the variant.
+template <class V, int SHARE> struct AttentionWarp {
     using Memory = AttentionShared<V, SHARE>;
-    using Fragments = AttentionFragments<typename V::instruction, T, KV>;
+    using Fragments = AttentionFragments<typename V::instruction, typename V::dtype, typename V::cache>;
+    // Blocks of columns in the second product.
+    static constexpr int OUT_BLOCKS = V::head_dim / BLOCK_SIDE / SHARE;
+
+    template <class Args> using Softmax = AttentionSoftmax<V, Memory, Fragments, OUT_BLOCKS, Args>;
+};
+
+// By warps, each of which multiplies on its own.
+template <class V, int SHARE, class Args>
+class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
+    using Softmax = typename AttentionWarp<V, SHARE>::template Softmax<Args>;
+    using typename Softmax::KV;
+    using typename Softmax::Scores;
+    using typename Softmax::Scoring;
+    using typename Softmax::T;
+    using typename Softmax::Weights;
+    using Softmax::args;
+    using Softmax::BLOCKS;
+    using Softmax::first_out;
+    using Softmax::first_row;
+    using Softmax::part;
+    using Softmax::rows;
+    using Softmax::shared;
+    using Softmax::state;
+    using Softmax::TILE;
+    using Memory = AttentionShared<V, SHARE>;
+    using Fragments = typename AttentionWarp<V, SHARE>::Fragments;
     using Cache = AttentionCache<V, Memory::TILE, Args>;
 
-    static constexpr uint32_t TILE = Memory::TILE;
-    static constexpr int BLOCKS = Memory::BLOCKS;
     // Blocks of a warp in the first product, of all its warps' in the softmax, and of columns in the second.
     static constexpr int OWN_BLOCKS = BLOCKS < SHARE ? 1 : BLOCKS / SHARE;
-    static constexpr int OUT_BLOCKS = V::head_dim / BLOCK_SIDE / SHARE;
+    static constexpr int OUT_BLOCKS = AttentionWarp<V, SHARE>::OUT_BLOCKS;
     static constexpr int STEPS = V::head_dim / BLOCK_SIDE;
     // The query stays in registers where they last for it and both sums of the output.
     static constexpr int QUERY_REGISTERS = STEPS * Fragments::QUERY_WORDS, SUM_REGISTERS = 2 * 8 * OUT_BLOCKS;
     static constexpr bool KEEP_QUERY = QUERY_REGISTERS <= 32 && QUERY_REGISTERS + SUM_REGISTERS <= 96;
 
-    using Scores = float[BLOCKS][8];
-    using Scoring = AttentionScoring<V, Memory, Fragments, Args>;
-    using Weights = uint32_t[Fragments::WEIGHT_WORDS];
-
-    // A lane's part of two rows. The sum is of the lane's keys until the split ends.
-    struct State {
-        AttentionSum sums[2] = {{LOWEST_SCORE, 0.0f}, {LOWEST_SCORE, 0.0f}};
-        float out[OUT_BLOCKS][8] = {};
-    };
-
-    const Args &args;
-    const AttentionPart &part;
-    Memory &shared;
-    const AttentionRows<Args> rows;
     // Of this warp: its row tile, and which of the warps that share it.
     const uint32_t row_tile;
     const uint32_t share;
-    const uint32_t first_row;
     uint32_t query[KEEP_QUERY ? STEPS : 1][Fragments::QUERY_WORDS];
-    State state;
-    State total;
 
   public:
-    BURRSTONE_DEVICE AttentionBlock(const Args &args, const AttentionPart &part, Memory &shared)
-        : args(args), part(part), shared(shared), rows(args, part.span, part.kv_head), row_tile(warp_index() / SHARE),
-          share(warp_index() % SHARE), first_row(part.begin + row_tile * BLOCK_SIDE) {}
+    BURRSTONE_DEVICE AttentionWarps(const Args &args, const AttentionPart &part, Memory &shared)
+        : Softmax(args, part, shared, part.begin + warp_index() / SHARE * BLOCK_SIDE,
+                  warp_index() % SHARE * OUT_BLOCKS),
+          row_tile(warp_index() / SHARE), share(warp_index() % SHARE) {}
 
-    // What the rows see of positions from..until, of which `from` begins a split. Then calls `each` with row, column,
-    // the row's sums and the elements of this column and the next, for all rows and columns.
-    template <class Each> BURRSTONE_DEVICE void run(uint32_t from, uint32_t until, Each each) {
-        walk(from, until);
-        BURRSTONE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t row = first_row + Fragments::row(half);
-            if (row >= part.end) continue;
-            BURRSTONE_UNROLL
-            for (int o = 0; o < OUT_BLOCKS; ++o) {
-                BURRSTONE_UNROLL
-                for (int pair = 0; pair < 2; ++pair) {
-                    const float out[2] = {total.out[o][Fragments::element(pair, half, 0)],
-                                          total.out[o][Fragments::element(pair, half, 1)]};
-                    each(row, (share * OUT_BLOCKS + o) * BLOCK_SIDE + Fragments::column(pair), total.sums[half], out);
-                }
-            }
-        }
+    // What the rows see of positions from..until, of which `from` begins a split; `each` as each_result has it.
+    template <class Each>
+    BURRSTONE_DEVICE void run(typename Memory::Place &, uint32_t from, uint32_t until, Each each) {
+        walk(AttentionRange<TILE>(rows, part, from, until));
+        this->each_result(each);
     }
 
   private:
-    static BURRSTONE_DEVICE uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
-    static BURRSTONE_DEVICE uint32_t max_of(uint32_t a, uint32_t b) { return a < b ? b : a; }
-
-    BURRSTONE_DEVICE void walk(uint32_t from, uint32_t until) {
-        const uint32_t low = rows.bounds(part.begin).least_from;
-        const uint32_t high = min_of(rows.bounds(part.end - 1).most_to, part.span.kv_len);
-        const uint32_t begin = max_of(from, low / TILE * TILE), end = min_of(until, high);
+    BURRSTONE_DEVICE void walk(const AttentionRange<TILE> &range) {
+        const uint32_t begin = range.begin, end = range.end;
         if (begin >= end) return;
 
-        // What the row tile sees: nothing where it has no rows. Rows that are not there see what the last one sees.
+        // Rows that are not there see what the last one sees.
         const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
-        const AttentionBounds top = rows.bounds(min_of(first_row, last_row)), bottom = rows.bounds(last_row);
-        const uint32_t some_from = top.least_from, some_to = first_row < part.end ? bottom.most_to : 0;
-        const uint32_t all_from = bottom.most_from, all_to = top.least_to;
+        const AttentionExtent extent = rows.extent(first_row, last_row);
         const Scoring scoring(args, rows, shared, first_row, last_row);
 
-        const Cache cache(args, part.span.pages, part.kv_head, low, high);
+        const Cache cache(args, part.span.pages, part.kv_head, range.low, range.high);
         load_queries();
         // Tiles take turns by their positions.
         store_entry(begin / TILE % 2, cache.entry(begin));
@@ -106,7 +93,7 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         keep_query();
         for (uint32_t base = begin; base < end; base += TILE) {
             const uint32_t turn = base / TILE % 2;
-            const bool sees = some_from < base + TILE && base < some_to;
+            const bool sees = extent.some_from < base + TILE && base < extent.some_to;
             cache.wait();
             sync_block();
             // The keys are here, and nobody needs the values of the tile before.
@@ -126,38 +113,23 @@ template <class V, int SHARE, class Args> class AttentionBlock {
             if (sees) {
                 if constexpr (SHARE > 1) collect_scores(scores);
                 scoring.finish(scores, base);
-                if (base < all_from || all_to < base + TILE) scoring.hide(scores, base);
-                raise_maxima(scores);
+                if (!extent.has_all(base, base + TILE)) scoring.hide(scores, base);
+                this->raise_maxima(scores);
                 // Values that were loaded, but that some row does not see, may be infinite.
-                const bool clean = all_from <= max_of(base, low) && min_of(base + TILE, high) <= all_to;
+                const bool clean = extent.has_all(max_of(base, range.low), min_of(base + TILE, range.high));
                 Weights weights[BLOCKS];
                 BURRSTONE_UNROLL
-                for (int b = 0; b < BLOCKS; ++b) weigh(b, scores[b], weights[b]);
-                if (!clean && any(values_not_finite()))
-                    second_product_by_rows(weights, base, last_row);
+                for (int b = 0; b < BLOCKS; ++b) this->weigh(b, scores[b], weights[b]);
+                const auto load_values = [&](int b, int o, uint32_t (&words)[Fragments::VALUE_WORDS]) {
+                    Fragments::load_values(shared.values, b * BLOCK_SIDE, first_out + o, words);
+                };
+                if (!clean && any(this->not_finite(0, BLOCKS, load_values)))
+                    this->add_by_rows(weights, base, last_row, load_values);
                 else
                     second_product(weights);
             }
-            if ((base + TILE) % KV_SPLIT == 0 || base + TILE >= end) end_split();
+            if ((base + TILE) % KV_SPLIT == 0 || base + TILE >= end) this->end_split();
         }
-    }
-
-    // Merges the state into the total and begins a new one. The first split's sums come out as they are.
-    BURRSTONE_DEVICE void end_split() {
-        BURRSTONE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            AttentionSum &sums = state.sums[half];
-            BURRSTONE_UNROLL
-            for (int i = 0; i < 2; ++i) sums.sum += shfl_xor(sums.sum, Fragments::row_peer(i));
-            const AttentionMerge merge(total.sums[half], sums);
-            BURRSTONE_UNROLL
-            for (int o = 0; o < OUT_BLOCKS; ++o) {
-                BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i)
-                    if (i / 2 % 2 == half) total.out[o][i] = merge(total.out[o][i], state.out[o][i]);
-            }
-        }
-        state = State{};
     }
 
     // The block's rows, zeros for those that are not there and for columns beyond the head.
@@ -280,57 +252,6 @@ template <class V, int SHARE, class Args> class AttentionBlock {
         }
     }
 
-    // Brings the state up to the tile's scores.
-    BURRSTONE_DEVICE void raise_maxima(const Scores &scores) {
-        float decay[2];
-        BURRSTONE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-            float &before = state.sums[half].max, max = before;
-            BURRSTONE_UNROLL
-            for (int b = 0; b < BLOCKS; ++b) {
-                BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i) {
-                    if (i / 2 % 2 != half) continue;
-                    float score = scores[b][i];
-                    // Where each value has a scale, it is weights times scales that are at most 1: they are what is
-                    // rounded.
-                    if constexpr (HAS_SCALES<KV>) score += shared.value_logs.load(b * BLOCK_SIDE + Fragments::key(i));
-                    max = max_(max, score);
-                }
-            }
-            BURRSTONE_UNROLL
-            for (int i = 0; i < 2; ++i) max = max_(max, shfl_xor(max, Fragments::row_peer(i)));
-            decay[half] = exp2_fast(before - max);
-            before = max;
-        }
-        // A factor of one changes nothing, and maxima change seldom.
-        if (any(decay[0] != 1.0f || decay[1] != 1.0f)) {
-            BURRSTONE_UNROLL
-            for (int half = 0; half < 2; ++half) state.sums[half].sum = mul_(state.sums[half].sum, decay[half]);
-            BURRSTONE_UNROLL
-            for (int b = 0; b < OUT_BLOCKS; ++b) {
-                BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i) state.out[b][i] = mul_(state.out[b][i], decay[i / 2 % 2]);
-            }
-        }
-    }
-
-    // Weights of a block's scores, which are added to the sums.
-    BURRSTONE_DEVICE void weigh(int b, const float (&scores)[8], Weights &words) {
-        float weights[8];
-        BURRSTONE_UNROLL
-        for (int i = 0; i < 8; ++i) {
-            AttentionSum &sums = state.sums[i / 2 % 2];
-            weights[i] = exp2_fast(scores[i] - sums.max);
-            sums.sum += weights[i];
-            if constexpr (HAS_SCALES<KV>) {
-                const float scale = shared.value_scales.load(b * BLOCK_SIDE + Fragments::key(i));
-                weights[i] = weights[i] > 0.0f ? mul_(weights[i], scale) : weights[i];
-            }
-        }
-        Fragments::pack_weights(weights, words);
-    }
-
     // Weights of all keys times this warp's columns of their values.
     BURRSTONE_DEVICE void second_product(const Weights (&weights)[BLOCKS]) {
         BURRSTONE_UNROLL
@@ -338,57 +259,12 @@ template <class V, int SHARE, class Args> class AttentionBlock {
             BURRSTONE_UNROLL
             for (int o = 0; o < OUT_BLOCKS; ++o) {
                 uint32_t values[Fragments::VALUE_WORDS];
-                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
+                Fragments::load_values(shared.values, b * BLOCK_SIDE, first_out + o, values);
                 Fragments::add_values(weights[b], values, state.out[o]);
             }
         }
     }
 
-    BURRSTONE_DEVICE bool values_not_finite() const {
-        bool found = false;
-        BURRSTONE_ROLLED
-        for (uint32_t b = 0; b < BLOCKS; ++b) {
-            BURRSTONE_ROLLED
-            for (uint32_t o = 0; o < OUT_BLOCKS; ++o) {
-                uint32_t values[Fragments::VALUE_WORDS];
-                Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
-                BURRSTONE_UNROLL
-                for (const uint32_t word : values) found = found || detail::not_finite<T>(word);
-            }
-        }
-        return found;
-    }
-
-    // The same sums, each row with the values that it sees alone: for a weight of zero does not hide an infinite one.
-    BURRSTONE_DEVICE void second_product_by_rows(const Weights (&weights)[BLOCKS], uint32_t base, uint32_t last_row) {
-        // Of four blocks one body costs fewer registers, of two it would cost Volta more.
-        BURRSTONE_UNROLL_BY(BLOCKS > 2 ? 1 : BLOCKS)
-        for (int b = 0; b < BLOCKS; ++b) {
-            Weights own = {};
-            BURRSTONE_UNROLL
-            for (int other = 0; other < BLOCKS; ++other) {
-                BURRSTONE_UNROLL
-                for (int w = 0; w < Fragments::WEIGHT_WORDS; ++w) own[w] = other == b ? weights[other][w] : own[w];
-            }
-            BURRSTONE_ROLLED
-            for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-                const uint32_t seen = rows.seen(rows.sight(first_row + r), base + b * BLOCK_SIDE);
-                BURRSTONE_UNROLL
-                for (int o = 0; o < OUT_BLOCKS; ++o) {
-                    uint32_t values[Fragments::VALUE_WORDS];
-                    Fragments::load_values(shared.values, b * BLOCK_SIDE, share * OUT_BLOCKS + o, values);
-                    Fragments::clear_values(values, seen);
-                    float out[8];
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 8; ++i) out[i] = state.out[o][i];
-                    Fragments::add_values(own, values, out);
-                    BURRSTONE_UNROLL
-                    for (int i = 0; i < 8; ++i)
-                        if (Fragments::row(i / 2 % 2) == r) state.out[o][i] = out[i];
-                }
-            }
-        }
-    }
 };
 
 } // namespace burrstone

@@ -5,19 +5,10 @@
 #include "abi/matmul.h"
 #include "common/cp_async.cuh"
 #include "common/ldmatrix.cuh"
-#include "common/mma.cuh"
+#include "common/wgmma.cuh"
 #include "kernels/row.cuh"
 
 namespace burrstone {
-
-// Hopper's products by a warpgroup, as a shape: 64 rows of the weight and any number of tokens in eights.
-struct m64k16 {
-    static constexpr int M = 64, N = 8, K = 16;
-    static constexpr int LANES_PER_PRODUCT = 32;
-};
-
-template <class S> constexpr bool BY_WARPGROUP = false;
-template <> constexpr bool BY_WARPGROUP<m64k16> = true;
 
 // The sizes that follow from a variant's axes. The weight is operand a, x is operand b: eight tokens are one instruction's
 // width on every architecture, so that one token and eight thousand are multiplied by the same instruction.

@@ -79,10 +79,29 @@ const _: () = {
     ["Offset of field: act_mul_args::activation"][::core::mem::offset_of!(act_mul_args, activation) - 32usize];
     ["Offset of field: act_mul_args::padding"][::core::mem::offset_of!(act_mul_args, padding) - 36usize];
 };
+/// A tensor and the boxes it is copied in. Made by the device: CUDA's CUtensorMap, or the simulator's own. Opaque, 128
+/// bytes at a multiple of 64.
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct tensor_map {
+    pub opaque: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of tensor_map"][::core::mem::size_of::<tensor_map>() - 128usize];
+    ["Alignment of tensor_map"][::core::mem::align_of::<tensor_map>() - 64usize];
+    ["Offset of field: tensor_map::opaque"][::core::mem::offset_of!(tensor_map, opaque) - 0usize];
+};
 /// Softmax attention of one query, or a few, of each sequence over the paged cache.
 #[repr(C)]
+#[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_decode_args {
+    /// On Hopper, 16 bits, where entries lie at multiples of 16 bytes: keys and values as [entries, head_dim], in boxes of
+    /// box_rows entries of a page and 64 columns, with a swizzle of 128 bytes. Else zeros.
+    pub key_boxes: tensor_map,
+    pub value_boxes: tensor_map,
     /// [tokens, heads, head_dim]
     pub query: device_ptr,
     /// [tokens, heads, head_dim]
@@ -117,6 +136,8 @@ pub struct attention_decode_args {
     pub head_dim: u32,
     /// log2 of the page size
     pub page_bits: u32,
+    /// a power of two from 8 to 64; 0 where there are no boxes
+    pub box_rows: u32,
     /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
     /// a query sees positions of its own chunk of so many; 0 sees all
@@ -128,52 +149,62 @@ pub struct attention_decode_args {
     /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
+    /// zeros: up to a multiple of the maps' alignment
+    pub unused: [u32; 9usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 152usize];
-    ["Alignment of attention_decode_args"][::core::mem::align_of::<attention_decode_args>() - 8usize];
-    ["Offset of field: attention_decode_args::query"][::core::mem::offset_of!(attention_decode_args, query) - 0usize];
-    ["Offset of field: attention_decode_args::out"][::core::mem::offset_of!(attention_decode_args, out) - 8usize];
-    ["Offset of field: attention_decode_args::keys"][::core::mem::offset_of!(attention_decode_args, keys) - 16usize];
+    ["Size of attention_decode_args"][::core::mem::size_of::<attention_decode_args>() - 448usize];
+    ["Alignment of attention_decode_args"][::core::mem::align_of::<attention_decode_args>() - 64usize];
+    ["Offset of field: attention_decode_args::key_boxes"]
+        [::core::mem::offset_of!(attention_decode_args, key_boxes) - 0usize];
+    ["Offset of field: attention_decode_args::value_boxes"]
+        [::core::mem::offset_of!(attention_decode_args, value_boxes) - 128usize];
+    ["Offset of field: attention_decode_args::query"][::core::mem::offset_of!(attention_decode_args, query) - 256usize];
+    ["Offset of field: attention_decode_args::out"][::core::mem::offset_of!(attention_decode_args, out) - 264usize];
+    ["Offset of field: attention_decode_args::keys"][::core::mem::offset_of!(attention_decode_args, keys) - 272usize];
     ["Offset of field: attention_decode_args::values"]
-        [::core::mem::offset_of!(attention_decode_args, values) - 24usize];
+        [::core::mem::offset_of!(attention_decode_args, values) - 280usize];
     ["Offset of field: attention_decode_args::key_scales"]
-        [::core::mem::offset_of!(attention_decode_args, key_scales) - 32usize];
+        [::core::mem::offset_of!(attention_decode_args, key_scales) - 288usize];
     ["Offset of field: attention_decode_args::value_scales"]
-        [::core::mem::offset_of!(attention_decode_args, value_scales) - 40usize];
+        [::core::mem::offset_of!(attention_decode_args, value_scales) - 296usize];
     ["Offset of field: attention_decode_args::slopes"]
-        [::core::mem::offset_of!(attention_decode_args, slopes) - 48usize];
-    ["Offset of field: attention_decode_args::sinks"][::core::mem::offset_of!(attention_decode_args, sinks) - 56usize];
-    ["Offset of field: attention_decode_args::masks"][::core::mem::offset_of!(attention_decode_args, masks) - 64usize];
-    ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 72usize];
+        [::core::mem::offset_of!(attention_decode_args, slopes) - 304usize];
+    ["Offset of field: attention_decode_args::sinks"][::core::mem::offset_of!(attention_decode_args, sinks) - 312usize];
+    ["Offset of field: attention_decode_args::masks"][::core::mem::offset_of!(attention_decode_args, masks) - 320usize];
+    ["Offset of field: attention_decode_args::spans"][::core::mem::offset_of!(attention_decode_args, spans) - 328usize];
     ["Offset of field: attention_decode_args::page_table"]
-        [::core::mem::offset_of!(attention_decode_args, page_table) - 80usize];
+        [::core::mem::offset_of!(attention_decode_args, page_table) - 336usize];
     ["Offset of field: attention_decode_args::counters"]
-        [::core::mem::offset_of!(attention_decode_args, counters) - 88usize];
+        [::core::mem::offset_of!(attention_decode_args, counters) - 344usize];
     ["Offset of field: attention_decode_args::partials"]
-        [::core::mem::offset_of!(attention_decode_args, partials) - 96usize];
+        [::core::mem::offset_of!(attention_decode_args, partials) - 352usize];
     ["Offset of field: attention_decode_args::records"]
-        [::core::mem::offset_of!(attention_decode_args, records) - 104usize];
+        [::core::mem::offset_of!(attention_decode_args, records) - 360usize];
     ["Offset of field: attention_decode_args::spans_len"]
-        [::core::mem::offset_of!(attention_decode_args, spans_len) - 108usize];
-    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 112usize];
+        [::core::mem::offset_of!(attention_decode_args, spans_len) - 364usize];
+    ["Offset of field: attention_decode_args::heads"][::core::mem::offset_of!(attention_decode_args, heads) - 368usize];
     ["Offset of field: attention_decode_args::kv_heads"]
-        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 116usize];
+        [::core::mem::offset_of!(attention_decode_args, kv_heads) - 372usize];
     ["Offset of field: attention_decode_args::head_dim"]
-        [::core::mem::offset_of!(attention_decode_args, head_dim) - 120usize];
+        [::core::mem::offset_of!(attention_decode_args, head_dim) - 376usize];
     ["Offset of field: attention_decode_args::page_bits"]
-        [::core::mem::offset_of!(attention_decode_args, page_bits) - 124usize];
+        [::core::mem::offset_of!(attention_decode_args, page_bits) - 380usize];
+    ["Offset of field: attention_decode_args::box_rows"]
+        [::core::mem::offset_of!(attention_decode_args, box_rows) - 384usize];
     ["Offset of field: attention_decode_args::window"]
-        [::core::mem::offset_of!(attention_decode_args, window) - 128usize];
-    ["Offset of field: attention_decode_args::chunk"][::core::mem::offset_of!(attention_decode_args, chunk) - 132usize];
-    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 136usize];
+        [::core::mem::offset_of!(attention_decode_args, window) - 388usize];
+    ["Offset of field: attention_decode_args::chunk"][::core::mem::offset_of!(attention_decode_args, chunk) - 392usize];
+    ["Offset of field: attention_decode_args::scale"][::core::mem::offset_of!(attention_decode_args, scale) - 396usize];
     ["Offset of field: attention_decode_args::soft_cap"]
-        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 140usize];
+        [::core::mem::offset_of!(attention_decode_args, soft_cap) - 400usize];
     ["Offset of field: attention_decode_args::key_scale"]
-        [::core::mem::offset_of!(attention_decode_args, key_scale) - 144usize];
+        [::core::mem::offset_of!(attention_decode_args, key_scale) - 404usize];
     ["Offset of field: attention_decode_args::value_scale"]
-        [::core::mem::offset_of!(attention_decode_args, value_scale) - 148usize];
+        [::core::mem::offset_of!(attention_decode_args, value_scale) - 408usize];
+    ["Offset of field: attention_decode_args::unused"]
+        [::core::mem::offset_of!(attention_decode_args, unused) - 412usize];
 };
 /// A tile of queries of one sequence.
 #[repr(C)]
@@ -192,8 +223,13 @@ const _: () = {
 };
 /// Softmax attention of many queries of each sequence over the paged cache.
 #[repr(C)]
+#[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_prefill_args {
+    /// On Hopper, 16 bits, where entries lie at multiples of 16 bytes: keys and values as [entries, head_dim], in boxes of
+    /// box_rows entries of a page and 64 columns, with a swizzle of 128 bytes. Else zeros.
+    pub key_boxes: tensor_map,
+    pub value_boxes: tensor_map,
     /// [tokens, heads, head_dim]
     pub query: device_ptr,
     /// [tokens, heads, head_dim]
@@ -226,6 +262,8 @@ pub struct attention_prefill_args {
     pub head_dim: u32,
     /// log2 of the page size
     pub page_bits: u32,
+    /// a power of two from 8 to 64; 0 where there are no boxes
+    pub box_rows: u32,
     /// a query at p sees p - window + 1 ..= p; 0 sees all
     pub window: u32,
     /// a query sees positions of its own chunk of so many; 0 sees all
@@ -237,56 +275,67 @@ pub struct attention_prefill_args {
     /// fp8 cache: x = stored * scale; 1 for the others
     pub key_scale: f32,
     pub value_scale: f32,
+    /// zeros: up to a multiple of the maps' alignment
+    pub unused: [u32; 11usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 144usize];
-    ["Alignment of attention_prefill_args"][::core::mem::align_of::<attention_prefill_args>() - 8usize];
-    ["Offset of field: attention_prefill_args::query"][::core::mem::offset_of!(attention_prefill_args, query) - 0usize];
-    ["Offset of field: attention_prefill_args::out"][::core::mem::offset_of!(attention_prefill_args, out) - 8usize];
-    ["Offset of field: attention_prefill_args::keys"][::core::mem::offset_of!(attention_prefill_args, keys) - 16usize];
+    ["Size of attention_prefill_args"][::core::mem::size_of::<attention_prefill_args>() - 448usize];
+    ["Alignment of attention_prefill_args"][::core::mem::align_of::<attention_prefill_args>() - 64usize];
+    ["Offset of field: attention_prefill_args::key_boxes"]
+        [::core::mem::offset_of!(attention_prefill_args, key_boxes) - 0usize];
+    ["Offset of field: attention_prefill_args::value_boxes"]
+        [::core::mem::offset_of!(attention_prefill_args, value_boxes) - 128usize];
+    ["Offset of field: attention_prefill_args::query"]
+        [::core::mem::offset_of!(attention_prefill_args, query) - 256usize];
+    ["Offset of field: attention_prefill_args::out"][::core::mem::offset_of!(attention_prefill_args, out) - 264usize];
+    ["Offset of field: attention_prefill_args::keys"][::core::mem::offset_of!(attention_prefill_args, keys) - 272usize];
     ["Offset of field: attention_prefill_args::values"]
-        [::core::mem::offset_of!(attention_prefill_args, values) - 24usize];
+        [::core::mem::offset_of!(attention_prefill_args, values) - 280usize];
     ["Offset of field: attention_prefill_args::key_scales"]
-        [::core::mem::offset_of!(attention_prefill_args, key_scales) - 32usize];
+        [::core::mem::offset_of!(attention_prefill_args, key_scales) - 288usize];
     ["Offset of field: attention_prefill_args::value_scales"]
-        [::core::mem::offset_of!(attention_prefill_args, value_scales) - 40usize];
+        [::core::mem::offset_of!(attention_prefill_args, value_scales) - 296usize];
     ["Offset of field: attention_prefill_args::slopes"]
-        [::core::mem::offset_of!(attention_prefill_args, slopes) - 48usize];
+        [::core::mem::offset_of!(attention_prefill_args, slopes) - 304usize];
     ["Offset of field: attention_prefill_args::sinks"]
-        [::core::mem::offset_of!(attention_prefill_args, sinks) - 56usize];
+        [::core::mem::offset_of!(attention_prefill_args, sinks) - 312usize];
     ["Offset of field: attention_prefill_args::masks"]
-        [::core::mem::offset_of!(attention_prefill_args, masks) - 64usize];
+        [::core::mem::offset_of!(attention_prefill_args, masks) - 320usize];
     ["Offset of field: attention_prefill_args::spans"]
-        [::core::mem::offset_of!(attention_prefill_args, spans) - 72usize];
+        [::core::mem::offset_of!(attention_prefill_args, spans) - 328usize];
     ["Offset of field: attention_prefill_args::page_table"]
-        [::core::mem::offset_of!(attention_prefill_args, page_table) - 80usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_table) - 336usize];
     ["Offset of field: attention_prefill_args::tiles"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles) - 88usize];
+        [::core::mem::offset_of!(attention_prefill_args, tiles) - 344usize];
     ["Offset of field: attention_prefill_args::tiles_len"]
-        [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 96usize];
+        [::core::mem::offset_of!(attention_prefill_args, tiles_len) - 352usize];
     ["Offset of field: attention_prefill_args::tile_queries"]
-        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 100usize];
+        [::core::mem::offset_of!(attention_prefill_args, tile_queries) - 356usize];
     ["Offset of field: attention_prefill_args::heads"]
-        [::core::mem::offset_of!(attention_prefill_args, heads) - 104usize];
+        [::core::mem::offset_of!(attention_prefill_args, heads) - 360usize];
     ["Offset of field: attention_prefill_args::kv_heads"]
-        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 108usize];
+        [::core::mem::offset_of!(attention_prefill_args, kv_heads) - 364usize];
     ["Offset of field: attention_prefill_args::head_dim"]
-        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 112usize];
+        [::core::mem::offset_of!(attention_prefill_args, head_dim) - 368usize];
     ["Offset of field: attention_prefill_args::page_bits"]
-        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 116usize];
+        [::core::mem::offset_of!(attention_prefill_args, page_bits) - 372usize];
+    ["Offset of field: attention_prefill_args::box_rows"]
+        [::core::mem::offset_of!(attention_prefill_args, box_rows) - 376usize];
     ["Offset of field: attention_prefill_args::window"]
-        [::core::mem::offset_of!(attention_prefill_args, window) - 120usize];
+        [::core::mem::offset_of!(attention_prefill_args, window) - 380usize];
     ["Offset of field: attention_prefill_args::chunk"]
-        [::core::mem::offset_of!(attention_prefill_args, chunk) - 124usize];
+        [::core::mem::offset_of!(attention_prefill_args, chunk) - 384usize];
     ["Offset of field: attention_prefill_args::scale"]
-        [::core::mem::offset_of!(attention_prefill_args, scale) - 128usize];
+        [::core::mem::offset_of!(attention_prefill_args, scale) - 388usize];
     ["Offset of field: attention_prefill_args::soft_cap"]
-        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 132usize];
+        [::core::mem::offset_of!(attention_prefill_args, soft_cap) - 392usize];
     ["Offset of field: attention_prefill_args::key_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 136usize];
+        [::core::mem::offset_of!(attention_prefill_args, key_scale) - 396usize];
     ["Offset of field: attention_prefill_args::value_scale"]
-        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 140usize];
+        [::core::mem::offset_of!(attention_prefill_args, value_scale) - 400usize];
+    ["Offset of field: attention_prefill_args::unused"]
+        [::core::mem::offset_of!(attention_prefill_args, unused) - 404usize];
 };
 /// out[t] = table[rows[t]]; a gather of rows of any table. Rows that the table lacks come out with every bit set.
 #[repr(C)]
@@ -312,20 +361,6 @@ const _: () = {
     ["Offset of field: embedding_args::row_bytes"][::core::mem::offset_of!(embedding_args, row_bytes) - 24usize];
     ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 32usize];
     ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 36usize];
-};
-/// A tensor and the boxes it is copied in. Made by the device: CUDA's CUtensorMap, or the simulator's own. Opaque, 128
-/// bytes at a multiple of 64.
-#[repr(C)]
-#[repr(align(64))]
-#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct tensor_map {
-    pub opaque: [u64; 16usize],
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of tensor_map"][::core::mem::size_of::<tensor_map>() - 128usize];
-    ["Alignment of tensor_map"][::core::mem::align_of::<tensor_map>() - 64usize];
-    ["Offset of field: tensor_map::opaque"][::core::mem::offset_of!(tensor_map, opaque) - 0usize];
 };
 /// out = x weight^T + bias.
 #[repr(C)]

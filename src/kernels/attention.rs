@@ -1,8 +1,8 @@
 //! What the two kernels of attention over the paged cache share.
 
-use super::abi::attention_mask;
+use super::abi::{attention_mask, tensor_map};
 use super::call::{Check, named};
-use crate::device::{Slice, SliceMut, Value};
+use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle, Value, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -190,6 +190,75 @@ impl Checked {
             key_scale,
             value_scale,
         })
+    }
+}
+
+/// Warps of a block that holds rows, or of each of its warpgroups.
+const WARPS: usize = 4;
+/// Rows that those of a warp, or of several that share them, have.
+const ROW_TILE: usize = 16;
+
+/// Row tiles of warps, and how many warps share each. In kernels without such an axis all do.
+pub(super) fn row_tiles(variant: &Variant) -> [usize; 2] {
+    let axis = |name| variant.int(name).map_or(WARPS, |value| value.max(1) as usize);
+    if by_warpgroups(variant) {
+        // Beside whole warpgroups are those that copy: a warp, or a warpgroup.
+        [axis("threads").saturating_sub(32) / 128 * WARPS, 1]
+    } else {
+        let share = axis("share").min(WARPS);
+        [WARPS / share, share]
+    }
+}
+
+/// Rows of a block.
+pub(super) fn rows_of(variant: &Variant) -> usize {
+    row_tiles(variant)[0] * ROW_TILE
+}
+
+/// Whether a variant is Hopper's form: warpgroups multiply, and a warp copies keys and values in boxes.
+pub(super) fn by_warpgroups(variant: &Variant) -> bool {
+    variant.value("instruction") == Some(Value::Text("m64k16"))
+}
+
+/// Keys and values as copies in boxes see them, and the rows of a box: 0 where there are none, and threads copy.
+pub(super) struct CacheBoxes {
+    pub keys: tensor_map,
+    pub values: tensor_map,
+    pub rows: u32,
+}
+
+impl CacheBoxes {
+    /// Positions that a block walks at a time, columns of a box, and the rows after which its permutation begins anew.
+    const TILE: usize = 64;
+    const COLUMNS: u32 = 64;
+    const LEAST_ROWS: usize = 8;
+
+    /// # Errors
+    /// The device has no boxes for a cache like this.
+    pub fn new(stream: &Stream, variant: &Variant, cache: &KvCache<'_>, heads: Heads) -> Result<Self> {
+        let &KvCache { keys, values, pages, page_size, .. } = cache;
+        let entry_bytes = heads.head_dim * keys.dtype().size();
+        let entries = pages * heads.kv_heads * page_size;
+        let aligned = (entry_bytes as u64 | keys.address() | values.address()).is_multiple_of(16);
+        // A copy's coordinates have a sign.
+        let numbered = (1..=i32::MAX as usize).contains(&entries);
+        if !(by_warpgroups(variant) && aligned && numbered && page_size >= Self::LEAST_ROWS) {
+            let none = tensor_map { opaque: [0; 16] };
+            return Ok(Self { keys: none, values: none, rows: 0 });
+        }
+        let rows = page_size.min(Self::TILE) as u32;
+        let boxes = |plane: Slice<'_>| -> Result<tensor_map> {
+            let boxes = Boxes {
+                address: plane.address(),
+                element_bytes: plane.dtype().size() as u32,
+                dims: &[heads.head_dim as u64, entries as u64],
+                strides: &[entry_bytes as u64],
+                sides: &[Self::COLUMNS, rows],
+                swizzle: Swizzle::Bytes128,
+            };
+            Ok(tensor_map { opaque: stream.tensor_map(&boxes)? })
+        };
+        Ok(Self { keys: boxes(keys)?, values: boxes(values)?, rows })
     }
 }
 

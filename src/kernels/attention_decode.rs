@@ -1,7 +1,7 @@
 //! Attention of the newest queries of each sequence.
 
 use super::abi::{attention_decode_args, attention_span};
-use super::attention::{Checked, Heads, KvCache, Scoring, aligned, key, records};
+use super::attention::{CacheBoxes, Checked, Heads, KvCache, Scoring, aligned, by_warpgroups, key, records, rows_of};
 use super::call::{Call, Check};
 use super::tables::ATTENTION_DECODE;
 use crate::device::{Slice, SliceMut, Stream, Value, Variant};
@@ -10,11 +10,11 @@ use crate::error::Result;
 
 const CHECK: Check = Check("attention_decode");
 
-/// Blocks for each multiprocessor: as many as have room on those with most shared memory.
+/// Blocks for each multiprocessor: as many as have room on those with most shared memory. By warpgroups one has room,
+/// whose copies run ahead from item to item.
 const BLOCKS_PER_PROCESSOR: usize = 4;
-/// Rows of an item and positions of a split, as in csrc/kernels. The blocks take items until none is left, so a wrong
-/// size here would cost time, and nothing else.
-const ROW_TILE: usize = 16;
+/// Positions of a split, as in csrc/kernels. The blocks take items until none is left, so a wrong size here would cost
+/// time, and nothing else.
 const SPLIT: usize = 512;
 
 /// Where the states of splits wait for the last one of their sequence, which merges them.
@@ -89,7 +89,10 @@ impl AttentionDecode<'_> {
         if spans == 0 {
             return Ok(());
         }
+        let boxes = CacheBoxes::new(stream, variant, &self.cache, self.heads)?;
         let args = attention_decode_args {
+            key_boxes: boxes.keys,
+            value_boxes: boxes.values,
             query: self.query.address(),
             out: self.out.address(),
             keys: self.cache.keys.address(),
@@ -109,20 +112,23 @@ impl AttentionDecode<'_> {
             kv_heads: checked.kv_heads,
             head_dim: checked.head_dim,
             page_bits: checked.page_bits,
+            box_rows: boxes.rows,
             window: checked.window,
             chunk: checked.chunk,
             scale: self.scoring.scale,
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
+            unused: [0; 9],
         };
         let shape = format_args!("{spans} spans, {:?}", self.heads);
         // No more than there can be items, however long the sequences become: a recording serves them all.
         let Heads { tokens, heads, kv_heads, .. } = self.heads;
-        let row_tiles = spans.saturating_add(tokens.saturating_mul(heads / kv_heads) / ROW_TILE);
+        let row_tiles = spans.saturating_add(tokens.saturating_mul(heads / kv_heads) / rows_of(variant));
         let splits = self.cache.pages.saturating_mul(self.cache.page_size).div_ceil(SPLIT).max(1);
         let items = row_tiles.saturating_mul(splits).saturating_mul(kv_heads);
-        let blocks = items.min(stream.info().processors as usize * BLOCKS_PER_PROCESSOR);
+        let per_processor = if by_warpgroups(variant) { 1 } else { BLOCKS_PER_PROCESSOR };
+        let blocks = items.min(stream.info().processors as usize * per_processor);
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans and page table say is
         // the caller's promise.
         unsafe { call.launch(stream, variant, [blocks, 1, 1], &args, &shape) }

@@ -1,6 +1,6 @@
 //! Which variant of prefill attention serves a step: what the cost model finds cheapest.
 
-use super::attention::{Heads, key_of};
+use super::attention::{Heads, by_warpgroups, key_of, row_tiles, rows_of};
 use super::call::pieces;
 use super::cost::Machine;
 use super::tables::ATTENTION_PREFILL;
@@ -31,9 +31,6 @@ pub struct AttentionPlan {
     pub seconds: f64,
 }
 
-/// Warps of a block, and rows of a row tile.
-const WARPS: usize = 4;
-const ROW_TILE: usize = 16;
 /// Positions that a block walks at a time.
 const TILE: f64 = 64.0;
 /// Registers of a thread: nearly all that there can be.
@@ -56,28 +53,35 @@ impl AttentionPlan {
     /// The use of one variant. Beside the machine's assumptions:
     /// - every block walks the longest sequence, though a mask may hide half of it;
     /// - warps that share rows read keys and values once among them, and exchange their scores through shared memory;
-    /// - a block waits a latency of the L2 cache for each tile of positions, besides what it computes;
+    /// - a block waits a latency of the L2 cache for each tile of positions, besides what it computes; by warpgroups
+    ///   only for the first, and two warpgroups multiply and weigh in turns;
     /// - keys and values come from the L2 cache for every block; nothing is on its way while the last tile is computed.
     pub fn of(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
-        let share = variant.int("share").map_or(WARPS, |share| share.clamp(1, WARPS as u32) as usize);
+        let [row_tiles, share] = row_tiles(variant);
+        let by_warpgroups = by_warpgroups(variant);
         let Heads { heads, kv_heads, head_dim, .. } = shape.heads;
-        let rows = WARPS / share * ROW_TILE;
+        let rows = rows_of(variant);
         let batches = pieces(shape.tile_queries.saturating_mul(heads / kv_heads.max(1)), rows as u32);
         let blocks = [shape.tiles.saturating_mul(kv_heads), batches];
 
-        let [rows, head_dim, kv_len, share] = [rows, head_dim, shape.kv_len, share].map(|size| size as f64);
+        // Who reads keys and values from shared memory on its own.
+        let readers = if by_warpgroups { rows / 64 } else { row_tiles };
+        let [rows, head_dim, kv_len, share, readers] =
+            [rows, head_dim, shape.kv_len, share, readers].map(|size| size as f64);
         let all = blocks[0] as f64 * blocks[1] as f64;
         let processors = f64::from(machine.processors);
         let products = 2.0 * rows * head_dim / machine.tensor_rate;
         let scores = rows * SCORE_INSTRUCTIONS / LANES;
         let exchanged = if share > 1.0 { 4.0 * rows * (1.0 + share) } else { 0.0 };
-        let read = 2.0 * 2.0 * head_dim * (1.0 + WARPS as f64 / share) + exchanged;
-        let cycles = products + scores.max(read / Machine::SHARED_BANDWIDTH);
+        let read = 2.0 * 2.0 * head_dim * (1.0 + readers) + exchanged;
+        let beside = scores.max(read / Machine::SHARED_BANDWIDTH);
+        let cycles = if readers > 1.0 && by_warpgroups { products.max(beside) } else { products + beside };
         let computing = (all / processors).ceil() * kv_len * cycles / machine.clock;
 
         let resident = machine.resident(variant.threads, REGISTERS, variant.shared_bytes(machine.arch));
         let rounds = (all / (processors * f64::from(resident))).ceil();
-        let walking = rounds * kv_len * (cycles / machine.clock + Machine::CACHE_LATENCY / TILE);
+        let waits = if by_warpgroups { 1.0 } else { kv_len / TILE };
+        let walking = rounds * (kv_len * cycles / machine.clock + waits * Machine::CACHE_LATENCY);
 
         let busy = (all / processors).min(1.0);
         let entry = 2.0 * head_dim * shape.cache.size() as f64;
@@ -149,11 +153,13 @@ mod tests {
 
     #[test]
     fn small_problems_have_small_tiles() {
-        let hopper = Machine::new(90, 132);
-        let share = |shape| AttentionPlan::choose(&hopper, &shape).unwrap().variant.int("share");
+        let (ampere, hopper) = (Machine::new(80, 108), Machine::new(90, 132));
+        let rows = |machine, shape| rows_of(AttentionPlan::choose(machine, &shape).unwrap().variant);
         for tokens in [1, 33, 128] {
-            assert_eq!(share(shape(12, 12, 64, 1, tokens)), Some(4));
+            assert_eq!(rows(&ampere, shape(12, 12, 64, 1, tokens)), 16);
+            assert_eq!(rows(&hopper, shape(12, 12, 64, 1, tokens)), 64);
         }
-        assert_eq!(share(shape(32, 8, 128, 1, 32_768)), Some(1));
+        assert_eq!(rows(&ampere, shape(32, 8, 128, 1, 32_768)), 64);
+        assert_eq!(rows(&hopper, shape(32, 8, 128, 1, 32_768)), 128);
     }
 }

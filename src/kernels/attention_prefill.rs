@@ -1,7 +1,7 @@
 //! Attention of many queries of each sequence.
 
 use super::abi::{attention_prefill_args, attention_span, attention_tile};
-use super::attention::{Checked, Heads, KvCache, Scoring, key, records};
+use super::attention::{CacheBoxes, Checked, Heads, KvCache, Scoring, key, records};
 use super::attention_plan::{AttentionPlan, AttentionShape};
 use super::call::{Call, Check};
 use super::cost::Machine;
@@ -87,7 +87,10 @@ impl AttentionPrefill<'_> {
         if tiles == 0 {
             return Ok(());
         }
+        let boxes = CacheBoxes::new(stream, variant, &self.cache, self.heads)?;
         let args = attention_prefill_args {
+            key_boxes: boxes.keys,
+            value_boxes: boxes.values,
             query: self.query.address(),
             out: self.out.address(),
             keys: self.cache.keys.address(),
@@ -106,12 +109,14 @@ impl AttentionPrefill<'_> {
             kv_heads: checked.kv_heads,
             head_dim: checked.head_dim,
             page_bits: checked.page_bits,
+            box_rows: boxes.rows,
             window: checked.window,
             chunk: checked.chunk,
             scale: self.scoring.scale,
             soft_cap: checked.soft_cap,
             key_scale: checked.key_scale,
             value_scale: checked.value_scale,
+            unused: [0; 11],
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
         let [tiles, batches] = AttentionPlan::of(&Machine::of(stream.info()), &self.shape(), variant).blocks;

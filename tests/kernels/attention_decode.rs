@@ -63,6 +63,18 @@ fn every_variant_walks_splits_and_pages() {
     }
 }
 
+/// Keys and values come in boxes from pages of any size that has them, else by rows, as they do where an entry is not
+/// whole pieces of 16 bytes: on Hopper.
+#[test]
+fn pages_of_every_size_are_copied() {
+    for stream in streams(9).iter().filter(|stream| stream.arch() == 90) {
+        for (page_size, head_dim) in [(4, 80), (8, 128), (16, 80), (32, 64), (64, 24), (128, 128), (128, 79)] {
+            let sequences = vec![(193, 2), (64, 1)];
+            check(stream, &Case { group: 3, kv_heads: 2, head_dim, page_size, sequences, ..Case::PLAIN });
+        }
+    }
+}
+
 /// More items than blocks, of sequences of several splits and of one, some more than a warp looks at together; row
 /// tiles of more than 16 rows.
 #[test]

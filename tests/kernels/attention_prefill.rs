@@ -105,6 +105,18 @@ fn masks_lie_across_tiles() {
     }
 }
 
+/// Warpgroups that share tiles of which each does not see some; and one that has no rows.
+#[test]
+fn warpgroups_see_different_tiles() {
+    for stream in streams(8).iter().filter(|stream| stream.arch() == 90) {
+        for (head_dim, window, sequences) in
+            [(64, Some(40), vec![(100, 128)]), (128, None, vec![(130, 128)]), (64, None, vec![(500, 70), (0, 3)])]
+        {
+            check(stream, &Case { head_dim, window, sequences, ..Case::PLAIN }, 128);
+        }
+    }
+}
+
 #[test]
 fn hidden_values_stay_hidden() {
     assert_hidden_values_stay_hidden(|stream, case, paged| {

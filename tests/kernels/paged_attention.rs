@@ -495,9 +495,10 @@ pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> 
 
 /// No bank of shared memory is asked twice by an instruction of the two products.
 pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
+    let files = ["attention_fragments.cuh", "attention_ring.cuh"];
     let in_loop =
-        |site: &SiteStats| site.space == Space::Shared && site.place.file.ends_with("attention_fragments.cuh");
-    for (arch, dtype) in [(70, DType::F16), (75, DType::F16), (80, DType::BF16)] {
+        |site: &SiteStats| site.space == Space::Shared && files.iter().any(|file| site.place.file.ends_with(file));
+    for (arch, dtype) in [(70, DType::F16), (75, DType::F16), (80, DType::BF16), (90, DType::BF16)] {
         for (head_dim, cache) in [64, 128, 256].into_iter().flat_map(|d| [(d, dtype), (d, DType::E4M3)]) {
             let stream = Stream::sim(SimOptions { arch, count: true, ..SimOptions::default() }).unwrap();
             let sequences = vec![(70, 5)];

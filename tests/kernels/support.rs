@@ -38,7 +38,7 @@ pub fn streams(seed: u64) -> Vec<Stream> {
     if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         return vec![stream(seed)];
     }
-    [70, 75, 80].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
+    [70, 75, 80, 90].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
 }
 
 pub fn any_isa() -> impl Strategy<Value = Isa> {

@@ -1,0 +1,230 @@
+// Tiles of the paged cache on their way to warpgroups: Hopper's form. One warp copies and runs ahead, from walk to
+// walk; a ring of places lies between it and those that multiply. A place holds the keys of a tile, the next one its
+// values.
+#ifndef BURRSTONE_KERNELS_ATTENTION_RING_CUH
+#define BURRSTONE_KERNELS_ATTENTION_RING_CUH
+
+#include "common/register_budget.cuh"
+#include "common/tma.cuh"
+#include "kernels/attention_shared.cuh"
+
+namespace burrstone {
+
+constexpr int WARPGROUP = 4 * int(WARP);
+// Columns of a box: a row of the 128-byte swizzle.
+constexpr int BOX_COLUMNS = 64;
+
+// A warpgroup for each 64 rows, and the warp that copies; where they are two, a warpgroup of which one warp copies,
+// which leaves its registers to the others. The sums of the split are in registers, those of all before it in shared
+// memory.
+template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
+    static constexpr int TILE = KV_TILE<V>;
+    static constexpr int BLOCKS = TILE / BLOCK_SIDE;
+    static constexpr int GROUPS = (V::threads - int(WARP)) / WARPGROUP;
+    static constexpr int WORKERS = GROUPS * WARPGROUP;
+    static constexpr int GROUP_ROWS = 64;
+    static constexpr int ROWS = GROUPS * GROUP_ROWS;
+    static constexpr int BOXES = V::head_dim / BOX_COLUMNS;
+    // 48 KiB on their way to heads of 64 columns. A multiprocessor of an H200 gets some 36 bytes a nanosecond from
+    // memory and waits 700 ns for them, so that half would do; the rest is for products that take their time.
+    static constexpr int PLACES = 6;
+
+    // 64 columns of each row, as boxes with a 128-byte swizzle lie.
+    template <int COUNT> using Box = SwizzledRows<typename V::dtype, COUNT, BOX_COLUMNS, 1024>;
+    using Tile = Box<TILE>;
+
+    Box<GROUP_ROWS> query[GROUPS][BOXES];
+    Tile tiles[PLACES][BOXES];
+    // 16 keys' values in place of such as are not to be multiplied.
+    Box<BLOCK_SIDE> zeros;
+    // By element of the rows' results, then by thread.
+    Shared<float, V::head_dim / 2 * WORKERS> results;
+    // Copies arrive at `full`, warps that are done with a tile at `empty`.
+    Shared<uint64_t, PLACES> full, empty;
+    // Whether a warp found a value that is not finite.
+    Shared<uint32_t, GROUPS * 4> found;
+
+    static constexpr bool IN_REGISTERS = false;
+    template <int OUT_BLOCKS> struct Totals {
+        AttentionShared &shared;
+
+        BURRSTONE_DEVICE Totals(AttentionShared &shared) : shared(shared) {}
+        BURRSTONE_DEVICE float get(int block, int i) const { return shared.results.load(at(block, i)); }
+        BURRSTONE_DEVICE void set(int block, int i, float value) { shared.results.store(at(block, i), value); }
+        static BURRSTONE_DEVICE uint32_t at(int block, int i) { return (block * 8 + i) * WORKERS + thread_index(); }
+    };
+
+    // A place in the ring, and the parity of its phase.
+    struct Place {
+        uint32_t at = 0, parity = 0;
+
+        BURRSTONE_DEVICE void advance() {
+            at = at + 1 == PLACES ? 0 : at + 1;
+            parity ^= at == 0;
+        }
+    };
+
+    // Whether there are threads that hold no rows.
+    static constexpr bool COPIES = true;
+
+    // All threads, before anything else.
+    BURRSTONE_DEVICE Place begin() {
+        if (thread_index() == 0) {
+            BURRSTONE_ROLLED
+            for (int place = 0; place < PLACES; ++place) {
+                mbarrier_init(full.address(place), 1);
+                mbarrier_init(empty.address(place), WORKERS / int(WARP));
+            }
+            mbarrier_fence_init();
+        }
+        using Zeros = Box<BLOCK_SIDE>;
+        BURRSTONE_ROLLED
+        for (uint32_t i = thread_index(); i < BLOCK_SIDE * Zeros::PIECES; i += V::threads)
+            zeros.data.template store_vec<int(Zeros::PIECE)>(i * Zeros::PIECE, {});
+        fence_async();
+        sync_block();
+        return {};
+    }
+    static BURRSTONE_DEVICE bool has_no_rows() { return thread_index() >= uint32_t(WORKERS); }
+    static BURRSTONE_DEVICE bool copies() { return thread_index() / WARP == WORKERS / WARP; }
+    // Registers that who copies leaves to who multiplies.
+    static BURRSTONE_DEVICE void share_registers() {
+        if constexpr (GROUPS > 1) {
+            if (has_no_rows()) give_registers<40>();
+            else take_registers<232>();
+        }
+    }
+    // Waits for the threads that hold rows; for those of the own group.
+    static BURRSTONE_DEVICE void sync() { barrier_sync<1>(WORKERS); }
+    static BURRSTONE_DEVICE void sync_group() {
+        if (GROUPS == 1 || thread_index() < uint32_t(WARPGROUP)) barrier_sync<2>(WARPGROUP);
+        else barrier_sync<3>(WARPGROUP);
+    }
+
+    BURRSTONE_DEVICE void wait_full(const Place &place) const {
+        mbarrier_wait(full.address(place.at), place.parity);
+    }
+    BURRSTONE_DEVICE void wait_empty(const Place &place) const {
+        mbarrier_wait(empty.address(place.at), place.parity ^ 1);
+    }
+    // The thread's warp is done with a place.
+    BURRSTONE_DEVICE void release(const Place &place) const {
+        sync_warp();
+        if (lane_index() == 0) mbarrier_arrive(empty.address(place.at));
+    }
+};
+
+// The warp that copies.
+template <class V, int SHARE, class Args> class AttentionCopies {
+    using T = typename V::dtype;
+    using Memory = AttentionShared<V, SHARE>;
+    using Place = typename Memory::Place;
+    static constexpr uint32_t TILE = Memory::TILE;
+    static constexpr int BOXES = Memory::BOXES;
+    // Pieces of 16 bytes of a row of a box.
+    static constexpr uint32_t PIECES = Memory::Tile::PIECES, PIECE = Memory::Tile::PIECE;
+
+    const Args &args;
+    const AttentionPart &part;
+    Memory &shared;
+    const AttentionRange<TILE> range;
+    const bool aligned;
+
+  public:
+    // Of positions from..until.
+    BURRSTONE_DEVICE AttentionCopies(const Args &args, const AttentionPart &part, Memory &shared, uint32_t from,
+                                     uint32_t until)
+        : args(args), part(part), shared(shared),
+          range(AttentionRows<Args>(args, part.span, part.kv_head), part, from, until),
+          aligned(args.head_dim % PIECE == 0 && (args.keys | args.values) % 16 == 0) {}
+
+    // Keys and values of all tiles, in order. Tiles that reach beyond what somebody sees may have positions, and pages,
+    // of nobody: they are copied by rows, with zeros there.
+    BURRSTONE_DEVICE void run(Place &place) const {
+        BURRSTONE_ROLLED
+        for (uint32_t base = range.begin; base < range.end; base += TILE) {
+            if (args.box_rows > 0 && range.low <= base && base + TILE <= range.high) copy_boxes(base, place);
+            else copy_rows(base, place);
+        }
+    }
+
+  private:
+    // Where one head's key or value of a position is in the cache.
+    BURRSTONE_DEVICE uint32_t entry(uint32_t position) const {
+        const uint32_t page = load(pointer<const uint32_t>(args.page_table) + part.span.pages +
+                                   (position >> args.page_bits));
+        const uint32_t within = position & ((1u << args.page_bits) - 1);
+        return ((page * args.kv_heads + part.kv_head) << args.page_bits) + within;
+    }
+
+    // A lane for each box: rows of a page by 64 columns.
+    BURRSTONE_DEVICE void copy_boxes(uint32_t base, Place &place) const {
+        const uint32_t row = lane_index() / BOXES * args.box_rows, column = lane_index() % BOXES;
+        const bool has_box = row < TILE;
+        const uint32_t from = has_box ? entry(base + row) : 0;
+        BURRSTONE_UNROLL
+        for (int plane = 0; plane < 2; ++plane, place.advance()) {
+            const uint32_t full = shared.full.address(place.at);
+            shared.wait_empty(place);
+            if (lane_index() == 0) mbarrier_arrive_expect(full, TILE * V::head_dim * sizeof(T));
+            sync_warp();
+            if (has_box) {
+                const uint32_t to = shared.tiles[place.at][column].data.address(row * BOX_COLUMNS);
+                const Coordinates at{int32_t(column * BOX_COLUMNS), int32_t(from)};
+                tensor_load(to, plane == 0 ? args.key_boxes : args.value_boxes, at, full);
+            }
+        }
+    }
+
+    BURRSTONE_DEVICE void copy_rows(uint32_t base, Place &place) const {
+        static_assert(TILE == 2 * WARP, "a lane has the entries of two positions");
+        uint32_t entries[2];
+        BURRSTONE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const uint32_t position = base + half * WARP + lane_index();
+            const bool there = range.low <= position && position < range.high;
+            entries[half] = there ? entry(position) : NO_ENTRY;
+        }
+        BURRSTONE_UNROLL
+        for (int plane = 0; plane < 2; ++plane, place.advance()) {
+            shared.wait_empty(place);
+            BURRSTONE_UNROLL
+            for (int half = 0; half < 2; ++half)
+                copy_half(plane == 0 ? args.keys : args.values, entries[half], half * WARP, shared.tiles[place.at]);
+            cp_async_commit();
+            cp_async_wait<0>();
+            fence_async();
+            sync_warp();
+            if (lane_index() == 0) mbarrier_arrive(shared.full.address(place.at));
+        }
+    }
+
+    // 32 rows of a tile, whose entries the lanes have: those of NO_ENTRY, and columns beyond the head, become zeros.
+    BURRSTONE_DEVICE void copy_half(device_ptr plane, uint32_t entries, uint32_t first_row,
+                                    typename Memory::Tile (&tile)[BOXES]) const {
+        BURRSTONE_ROLLED
+        for (uint32_t row = 0; row < WARP; row += WARP / PIECES) {
+            const uint32_t own = row + lane_index() / PIECES, entry = shfl(entries, own);
+            BURRSTONE_UNROLL
+            for (uint32_t box = 0; box < uint32_t(BOXES); ++box) {
+                const uint32_t within = lane_index() % PIECES * PIECE, column = box * BOX_COLUMNS + within;
+                const uint32_t to = Memory::Tile::index(first_row + own, within);
+                const T *from = pointer<const T>(plane) + uint64_t(entry) * args.head_dim + column;
+                const bool there = entry != NO_ENTRY && column < args.head_dim;
+                if (aligned) {
+                    cp_async<16>(tile[box].data.address(to), from, there ? 16 : 0);
+                } else {
+                    vec<T, PIECE> piece = {};
+                    BURRSTONE_UNROLL
+                    for (uint32_t e = 0; e < PIECE; ++e)
+                        if (there && column + e < args.head_dim) piece.v[e] = load(from + e);
+                    tile[box].data.template store_vec<int(PIECE)>(to, piece);
+                }
+            }
+        }
+    }
+};
+
+} // namespace burrstone
+
+#endif
