@@ -98,8 +98,8 @@ const _: () = {
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_decode_args {
-    /// On Hopper, 16 bits, where entries lie at multiples of 16 bytes: keys and values as [entries, head_dim], in boxes of
-    /// box_rows entries of a page and 64 columns, with a swizzle of 128 bytes. Else zeros.
+    /// On Hopper, 16 bits, where entries lie at multiples of 16 bytes: keys and values as [entries, head_dim], in boxes
+    /// of box_rows entries of a page and 64 columns, with a swizzle of 128 bytes. Else zeros.
     pub key_boxes: tensor_map,
     pub value_boxes: tensor_map,
     /// [tokens, heads, head_dim]
@@ -226,8 +226,8 @@ const _: () = {
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_prefill_args {
-    /// On Hopper, 16 bits, where entries lie at multiples of 16 bytes: keys and values as [entries, head_dim], in boxes of
-    /// box_rows entries of a page and 64 columns, with a swizzle of 128 bytes. Else zeros.
+    /// On Hopper, 16 bits, where entries lie at multiples of 16 bytes: keys and values as [entries, head_dim], in boxes
+    /// of box_rows entries of a page and 64 columns, with a swizzle of 128 bytes. Else zeros.
     pub key_boxes: tensor_map,
     pub value_boxes: tensor_map,
     /// [tokens, heads, head_dim]
