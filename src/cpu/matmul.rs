@@ -105,7 +105,7 @@ fn multiply(
                 x_dtype: x.dtype(),
                 prepared: scratch.x.as_mut_ptr(),
             };
-            let call = Call { walk, blocks: &blocks, target: target.from_row(row) };
+            let call = Call { walk, blocks: &blocks, target: target.skip_rows(row) };
             call.run(pool, &mut scratch.columns)?;
         }
         row += count;
@@ -134,12 +134,12 @@ enum Target {
 }
 
 impl Target {
-    /// The same from a row on.
-    fn from_row(self, row: usize) -> Self {
+    /// The same behind so many rows.
+    fn skip_rows(self, rows: usize) -> Self {
         match self {
-            Self::Products { out, n } => Self::Products { out: out.wrapping_add(row * n), n },
+            Self::Products { out, n } => Self::Products { out: out.wrapping_add(rows * n), n },
             Self::Gated { out, dtype, width, activation } => {
-                Self::Gated { out: out.wrapping_add(row * width * dtype.size()), dtype, width, activation }
+                Self::Gated { out: out.wrapping_add(rows * width * dtype.size()), dtype, width, activation }
             }
         }
     }
