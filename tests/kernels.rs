@@ -27,6 +27,8 @@ mod attention_masks;
 mod attention_prefill;
 #[path = "kernels/embedding.rs"]
 mod embedding;
+#[path = "kernels/gated_matmul.rs"]
+mod gated_matmul;
 #[path = "kernels/gather_rows.rs"]
 mod gather_rows;
 #[path = "kernels/matmul.rs"]

@@ -24,6 +24,11 @@ impl Bench for Cpu {
         buffer.write(values).expect("the values");
     }
 
+    /// Here it is the end of a product's task.
+    fn act_mul(&self, _rows: usize, _width: usize, _gate_up: &Buffer, _out: &mut Buffer) -> Option<Result<()>> {
+        None
+    }
+
     fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
         let start = Instant::now();
         (0..calls).try_for_each(|_| call())?;

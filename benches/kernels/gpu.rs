@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use burrstone::device::{Memory, Stream};
-use burrstone::kernels::Gpu;
+use burrstone::kernels::{ActMul, Gpu};
+use burrstone::ops::Activation;
 use burrstone::{DType, Result};
 use half::{bf16, f16};
 
@@ -61,6 +62,11 @@ impl Bench for Gpu {
             _ => buffer.write(values),
         };
         written.expect("the values");
+    }
+
+    fn act_mul(&self, rows: usize, width: usize, gate_up: &Memory, out: &mut Memory) -> Option<Result<()>> {
+        let (gate_up, out, activation) = (gate_up.slice(), out.slice_mut(), Activation::Silu);
+        Some(ActMul { gate_up, out, scales: None, rows, width, activation }.launch(self.stream()))
     }
 
     /// Each call finds a cold cache, cleared by zeros; what these take by themselves is taken off. A call that cannot be

@@ -1,3 +1,4 @@
+use burrstone::ops::Activation;
 use criterion::Criterion;
 
 use crate::problems::matmul::PROBLEMS;
@@ -15,6 +16,21 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
             let work = Work { bytes, flops: 2 * rows * n * k };
             lab.measure(criterion, "matmul", &format!("{}/{rows}", problem.label), work, || {
                 lab.device.matmul(rows, &x, turn.next().expect("a matrix"), &mut out)
+            });
+        }
+    }
+    for problem in PROBLEMS.iter().filter(|problem| problem.label.ends_with("gate_up")) {
+        let (width, k) = (problem.n / 2, problem.k);
+        let matrices = lab.gated_matrices(width, k);
+        for rows in [1, 8, 64, 512] {
+            let x = lab.buffer(lab.device.dtype(), rows * k);
+            let mut out = lab.buffer(lab.device.dtype(), rows * width);
+            let mut turn = matrices.iter().cycle();
+            let bytes = (2 * width * k + rows * k + rows * width) * lab.narrow();
+            let work = Work { bytes, flops: 4 * rows * width * k };
+            lab.measure(criterion, "gated_matmul", &format!("{}/{rows}", problem.label), work, || {
+                let matrix = turn.next().expect("a matrix");
+                lab.device.gated_matmul(rows, &x, matrix, Activation::Silu, &mut out)
             });
         }
     }

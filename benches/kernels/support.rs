@@ -26,6 +26,9 @@ pub trait Bench: Ops {
 
     fn write(&self, buffer: &mut Self::Buffer, values: &[f32]);
 
+    /// `out = silu(gate) * up` of `gate_up: [rows, 2 · width]`, where that has a kernel of its own.
+    fn act_mul(&self, rows: usize, width: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Option<Result<()>>;
+
     /// Time of `calls` calls, one after another.
     fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
 }
@@ -108,13 +111,22 @@ impl<D: Bench> Lab<D> {
 
     /// As many matrices `[n, k]`, of no more than all weights, as there are weights for, to be used in turn.
     pub fn matrices(&self, n: usize, k: usize) -> Vec<D::Matrix> {
-        let len = n * k * self.narrow();
-        let one = |i: usize| {
+        self.views(n, k).map(|view| self.device.matrix(vec![view], Vec::new()).expect("a matrix")).collect()
+    }
+
+    /// The same of pairs of projections `[width, k]`.
+    pub fn gated_matrices(&self, width: usize, k: usize) -> Vec<D::GatedMatrix> {
+        let views: Vec<WeightView> = self.views(width, k).collect();
+        let one = |pair: &[WeightView]| self.device.gated_matrix(pair.to_vec(), Vec::new()).expect("a matrix");
+        views.chunks_exact(2).map(one).collect()
+    }
+
+    fn views(&self, n: usize, k: usize) -> impl Iterator<Item = WeightView> {
+        let (dtype, len) = (self.device.dtype(), n * k * self.narrow());
+        (0..WEIGHTS / len).map(move |i| {
             let data = self.weights.slice(i * len..(i + 1) * len).expect("inside");
-            let view = WeightView { name: "weight".to_owned(), dtype: self.device.dtype(), shape: vec![n, k], data };
-            self.device.matrix(vec![view], Vec::new()).expect("a matrix")
-        };
-        (0..WEIGHTS / len).map(one).collect()
+            WeightView { name: "weight".to_owned(), dtype, shape: vec![n, k], data }
+        })
     }
 
     /// A gain of `width`.

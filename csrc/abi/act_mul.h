@@ -1,10 +1,7 @@
 #ifndef BURRSTONE_ABI_ACT_MUL_H
 #define BURRSTONE_ABI_ACT_MUL_H
-#include "types.h"
-
-#define BURRSTONE_SILU 0u
-#define BURRSTONE_GELU_TANH 1u
-#define BURRSTONE_GELU_ERF 2u
+#include "abi/activation.h"
+#include "abi/types.h"
 
 /* out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]. */
 typedef struct act_mul_args {
@@ -13,7 +10,7 @@ typedef struct act_mul_args {
     device_ptr scales;  /* f32 [rows]: what a quantized output must be multiplied by; 0 where it is not quantized */
     uint32_t rows;
     uint32_t width;
-    uint32_t activation; /* one of the above */
+    uint32_t activation; /* one of abi/activation.h */
     uint32_t padding;
 } act_mul_args;
 

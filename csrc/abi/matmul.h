@@ -1,12 +1,22 @@
 #ifndef BURRSTONE_ABI_MATMUL_H
 #define BURRSTONE_ABI_MATMUL_H
+#include "abi/activation.h"
 #include "abi/tensor_map.h"
 #include "abi/types.h"
 
 /* Elements of k whose products are one chain of additions; see csrc/kernels/matmul.cu. */
 #define BURRSTONE_MATMUL_SPAN 512
 
-/* out = x weight^T + bias. */
+/* Tiles whose arrivals a workspace counts. */
+#define BURRSTONE_MATMUL_COUNTERS 4096
+
+/* Gates lie so many rows before what they let through: a thread has both of them, in the fragments of every architecture
+ * that keeps a tile in registers. */
+#define BURRSTONE_MATMUL_GATES 8
+
+/* out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
+ * of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
+ * is rounded to out's type first. */
 typedef struct matmul_args {
     /* x and the weight in boxes of 64 elements of k and a tile's rows, with a swizzle of 128 bytes: on Hopper, where
      * rows are grains of 16 bytes; zeros elsewhere. */
@@ -15,13 +25,16 @@ typedef struct matmul_args {
     device_ptr x;        /* [m, k] */
     device_ptr weight;   /* [n, k] */
     device_ptr bias;     /* [n] or 0 */
-    device_ptr out;      /* [m, n] */
-    device_ptr arrivals; /* u32 [tiles]: 0 before and after the launch; not used with one split */
-    device_ptr partials; /* f32 [tiles, spans, tile], at a multiple of 16 bytes; not used with one split */
+    device_ptr out;      /* [m, columns] */
+    /* u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, spans,
+     * tile]: sums. At a multiple of 16 bytes; not used with one split. */
+    device_ptr workspace;
     uint32_t m;
     uint32_t n;
     uint32_t k;
-    uint32_t splits; /* blocks that share the spans of a tile: at least 1, at most the spans */
+    uint32_t splits;     /* blocks that share the spans of a tile: at least 1, at most the spans */
+    uint32_t columns;    /* n; with an activation the number of gates */
+    uint32_t activation; /* one of abi/activation.h, for outputs of x's type; or 0 */
 } matmul_args;
 
 #endif

@@ -3,6 +3,7 @@
 #define BURRSTONE_KERNELS_ACT_MUL_CU
 
 #include "abi/act_mul.h"
+#include "kernels/activation.cuh"
 #include "kernels/row.cuh"
 
 namespace burrstone {
@@ -10,16 +11,6 @@ namespace burrstone {
 template <class V> struct act_mul_shared {
     Shared<float, V::threads> largest;
 };
-
-// SiLU and the tanh form of GELU are both x times a sigmoid: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), and in this form
-// nothing cancels where u is far below 0. The fast functions are within a few units of f32's last place, which the
-// rounding to the output hides.
-BURRSTONE_DEVICE float activate(uint32_t activation, float x) {
-    if (activation == BURRSTONE_GELU_ERF) return 0.5f * x * (1.0f + erf_(0.7071067811865476f * x));
-    const float twice = 1.5957691216057308f * fma_(0.044715f * x * x, x, x);
-    const float u = activation == BURRSTONE_SILU ? x : twice;
-    return x * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * u));
-}
 
 template <class V, bool WHOLE> BURRSTONE_DEVICE void act_mul_row(const act_mul_args &args, act_mul_shared<V> &shared) {
     using T = typename V::dtype;
@@ -35,7 +26,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void act_mul_row(const act_mul_a
         const Grain<T> g = load_grain(gate, width, at, WHOLE), u = load_grain(up, width, at, WHOLE);
         Grain<float> y;
         BURRSTONE_UNROLL
-        for (int e = 0; e < GRAIN; ++e) y.v[e] = activate(args.activation, to_float(g.v[e])) * to_float(u.v[e]);
+        for (int e = 0; e < GRAIN; ++e) y.v[e] = gated(args.activation, g.v[e], u.v[e]);
         return y;
     };
     if constexpr (QUANTIZED_MAX<Out> > 0.0f) {

@@ -1,4 +1,4 @@
-// x weight^T + bias on the tensor cores of every architecture.
+// x weight^T + bias on the tensor cores of every architecture, and what a gated layer makes of two of them.
 //
 // A result's bits do not depend on tiles, on the number of tokens, nor on how many blocks share the work. k is cut into spans
 // of BURRSTONE_MATMUL_SPAN elements; the products of a span are one chain of the instruction, from zero, in ascending k; the

@@ -91,13 +91,15 @@ template <class V> BURRSTONE_DEVICE void release_stage(const MatmulRing<V> &ring
     if (lane_index() == 0) mbarrier_arrive(ring.empty.address(place.at));
 }
 
-// The item's tile, from registers. A thread has two rows of the weight, eight apart, for two tokens in each eight.
+// The item's tile, from registers. A thread has two rows of the weight, eight apart, for two tokens in each eight: where
+// there are gates, a gate and what it lets through.
 template <class V> struct MatmulStore {
     using T = typename V::dtype;
     using Out = typename V::out;
     static constexpr int PIECE = 4;
 
-    uint64_t n;
+    // Of out.
+    uint32_t columns;
     // The thread's first row and first token, and how many of the tile's there are from there on.
     uint64_t row, token;
     int rows, tokens;
@@ -105,7 +107,7 @@ template <class V> struct MatmulStore {
 
     BURRSTONE_DEVICE MatmulStore(const matmul_args &args, const MatmulItem<V> &item) {
         const Element place = MatmulTile<V>::place_of_sum(0);
-        n = args.n;
+        columns = args.columns;
         row = item.first_n + unsigned(place.row);
         token = item.first_m + unsigned(place.column);
         rows = left(args.n, row, V::n);
@@ -128,13 +130,13 @@ template <class V> struct MatmulStore {
 
     // One by one: of f32 eight lanes fill a sector.
     BURRSTONE_DEVICE void singles(Out *out, MatmulSums<V> &sums) const {
-        Out *to = out + token * n + row;
+        Out *to = out + token * columns + row;
         BURRSTONE_UNROLL
-        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * n) {
+        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
             BURRSTONE_UNROLL
             for (int e = 0; e < 4; ++e)
                 if (eight * 8 + e % 2 < tokens && e / 2 * 8 < rows)
-                    store(to + e % 2 * n + e / 2 * 8, rounded(sums, eight, e / 2, e % 2));
+                    store(to + e % 2 * uint64_t(columns) + e / 2 * 8, rounded(sums, eight, e / 2, e % 2));
         }
     }
 
@@ -144,12 +146,12 @@ template <class V> struct MatmulStore {
         const unsigned lane = lane_index() / 4;
         const bool odd = lane % 2 == 1, high = lane / 2 % 2 == 1;
         const int first = high * 8 + int(lane) / 4 * PIECE - int(lane);
-        Out *to = out + (token + odd) * n + row + first;
+        Out *to = out + (token + odd) * columns + row + first;
         const auto exchange = [](vec<Out, 2> given, unsigned flip) {
             return bit_cast<vec<Out, 2>>(shfl_xor(bit_cast<uint32_t>(given), flip));
         };
         BURRSTONE_UNROLL
-        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * n) {
+        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
             // Tokens of both rows; one goes to the neighbour, which has the rows beside these.
             const vec<Out, 2> a{rounded(sums, eight, 0, 0), rounded(sums, eight, 1, 0)};
             const vec<Out, 2> b{rounded(sums, eight, 0, 1), rounded(sums, eight, 1, 1)};
@@ -163,16 +165,35 @@ template <class V> struct MatmulStore {
                 store(reinterpret_cast<vec<Out, PIECE> *>(to), vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
         }
     }
+
+    // Gated, one by one: the eight lanes that have the same tokens fill half a sector, all that a warp has of a token.
+    BURRSTONE_DEVICE void gates(Out *out, MatmulSums<V> &sums, uint32_t activation) const {
+        static_assert(BURRSTONE_MATMUL_GATES == 8, "as the fragments are");
+        const uint64_t column = row / 16 * 8 + row % 8;
+        if (column >= columns) return;
+        Out *to = out + token * columns + column;
+        BURRSTONE_UNROLL
+        for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
+            BURRSTONE_UNROLL
+            for (int t = 0; t < 2; ++t) {
+                if (eight * 8 + t >= tokens) continue;
+                const Out gate = rounded(sums, eight, 0, t), up = rounded(sums, eight, 1, t);
+                store(to + t * uint64_t(columns), from_float<Out>(gated(activation, gate, up)));
+            }
+        }
+    }
 };
 
 template <class V> BURRSTONE_DEVICE void store_sums(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums) {
     using Out = typename V::out;
     using Store = MatmulStore<V>;
     const Store to(args, item);
-    if constexpr (sizeof(Out) == 2) {
-        if ((args.out | args.n * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0) return to.pieces(pointer<Out>(args.out), sums);
+    Out *out = pointer<Out>(args.out);
+    if constexpr (HAS_GATES<V>) {
+        if (args.activation) return to.gates(out, sums, args.activation);
+        if ((args.out | args.columns * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0) return to.pieces(out, sums);
     }
-    to.singles(pointer<Out>(args.out), sums);
+    to.singles(out, sums);
 }
 
 // The warpgroups that multiply.

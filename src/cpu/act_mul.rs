@@ -1,55 +1,20 @@
-//! `out = activation(gate) · up`.
+//! `out = activation(gate) · up`: the end of a gated product's task.
 
-use crate::cpu::buffer::Buffer;
-use crate::cpu::pool::{Pool, Shareable};
-use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, gelu, gelu_tanh, silu, with_element};
+use crate::cpu::simd::{Element, F32, Kernel, Simd, gelu, gelu_tanh, silu, with_element};
 use crate::dtype::DType;
-use crate::error::Result;
 use crate::ops::Activation;
 
-const OP: &str = "act_mul";
-
-/// Elements that a task takes: some microseconds.
-const TASK: usize = 8 << 10;
-
-pub(crate) fn act_mul(
-    isa: Isa,
-    pool: &Pool,
-    rows: usize,
-    width: usize,
-    activation: Activation,
-    gate_up: &Buffer,
-    out: &mut Buffer,
-) -> Result<()> {
-    let elements = rows.checked_mul(width);
-    gate_up.check_wide(OP, "gate_up", elements.and_then(|n| n.checked_mul(2)))?;
-    out.check(OP, "out", elements)?;
-    let source = Shareable::new(gate_up.as_ptr().cast::<f32>().cast_mut());
-    let (to, dtype) = (Shareable::new(out.as_mut_ptr()), out.dtype());
-    let pieces = width.div_ceil(TASK);
-    pool.run(rows * pieces, &|_, task| {
-        let (row, first) = (task / pieces, task % pieces * TASK);
-        // SAFETY: `gate_up` has two rows of `width` for each row of `out`, and the piece lies inside one of them.
-        let (gate, up, to) = unsafe {
-            let gate = source.get().add(row * 2 * width + first);
-            (gate, gate.add(width), to.get().add((row * width + first) * dtype.size()))
-        };
-        isa.run(Piece { gate, up, to, dtype, n: TASK.min(width - first), activation });
-    });
-    Ok(())
+/// `n` elements, f32 readable at `gate` and `up`, `dtype` writable at `to` by this kernel alone.
+pub(super) struct ActMul {
+    pub gate: *const f32,
+    pub up: *const f32,
+    pub to: *mut u8,
+    pub dtype: DType,
+    pub n: usize,
+    pub activation: Activation,
 }
 
-/// `n` elements, readable at `gate` and `up` and writable at `to` by this piece alone.
-struct Piece {
-    gate: *const f32,
-    up: *const f32,
-    to: *mut u8,
-    dtype: DType,
-    n: usize,
-    activation: Activation,
-}
-
-impl Kernel for Piece {
+impl Kernel for ActMul {
     type Out = ();
 
     #[inline(always)]
@@ -62,7 +27,7 @@ impl Kernel for Piece {
     }
 }
 
-impl Piece {
+impl ActMul {
     #[inline(always)]
     fn go<S: Simd, E: Element, const ACTIVATION: u8>(&self, s: S) {
         let whole = self.n - self.n % S::LANES;

@@ -4,7 +4,7 @@ use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Batch, Sampled, WeightView};
+use crate::ops::{self, Batch, Sampled, WeightView};
 
 /// Zeroed, page-aligned memory that the system hands out as it is touched.
 pub(crate) struct Pages(memmap2::MmapMut);
@@ -262,6 +262,31 @@ impl Matrix {
     /// Input features.
     pub fn k(&self) -> usize {
         self.k
+    }
+}
+
+/// Gate and up projections `[width, k]` of a gated feed-forward layer.
+pub struct GatedMatrix(Matrix);
+
+impl GatedMatrix {
+    pub(crate) fn new(blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self> {
+        ops::check_gated(&blocks)?;
+        Matrix::new(blocks, biases).map(Self)
+    }
+
+    /// Gates, then what they let through.
+    pub(crate) fn stacked(&self) -> &Matrix {
+        &self.0
+    }
+
+    /// Output features.
+    pub fn width(&self) -> usize {
+        self.0.n() / 2
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.0.k()
     }
 }
 

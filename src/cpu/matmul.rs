@@ -1,16 +1,18 @@
 //! `out = x · weightᵀ + bias`.
 //!
-//! Two walks over the same arithmetic. For few rows every weight is read once from memory, four rows of it side by side
-//! (memory likes several streams), and used as it comes. For many rows blocks of the weight are packed, converted once,
-//! and multiplied from the caches. `k` is cut into blocks of a fixed size whose sums are added in order, so a result
-//! depends on its row and column alone: not on the number of rows, on tiles, nor on threads.
+//! The rows of the weight are shared out to tasks, which multiply them on one of two walks: see [`Walk`].
+//!
+//! In a gated product a task multiplies rows of the gate and the same rows of what it lets through, keeps both results
+//! to itself, and writes what they make.
 
-use crate::cpu::buffer::{Block, Buffer, Matrix, Pages};
+use crate::cpu::act_mul::ActMul;
+use crate::cpu::buffer::{Block, Buffer, GatedMatrix, Matrix, Pages};
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::{Bf16, Isa, Kernel, PairKernel, Paired, Pairs, Product, Simd, Single, Weight, with_element};
-use crate::cpu::tile::{block_steps, direct, pack, packed, packed_shape, step_bytes};
+use crate::cpu::simd::Isa;
+use crate::cpu::walk::{Columns, PACKED_COLUMNS, Part, Walk};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::Activation;
 
 const OP: &str = "matmul";
 
@@ -19,9 +21,6 @@ const OP: &str = "matmul";
 const FEW_ROWS: usize = 24;
 /// Rows that are prepared at once; more only take more room.
 const CHUNK_ROWS: usize = 512;
-/// At most so many rows of the weight are packed by a task: a multiple of every tile's width, and a block of them with
-/// the sums of its tiles fits the second-level cache.
-const PACKED_COLUMNS: usize = 96;
 /// Bytes of weight that a task reads where rows are few: long enough to stream, short enough to share out evenly.
 const DIRECT_BYTES: usize = 512 << 10;
 
@@ -49,6 +48,41 @@ pub(crate) fn matmul(
 ) -> Result<()> {
     x.check(OP, "x", rows.checked_mul(weight.k()))?;
     out.check_wide(OP, "out", rows.checked_mul(weight.n()))?;
+    let target = Target::Products { out: out.as_mut_ptr().cast(), n: weight.n() };
+    multiply(isa, pool, scratch, rows, x, weight, target)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn gated_matmul(
+    isa: Isa,
+    pool: &Pool,
+    scratch: &mut Scratch,
+    rows: usize,
+    x: &Buffer,
+    weight: &GatedMatrix,
+    activation: Activation,
+    out: &mut Buffer,
+) -> Result<()> {
+    const OP: &str = "gated_matmul";
+    x.check(OP, "x", rows.checked_mul(weight.k()))?;
+    out.check(OP, "out", rows.checked_mul(weight.width()))?;
+    let target = Target::Gated { out: out.as_mut_ptr(), dtype: out.dtype(), width: weight.width(), activation };
+    multiply(isa, pool, scratch, rows, x, weight.stacked(), target)
+}
+
+fn multiply(
+    isa: Isa,
+    pool: &Pool,
+    scratch: &mut Scratch,
+    rows: usize,
+    x: &Buffer,
+    weight: &Matrix,
+    target: Target,
+) -> Result<()> {
+    let can_pair = |block: &Block| isa.has_pairs() && x.dtype() == DType::BF16 && block.dtype == DType::BF16;
+    // A gate and what it lets through are one call.
+    let together = matches!(target, Target::Gated { .. });
+    let all_can = weight.blocks.iter().all(can_pair);
     let k_bytes = weight.k().div_ceil(64) * 64 * 4;
     let mut row = 0;
     while row < rows {
@@ -57,23 +91,21 @@ pub(crate) fn matmul(
         let room = rounded.checked_mul(k_bytes).ok_or_else(|| Error::operator(OP, "rows", "room for them", rows))?;
         scratch.x.reserve(room)?;
         for paired in [false, true] {
-            let is_paired = |block: &Block| isa.has_pairs() && x.dtype() == DType::BF16 && block.dtype == DType::BF16;
+            let is_paired = |block: &Block| if together { all_can } else { can_pair(block) };
             let blocks: Vec<&Block> = weight.blocks.iter().filter(|block| is_paired(block) == paired).collect();
             if blocks.is_empty() {
                 continue;
             }
-            let call = Call {
+            let walk = Walk {
                 isa,
                 paired,
                 rows: count,
                 k: weight.k(),
-                n: weight.n(),
                 x: x.as_ptr().wrapping_add(row * weight.k() * x.dtype().size()),
                 x_dtype: x.dtype(),
                 prepared: scratch.x.as_mut_ptr(),
-                blocks: &blocks,
-                out: out.as_mut_ptr().cast::<f32>().wrapping_add(row * weight.n()),
             };
+            let call = Call { walk, blocks: &blocks, target: target.skip_rows(row) };
             call.run(pool, &mut scratch.columns)?;
         }
         row += count;
@@ -81,78 +113,113 @@ pub(crate) fn matmul(
     Ok(())
 }
 
-/// One chunk of rows against the blocks of one kind of product.
-///
-/// `x` has `rows · k` elements, each block `rows · k`, `out` has `rows · n` f32 and `prepared` room for the rows of `x`
-/// rounded up to panels, in steps.
-#[derive(Clone, Copy)]
+/// One chunk of rows against the blocks of one kind of product. The target has room for their results.
 struct Call<'a> {
-    isa: Isa,
-    paired: bool,
-    rows: usize,
-    k: usize,
-    n: usize,
-    x: *const u8,
-    x_dtype: DType,
-    prepared: *mut u8,
+    walk: Walk,
     blocks: &'a [&'a Block],
-    out: *mut f32,
+    target: Target,
 }
 
-// SAFETY: tasks read `x` and `prepared`, and each writes its own panel of `prepared` or its own columns of `out`; `run`
-// keeps the two phases apart.
+// SAFETY: tasks read `x` and `prepared`, and each writes its own panel of `prepared` or its own columns of the target;
+// `run` keeps the two phases apart.
 unsafe impl Sync for Call<'_> {}
 
-/// A part of a call that one thread does alone.
+/// What becomes of a call's results.
 #[derive(Clone, Copy)]
-enum Part {
-    /// Rows `first..` of `x`, a panel of `panel` of them, at its place in `prepared`.
-    Prepare { first: usize, panel: usize },
-    /// Rows `first..first + count` of a block, from memory.
-    Direct { block: usize, first: usize, count: usize },
-    /// Rows `first..first + count` of a block, packed to `columns`, with the tiles' sums behind.
-    Packed { block: usize, first: usize, count: usize, columns: *mut u8 },
+enum Target {
+    /// `[rows, n]`, those of all blocks.
+    Products { out: *mut f32, n: usize },
+    /// `activation(gate) · up` of the two blocks: `[rows, width]` of `dtype`.
+    Gated { out: *mut u8, dtype: DType, width: usize, activation: Activation },
+}
+
+impl Target {
+    /// The same behind so many rows.
+    fn skip_rows(self, rows: usize) -> Self {
+        match self {
+            Self::Products { out, n } => Self::Products { out: out.wrapping_add(rows * n), n },
+            Self::Gated { out, dtype, width, activation } => {
+                Self::Gated { out: out.wrapping_add(rows * width * dtype.size()), dtype, width, activation }
+            }
+        }
+    }
 }
 
 impl Call<'_> {
     fn run(&self, pool: &Pool, columns: &mut [Pages]) -> Result<()> {
-        if self.rows <= FEW_ROWS {
-            (0..self.rows).for_each(|first| self.part(Part::Prepare { first, panel: 1 }));
-            let most = (DIRECT_BYTES / (self.k * 2)).clamp(4, 1024);
-            let width = self.share(most, 4, pool.threads());
-            pool.run(self.tasks(width), &|_, task| {
-                let (block, first, count) = self.task(task, width);
-                self.part(Part::Direct { block, first, count });
-            });
-            return Ok(());
-        }
-        let (panel, tile, room) = self.isa.run(PanelShape { rows: self.rows });
+        let Walk { rows, k, .. } = self.walk;
+        let (most, tile, room) = if rows <= FEW_ROWS {
+            (0..rows).for_each(|first| self.walk.part(Part::Prepare { first, panel: 1 }));
+            let together = self.blocks.len() / self.shared().len();
+            ((DIRECT_BYTES / (k * 2 * together)).clamp(4, 1024), 4, 0)
+        } else {
+            let (panel, tile, room) = self.walk.packed_shape();
+            pool.run(rows.div_ceil(panel), &|_, task| self.walk.part(Part::Prepare { first: task * panel, panel }));
+            (PACKED_COLUMNS, tile, room)
+        };
+        let width = self.share(most, tile, pool.threads());
+        let sums = match self.target {
+            Target::Products { .. } => 0,
+            Target::Gated { .. } => rows * 2 * width * size_of::<f32>(),
+        };
         for pages in columns.iter_mut() {
-            pages.reserve(room)?;
+            pages.reserve(room + sums)?;
         }
-        pool.run(self.rows.div_ceil(panel), &|_, task| self.part(Part::Prepare { first: task * panel, panel }));
-        let width = self.share(PACKED_COLUMNS, tile, pool.threads());
         pool.run_with(columns, self.tasks(width), &|pages, task| {
             let (block, first, count) = self.task(task, width);
-            self.part(Part::Packed { block, first, count, columns: pages.as_mut_ptr() });
+            let room_for_sums = pages.as_mut_ptr().wrapping_add(room).cast();
+            self.multiply(block, first, count, pages.as_mut_ptr(), room_for_sums);
         });
         Ok(())
     }
 
+    /// The blocks whose rows are shared out: of a gate and what it lets through, a task has the same rows.
+    fn shared(&self) -> &[&Block] {
+        match self.target {
+            Target::Products { .. } => self.blocks,
+            Target::Gated { .. } => &self.blocks[..1],
+        }
+    }
+
+    /// A task: rows of a block, by way of `room`; of a gated call of both blocks, whose results have a place at `sums`.
+    fn multiply(&self, block: usize, first: usize, count: usize, room: *mut u8, sums: *mut f32) {
+        let Walk { isa, rows, .. } = self.walk;
+        let few = rows <= FEW_ROWS;
+        let part = |to| if few { Part::Direct { to, first, count } } else { Part::Packed { to, first, count, room } };
+        match self.target {
+            Target::Products { out, n } => {
+                let block = self.blocks[block];
+                self.walk.part(part(Columns { block, out: out.wrapping_add(block.start), stride: n }));
+            }
+            Target::Gated { out, dtype, width, activation } => {
+                for (i, &block) in self.blocks.iter().enumerate() {
+                    // The task's rows of the block come first.
+                    let out = sums.wrapping_add(i * count).wrapping_sub(first);
+                    self.walk.part(part(Columns { block, out, stride: 2 * count }));
+                }
+                for row in 0..rows {
+                    let gate = sums.wrapping_add(row * 2 * count);
+                    let to = out.wrapping_add((row * width + first) * dtype.size());
+                    isa.run(ActMul { gate, up: gate.wrapping_add(count), to, dtype, n: count, activation });
+                }
+            }
+        }
+    }
+
     /// Rows of the weight for a task: about `most`, in whole tiles, and so that the threads get as many tasks each.
     fn share(&self, most: usize, tile: usize, threads: usize) -> usize {
-        let n: usize = self.blocks.iter().map(|block| block.rows).sum();
+        let n: usize = self.shared().iter().map(|block| block.rows).sum();
         let rounds = n.div_ceil(threads * most).max(1);
         n.div_ceil(threads * rounds).next_multiple_of(tile).min(most.next_multiple_of(tile))
     }
 
     fn tasks(&self, width: usize) -> usize {
-        self.blocks.iter().map(|block| block.rows.div_ceil(width)).sum()
+        self.shared().iter().map(|block| block.rows.div_ceil(width)).sum()
     }
 
     /// Block, first row in it and number of rows of a task.
     fn task(&self, mut task: usize, width: usize) -> (usize, usize, usize) {
-        for (i, block) in self.blocks.iter().enumerate() {
+        for (i, block) in self.shared().iter().enumerate() {
             let tasks = block.rows.div_ceil(width);
             if task < tasks {
                 return (i, task * width, width.min(block.rows - task * width));
@@ -160,292 +227,5 @@ impl Call<'_> {
             task -= tasks;
         }
         (0, 0, 0)
-    }
-
-    fn part(&self, part: Part) {
-        if self.paired { self.isa.run_pairs(Do(self, part)) } else { self.isa.run(Do(self, part)) }
-    }
-
-    #[inline(always)]
-    fn prepare<S: Simd, P: Product<S>, X: Weight<S, P>>(&self, s: S, first: usize, panel: usize) {
-        let rows = panel.min(self.rows - first);
-        let bytes = step_bytes::<S>();
-        let steps = self.k.div_ceil(P::STEP);
-        // A panel of one is kept whole; larger ones are cut into blocks of `k`, all panels of a block together.
-        let block = if panel == 1 { steps } else { block_steps::<S>() };
-        let panels = self.rows.div_ceil(panel);
-        let mut from = 0;
-        while from < steps {
-            let count = block.min(steps - from);
-            let k = (count * P::STEP).min(self.k - from * P::STEP);
-            let offset = (from * panels * panel + count * first) * bytes;
-            // SAFETY: rows `first..first + rows` of `x` hold `k` elements from `from` on; the panel of this block lies
-            // `first` rows of `count` steps behind the block's first, inside `prepared`, and no other task writes it.
-            unsafe {
-                let source = |r: usize| self.x.add(((first + r) * self.k + from * P::STEP) * X::SIZE);
-                pack::<S, P, X>(s, source, rows, panel, k, self.prepared.add(offset));
-            }
-            from += count;
-        }
-    }
-
-    #[inline(always)]
-    fn direct<S: Simd, P: Product<S>, W: Weight<S, P>>(&self, s: S, block: &Block, first: usize, count: usize) {
-        // Four rows a quarter of the part from each other: so each of the four streams runs on from row to row, however
-        // short the rows are.
-        let quarter = count / 4;
-        for i in 0..quarter {
-            self.direct_rows::<S, P, W, 4>(s, block, first + i, quarter);
-        }
-        for i in 4 * quarter..count {
-            self.direct_rows::<S, P, W, 1>(s, block, first + i, 0);
-        }
-    }
-
-    /// `NR` rows of a block, `apart` from each other, against all rows of `x`.
-    #[inline(always)]
-    fn direct_rows<S: Simd, P: Product<S>, W: Weight<S, P>, const NR: usize>(
-        &self,
-        s: S,
-        block: &Block,
-        first: usize,
-        apart: usize,
-    ) {
-        let rows: [usize; NR] = std::array::from_fn(|n| first + n * apart);
-        let block_k = block_steps::<S>() * P::STEP;
-        let mut from = 0;
-        while from < self.k {
-            let k = block_k.min(self.k - from);
-            let mut m = 0;
-            while m < self.rows {
-                match self.rows - m {
-                    1 => self.direct_tile::<S, P, W, 1, NR>(s, block, rows, m, from, k),
-                    2 => self.direct_tile::<S, P, W, 2, NR>(s, block, rows, m, from, k),
-                    _ => self.direct_tile::<S, P, W, 3, NR>(s, block, rows, m, from, k),
-                }
-                m += 3;
-            }
-            from += block_k;
-        }
-    }
-
-    /// `NR` rows of a block against `MR` rows of `x` from `m`, over `k` elements from `from`.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn direct_tile<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NR: usize>(
-        &self,
-        s: S,
-        block: &Block,
-        rows: [usize; NR],
-        m: usize,
-        from: usize,
-        k: usize,
-    ) {
-        let x_stride = self.k.div_ceil(P::STEP) * step_bytes::<S>();
-        let data = block.data.as_ptr();
-        let mut w = [data; NR];
-        for (row, at) in rows.into_iter().zip(&mut w) {
-            *at = data.wrapping_add((row * self.k + from) * W::SIZE);
-        }
-        // SAFETY: `rows` are rows of the block, `m..m + MR` prepared rows of `x`, and `from` is a multiple of a step, with
-        // `k` elements behind it in both.
-        let sums = unsafe {
-            let x = self.prepared.add(m * x_stride + from / P::STEP * step_bytes::<S>());
-            direct::<S, P, W, MR, NR>(s, x, x_stride, w, k)
-        };
-        let ends = Ends { first: from == 0, last: from + k == self.k };
-        for (r, row) in sums.iter().enumerate() {
-            // A lone row's sum is taken four times, and the others dropped.
-            let four = s.sum4([row[0], row[1 % NR], row[2 % NR], row[3 % NR]]);
-            for (n, sum) in rows.into_iter().zip(four) {
-                self.emit(block, m + r, n, sum, ends);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn packed<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NR: usize>(
-        &self,
-        s: S,
-        block: &Block,
-        first: usize,
-        count: usize,
-        columns: *mut u8,
-    ) {
-        let bytes = step_bytes::<S>();
-        let steps = self.k.div_ceil(P::STEP);
-        let panels = self.rows.div_ceil(MR);
-        // SAFETY: the room begins with a block of packed columns.
-        let sums = unsafe { columns.add(PACKED_COLUMNS * block_steps::<S>() * bytes).cast::<f32>() };
-        let mut from = 0;
-        while from < steps {
-            let depth = block_steps::<S>().min(steps - from);
-            let k = (depth * P::STEP).min(self.k - from * P::STEP);
-            let ends = Ends { first: from == 0, last: from + depth == steps };
-            let mut n = 0;
-            while n < count {
-                let source = |r: usize| {
-                    let element = (first + n + r) * self.k + from * P::STEP;
-                    block.data.as_ptr().wrapping_add(element * W::SIZE)
-                };
-                // SAFETY: rows `first + n..` up to `first + count` are rows of the block with `k` elements from `from`
-                // on; `columns` has room for a block of all of them, rounded up to tiles.
-                unsafe { pack::<S, P, W>(s, source, NR.min(count - n), NR, k, columns.add(n * depth * bytes)) };
-                n += NR;
-            }
-            for panel in 0..panels {
-                let offset = (from * panels * MR + depth * panel * MR) * bytes;
-                let mut n = 0;
-                while n < count {
-                    // SAFETY: the panel is where `prepare` put it, the columns where the loop above did, both `depth`
-                    // steps deep; the tile's sums have their place behind the columns.
-                    unsafe {
-                        let (a, b) = (self.prepared.add(offset), columns.add(n * depth * bytes));
-                        let tile = sums.add(panel * MR * PACKED_COLUMNS + n * MR);
-                        add_tile(s, &packed::<S, P, MR, NR>(s, a, b, depth), tile, ends.first);
-                        if ends.last {
-                            self.emit_tile::<MR, NR>(block, panel * MR, first + n, count - n, tile);
-                        }
-                    }
-                    n += NR;
-                }
-            }
-            from += depth;
-        }
-    }
-
-    /// Writes a finished tile, `[MR, NR]`, to `out` as far as that goes.
-    ///
-    /// # Safety
-    /// The tile is readable; its columns are this task's.
-    #[inline(always)]
-    unsafe fn emit_tile<const MR: usize, const NR: usize>(
-        &self,
-        block: &Block,
-        m: usize,
-        n: usize,
-        columns: usize,
-        tile: *const f32,
-    ) {
-        let ends = Ends { first: true, last: true };
-        for r in 0..MR.min(self.rows - m) {
-            for c in 0..NR.min(columns) {
-                // SAFETY: the element lies in the tile.
-                self.emit(block, m + r, n + c, unsafe { *tile.add(r * NR + c) }, ends);
-            }
-        }
-    }
-
-    /// Adds one block's sum to `out[m, n]`, `n` counted in the block.
-    #[inline(always)]
-    fn emit(&self, block: &Block, m: usize, n: usize, sum: f32, ends: Ends) {
-        // SAFETY: `m < rows` and `block.start + n < n` of the whole; this task alone writes these columns. A bias has
-        // an element for each row of its block.
-        unsafe {
-            let out = self.out.add(m * self.n + block.start + n);
-            let mut total = if ends.first { sum } else { *out + sum };
-            if ends.last
-                && let Some(bias) = &block.bias
-            {
-                total += bias.get_unchecked(n);
-            }
-            *out = total;
-        }
-    }
-}
-
-/// Adds the sums of a tile over one block of `k` to those of the blocks before.
-///
-/// # Safety
-/// `MR · NR` elements, a multiple of four, are at `to`.
-#[inline(always)]
-unsafe fn add_tile<S: Simd, const MR: usize, const NR: usize>(
-    s: S,
-    sums: &[[S::V; NR]; MR],
-    to: *mut f32,
-    first: bool,
-) {
-    let mut i = 0;
-    while i < MR * NR {
-        let [a, b, c, d] = [i, i + 1, i + 2, i + 3];
-        let four = s.sum4([sums[a / NR][a % NR], sums[b / NR][b % NR], sums[c / NR][c % NR], sums[d / NR][d % NR]]);
-        for (j, sum) in four.into_iter().enumerate() {
-            // SAFETY: the element lies in the tile.
-            unsafe {
-                let to = to.add(i + j);
-                *to = if first { sum } else { *to + sum };
-            }
-        }
-        i += 4;
-    }
-}
-
-/// Whether a block of `k` is the first or the last.
-#[derive(Clone, Copy)]
-struct Ends {
-    first: bool,
-    last: bool,
-}
-
-/// Rows of a panel of `x` and of one of the weight, and bytes that a task's packed columns and sums take.
-struct PanelShape {
-    rows: usize,
-}
-
-impl Kernel for PanelShape {
-    type Out = (usize, usize, usize);
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize, usize) {
-        let (panel, tile) = packed_shape::<S>();
-        let sums = self.rows.next_multiple_of(panel) * 4;
-        (panel, tile, PACKED_COLUMNS * (block_steps::<S>() * step_bytes::<S>() + sums))
-    }
-}
-
-struct Do<'a>(&'a Call<'a>, Part);
-
-impl Do<'_> {
-    #[inline(always)]
-    fn go<S: Simd, P: Product<S>, W: Weight<S, P>>(&self, s: S) {
-        let call = self.0;
-        match self.1 {
-            Part::Prepare { first, panel } => call.prepare::<S, P, W>(s, first, panel),
-            Part::Direct { block, first, count } => call.direct::<S, P, W>(s, call.blocks[block], first, count),
-            Part::Packed { block, first, count, columns } => {
-                let block = call.blocks[block];
-                if S::MANY_REGISTERS {
-                    call.packed::<S, P, W, 6, 4>(s, block, first, count, columns);
-                } else {
-                    call.packed::<S, P, W, 4, 3>(s, block, first, count, columns);
-                }
-            }
-        }
-    }
-
-    /// The dtype that this part reads.
-    fn dtype(&self) -> DType {
-        match self.1 {
-            Part::Prepare { .. } => self.0.x_dtype,
-            Part::Direct { block, .. } | Part::Packed { block, .. } => self.0.blocks[block].dtype,
-        }
-    }
-}
-
-impl Kernel for Do<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        with_element!(self.dtype(), E => self.go::<S, Single, E>(s));
-    }
-}
-
-impl PairKernel for Do<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Pairs>(self, s: S) {
-        self.go::<S, Paired, Bf16>(s);
     }
 }

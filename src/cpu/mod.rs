@@ -20,12 +20,13 @@ mod sample;
 mod simd;
 mod target_logprobs;
 mod tile;
+mod walk;
 
 use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use buffer::{Buffer, Matrix, Step, Vector};
+pub use buffer::{Buffer, GatedMatrix, Matrix, Step, Vector};
 pub use kv_cache::Cache;
 pub use probe::{Probe, probe};
 pub use simd::Isa;
@@ -98,6 +99,7 @@ impl Cpu {
 impl Ops for Cpu {
     type Buffer = Buffer;
     type Matrix = Matrix;
+    type GatedMatrix = GatedMatrix;
     type Vector = Vector;
     type Cache = Cache;
     type Step = Step;
@@ -120,6 +122,10 @@ impl Ops for Cpu {
 
     fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
         Matrix::new(blocks, biases)
+    }
+
+    fn gated_matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<GatedMatrix> {
+        GatedMatrix::new(blocks, biases)
     }
 
     fn vector(&self, weight: WeightView) -> Result<Vector> {
@@ -168,6 +174,18 @@ impl Ops for Cpu {
         matmul::matmul(self.isa, &self.pool, &mut self.scratch().matmul, rows, x, weight, out)
     }
 
+    fn gated_matmul(
+        &self,
+        rows: usize,
+        x: &Buffer,
+        weight: &GatedMatrix,
+        activation: Activation,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let scratch = &mut self.scratch().matmul;
+        matmul::gated_matmul(self.isa, &self.pool, scratch, rows, x, weight, activation, out)
+    }
+
     fn rotary_kv_write(&self, step: &Step, args: RotaryKvWrite<'_, Self>) -> Result<()> {
         rotary_kv_write::rotary_kv_write(self.isa, &self.pool, step, args)
     }
@@ -190,17 +208,6 @@ impl Ops for Cpu {
 
     fn write_page(&self, cache: &mut Cache, page: u32, from: &[u8]) -> Result<()> {
         cache.write_page(page, from)
-    }
-
-    fn act_mul(
-        &self,
-        rows: usize,
-        width: usize,
-        activation: Activation,
-        gate_up: &Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        act_mul::act_mul(self.isa, &self.pool, rows, width, activation, gate_up, out)
     }
 
     fn edit_row(&self, x: &mut Buffer, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()> {

@@ -1,10 +1,12 @@
 // Generated from csrc/abi: cargo run -p burrstone-codegen --features bindings -- bindings
 
+pub const BURRSTONE_SILU: u32 = 1;
+pub const BURRSTONE_GELU_TANH: u32 = 2;
+pub const BURRSTONE_GELU_ERF: u32 = 3;
 pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
-pub const BURRSTONE_SILU: u32 = 0;
-pub const BURRSTONE_GELU_TANH: u32 = 1;
-pub const BURRSTONE_GELU_ERF: u32 = 2;
 pub const BURRSTONE_MATMUL_SPAN: u32 = 512;
+pub const BURRSTONE_MATMUL_COUNTERS: u32 = 4096;
+pub const BURRSTONE_MATMUL_GATES: u32 = 8;
 /// An address in the device's memory; 0 where an optional array is absent.
 pub type device_ptr = u64;
 /// One sequence's share of a batch.
@@ -63,7 +65,7 @@ pub struct act_mul_args {
     pub scales: device_ptr,
     pub rows: u32,
     pub width: u32,
-    /// one of the above
+    /// one of abi/activation.h
     pub activation: u32,
     pub padding: u32,
 }
@@ -362,7 +364,9 @@ const _: () = {
     ["Offset of field: embedding_args::tokens"][::core::mem::offset_of!(embedding_args, tokens) - 32usize];
     ["Offset of field: embedding_args::table_rows"][::core::mem::offset_of!(embedding_args, table_rows) - 36usize];
 };
-/// out = x weight^T + bias.
+/// out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
+/// of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
+/// is rounded to out's type first.
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -377,17 +381,20 @@ pub struct matmul_args {
     pub weight: device_ptr,
     /// [n] or 0
     pub bias: device_ptr,
-    /// [m, n]
+    /// [m, columns]
     pub out: device_ptr,
-    /// u32 [tiles]: 0 before and after the launch; not used with one split
-    pub arrivals: device_ptr,
-    /// f32 [tiles, spans, tile], at a multiple of 16 bytes; not used with one split
-    pub partials: device_ptr,
+    /// u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, spans,
+    /// tile]: sums. At a multiple of 16 bytes; not used with one split.
+    pub workspace: device_ptr,
     pub m: u32,
     pub n: u32,
     pub k: u32,
     /// blocks that share the spans of a tile: at least 1, at most the spans
     pub splits: u32,
+    /// n; with an activation the number of gates
+    pub columns: u32,
+    /// one of abi/activation.h, for outputs of x's type; or 0
+    pub activation: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -399,12 +406,13 @@ const _: () = {
     ["Offset of field: matmul_args::weight"][::core::mem::offset_of!(matmul_args, weight) - 264usize];
     ["Offset of field: matmul_args::bias"][::core::mem::offset_of!(matmul_args, bias) - 272usize];
     ["Offset of field: matmul_args::out"][::core::mem::offset_of!(matmul_args, out) - 280usize];
-    ["Offset of field: matmul_args::arrivals"][::core::mem::offset_of!(matmul_args, arrivals) - 288usize];
-    ["Offset of field: matmul_args::partials"][::core::mem::offset_of!(matmul_args, partials) - 296usize];
-    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 304usize];
-    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 308usize];
-    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 312usize];
-    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 316usize];
+    ["Offset of field: matmul_args::workspace"][::core::mem::offset_of!(matmul_args, workspace) - 288usize];
+    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 296usize];
+    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 300usize];
+    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 304usize];
+    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 308usize];
+    ["Offset of field: matmul_args::columns"][::core::mem::offset_of!(matmul_args, columns) - 312usize];
+    ["Offset of field: matmul_args::activation"][::core::mem::offset_of!(matmul_args, activation) - 316usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]

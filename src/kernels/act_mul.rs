@@ -13,7 +13,16 @@ const CHECK: Check = Check("act_mul");
 /// Elements that a thread handles at a time.
 const GRAIN: usize = 8;
 
-/// The two halves of a gated feed-forward layer, multiplied.
+/// An activation as kernels know it.
+pub(super) fn code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => BURRSTONE_SILU,
+        Activation::GeluTanh => BURRSTONE_GELU_TANH,
+        Activation::Gelu => BURRSTONE_GELU_ERF,
+    }
+}
+
+/// The two halves of a gated feed-forward layer, multiplied. (A [`MatMul`](super::MatMul) with a gate does that itself.)
 pub struct ActMul<'a> {
     /// `[rows, 2 · width]` of bf16 or f16: gates, then what they let through.
     pub gate_up: Slice<'a>,
@@ -63,11 +72,7 @@ impl ActMul<'_> {
             scales,
             rows: CHECK.rows("rows", rows)?,
             width: CHECK.size("width", width)?,
-            activation: match activation {
-                Activation::Silu => BURRSTONE_SILU,
-                Activation::GeluTanh => BURRSTONE_GELU_TANH,
-                Activation::Gelu => BURRSTONE_GELU_ERF,
-            },
+            activation: code(activation),
             padding: 0,
         };
         if rows == 0 || width == 0 {

@@ -5,12 +5,12 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::converted::converted;
 use super::kv_cache::Cache;
 use super::rates::rates;
 use super::step::{Step, TILE_QUERIES};
+use super::weights::{GatedMatrix, Matrix, stacked};
 use super::{
-    ActMul, AttentionDecode, AttentionPrefill, Embedding, Heads, MatMul, Norm, QkGains, RmsNorm, RotaryKvWrite, Sample,
+    AttentionDecode, AttentionPrefill, Embedding, Heads, MatMul, Norm, QkGains, RmsNorm, RotaryKvWrite, Sample,
     Scoring, SplitStates, TargetLogprobs,
 };
 use crate::device::{Counters, Graph, Memory, Stream};
@@ -42,14 +42,6 @@ struct DecodeStates {
 const PARTIALS: usize = 1 << 22;
 /// One for each record of the shortest heads that are common.
 const COUNTERS: usize = PARTIALS / 64;
-
-/// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
-pub struct Matrix {
-    weight: Memory,
-    bias: Option<Memory>,
-    n: usize,
-    k: usize,
-}
 
 impl Gpu {
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
@@ -84,36 +76,12 @@ impl Gpu {
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
-
-    /// The views' elements, one view after another, as this device's dtype.
-    fn weights(&self, views: &[WeightView]) -> Result<Memory> {
-        let mut total = 0usize;
-        for view in views {
-            let len = view.elements("weight")?;
-            total =
-                total.checked_add(len).ok_or_else(|| Error::operator("matrix", "n", "a size that fits memory", len))?;
-        }
-        let mut memory = self.stream.alloc(self.dtype, total)?;
-        let mut start = 0;
-        for view in views {
-            if view.dtype == self.dtype {
-                memory.write_at(start, &view.data)?;
-                start += view.data.len() / self.dtype.size();
-            } else {
-                for piece in converted(view, self.dtype) {
-                    let piece = piece?;
-                    memory.write_at(start, &piece)?;
-                    start += piece.len();
-                }
-            }
-        }
-        Ok(memory)
-    }
 }
 
 impl Ops for Gpu {
     type Buffer = Memory;
     type Matrix = Matrix;
+    type GatedMatrix = GatedMatrix;
     type Vector = Memory;
     type Cache = Cache;
     type Step = Step;
@@ -141,30 +109,15 @@ impl Ops for Gpu {
     }
 
     fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
-        const OP: &str = "matrix";
-        if !biases.is_empty() && biases.len() != blocks.len() {
-            return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
-        }
-        let (mut n, mut k) = (0usize, None);
-        for (i, view) in blocks.iter().enumerate() {
-            let &[rows, columns] = view.shape.as_slice() else {
-                return Err(Error::operator(OP, "shape", "[n, k]", format!("{:?} in {}", view.shape, view.name)));
-            };
-            if *k.get_or_insert(columns) != columns {
-                return Err(Error::operator(OP, "shape", "one k", format!("{:?} in {}", view.shape, view.name)));
-            }
-            if let Some(bias) = biases.get(i).filter(|bias| bias.shape != [rows]) {
-                return Err(Error::operator(OP, "bias", format!("[{rows}]"), format!("{:?}", bias.shape)));
-            }
-            n += rows;
-        }
-        let k = k.ok_or_else(|| Error::operator(OP, "blocks", "at least one", "none"))?;
-        let bias = if biases.is_empty() { None } else { Some(self.weights(&biases)?) };
-        Ok(Matrix { weight: self.weights(&blocks)?, bias, n, k })
+        Matrix::new(&self.stream, self.dtype, &blocks, &biases)
+    }
+
+    fn gated_matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<GatedMatrix> {
+        GatedMatrix::new(&self.stream, self.dtype, &blocks, &biases)
     }
 
     fn vector(&self, weight: WeightView) -> Result<Memory> {
-        self.weights(&[weight])
+        stacked(&self.stream, self.dtype, &[weight])
     }
 
     fn floats(&self, values: &[f32]) -> Result<Memory> {
@@ -251,10 +204,34 @@ impl Ops for Gpu {
             x: x.slice(),
             weight: weight.weight.slice(),
             bias: weight.bias.as_ref().map(Memory::slice),
+            gate: None,
             out: out.slice_mut(),
             workspace: Some(workspace.slice_mut()),
             m: rows,
             n: weight.n,
+            k: weight.k,
+        };
+        args.launch(&self.stream)
+    }
+
+    fn gated_matmul(
+        &self,
+        rows: usize,
+        x: &Memory,
+        weight: &GatedMatrix,
+        activation: Activation,
+        out: &mut Memory,
+    ) -> Result<()> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let args = MatMul {
+            x: x.slice(),
+            weight: weight.weight.slice(),
+            bias: weight.bias.as_ref().map(Memory::slice),
+            gate: Some(activation),
+            out: out.slice_mut(),
+            workspace: Some(workspace.slice_mut()),
+            m: rows,
+            n: weight.width,
             k: weight.k,
         };
         args.launch(&self.stream)
@@ -316,18 +293,6 @@ impl Ops for Gpu {
             };
             launch.launch(&self.stream)
         }
-    }
-
-    fn act_mul(
-        &self,
-        rows: usize,
-        width: usize,
-        activation: Activation,
-        gate_up: &Memory,
-        out: &mut Memory,
-    ) -> Result<()> {
-        let (gate_up, out) = (gate_up.slice(), out.slice_mut());
-        ActMul { gate_up, out, scales: None, rows, width, activation }.launch(&self.stream)
     }
 
     fn edit_row(&self, x: &mut Memory, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()> {

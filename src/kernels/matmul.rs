@@ -1,13 +1,15 @@
-//! `out = x · weightᵀ + bias`.
+//! `out = x · weightᵀ + bias`, or `activation(gate) · up` of two such products.
 
-use super::abi::{matmul_args, tensor_map};
+use super::abi::{BURRSTONE_MATMUL_GATES, matmul_args, tensor_map};
+use super::act_mul::code;
 use super::call::{Call, Check};
 use super::cost::Machine;
-use super::matmul_plan::{COUNTERS, MatMulPlan, MatMulShape, STAGE};
+use super::matmul_plan::{MatMulPlan, MatMulShape, STAGE};
 use super::tables::MATMUL;
 use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::Activation;
 
 const CHECK: Check = Check("matmul");
 
@@ -16,11 +18,15 @@ const CHECK: Check = Check("matmul");
 pub struct MatMul<'a> {
     /// `[m, k]` of bf16 or f16.
     pub x: Slice<'a>,
-    /// `[n, k]`, of the same dtype.
+    /// `[n, k]`, of the same dtype. With a gate `[gated_rows(n), k]`: [`GATES`](Self::GATES) rows of the gate's
+    /// projection, as many of up's, and so on; the last ones are filled up with rows whose results nobody sees.
     pub weight: Slice<'a>,
-    /// `[n]`, of the same dtype.
+    /// `[n]`, or as many as the weight has rows, of the same dtype.
     pub bias: Option<Slice<'a>>,
-    /// `[m, n]`, of the same dtype or f32.
+    /// `out = activation(gate) · up`: both products are rounded to `out`'s dtype, and so is what they make, as
+    /// [`ActMul`](super::ActMul) has it, bit by bit.
+    pub gate: Option<Activation>,
+    /// `[m, n]`, of the same dtype or, without a gate, f32.
     pub out: SliceMut<'a>,
     /// u32 at a multiple of 16 bytes, zeros before its first use; without it no two blocks share a tile, and few rows
     /// leave most of the device idle. A launch leaves it to the next one: launches that share it run one after the other,
@@ -35,6 +41,14 @@ impl MatMul<'_> {
     /// Words of a workspace: 16 MiB hold the sums of 16 rows through a layer of 8192 outputs and 16384 inputs, which has
     /// a tile for every multiprocessor. What does not fit is computed without.
     pub const WORKSPACE: usize = 4 << 20;
+
+    /// Rows of a gate's projection that lie side by side.
+    pub const GATES: usize = BURRSTONE_MATMUL_GATES as usize;
+
+    /// Rows of the weight of a gated product with `n` columns.
+    pub const fn gated_rows(n: usize) -> usize {
+        n.div_ceil(Self::GATES).saturating_mul(2 * Self::GATES)
+    }
 
     /// Checks the shapes, picks variant and splits for the device, and launches them.
     ///
@@ -51,8 +65,8 @@ impl MatMul<'_> {
     fn shape(&self) -> Result<MatMulShape> {
         let (dtype, out) = (self.x.dtype(), self.out.dtype());
         CHECK.dtype("x", dtype, &[DType::BF16, DType::F16])?;
-        CHECK.dtype("out", out, &[dtype, DType::F32])?;
-        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k })
+        CHECK.dtype("out", out, &[dtype, if self.gate.is_some() { dtype } else { DType::F32 }])?;
+        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated: self.gate.is_some() })
     }
 
     /// The same with a variant and a number of splits of the caller's choice, for tuning and tests. All that a device can
@@ -63,18 +77,19 @@ impl MatMul<'_> {
     /// workspace is too small for them.
     pub fn launch_plan(self, stream: &Stream, variant: &'static Variant, splits: usize) -> Result<()> {
         let shape = self.shape()?;
-        let Self { x, weight, bias, out, workspace, m, n, k } = self;
+        let rows = shape.weight_rows();
+        let Self { x, weight, bias, gate, out, workspace, m, n, k } = self;
         CHECK.len("x", x, &[m, k])?;
-        CHECK.slice("weight", weight, x.dtype(), &[n, k])?;
+        CHECK.slice("weight", weight, x.dtype(), &[rows, k])?;
         if let Some(bias) = bias {
-            CHECK.slice("bias", bias, x.dtype(), &[n])?;
+            CHECK.slice("bias", bias, x.dtype(), &[rows])?;
         }
         CHECK.len("out", out.as_slice(), &[m, n])?;
         let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;
         let plan = MatMulPlan { variant, splits, seconds: 0.0 };
-        let [arrivals, partials] = match workspace {
-            _ if splits == 1 => [0; 2],
+        let workspace = match workspace {
+            _ if splits == 1 => 0,
             _ if splits == 0 || splits > shape.spans() => {
                 let expected = format!("1 to {}, the spans of k", shape.spans().max(1));
                 return Err(Error::operator(CHECK.0, "splits", expected, splits));
@@ -87,7 +102,7 @@ impl MatMul<'_> {
                     let found = format!("{address:#x}");
                     return Err(Error::operator(CHECK.0, "workspace", "a multiple of 16 bytes", found));
                 }
-                [address, address + (COUNTERS * size_of::<u32>()) as u64]
+                address
             }
         };
         if m == 0 || n == 0 {
@@ -95,7 +110,7 @@ impl MatMul<'_> {
         }
         let [x_boxes, weight_boxes] = if plan.copies_boxes(&shape, x.address() | weight.address()) {
             let [tile_m, tile_n] = plan.tile();
-            [boxes(stream, x, [m, k], tile_m)?, boxes(stream, weight, [n, k], tile_n)?]
+            [boxes(stream, x, [m, k], tile_m)?, boxes(stream, weight, [rows, k], tile_n)?]
         } else {
             [tensor_map { opaque: [0; 16] }; 2]
         };
@@ -106,16 +121,17 @@ impl MatMul<'_> {
             weight: weight.address(),
             bias: bias.map_or(0, |bias| bias.address()),
             out: out.address(),
-            arrivals,
-            partials,
+            workspace,
             m: CHECK.rows("m", m)?,
-            n: CHECK.size("n", n)?,
+            n: CHECK.size("n", rows)?,
             k: CHECK.size("k", k)?,
             splits: CHECK.size("splits", splits)?,
+            columns: CHECK.size("n", n)?,
+            activation: gate.map_or(0, code),
         };
         CHECK.rows("tiles", plan.items(&shape))?;
         let blocks = [plan.blocks(&Machine::of(stream.info()), &shape), 1, 1];
-        let shape = format_args!("[{m}, {k}] × [{n}, {k}]ᵀ of {} to {} in {splits}", x.dtype(), out.dtype());
+        let shape = format_args!("[{m}, {k}] × [{rows}, {k}]ᵀ of {} to {} in {splits}", x.dtype(), out.dtype());
         // SAFETY: every slice was checked against the shape, the workspace against the variant's tiles.
         unsafe { call.launch(stream, variant, blocks, &args, &shape) }
     }

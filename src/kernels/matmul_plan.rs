@@ -1,6 +1,7 @@
 //! Which variant computes a product, and how many blocks share a tile: what the cost model finds cheapest.
 
-use super::abi::BURRSTONE_MATMUL_SPAN;
+use super::MatMul;
+use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_SPAN};
 use super::call::named;
 use super::cost::Machine;
 use super::tables::MATMUL;
@@ -8,7 +9,8 @@ use crate::device::{Value, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// The shape of a product: x is `[m, k]` of `dtype`, the weight `[n, k]`, the result `[m, n]` of `out`.
+/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`; the weight is `[n, k]`, a gate's has
+/// as many rows again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatMulShape {
     pub dtype: DType,
@@ -16,6 +18,7 @@ pub struct MatMulShape {
     pub m: usize,
     pub n: usize,
     pub k: usize,
+    pub gated: bool,
 }
 
 /// How a product is computed.
@@ -29,7 +32,7 @@ pub struct MatMulPlan {
 }
 
 /// Words of a workspace that count arrivals: tiles of a product whose tiles are shared.
-pub(super) const COUNTERS: usize = 4096;
+const COUNTERS: usize = BURRSTONE_MATMUL_COUNTERS as usize;
 /// Elements of k in a span.
 const SPAN: usize = BURRSTONE_MATMUL_SPAN as usize;
 /// Elements of k in a stage.
@@ -48,6 +51,11 @@ impl MatMulShape {
             _ => "m64k16",
         };
         [("dtype", named(self.dtype)), ("out", named(self.out)), ("instruction", Value::Text(instruction))]
+    }
+
+    /// Rows of the weight.
+    pub fn weight_rows(&self) -> usize {
+        if self.gated { MatMul::gated_rows(self.n) } else { self.n }
     }
 
     /// Spans that k is cut into.
@@ -147,7 +155,7 @@ impl Tile {
     }
 
     fn tiles(&self, shape: &MatMulShape) -> usize {
-        shape.m.div_ceil(self.m).saturating_mul(shape.n.div_ceil(self.n))
+        shape.m.div_ceil(self.m).saturating_mul(shape.weight_rows().div_ceil(self.n))
     }
 
     /// Words for the arrivals at each tile, and for the sums of each span of it.
@@ -162,12 +170,12 @@ impl Tile {
     /// What the launch takes. Beside the machine's assumptions:
     /// - the block with the most spans decides;
     /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
-    ///   are not are not read, but multiplied;
+    ///   are not are not read, but multiplied; results go to memory, where there is a gate half as many;
     /// - of shared memory each warp reads its rows of the weight and its tokens;
     /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
     ///   of each thread in flight; three latencies are spent on the arrival.
     fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize) -> f64 {
-        let [m, n, k] = [shape.m, shape.n, shape.k].map(|size| size as f64);
+        let [m, n, k, rows] = [shape.m, shape.n, shape.k, shape.weight_rows()].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
         let processors = f64::from(machine.processors);
         let tiles = self.tiles(shape) as f64;
@@ -180,11 +188,11 @@ impl Tile {
         let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
         let computing = (blocks / processors).ceil() * cycles / machine.clock;
 
-        let rows = tile_n + tile_m.min(m);
+        let copied = tile_n + tile_m.min(m);
         let busy = (blocks / processors).min(1.0);
-        let unique = 2.0 * k * (m + n) + m * n * shape.out.size() as f64;
+        let unique = 2.0 * k * (m + rows) + m * n * shape.out.size() as f64;
         let from_memory = unique / (machine.memory_bandwidth * busy);
-        let from_cache = blocks * depth * 2.0 * rows / (machine.cache_bandwidth * busy);
+        let from_cache = blocks * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
         let rounds = (blocks / (processors * f64::from(self.resident(machine)))).ceil();
         let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);

@@ -29,6 +29,7 @@ mod sample;
 mod step;
 mod tables;
 mod target_logprobs;
+mod weights;
 
 pub use act_mul::ActMul;
 pub use attention::{Heads, KvCache, KvScales, Scoring};

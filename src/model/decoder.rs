@@ -63,7 +63,7 @@ impl Limits {
     pub fn activation_bytes(&self, spec: &ArchSpec) -> u64 {
         let heads = spec.heads * spec.head_dim;
         let qkv = heads + 2 * spec.kv_heads * spec.head_dim;
-        let of_token = 4 * spec.hidden_size + 3 * heads + qkv + 3 * spec.intermediate_size;
+        let of_token = 4 * spec.hidden_size + 3 * heads + qkv + spec.intermediate_size;
         let logits = LOGIT_BYTES.max(DType::F32.size() * spec.vocab_size);
         (self.batch_tokens * of_token * DType::F32.size() + logits) as u64
     }
@@ -111,7 +111,6 @@ struct Work<O: Ops> {
     /// What a sublayer adds to the residual stream; the next norm adds it.
     delta: O::Buffer,
     normed: O::Buffer,
-    gate_up: O::Buffer,
     gated: O::Buffer,
 }
 
@@ -134,7 +133,6 @@ impl<O: Ops> Decoder<O> {
             work: Work {
                 delta: ops.buffer(wide, tokens * spec.hidden_size)?,
                 normed: ops.buffer(dtype, tokens * spec.hidden_size)?,
-                gate_up: ops.buffer(wide, tokens * 2 * spec.intermediate_size)?,
                 gated: ops.buffer(dtype, tokens * spec.intermediate_size)?,
             },
             qkv: ops.buffer(wide, tokens * (heads + 2 * spec.kv_heads * spec.head_dim))?,
@@ -167,12 +165,11 @@ impl<O: Ops> Decoder<O> {
         stream: &mut Stream<O>,
         work: &mut Work<O>,
     ) -> Result<()> {
-        let (hidden, inner, eps) = (spec.hidden_size, spec.intermediate_size, spec.norm_eps);
-        let Work { delta, normed, gate_up, gated } = work;
+        let (hidden, eps) = (spec.hidden_size, spec.norm_eps);
+        let Work { delta, normed, gated } = work;
         ops.matmul(rows, &stream.attended, &layer.output, delta)?;
         ops.rms_norm(rows, hidden, &mut stream.residual, Some(delta), &layer.mlp_norm, eps, normed)?;
-        ops.matmul(rows, normed, &layer.gate_up, gate_up)?;
-        ops.act_mul(rows, inner, spec.activation, gate_up, gated)?;
+        ops.gated_matmul(rows, normed, &layer.gate_up, spec.activation, gated)?;
         ops.matmul(rows, gated, &layer.down, delta)
     }
 

@@ -21,8 +21,7 @@ pub(super) struct Layer<O: Ops> {
     pub qk_norm: Option<(O::Vector, O::Vector)>,
     pub output: O::Matrix,
     pub mlp_norm: O::Vector,
-    /// Gate and up projections, stacked.
-    pub gate_up: O::Matrix,
+    pub gate_up: O::GatedMatrix,
     pub down: O::Matrix,
 }
 
@@ -59,11 +58,11 @@ impl<O: Ops> Weights<O> {
                 },
                 output: source.linear(&[(&at("self_attn.o_proj"), hidden)], query, spec.output_bias)?,
                 mlp_norm: source.vector(&at("post_attention_layernorm.weight"), hidden)?,
-                gate_up: source.linear(
-                    &[(&at("mlp.gate_proj"), inner), (&at("mlp.up_proj"), inner)],
-                    hidden,
-                    spec.mlp_bias,
-                )?,
+                gate_up: {
+                    let blocks = [(&*at("mlp.gate_proj"), inner), (&*at("mlp.up_proj"), inner)];
+                    let (weights, biases) = source.blocks(&blocks, hidden, spec.mlp_bias)?;
+                    ops.gated_matrix(weights, biases)?
+                },
                 down: source.linear(&[(&at("mlp.down_proj"), hidden)], inner, spec.mlp_bias)?,
             });
         }
@@ -95,7 +94,18 @@ impl<O: Ops> Source<'_, O> {
 
     /// `blocks`: name without `.weight`, rows.
     fn linear(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<O::Matrix> {
-        let weights: Vec<WeightView> = blocks
+        let (weights, biases) = self.blocks(blocks, inputs, bias)?;
+        self.ops.matrix(weights, biases)
+    }
+
+    /// Weights and biases of the same.
+    fn blocks(
+        &self,
+        blocks: &[(&str, usize)],
+        inputs: usize,
+        bias: bool,
+    ) -> Result<(Vec<WeightView>, Vec<WeightView>)> {
+        let weights = blocks
             .iter()
             .map(|(name, rows)| self.checkpoint.tensor(&format!("{name}.weight"), &[*rows, inputs]))
             .collect::<Result<_>>()?;
@@ -107,6 +117,6 @@ impl<O: Ops> Source<'_, O> {
         } else {
             Vec::new()
         };
-        self.ops.matrix(weights, biases)
+        Ok((weights, biases))
     }
 }

@@ -54,6 +54,17 @@ impl WeightView {
     }
 }
 
+/// Fails unless `blocks` are a gate and an up projection of one shape.
+pub(crate) fn check_gated(blocks: &[WeightView]) -> Result<()> {
+    match blocks {
+        [gate, up] if gate.shape == up.shape => Ok(()),
+        _ => {
+            let found: Vec<String> = blocks.iter().map(|block| format!("{:?}", block.shape)).collect();
+            Err(Error::operator("gated_matrix", "blocks", "gate and up, of one shape", found.join(" and ")))
+        }
+    }
+}
+
 /// The shape of the paged KV cache: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
 ///
 /// Numbers of f32, bf16, f16, e4m3 and e5m2 are stored as they are, rounded to the nearest (the fp8 scale of a layer is
@@ -138,6 +149,8 @@ pub trait Ops: Send + Sync + Sized + 'static {
     type Buffer: Send;
     /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
     type Matrix: Send + Sync;
+    /// Gate and up projections `[width, k]` of a gated feed-forward layer, with optional biases `[width]`.
+    type GatedMatrix: Send + Sync;
     /// A gain, `[n]`.
     type Vector: Send + Sync;
     /// The paged KV cache of all layers.
@@ -172,6 +185,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// A linear layer from row blocks `[n_i, k]` stacked along `n` (query, key and value projections, say), with one
     /// bias per block or none.
     fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self::Matrix>;
+
+    /// A gated layer's first half from its gate and up projections, `[width, k]` each, with a bias for each or none.
+    fn gated_matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self::GatedMatrix>;
 
     fn vector(&self, weight: WeightView) -> Result<Self::Vector>;
 
@@ -209,6 +225,17 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// `out = x · weightᵀ + bias` for the first `rows` rows: `[rows, k] → [rows, n]`.
     fn matmul(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
 
+    /// `out = activation(gate) * up` for the first `rows` rows: `[rows, k] → [rows, width]`. `gate` and `up` are the
+    /// products of `x` with the two projections, as [`matmul`](Self::matmul) gives them in [`Ops::wide_dtype`].
+    fn gated_matmul(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::GatedMatrix,
+        activation: Activation,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+
     /// Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the cache.
     fn rotary_kv_write(&self, step: &Self::Step, args: RotaryKvWrite<'_, Self>) -> Result<()>;
 
@@ -234,16 +261,6 @@ pub trait Ops: Send + Sync + Sized + 'static {
 
     /// Puts back what [`read_page`](Self::read_page) gave, here or elsewhere in the cache.
     fn write_page(&self, cache: &mut Self::Cache, page: u32, from: &[u8]) -> Result<()>;
-
-    /// `out[t, i] = activation(gate_up[t, i]) * gate_up[t, width + i]`: `[rows, 2 · width] → [rows, width]`.
-    fn act_mul(
-        &self,
-        rows: usize,
-        width: usize,
-        activation: Activation,
-        gate_up: &Self::Buffer,
-        out: &mut Self::Buffer,
-    ) -> Result<()>;
 
     /// Lets the host change row `row` of an f32 `[rows, width]`, after all work so far.
     fn edit_row(&self, x: &mut Self::Buffer, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()>;

@@ -1,6 +1,5 @@
 use burrstone::DType;
-use burrstone::cpu::Isa;
-use burrstone::ops::{Activation, Ops};
+use burrstone::ops::Activation;
 use proptest::prelude::*;
 
 use crate::problems::act_mul::PROBLEMS;
@@ -25,23 +24,17 @@ proptest! {
     fn agrees_with_the_oracle(
         isa in any_isa(),
         threads in 1usize..4,
-        rows in 1usize..6,
         width in prop_oneof![1usize..100, one_of(PROBLEMS, |p| p.width)],
         activation in proptest::sample::select(ALL.to_vec()),
         dtype in any_dtype(),
     ) {
         let cpu = cpu(isa, threads);
-        let x: Vec<f32> = numbers(1, rows * 2 * width, DType::F32).iter().map(|x| 5.0 * x).collect();
-        let gate_up = buffer(&cpu, DType::F32, &x);
-        let mut out = cpu.buffer(dtype, rows * width).unwrap();
-        cpu.act_mul(rows, width, activation, &gate_up, &mut out).unwrap();
-        let (mut plain, mut exact) = (Vec::new(), Vec::new());
-        for row in x.chunks(2 * width) {
-            let (gate, up) = row.split_at(width);
-            plain.extend(gate.iter().zip(up).map(|(&g, &u)| act(activation, g) * u));
-            exact.extend(gate.iter().zip(up).map(|(&g, &u)| act(activation, f64::from(g)) * f64::from(u)));
-        }
-        assert_close(&format!("{isa}"), dtype, &out.read(rows * width).unwrap(), &plain, &exact);
+        let x: Vec<f32> = numbers(1, 2 * width, DType::F32).iter().map(|x| 5.0 * x).collect();
+        let (gate, up) = x.split_at(width);
+        let got = act_mul(&cpu, activation, gate, up, dtype);
+        let plain: Vec<f32> = gate.iter().zip(up).map(|(&g, &u)| act(activation, g) * u).collect();
+        let exact = gate.iter().zip(up).map(|(&g, &u)| act(activation, f64::from(g)) * f64::from(u));
+        assert_close(&format!("{isa}"), dtype, &got, &plain, &exact.collect::<Vec<f64>>());
     }
 }
 
@@ -51,10 +44,7 @@ fn extremes_are_finite() {
     for isa in isas() {
         let cpu = cpu(isa, 1);
         for activation in ALL {
-            let gate_up = buffer(&cpu, DType::F32, &[-1e4, -100.0, 0.0, 100.0, 1e4, 1.0, 1.0, 1.0, 1.0, 1.0]);
-            let mut out = cpu.buffer(DType::F32, 5).unwrap();
-            cpu.act_mul(1, 5, activation, &gate_up, &mut out).unwrap();
-            let out = out.read(5).unwrap();
+            let out = act_mul(&cpu, activation, &[-1e4, -100.0, 0.0, 100.0, 1e4], &[1.0; 5], DType::F32);
             assert!(out[0].abs() < 1e-30 && out[1].abs() < 1e-30, "{isa} {activation:?}: {out:?}");
             assert_eq!(out[2..], [0.0, 100.0, 1e4], "{isa} {activation:?}");
         }
@@ -69,26 +59,13 @@ fn small_arguments_are_precise() {
     for isa in isas() {
         let cpu = cpu(isa, 1);
         for activation in ALL {
-            let gate_up = buffer(&cpu, DType::F32, &[x.clone(), up.clone()].concat());
-            let mut out = cpu.buffer(DType::F32, x.len()).unwrap();
-            cpu.act_mul(1, x.len(), activation, &gate_up, &mut out).unwrap();
-            for (&x, y) in x.iter().zip(out.read(x.len()).unwrap()) {
+            for (&x, y) in x.iter().zip(act_mul(&cpu, activation, &x, &up, DType::F32)) {
                 let exact = act(activation, f64::from(x));
                 let error = ((f64::from(y) - exact) / exact).abs();
                 assert!(error < 5e-7, "{isa} {activation:?} of {x}: {y}, not {exact}");
             }
         }
     }
-}
-
-#[test]
-fn wrong_shapes_are_refused() {
-    let cpu = cpu(Isa::best(), 1);
-    let gate_up = buffer(&cpu, DType::F32, &[0.0; 8]);
-    let mut out = cpu.buffer(DType::F32, 3).unwrap();
-    assert_refused(cpu.act_mul(1, 4, Activation::Silu, &gate_up, &mut out), "act_mul", "out");
-    assert_refused(cpu.act_mul(1, 5, Activation::Silu, &gate_up, &mut out), "act_mul", "gate_up");
-    assert_refused(cpu.act_mul(usize::MAX, 5, Activation::Silu, &gate_up, &mut out), "act_mul", "gate_up");
 }
 
 #[cfg(feature = "sim")]

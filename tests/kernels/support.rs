@@ -3,7 +3,7 @@
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, CpuOptions, Isa, Step};
 use burrstone::device::{Bytes, SimOptions, Stream};
-use burrstone::ops::{Batch, Ops, SampleRow, Span, WeightView};
+use burrstone::ops::{Activation, Batch, Ops, SampleRow, Span, WeightView};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -120,6 +120,15 @@ pub fn buffer(cpu: &Cpu, dtype: DType, values: &[f32]) -> Buffer {
     let mut buffer = cpu.buffer(dtype, values.len()).unwrap();
     buffer.write(values).unwrap();
     buffer
+}
+
+/// `activation(gate) · up`: a gated product of one input that is 1 has its weights as products.
+pub fn act_mul(cpu: &Cpu, activation: Activation, gate: &[f32], up: &[f32], dtype: DType) -> Vec<f32> {
+    let blocks = [gate, up].map(|values| view(values, &[values.len(), 1], DType::F32));
+    let matrix = cpu.gated_matrix(blocks.into(), Vec::new()).unwrap();
+    let mut out = cpu.buffer(dtype, gate.len()).unwrap();
+    cpu.gated_matmul(1, &buffer(cpu, DType::F32, &[1.0]), &matrix, activation, &mut out).unwrap();
+    out.read(gate.len()).unwrap()
 }
 
 /// One sequence of `tokens`, each at its own slot of page 0.

@@ -28,8 +28,8 @@ pub struct GpuModel {
     heads: HashMap<usize, f64>,
 }
 
-/// Launches of a layer beside its products and attention, and of a step beside its layers.
-const LAYER_LAUNCHES: f64 = 4.0;
+/// Launches of a layer beside its products and attention (two norms and a rotation), and of a step beside its layers.
+const LAYER_LAUNCHES: f64 = 3.0;
 const STEP_LAUNCHES: f64 = 4.0;
 
 impl GpuModel {
@@ -48,7 +48,7 @@ impl GpuModel {
             products: HashMap::new(),
             heads: HashMap::new(),
         };
-        model.product(1, [spec.hidden_size, spec.hidden_size], model.dtype)?;
+        model.product(1, [spec.hidden_size, spec.hidden_size], model.dtype, false)?;
         Ok(model)
     }
 
@@ -103,8 +103,8 @@ impl GpuModel {
         }
     }
 
-    fn product(&self, m: usize, [n, k]: [usize; 2], out: DType) -> Result<f64> {
-        let shape = MatMulShape { dtype: self.dtype, out, m, n, k };
+    fn product(&self, m: usize, [n, k]: [usize; 2], out: DType, gated: bool) -> Result<f64> {
+        let shape = MatMulShape { dtype: self.dtype, out, m, n, k, gated };
         Ok(MatMulPlan::choose(&self.machine, &shape, MatMul::WORKSPACE)?.seconds)
     }
 
@@ -113,8 +113,10 @@ impl GpuModel {
             return seconds;
         }
         // `new` has seen that there is a variant.
-        let of = |shape| self.product(rows, shape, self.dtype).unwrap_or(f64::INFINITY);
-        let seconds = self.spec.products().map(of).iter().sum();
+        let of = |shape, gated| self.product(rows, shape, self.dtype, gated).unwrap_or(f64::INFINITY);
+        let [qkv, output, [_, hidden], down] = self.spec.products();
+        let gated = of([self.spec.intermediate_size, hidden], true);
+        let seconds = of(qkv, false) + of(output, false) + gated + of(down, false);
         self.products.insert(rows, seconds);
         seconds
     }
@@ -127,17 +129,17 @@ impl GpuModel {
             return seconds;
         }
         let shape = [self.spec.vocab_size, self.spec.hidden_size];
-        let seconds = self.product(rows, shape, DType::F32).unwrap_or(f64::INFINITY);
+        let seconds = self.product(rows, shape, DType::F32, false).unwrap_or(f64::INFINITY);
         self.heads.insert(rows, seconds);
         seconds
     }
 
-    /// Norms, rotation and activation of a layer.
+    /// Norms and rotation of a layer.
     fn small_kernels(&self, rows: usize) -> f64 {
-        let [hidden, inner] = [self.spec.hidden_size, self.spec.intermediate_size];
+        let hidden = self.spec.hidden_size;
         let heads = (self.spec.heads + 2 * self.spec.kv_heads) * self.spec.head_dim;
         // Two norms read residual and delta, and write residual and result.
-        let elements = rows * (2 * 4 * hidden + 2 * heads + 3 * inner);
+        let elements = rows * (2 * 4 * hidden + 2 * heads);
         LAYER_LAUNCHES * Machine::LAUNCH + (elements * self.dtype.size()) as f64 / self.machine.memory_bandwidth
     }
 

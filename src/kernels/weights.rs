@@ -1,0 +1,136 @@
+//! A linear layer's weights on the device, in its dtype.
+
+use super::MatMul;
+use super::converted::converted;
+use crate::device::{Memory, Stream};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::{self, WeightView};
+
+/// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
+pub struct Matrix {
+    pub(super) weight: Memory,
+    pub(super) bias: Option<Memory>,
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+/// Gate and up projections `[width, k]` of a gated feed-forward layer, with optional biases `[width]`; rows as
+/// [`MatMul::weight`] has them.
+pub struct GatedMatrix {
+    pub(super) weight: Memory,
+    pub(super) bias: Option<Memory>,
+    pub(super) width: usize,
+    pub(super) k: usize,
+}
+
+impl Matrix {
+    /// Row blocks, one behind the other.
+    pub(super) fn new(stream: &Stream, dtype: DType, blocks: &[WeightView], biases: &[WeightView]) -> Result<Self> {
+        let [n, k] = shape(blocks, biases)?;
+        let bias = if biases.is_empty() { None } else { Some(stacked(stream, dtype, biases)?) };
+        Ok(Self { weight: stacked(stream, dtype, blocks)?, bias, n, k })
+    }
+}
+
+impl GatedMatrix {
+    pub(super) fn new(stream: &Stream, dtype: DType, blocks: &[WeightView], biases: &[WeightView]) -> Result<Self> {
+        ops::check_gated(blocks)?;
+        let [n, k] = shape(blocks, biases)?;
+        let width = n / 2;
+        let bias = if biases.is_empty() { None } else { Some(alternating(stream, dtype, biases, width, 1)?) };
+        Ok(Self { weight: alternating(stream, dtype, blocks, width, k)?, bias, width, k })
+    }
+}
+
+/// Rows of all blocks, and elements of a row.
+fn shape(blocks: &[WeightView], biases: &[WeightView]) -> Result<[usize; 2]> {
+    const OP: &str = "matrix";
+    if !biases.is_empty() && biases.len() != blocks.len() {
+        return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
+    }
+    let (mut n, mut k) = (0usize, None);
+    for (i, view) in blocks.iter().enumerate() {
+        let &[rows, columns] = view.shape.as_slice() else {
+            return Err(Error::operator(OP, "shape", "[n, k]", format!("{:?} in {}", view.shape, view.name)));
+        };
+        if *k.get_or_insert(columns) != columns {
+            return Err(Error::operator(OP, "shape", "one k", format!("{:?} in {}", view.shape, view.name)));
+        }
+        if let Some(bias) = biases.get(i).filter(|bias| bias.shape != [rows]) {
+            return Err(Error::operator(OP, "bias", format!("[{rows}]"), format!("{:?}", bias.shape)));
+        }
+        n = n.checked_add(rows).ok_or_else(|| too_large(rows))?;
+    }
+    let k = k.ok_or_else(|| Error::operator(OP, "blocks", "at least one", "none"))?;
+    Ok([n, k])
+}
+
+fn too_large(len: usize) -> Error {
+    Error::operator("matrix", "n", "a size that fits memory", len)
+}
+
+/// The views' elements, one view after another, as `dtype`.
+pub(super) fn stacked(stream: &Stream, dtype: DType, views: &[WeightView]) -> Result<Memory> {
+    let mut total = 0usize;
+    for view in views {
+        let len = view.elements("weight")?;
+        total = total.checked_add(len).ok_or_else(|| too_large(len))?;
+    }
+    let mut memory = stream.alloc(dtype, total)?;
+    let mut start = 0;
+    for view in views {
+        let len = view.elements("weight")?;
+        Runs { start, len, apart: len }.write(&mut memory, view)?;
+        start += len;
+    }
+    Ok(memory)
+}
+
+/// Two views of `rows` times `columns` elements, as `dtype`: so many rows of the first as gates have, as many of the
+/// second, and so on. The last ones are filled up with zeros.
+fn alternating(stream: &Stream, dtype: DType, views: &[WeightView], rows: usize, columns: usize) -> Result<Memory> {
+    let total = MatMul::gated_rows(rows).checked_mul(columns).ok_or_else(|| too_large(rows))?;
+    // Fresh memory is zeros.
+    let mut memory = stream.alloc(dtype, total)?;
+    let len = MatMul::GATES * columns;
+    for (i, view) in views.iter().enumerate() {
+        view.elements("weight")?;
+        Runs { start: i * len, len, apart: views.len() * len }.write(&mut memory, view)?;
+    }
+    Ok(memory)
+}
+
+/// Where a view's elements go: `len` of them side by side from `start` on, the next ones `apart` behind these, and so on.
+struct Runs {
+    start: usize,
+    len: usize,
+    apart: usize,
+}
+
+impl Runs {
+    fn write(&self, memory: &mut Memory, view: &WeightView) -> Result<()> {
+        if view.dtype == memory.dtype() {
+            return self.write_from(memory, 0, &view.data);
+        }
+        let mut done = 0;
+        for piece in converted(view, memory.dtype()) {
+            let piece = piece?;
+            self.write_from(memory, done, bytemuck::cast_slice(&piece))?;
+            done += piece.len();
+        }
+        Ok(())
+    }
+
+    /// Elements from number `first` on.
+    fn write_from(&self, memory: &mut Memory, mut first: usize, mut bytes: &[u8]) -> Result<()> {
+        let size = memory.dtype().size();
+        while !bytes.is_empty() {
+            let (run, inside) = (first / self.len, first % self.len);
+            let (now, later) = bytes.split_at(bytes.len().min((self.len - inside) * size));
+            memory.write_at(self.start + run * self.apart + inside, now)?;
+            (first, bytes) = (first + now.len() / size, later);
+        }
+        Ok(())
+    }
+}
