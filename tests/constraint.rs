@@ -244,7 +244,7 @@ fn constraints_of_ones_own_fail_alone() {
     };
     let panics = |_: &mut [u32]| std::panic::resume_unwind(Box::new("mine"));
     let neighbour = engine.generate(Request::text("In the beginning").temperature(0.0).max_tokens(40)).unwrap();
-    for (after, says) in [(nothing, "constraint: expected a token"), (fails, "mine"), (panics, "panicked")] {
+    for (after, says) in [(nothing, "constraint: expected a token"), (fails, "mine"), (panics, "a panic")] {
         let generation = engine.generate(wild(counting(100, after), 1)).unwrap();
         let tokens: Vec<_> = generation.map(|token| token.map(|token| token.id)).collect();
         let ids: Vec<u32> = tokens.iter().flatten().copied().collect();
