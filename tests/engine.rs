@@ -144,6 +144,8 @@ fn guidance_keeps_away_from_the_negative_prompt() {
     assert_eq!(wrong, "guidance_scale: expected a number from 0 up, found -1");
     let wrong = refused(engine.generate(guided(2.0, Some(Prompt::Tokens(vec![1 << 20])))));
     assert!(wrong.starts_with("negative_prompt: token 0: expected an id below"), "{wrong}");
+    let wrong = refused(engine.generate(guided(2.0, negative(""))));
+    assert_eq!(wrong, "negative_prompt: expected a text, found an empty one");
     let single = Engine::builtin().max_sequences(1).build().unwrap();
     let wrong = refused(single.generate(guided(2.0, None)));
     assert_eq!(wrong, "guidance_scale: expected an engine of two sequences at a time, found one of one");

@@ -29,9 +29,8 @@ impl Engine {
     pub fn generate_several(&self, request: Request, n: usize) -> Result<Vec<Generation>> {
         let at = Instant::now();
         let sampling = request.sampling.resolve(&self.0.generation_config, self.0.spec.vocab_size)?;
-        let prompt = self.prompt(request.prompt)?;
+        let prompt = self.prompt("prompt", request.prompt)?;
         let context = self.0.report.context;
-        self.check_tokens("prompt", &prompt, context)?;
         let limit = self.0.report.max_sequences;
         if !(1..=limit).contains(&n) {
             return Err(Error::request("n", format!("1 to {limit}, as many as run at a time"), n));
@@ -102,10 +101,9 @@ impl Engine {
             return Err(Error::request("guidance_scale", "an engine of two sequences at a time", "one of one"));
         }
         let negative = match negative_prompt {
-            Some(prompt) => self.prompt(prompt)?,
-            None => prompt[prompt.len() - 1..].to_vec(),
+            Some(prompt) => self.prompt("negative_prompt", prompt)?,
+            None => prompt.last().copied().into_iter().collect(),
         };
-        self.check_tokens("negative_prompt", &negative, self.0.report.context)?;
         Ok((scale != 1.0).then_some((scale, negative)))
     }
 
@@ -126,20 +124,24 @@ impl Engine {
         hasher.finish()
     }
 
-    fn prompt(&self, prompt: Prompt) -> Result<Vec<u32>> {
-        match prompt {
-            Prompt::Tokens(tokens) => Ok(tokens),
-            Prompt::Text(text) if text.is_empty() => Err(Error::request("prompt", "a text", "an empty one")),
-            Prompt::Text(text) => self.tokenizer()?.encode(&text, true),
+    /// The tokens of a request's `field`, checked.
+    fn prompt(&self, field: &str, prompt: Prompt) -> Result<Vec<u32>> {
+        let tokens = match prompt {
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Text(text) if text.is_empty() => return Err(Error::request(field, "a text", "an empty one")),
+            Prompt::Text(text) => self.tokenizer()?.encode(&text, true)?,
             Prompt::Messages(messages) => {
                 let text = self.chat_template()?.render(&messages, true, &Default::default())?;
                 // Templates write the special tokens themselves.
-                self.tokenizer()?.encode(&text, false)
+                self.tokenizer()?.encode(&text, false)?
             }
-        }
+        };
+        self.check_tokens(field, &tokens)?;
+        Ok(tokens)
     }
 
-    pub(super) fn check_tokens(&self, field: &str, tokens: &[u32], context: usize) -> Result<()> {
+    pub(super) fn check_tokens(&self, field: &str, tokens: &[u32]) -> Result<()> {
+        let context = self.0.report.context;
         if tokens.is_empty() {
             return Err(Error::request(field, "at least one token", "none"));
         }

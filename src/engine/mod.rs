@@ -140,7 +140,7 @@ impl Engine {
     /// # Errors
     /// The text is empty, longer than the context, or has token ids out of range.
     pub fn score(&self, tokens: &[u32]) -> Result<Score> {
-        self.check_tokens("text", tokens, self.0.report.context)?;
+        self.check_tokens("text", tokens)?;
         let (reply, scores) = mpsc::channel();
         let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let jobs = vec![Job { key, kind: Kind::Score { logprobs: Vec::new(), reply } }];

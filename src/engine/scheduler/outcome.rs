@@ -75,7 +75,7 @@ impl Scheduler {
     /// known of any prompt.
     pub fn forget(&mut self) {
         self.blocks.settle();
-        while let Some(&id) = self.running.last() {
+        while let Some(id) = self.running.pop() {
             self.put_back(id);
         }
         self.blocks.forget();

@@ -80,7 +80,7 @@ impl Scheduler {
 
     /// The last running sequence gives its blocks up and waits, where it arrived, to be computed again.
     fn preempt_last(&mut self) {
-        let Some(&id) = self.running.last() else { return };
+        let Some(id) = self.running.pop() else { return };
         self.put_back(id);
         self.stats.preemptions += 1;
     }
