@@ -92,7 +92,7 @@ pub(super) struct Editor<'a> {
     edits: Vec<Edit<'a>>,
     /// Log-probabilities after negative prompts, by whom they guide.
     contrasts: HashMap<SequenceId, Vec<f32>>,
-    /// By row, the model's own logits; or why the row's request ends.
+    /// See [`Edited`].
     edited: HashMap<usize, Result<Vec<f32>>>,
 }
 
@@ -168,9 +168,20 @@ impl<'a> Editor<'a> {
         Ok(())
     }
 
+    /// What has become of the rows.
+    pub fn edited(self) -> Edited {
+        Edited(self.edited)
+    }
+}
+
+/// By row, the model's own logits; or why the row's request ends.
+#[derive(Default)]
+pub(super) struct Edited(HashMap<usize, Result<Vec<f32>>>);
+
+impl Edited {
     /// What was chosen at a row, with the log-probability that the model itself gives it; or why its request ends.
     pub fn verdict(&mut self, row: usize, sampled: &mut Sampled) -> Result<()> {
-        let Some(edited) = self.edited.remove(&row) else { return Ok(()) };
+        let Some(edited) = self.0.remove(&row) else { return Ok(()) };
         let own = edited?;
         sampled.logprob = own[sampled.token as usize] - log_sum_exp(&own);
         Ok(())

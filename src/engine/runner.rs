@@ -8,7 +8,7 @@ use crate::model::{Checkpoint, Forward};
 use crate::ops::{LogitEdits, SampleRow, Sampled};
 
 use super::batching::Batcher;
-use super::logits::Editor;
+use super::logits::{Edited, Editor};
 use super::rules::Rules;
 use super::scheduler::{Scheduler, SequenceId};
 
@@ -48,6 +48,17 @@ pub(super) struct Runner {
     /// What runs the model, for people.
     device: String,
     batcher: Batcher,
+    begun: Begun,
+}
+
+/// What the step that was begun last gives.
+#[derive(Default)]
+struct Begun {
+    /// Whose tokens are chosen, in order; nobody's after a negative prompt.
+    sampled: Vec<Option<SequenceId>>,
+    edited: Edited,
+    /// Where a chunk starts, and of how many tokens log-probabilities are wanted.
+    scored: Vec<(SequenceId, usize, usize)>,
 }
 
 impl Runner {
@@ -56,7 +67,7 @@ impl Runner {
     pub fn new(mut load: Box<dyn Load>, batcher: Batcher) -> Result<Self> {
         let forward = load.load()?;
         let device = forward.describe();
-        Ok(Self { forward: Some(forward), load, loads: 1, device, batcher })
+        Ok(Self { forward: Some(forward), load, loads: 1, device, batcher, begun: Begun::default() })
     }
 
     pub fn device(&self) -> &str {
@@ -69,6 +80,11 @@ impl Runner {
     /// It cannot be brought back.
     pub fn forward(&mut self) -> Result<&mut dyn Forward> {
         forward(&mut self.forward, &mut *self.load, &mut self.loads)
+    }
+
+    /// Whether a step goes on after [`begin`](Self::begin) has returned.
+    pub fn overlaps(&self) -> bool {
+        self.forward.as_ref().is_some_and(|forward| forward.overlaps())
     }
 
     /// How often the device was set up anew.
@@ -107,8 +123,8 @@ impl Runner {
         })
     }
 
-    /// Carries the plan out.
-    pub fn run<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<Results> {
+    /// Begins to carry the plan out. [`finish`](Self::finish) waits for what comes of it.
+    pub fn begin<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<()> {
         let batcher = &mut self.batcher;
         batcher.clear();
         let plan = scheduler.plan();
@@ -147,21 +163,31 @@ impl Runner {
         if !plan.copies.is_empty() {
             forward.copy_pages(&plan.copies)?;
         }
-        let mut results = Results::default();
         if !sampled.is_empty() {
             let rows = editor.rows();
             let edits = LogitEdits { rows: &rows, edit: &mut |row, logits| editor.edit(row, logits) };
-            let chosen = forward.sample(batcher.generated(), edits)?;
-            let of = |(row, (id, mut chosen)): (usize, (Option<SequenceId>, Sampled))| {
-                let verdict = editor.verdict(row, &mut chosen);
-                Some((id?, chosen, verdict))
-            };
-            results.sampled = sampled.into_iter().zip(chosen).enumerate().filter_map(of).collect();
+            forward.sample(batcher.generated(), edits)?;
         } else if !batcher.generated().tokens.is_empty() {
             forward.run(batcher.generated())?;
         }
+        self.begun = Begun { sampled, edited: editor.edited(), scored };
+        Ok(())
+    }
+
+    /// Waits for the step that was begun last.
+    pub fn finish(&mut self) -> Result<Results> {
+        let Begun { sampled, mut edited, scored } = std::mem::take(&mut self.begun);
+        let forward = forward(&mut self.forward, &mut *self.load, &mut self.loads)?;
+        let mut results = Results::default();
+        if !sampled.is_empty() {
+            let of = |(row, (id, mut chosen)): (usize, (Option<SequenceId>, Sampled))| {
+                let verdict = edited.verdict(row, &mut chosen);
+                Some((id?, chosen, verdict))
+            };
+            results.sampled = sampled.into_iter().zip(forward.sampled()?).enumerate().filter_map(of).collect();
+        }
         if !scored.is_empty() {
-            let mut logprobs = forward.target_logprobs(batcher.scored())?.into_iter();
+            let mut logprobs = forward.target_logprobs(self.batcher.scored())?.into_iter();
             let of = |(id, start, count)| (id, start, logprobs.by_ref().take(count).collect());
             results.scored = scored.into_iter().map(of).collect();
         }

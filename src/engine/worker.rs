@@ -1,4 +1,8 @@
 //! The step loop, on a thread of its own: take requests in, schedule, run, hand out what came of it.
+//!
+//! Where a device works on its own, it has a step to work on all the time but for the moment in which the last one's
+//! tokens become the next one's: while a step is under way, the last one's tokens are handed out, requests are taken in
+//! and the next step is scheduled.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -103,6 +107,19 @@ pub(super) struct Worker {
     /// By [`SequenceId::slot`].
     live: Vec<Option<Job>>,
     ids: HashMap<u64, SequenceId>,
+    /// A step was begun, and what comes of it is not known.
+    under_way: bool,
+    /// What is to be done between steps.
+    aside: Option<Command>,
+    /// What the last step gave.
+    outbox: Outbox,
+}
+
+/// What consumers are to be told.
+#[derive(Default)]
+struct Outbox {
+    events: Vec<(SequenceId, Event)>,
+    ended: Vec<Ended>,
 }
 
 impl Worker {
@@ -113,21 +130,30 @@ impl Worker {
         watchdog: Watchdog,
         incident: OnIncident,
     ) -> Self {
-        let (started, live, ids) = (Instant::now(), Vec::new(), HashMap::new());
-        Self { runner, scheduler, watchdog, incident, commands, started, live, ids }
+        let (started, live, ids, outbox) = (Instant::now(), Vec::new(), HashMap::new(), Outbox::default());
+        let (under_way, aside) = (false, None);
+        Self { runner, scheduler, watchdog, incident, commands, started, live, ids, under_way, aside, outbox }
     }
 
     /// Serves until it is told to stop.
     pub fn run(mut self) {
-        let mut idle = true;
-        while self.take_in(idle) {
-            self.scheduler.schedule(self.now());
-            idle = self.scheduler.plan().chunks.is_empty();
-            let done = if idle { Ok(Results::default()) } else { self.step() };
-            match done {
-                Ok(results) => self.hand_out(results),
-                Err(failure) => self.recover(failure),
+        while self.take_in() {
+            if self.under_way {
+                if self.aside.is_none() {
+                    self.scheduler.schedule(self.now());
+                }
+                self.finish();
             }
+            if self.scheduler.plan().chunks.is_empty() && self.aside.is_none() {
+                self.scheduler.schedule(self.now());
+            }
+            if !self.scheduler.plan().chunks.is_empty() {
+                self.begin();
+                if self.under_way && !self.runner.overlaps() {
+                    self.finish();
+                }
+            }
+            self.deliver();
         }
     }
 
@@ -142,11 +168,19 @@ impl Worker {
 
     /// Does what was asked for since the last step, and no more requests than the policy says; with nothing else to do,
     /// waits for it. False to stop.
-    fn take_in(&mut self, idle: bool) -> bool {
+    fn take_in(&mut self) -> bool {
         let mut left = self.scheduler.policy().ingest.max(1);
-        let mut next = if idle { self.commands.recv().ok() } else { self.commands.try_recv().ok() };
+        let mut next = match self.aside.take() {
+            None if !self.under_way && self.scheduler.is_idle() => self.commands.recv().ok(),
+            None => self.commands.try_recv().ok(),
+            aside => aside,
+        };
         while let Some(command) = next {
             match command {
+                Command::Rates(_) | Command::Update(..) | Command::Stop if self.under_way => {
+                    self.aside = Some(command);
+                    return true;
+                }
                 Command::Submit { at, deadline, submission, jobs } => {
                     let deadline = deadline.map(|deadline| self.since_start(deadline));
                     self.submit(at, Submission { deadline, ..submission }, jobs);
@@ -211,28 +245,45 @@ impl Worker {
         }
     }
 
-    /// Carries the plan out. A panic of a kernel fails its step, and no other.
-    fn step(&mut self) -> Result<Results, Failure> {
+    /// Begins to carry the plan out.
+    fn begin(&mut self) {
         self.watchdog.begin(StepSize::of(&self.scheduler));
         let Self { runner, scheduler, live, .. } = self;
         let wanted = |id: SequenceId| match live[id.slot()].as_ref().map(|job| &job.kind) {
             Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules),
             Some(Kind::Score { .. }) | None => Wanted::Scores,
         };
-        let done = catch_unwind(AssertUnwindSafe(|| runner.run(scheduler, wanted)));
-        self.watchdog.end(matches!(done, Ok(Ok(_))));
-        match done {
-            Ok(done) => done.map_err(Failure::Error),
-            Err(panic) => {
-                let device = self.runner.device().to_owned();
-                let reason = format!("defect: {}", panic_message(&*panic));
-                Err(Failure::Panic(Error::Device { device, reason }))
+        let begun = guarded(runner, |runner| runner.begin(scheduler, wanted));
+        match begun {
+            Ok(()) => {
+                self.scheduler.begin();
+                self.under_way = true;
+            }
+            Err(failure) => {
+                self.watchdog.end(false);
+                self.recover(failure);
             }
         }
     }
 
-    fn hand_out(&mut self, results: Results) {
+    /// Waits for the step under way.
+    fn finish(&mut self) {
+        let done = guarded(&mut self.runner, Runner::finish);
+        self.watchdog.end(done.is_ok());
+        self.under_way = false;
+        match done {
+            Ok(results) => self.complete(results),
+            Err(failure) => self.recover(failure),
+        }
+    }
+
+    /// Makes the step's tokens their sequences', and leaves in the outbox what is to be said of them.
+    fn complete(&mut self, results: Results) {
         for (id, start, scores) in results.scored {
+            if self.scheduler.view(id).is_none() {
+                // It was cancelled since, and its slot may be another's.
+                continue;
+            }
             if let Some(Job { kind: Kind::Score { logprobs, .. }, .. }) = &mut self.live[id.slot()] {
                 if logprobs.len() < start {
                     // It began behind what the cache has.
@@ -247,8 +298,10 @@ impl Worker {
         let mut outcomes = Vec::with_capacity(results.sampled.len());
         let mut tokens = Vec::with_capacity(results.sampled.len());
         for (id, sampled, verdict) in results.sampled {
+            // As above.
+            let Some(view) = self.scheduler.view(id) else { continue };
             let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &mut self.live[id.slot()] else { continue };
-            let generated = self.scheduler.view(id).map_or(0, |view| view.tokens.len() - view.prompt_len) + 1;
+            let generated = view.tokens.len() - view.prompt_len;
             let finish = verdict.and_then(|()| rules.take(sampled.token, generated));
             let last = !matches!(finish, Ok(None));
             outcomes.push(Outcome { sequence: id, token: sampled.token, last });
@@ -259,12 +312,25 @@ impl Worker {
         for (id, sampled, finish) in tokens {
             let gone = || ended.iter().find(|ended| ended.sequence == id).map(|ended| ended.receipt);
             let receipt = self.scheduler.receipt(id).or_else(gone).unwrap_or_default();
-            if let Some(Job { kind: Kind::Generate { consumer, rules }, .. }) = &self.live[id.slot()] {
+            if let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &self.live[id.slot()] {
                 let hidden = rules.is_end(sampled.token);
-                consumer.send(match finish {
+                let event = match finish {
                     Ok(finish) => Event::Token { sampled, finish, hidden, receipt },
                     Err(error) => Event::Failed(error),
-                });
+                };
+                self.outbox.events.push((id, event));
+            }
+        }
+        self.outbox.ended.extend(ended);
+    }
+
+    /// Hands out what the last step gave.
+    fn deliver(&mut self) {
+        let Outbox { events, mut ended } = std::mem::take(&mut self.outbox);
+        ended.extend(self.scheduler.take_ended());
+        for (id, event) in events {
+            if let Some(Job { kind: Kind::Generate { consumer, .. }, .. }) = &self.live[id.slot()] {
+                consumer.send(event);
             }
         }
         for ended in ended {
@@ -275,6 +341,8 @@ impl Worker {
     /// A step failed. Where that was the device's fault, its sequences end; where one of them may be to blame, each is tried
     /// once more by itself. A device that is of no use any more is set up anew, and what it held is computed again.
     fn recover(&mut self, failure: Failure) {
+        // What came before, first.
+        self.deliver();
         let (error, is_panic) = match failure {
             Failure::Error(error) => (error, false),
             Failure::Panic(error) => (error, true),
@@ -323,6 +391,18 @@ impl Worker {
                     consumer.send(Event::End { finish: FinishReason::Deadline, receipt: ended.receipt });
                 }
             }
+        }
+    }
+}
+
+/// A panic of a kernel fails its step, and no other.
+fn guarded<T>(runner: &mut Runner, work: impl FnOnce(&mut Runner) -> Result<T>) -> Result<T, Failure> {
+    match catch_unwind(AssertUnwindSafe(|| work(runner))) {
+        Ok(done) => done.map_err(Failure::Error),
+        Err(panic) => {
+            let device = runner.device().to_owned();
+            let reason = format!("defect: {}", panic_message(&*panic));
+            Err(Failure::Panic(Error::Device { device, reason }))
         }
     }
 }

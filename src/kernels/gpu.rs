@@ -96,6 +96,10 @@ impl Ops for Gpu {
         self.stream.counters()
     }
 
+    fn overlaps(&self) -> bool {
+        true
+    }
+
     fn check(&self) -> Result<()> {
         self.stream.synchronize()
     }

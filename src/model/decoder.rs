@@ -37,11 +37,18 @@ pub trait Forward: Send {
     /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
 
-    /// Runs one step: writes the batch's keys and values.
+    /// Whether [`run`](Self::run) and [`sample`](Self::sample) return before their work is done.
+    fn overlaps(&self) -> bool;
+
+    /// Begins a step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
 
-    /// Runs one step and chooses a token by each of the batch's `samples`, from logits of which some rows are changed before.
-    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>>;
+    /// Begins a step that chooses a token by each of the batch's `samples`, from logits of which some rows are changed
+    /// before.
+    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<()>;
+
+    /// Waits for the tokens of the step that [`sample`](Self::sample) began last.
+    fn sampled(&mut self) -> Result<Vec<Sampled>>;
 
     /// Runs one step; log-probabilities of the batch's `targets`.
     fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>>;
@@ -316,18 +323,21 @@ impl<O: Ops> Forward for Decoder<O> {
         self.ops.copy_pages(&mut self.cache, pairs)
     }
 
+    fn overlaps(&self) -> bool {
+        self.ops.overlaps()
+    }
+
     fn run(&mut self, batch: &Batch) -> Result<()> {
         let shape = self.upload(batch)?;
         self.layers(shape.tokens)
     }
 
-    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
+    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<()> {
         let shape = self.upload(batch)?;
-        if edits.rows.is_empty() {
-            self.choose(shape)?;
-        } else {
-            self.choose_edited(shape, edits)?;
-        }
+        if edits.rows.is_empty() { self.choose(shape) } else { self.choose_edited(shape, edits) }
+    }
+
+    fn sampled(&mut self) -> Result<Vec<Sampled>> {
         self.ops.sampled(&mut self.step)
     }
 

@@ -168,6 +168,11 @@ pub trait Ops: Send + Sync + Sized + 'static {
         Counters::default()
     }
 
+    /// Whether work goes on after the call that asked for it has returned.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
     /// Waits for all work.
     ///
     /// # Errors

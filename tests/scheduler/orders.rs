@@ -18,16 +18,17 @@ struct Live {
     tokens: Vec<u32>,
 }
 
-/// Random requests, cancellations, deadlines and failures over a cache that is too small for them.
-/// Returns how many blocks came back from the host's memory, which some seeds have.
-fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
+/// Random requests, cancellations, deadlines and failures over a cache that is too small for them; `ahead`, each step is
+/// planned while the one before it is under way.
+/// Returns how many blocks came back from the host's memory, which some seeds have, and how many steps were planned ahead.
+fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: bool) -> (u64, u64) {
     let mut random = Random(seed);
     let scheduler = Scheduler::new(policy, CacheSize { blocks, block_size: SIZE, window, balance: 64 });
     let mut scheduler = scheduler.with_host([0, 5, 100][seed as usize % 3]);
     let mut device = Device::new(blocks, SIZE, window);
     let mut live: HashMap<SequenceId, Live> = HashMap::new();
     let mut ends: HashMap<EndKey, usize> = HashMap::new();
-    let (mut submitted, mut ended) = (0, 0);
+    let (mut submitted, mut ended, mut planned_ahead) = (0, 0, 0);
     for step in 0.. {
         let now = Duration::from_millis(step);
         while submitted < 400 && random.below(3) == 0 {
@@ -68,12 +69,28 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
                 scheduler.cancel(now, id);
             }
         }
-        scheduler.schedule(now);
+        if scheduler.plan().chunks.is_empty() {
+            scheduler.schedule(now);
+            assert_eq!(scheduler.plan().chunks.is_empty(), scheduler.is_idle(), "a step for whoever waits");
+        } else {
+            planned_ahead += 1;
+        }
         assert!(scheduler.plan().tokens() <= policy.step_tokens);
-        assert_eq!(scheduler.plan().chunks.is_empty(), scheduler.is_idle(), "a step for whoever waits");
         let in_step: HashSet<_> = scheduler.plan().chunks.iter().map(|chunk| chunk.sequence).collect();
         assert_eq!(in_step.len(), scheduler.plan().chunks.len());
-        if random.below(60) == 0 {
+        let (fails, mut outcomes) = (random.below(60) == 0, Vec::new());
+        if !fails || random.below(2) == 0 {
+            outcomes = device.run(&scheduler, |_, token| token < 15);
+        }
+        if ahead {
+            scheduler.begin();
+            if let Some(&id) = in_step.iter().filter(|id| live.contains_key(id)).min().filter(|_| random.below(20) == 0)
+            {
+                scheduler.cancel(now, id);
+            }
+            scheduler.schedule(now);
+        }
+        if fails {
             scheduler.fail(now, random.below(2) == 0);
             if random.below(2) == 0 {
                 // Whatever is read before it is written again is found missing.
@@ -81,7 +98,8 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
                 device.lose();
             }
         } else {
-            let outcomes = device.run(&scheduler, |_, token| token < 15);
+            // Some may have ended since.
+            outcomes.retain(|outcome| scheduler.view(outcome.sequence).is_some());
             for outcome in &outcomes {
                 live.get_mut(&outcome.sequence).unwrap().tokens.push(outcome.token);
             }
@@ -116,7 +134,7 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy) -> u64 {
     scheduler.schedule(Duration::MAX);
     assert_eq!(scheduler.blocks().held, 0);
     assert!(scheduler.stats().cached_tokens > 0);
-    scheduler.stats().fetched_blocks
+    (scheduler.stats().fetched_blocks, planned_ahead)
 }
 
 /// An [`End`] as a key.
@@ -144,10 +162,13 @@ fn policy() -> Policy {
 #[test]
 fn every_request_ends_once_with_the_tokens_that_it_gets_alone() {
     for seed in 0..40 {
-        let fetched = run(seed, 20, None, policy());
-        assert_eq!(fetched > 0, seed % 3 > 0, "seed {seed}: {fetched} blocks");
-        run(seed, 64, None, policy());
-        run(seed, 20, Some(7), policy());
+        for ahead in [false, true] {
+            let (fetched, planned) = run(seed, 20, None, policy(), ahead);
+            assert_eq!((fetched > 0, planned > 0), (seed % 3 > 0, ahead), "seed {seed}: {fetched} blocks");
+            let (_, planned) = run(seed, 64, None, policy(), ahead);
+            assert!(planned > 0 || !ahead);
+            run(seed, 20, Some(7), policy(), ahead);
+        }
     }
 }
 
@@ -165,6 +186,8 @@ fn mechanisms_do_not_change_results() {
         Mechanisms { bounded_prompts: false, ..all },
     ];
     for (seed, mechanisms) in without.into_iter().enumerate() {
-        run(seed as u64, 24, None, Policy { mechanisms, ..policy() });
+        for ahead in [false, true] {
+            run(seed as u64, 24, None, Policy { mechanisms, ..policy() }, ahead);
+        }
     }
 }

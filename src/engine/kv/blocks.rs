@@ -174,6 +174,18 @@ impl Blocks {
         self.copied.push(id);
     }
 
+    /// Drops copies into blocks that nobody holds any more.
+    pub(crate) fn forgo_copies(&mut self, copies: &mut Vec<[u32; 2]>) {
+        copies.retain(|&[from, to]| {
+            let is_wanted = self.holders(to) > 0;
+            if !is_wanted && let Some(at) = self.copied.iter().position(|&id| id == from) {
+                self.copied.swap_remove(at);
+                self.give_back(&[from], 0, 1);
+            }
+            is_wanted
+        });
+    }
+
     /// What is to be moved between the tiers before the copies that were asked for.
     pub fn moves(&self) -> &PageMoves {
         self.host.moves()

@@ -19,7 +19,8 @@ impl Scheduler {
                 prompts += 1;
                 tokens += sequence.remaining();
             }
-            branches += 1 + sequence.branches.len();
+            // Not of those that end with the step under way.
+            branches += usize::from(sequence.remaining() > 0) + sequence.branches.len();
         }
         let at_once = match policy.mechanisms.bounded_prompts {
             true => (policy.step_tokens / policy.min_chunk.max(1)).max(1),
@@ -106,7 +107,11 @@ impl Scheduler {
         let names = self.reusable(sequence);
         let computing = |next| {
             let mut running = self.running.iter().filter_map(|&id| self.sequences.get(id));
-            running.any(|other| other.remaining() > 1 && other.names.get(other.computed / block_size) == Some(next))
+            running.any(|other| {
+                let end = other.computed / block_size + usize::from(other.remaining() > 1);
+                let names = other.names.get(other.settled / block_size..end.min(other.names.len()));
+                names.is_some_and(|names| names.contains(next))
+            })
         };
         if share_in_flight && names.get(known).is_some_and(computing) {
             return false;
@@ -168,6 +173,7 @@ impl Scheduler {
         let key: QueueKey = (sequence.order, id);
         self.waiting.remove(&key);
         sequence.computed = hits.blocks().len() * block_size;
+        sequence.settled = sequence.computed;
         sequence.table = hits;
         sequence.known_scores = known_scores;
         self.blocks.extend(&mut sequence.table, sequence.computed, tokens, &mut self.plan.copies);

@@ -4,6 +4,8 @@
 //! [`submit`](Scheduler::submit) and [`cancel`](Scheduler::cancel) at any time, then [`schedule`](Scheduler::schedule),
 //! the [`plan`](Scheduler::plan) is carried out, [`complete`](Scheduler::complete) with the tokens that came of it, or
 //! [`fail`](Scheduler::fail). Sequences that ended are in [`take_ended`](Scheduler::take_ended), each exactly once.
+//! Between [`begin`](Scheduler::begin) and one of these two a step is under way, and the next can be scheduled already:
+//! as if every token were known and ended nothing. What ends all the same is taken out of the plan.
 //!
 //! A step is one flat budget of tokens. Every running sequence that generates has one of them; what is left is shared
 //! by the prompts under way, in equal parts. A prompt is begun when the whole of it has room in the cache, what the
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use crate::engine::kv::{BlockHasher, Blocks, Counts};
 use crate::ops::PageMoves;
+use outcome::UnderWay;
 pub use policy::{Mechanisms, Policy};
 use sequence::{Pair, QueueKey, Sequence, Sequences, State};
 pub use sequence::{Receipt, SequenceId};
@@ -125,7 +128,8 @@ pub struct Chunk {
 pub struct Plan {
     /// Blocks that go to the host's memory, and that come from there, before all else.
     pub moves: PageMoves,
-    /// Blocks to be copied before it, `[from, to]`.
+    /// Blocks to be copied before it, `[from, to]`. Moves and copies are made in the order of steps: a block that one step
+    /// reads or writes may be another's in the next.
     pub copies: Vec<[u32; 2]>,
     /// Sequences that generate, then prompts; a contrast before the sequence that it belongs to.
     pub chunks: Vec<Chunk>,
@@ -184,7 +188,7 @@ pub struct Stats {
 /// What a device needs to know of a sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    /// Prompt and generated tokens.
+    /// Prompt and generated tokens; the last is no token yet where a step under way is to choose it.
     pub tokens: &'a [u32],
     pub prompt_len: usize,
     /// Entry `p / block_size` holds position `p`, for positions within the window.
@@ -203,6 +207,7 @@ pub struct Scheduler {
     running: Vec<SequenceId>,
     submitted: u64,
     plan: Plan,
+    under_way: Option<UnderWay>,
     ended: Vec<Ended>,
     stats: Stats,
 }
@@ -220,6 +225,7 @@ impl Scheduler {
             running: Vec::new(),
             submitted: 0,
             plan: Plan::default(),
+            under_way: None,
             ended: Vec::new(),
             stats: Stats::default(),
         }
@@ -289,7 +295,7 @@ impl Scheduler {
         Ok(ids)
     }
 
-    /// The step to carry out.
+    /// The step to carry out; nothing once it is under way.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }

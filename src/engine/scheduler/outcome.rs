@@ -4,17 +4,65 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::sequence::{Pair, Sequence, State, Trial};
-use super::{Chunk, End, Ended, Outcome, Scheduler, SequenceId};
+use super::{Chunk, End, Ended, Outcome, Plan, Scheduler, SequenceId};
+
+/// A step that is being carried out.
+pub(super) struct UnderWay {
+    chunks: Vec<Chunk>,
+    /// Whether it moves or copies blocks.
+    moves: bool,
+}
 
 impl Scheduler {
-    /// The step is done: one outcome for every sequence that was to be sampled.
+    /// The plan is being carried out, and the next one can be made.
+    pub fn begin(&mut self) {
+        self.stats.steps += u64::from(!self.plan.chunks.is_empty());
+        self.stats.fetched_blocks += self.plan.moves.from_host.len() as u64;
+        let under_way = self.take_plan();
+        for chunk in &under_way.chunks {
+            self.book(chunk);
+        }
+        self.under_way = Some(under_way);
+    }
+
+    /// What the plan moves and copies is done in the order of steps: others may be planned.
+    fn take_plan(&mut self) -> UnderWay {
+        let Plan { moves, copies, chunks } = std::mem::take(&mut self.plan);
+        self.blocks.settle();
+        UnderWay { chunks, moves: !moves.is_empty() || !copies.is_empty() }
+    }
+
+    /// A chunk's keys and values will be in the cache, and the token behind will be known.
+    fn book(&mut self, chunk: &Chunk) {
+        let Some(sequence) = self.sequences.get_mut(chunk.sequence) else { return };
+        sequence.computed += chunk.len;
+        if !chunk.sample {
+            return;
+        }
+        let branches = std::mem::take(&mut sequence.branches);
+        for &branch in &branches {
+            self.begin_branch(chunk.sequence, branch);
+        }
+        for id in [chunk.sequence].into_iter().chain(branches) {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.await_token();
+            }
+        }
+    }
+
+    /// The step is done: one outcome for every sequence that was to be sampled. Of the next one, where it is planned
+    /// already, that is dropped which has ended.
     pub fn complete(&mut self, now: Duration, outcomes: &[Outcome]) {
-        for chunk in std::mem::take(&mut self.plan.chunks) {
-            self.advance(now, chunk);
+        if self.under_way.is_none() {
+            self.begin();
+        }
+        for chunk in self.under_way.take().into_iter().flat_map(|step| step.chunks) {
+            self.settle(now, chunk);
         }
         for &Outcome { sequence: id, token, last } in outcomes {
             for id in self.sequences.both(id) {
                 let Some(sequence) = self.sequences.get_mut(id) else { continue };
+                sequence.give_up_token();
                 sequence.tokens.push(token);
                 sequence.name_blocks(&self.hasher, self.blocks.block_size());
             }
@@ -28,13 +76,15 @@ impl Scheduler {
                 self.end(now, id, End::Finished);
             }
         }
+        self.blocks.forgo_copies(&mut self.plan.copies);
     }
 
     /// Log-probabilities that the step gave of a sequence: `scores` of all its tokens after the first, as far as they are
     /// known by now. To be said before [`complete`](Self::complete).
     pub fn scored(&mut self, id: SequenceId, scores: &[f32]) {
         let block_size = self.blocks.block_size();
-        let Some(chunk) = self.plan.chunks.iter().find(|chunk| chunk.sequence == id) else { return };
+        let chunks = self.under_way.as_ref().map_or(&self.plan.chunks, |step| &step.chunks);
+        let Some(chunk) = chunks.iter().find(|chunk| chunk.sequence == id) else { return };
         let Some(sequence) = self.sequences.get(id).filter(|sequence| sequence.scored) else { return };
         for block in chunk.start / block_size..(chunk.start + chunk.len) / block_size {
             // Token `i` is the one whose score is `scores[i - 1]`.
@@ -48,10 +98,18 @@ impl Scheduler {
     }
 
     /// The step failed, and what it was to write is not kept. Its sequences end; or, where one of them may be to blame and
-    /// the others may not, they are computed `again`, each in steps of its own, once in its life.
+    /// the others may not, they are computed `again`, each in steps of its own, once in its life. A step that is planned
+    /// behind it is not carried out.
     pub fn fail(&mut self, now: Duration, again: bool) {
-        let chunks = std::mem::take(&mut self.plan.chunks);
-        let failed: BTreeSet<SequenceId> = chunks.iter().map(|chunk| self.sequences.lead(chunk.sequence)).collect();
+        let planned = self.take_plan();
+        let UnderWay { chunks, moves } = match self.under_way.take() {
+            Some(step) => UnderWay { moves: step.moves || planned.moves, ..step },
+            None => planned,
+        };
+        let awaited = |id: &SequenceId| self.sequences.get(*id).is_some_and(|sequence| sequence.awaited);
+        let begun = self.running.iter().copied().filter(awaited);
+        let failed: BTreeSet<SequenceId> =
+            chunks.iter().map(|chunk| chunk.sequence).chain(begun).map(|id| self.sequences.lead(id)).collect();
         for id in failed {
             let first = self.sequences.get_mut(id).filter(|sequence| again && sequence.trial == Trial::None);
             if let Some(sequence) = first {
@@ -65,7 +123,7 @@ impl Scheduler {
             }
             self.end(now, id, End::Failed);
         }
-        if !self.plan.copies.is_empty() || !self.plan.moves.is_empty() {
+        if moves {
             // Nobody knows which of them were made, and not only the step's sequences need them.
             self.forget();
         }
@@ -74,33 +132,35 @@ impl Scheduler {
     /// What the device's memory held is lost, or is another model's: running sequences are computed again, and nothing is
     /// known of any prompt.
     pub fn forget(&mut self) {
-        self.blocks.settle();
+        self.take_plan();
+        self.under_way = None;
         while let Some(id) = self.running.pop() {
             self.put_back(id);
         }
         self.blocks.forget();
     }
 
-    /// Ends a sequence before it is done. Between steps only; one that has ended already is left alone.
+    /// Ends a sequence before it is done; one that has ended already is left alone. A step under way may go on writing to its
+    /// blocks, as whatever they are used for next comes after that.
     pub fn cancel(&mut self, now: Duration, id: SequenceId) {
         self.end(now, id, End::Cancelled);
     }
 
     /// A chunk's keys and values are in the cache.
-    fn advance(&mut self, now: Duration, chunk: Chunk) {
+    fn settle(&mut self, now: Duration, chunk: Chunk) {
         let block_size = self.blocks.block_size();
-        let Some(sequence) = self.sequences.get_mut(chunk.sequence) else { return };
-        let full = sequence.computed / block_size;
-        sequence.computed += chunk.len;
         self.stats.computed_tokens += chunk.len as u64;
-        let filled = full..sequence.computed / block_size;
+        let Some(sequence) = self.sequences.get_mut(chunk.sequence) else { return };
+        let full = sequence.settled / block_size;
+        sequence.settled = chunk.start + chunk.len;
+        let filled = full..sequence.settled / block_size;
         for (&block, &name) in sequence.table.blocks()[filled.clone()].iter().zip(&sequence.names[filled]) {
             self.blocks.publish(block, name);
         }
         if let Some(window) = self.window {
-            self.blocks.slide(&mut sequence.table, (sequence.computed + 1).saturating_sub(window));
+            self.blocks.slide(&mut sequence.table, (sequence.settled + 1).saturating_sub(window));
         }
-        if sequence.remaining() > 0 {
+        if sequence.settled + usize::from(sequence.awaited) < sequence.tokens.len() {
             return;
         }
         if sequence.trial == Trial::Due {
@@ -108,10 +168,6 @@ impl Scheduler {
         }
         if sequence.max_tokens == 0 {
             self.end(now, chunk.sequence, End::Finished);
-            return;
-        }
-        for branch in std::mem::take(&mut sequence.branches) {
-            self.begin_branch(chunk.sequence, branch);
         }
     }
 
@@ -120,9 +176,11 @@ impl Scheduler {
         let Some(leader) = self.sequences.get(leader) else { return };
         let table = self.blocks.fork(&leader.table);
         let (computed, admitted, receipt) = (leader.computed, leader.admitted, leader.receipt);
+        // What the two have in common settles with the leader.
+        let settled = computed;
         let Some(sequence) = self.sequences.get_mut(branch) else { return };
         sequence.table = table;
-        sequence.computed = computed;
+        (sequence.computed, sequence.settled) = (computed, settled);
         sequence.admitted = admitted;
         sequence.receipt = receipt;
         sequence.state = State::Running;
@@ -135,6 +193,7 @@ impl Scheduler {
         if let Some(Pair::With(contrast)) = sequence.pair {
             self.remove(contrast);
         }
+        self.plan.chunks.retain(|chunk| self.sequences.get(chunk.sequence).is_some());
         let mut receipt = sequence.receipt;
         if sequence.admitted.is_none() {
             receipt.queue = now.saturating_sub(sequence.submitted);

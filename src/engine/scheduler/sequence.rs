@@ -99,8 +99,12 @@ pub(super) struct Sequence {
     /// The last of `names`, or the root.
     pub last_name: BlockHash,
     pub table: Table,
-    /// Tokens whose keys and values are in the cache.
+    /// Its last token is the one that the step under way chooses.
+    pub awaited: bool,
+    /// Tokens whose keys and values are in the cache, or will be after the step under way.
     pub computed: usize,
+    /// Those that are in the cache.
+    pub settled: usize,
     /// What `computed` was when it was preempted.
     pub lost: usize,
     /// Parked sequences that wait for its prompt.
@@ -131,7 +135,9 @@ impl Sequence {
             names: Vec::new(),
             last_name: BlockHash::default(),
             table: Table::default(),
+            awaited: false,
             computed: 0,
+            settled: 0,
             lost: 0,
             branches: Vec::new(),
             passed_by: 0,
@@ -158,9 +164,24 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
-    /// Tokens to compute before the next one can be chosen.
+    /// Tokens to compute before the next one can be chosen: none of a sequence that ends with the step under way.
     pub fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
+        let is_last = self.awaited && self.generated() >= self.max_tokens;
+        if is_last { 0 } else { self.tokens.len() - self.computed }
+    }
+
+    /// A step chooses its next token.
+    pub fn await_token(&mut self) {
+        const UNKNOWN: u32 = 0;
+        self.tokens.push(UNKNOWN);
+        self.awaited = true;
+    }
+
+    /// No step chooses its next token any more.
+    pub fn give_up_token(&mut self) {
+        if std::mem::take(&mut self.awaited) {
+            self.tokens.pop();
+        }
     }
 
     /// Names the blocks that `tokens` has filled by now.

@@ -7,26 +7,28 @@ use super::sequence::{Pair, Sequence, State, Trial};
 use super::{Chunk, End, Scheduler, SequenceId};
 
 impl Scheduler {
-    /// Plans the next step. A plan without chunks: there is nothing to do.
+    /// Plans the next step. A plan without chunks: there is nothing to do; or, while a step is under way, what there is to
+    /// do depends on what comes of it.
     pub fn schedule(&mut self, now: Duration) {
-        self.blocks.settle();
         self.plan_chunks(now);
         self.plan.moves.clone_from(self.blocks.moves());
-        self.stats.fetched_blocks += self.plan.moves.from_host.len() as u64;
     }
 
     fn plan_chunks(&mut self, now: Duration) {
-        self.plan.copies.clear();
         self.plan.chunks.clear();
         while let Some(&(_, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now) {
             self.end(now, id, End::Expired);
         }
-        self.secure_all();
+        // Of a plan that came to nothing.
+        self.blocks.forgo_copies(&mut self.plan.copies);
+        let on_trial = self.running.iter().copied().find(|&id| self.is_on_trial(id));
+        if self.under_way.is_some() && on_trial.is_some() || !self.secure_all() {
+            return;
+        }
         let of_one = |id: &&SequenceId| self.sequences.get(**id).is_some_and(|sequence| sequence.remaining() == 1);
         let decodes = self.running.iter().filter(of_one).count();
         self.admit(now, self.policy.step_tokens.saturating_sub(decodes));
-        let on_trial = |id: &SequenceId| self.sequences.get(*id).is_some_and(|sequence| sequence.trial == Trial::Due);
-        if let Some(id) = self.running.iter().copied().find(on_trial) {
+        if let Some(id) = self.running.iter().copied().find(|&id| self.is_on_trial(id)) {
             self.plan_alone(id);
             return;
         }
@@ -38,9 +40,10 @@ impl Scheduler {
             }
         }
         self.share(self.policy.step_tokens.saturating_sub(self.plan.chunks.len()));
-        if !self.plan.chunks.is_empty() {
-            self.stats.steps += 1;
-        }
+    }
+
+    fn is_on_trial(&self, id: SequenceId) -> bool {
+        self.sequences.get(id).is_some_and(|sequence| sequence.trial == Trial::Due)
     }
 
     /// Whether the next token of a sequence can be chosen in a step that gives it one: with a contrast, that of both.
@@ -55,26 +58,28 @@ impl Scheduler {
         let contrast = self.sequences.other(sequence).map(|(id, contrast)| (contrast.remaining(), id));
         let all = contrast.into_iter().chain([(sequence.remaining(), id)]).collect();
         self.plan_shares(all, self.policy.step_tokens, true);
-        self.stats.steps += 1;
     }
 
     /// Sees to it that every running sequence has the blocks for its part of the step, those in front first; where there
-    /// are none, the last gives its own up.
-    fn secure_all(&mut self) {
+    /// are none, the last gives its own up; unless a step is under way, which may set some free. False then.
+    fn secure_all(&mut self) -> bool {
         let mut at = 0;
         while let Some(&id) = self.running.get(at) {
             if self.secure(id) {
                 at += 1;
+            } else if self.under_way.is_some() {
+                return false;
             } else {
                 self.preempt_last();
             }
         }
+        true
     }
 
     /// Blocks for what one step may add to a sequence, of its own. False where they are short.
     fn secure(&mut self, id: SequenceId) -> bool {
         let Some(sequence) = self.sequences.get_mut(id) else { return true };
-        let tokens = sequence.tokens.len().min(sequence.computed + self.policy.step_tokens);
+        let tokens = sequence.computed + sequence.remaining().min(self.policy.step_tokens);
         self.blocks.extend(&mut sequence.table, sequence.computed, tokens, &mut self.plan.copies)
     }
 
@@ -91,8 +96,9 @@ impl Scheduler {
         for id in self.sequences.both(id) {
             let Some(sequence) = self.sequences.get_mut(id) else { continue };
             self.blocks.release(&mut sequence.table);
-            sequence.lost = sequence.computed;
-            sequence.computed = 0;
+            sequence.give_up_token();
+            sequence.lost = sequence.settled;
+            (sequence.computed, sequence.settled) = (0, 0);
             sequence.receipt.preemptions += 1;
             if id == lead {
                 sequence.state = State::Waiting;
@@ -108,7 +114,7 @@ impl Scheduler {
     fn share(&mut self, mut left: usize) {
         let prompt = |id: &SequenceId| {
             let sequence = self.sequences.get(*id).filter(|sequence| !self.generates(sequence))?;
-            Some((sequence.remaining(), *id))
+            Some((sequence.remaining(), *id)).filter(|(remaining, _)| *remaining > 0)
         };
         let prompts: Vec<_> = self.running.iter().filter_map(prompt).collect();
         let mechanisms = self.policy.mechanisms;

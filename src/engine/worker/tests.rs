@@ -26,11 +26,15 @@ struct Fake {
     slots: Vec<u32>,
     plan: Faults,
     is_lost: bool,
+    /// What the step that was begun last chose.
+    sampled: Option<thread::Result<Result<Vec<Sampled>>>>,
 }
 
 /// What goes wrong.
 #[derive(Clone, Default)]
 struct Faults {
+    /// It does so when the step is waited for.
+    overlaps: bool,
     /// Now and then a step fails, or panics, or the device with it.
     faulty: bool,
     /// A step with this token fails.
@@ -51,7 +55,12 @@ impl Load for Faults {
         {
             return Err(failure());
         }
-        Ok(Box::new(Fake { slots: vec![NOTHING; PAGES * PAGE_SIZE], plan: self.clone(), is_lost: false }))
+        Ok(Box::new(Fake {
+            slots: vec![NOTHING; PAGES * PAGE_SIZE],
+            plan: self.clone(),
+            is_lost: false,
+            sampled: None,
+        }))
     }
 
     fn replace(&mut self, checkpoint: Checkpoint) -> Checkpoint {
@@ -115,11 +124,36 @@ impl Forward for Fake {
         Ok(())
     }
 
-    fn run(&mut self, batch: &Batch) -> Result<()> {
-        self.sample(batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).map(|_| ())
+    fn overlaps(&self) -> bool {
+        self.plan.overlaps
     }
 
-    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
+    fn run(&mut self, batch: &Batch) -> Result<()> {
+        self.step(batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).map(|_| ())
+    }
+
+    fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<()> {
+        let done = catch_unwind(AssertUnwindSafe(|| self.step(batch, edits)));
+        if !self.plan.overlaps {
+            self.sampled = Some(Ok(Ok(done.unwrap_or_else(|panic| resume_unwind(panic))?)));
+        } else {
+            self.sampled = Some(done);
+        }
+        Ok(())
+    }
+
+    fn sampled(&mut self) -> Result<Vec<Sampled>> {
+        self.sampled.take().expect("a step").unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.run(batch)?;
+        Ok(batch.targets.iter().map(|&target| -(target as f32)).collect())
+    }
+}
+
+impl Fake {
+    fn step(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
         batch.check()?;
         let Faults { faulty, poison, slow, lost, .. } = self.plan;
         let step = self.plan.steps.fetch_add(1, Ordering::Relaxed) + 1;
@@ -150,11 +184,6 @@ impl Forward for Fake {
             Sampled { token, logprob: 0.0 }
         };
         Ok(rows.map(sampled).collect())
-    }
-
-    fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        self.run(batch)?;
-        Ok(batch.targets.iter().map(|&target| -(target as f32)).collect())
     }
 }
 
@@ -300,128 +329,136 @@ fn outcome(asked: &Asked) -> &'static str {
 /// back, and the loop goes on.
 #[test]
 fn every_request_ends_once_whatever_happens() {
-    let mut lab = Lab::new(Faults { faulty: true, ..Faults::default() });
-    let thread = lab.start();
-    let mut asked = Vec::new();
-    for i in 0..2000usize {
-        let len = if i % 50 == 7 { PAGES * PAGE_SIZE } else { 1 + i * 7 % 40 };
-        let prompt = (0..len).map(|at| if at < 16 { 3 } else { (i % 5 + at) as u32 }).collect();
-        let branches = if i % 17 == 0 { 3 } else { 1 };
-        let wait = (i % 29 == 0).then(|| Duration::from_micros(50 * (i as u64 % 7)));
-        let more = lab.ask(prompt, 1 + i % 30, branches, wait);
-        if i % 11 == 0 {
-            lab.commands.send(Command::Cancel(more[0].key)).unwrap();
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, faulty: true, ..Faults::default() });
+        let thread = lab.start();
+        let mut asked = Vec::new();
+        for i in 0..2000usize {
+            let len = if i % 50 == 7 { PAGES * PAGE_SIZE } else { 1 + i * 7 % 40 };
+            let prompt = (0..len).map(|at| if at < 16 { 3 } else { (i % 5 + at) as u32 }).collect();
+            let branches = if i % 17 == 0 { 3 } else { 1 };
+            let wait = (i % 29 == 0).then(|| Duration::from_micros(50 * (i as u64 % 7)));
+            let more = lab.ask(prompt, 1 + i % 30, branches, wait);
+            if i % 11 == 0 {
+                lab.commands.send(Command::Cancel(more[0].key)).unwrap();
+            }
+            asked.extend(more);
+            if i % 13 == 0 {
+                asked.push(lab.ask_guided(vec![3; 1 + i % 20], vec![5; 1 + i % 31], 1 + i % 30));
+            }
         }
-        asked.extend(more);
-        if i % 13 == 0 {
-            asked.push(lab.ask_guided(vec![3; 1 + i % 20], vec![5; 1 + i % 31], 1 + i % 30));
+        let mut ends: HashMap<&str, usize> = HashMap::new();
+        for asked in &asked {
+            *ends.entry(outcome(asked)).or_default() += 1;
         }
+        for end in ["finished", "cancelled", "expired", "refused", "failed"] {
+            assert!(ends.contains_key(end), "no {end}: {ends:?}");
+        }
+        let status = lab.status();
+        assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+        assert_eq!(status.blocks.free + status.blocks.idle, PAGES);
+        assert!(status.stats.cached_tokens > 0 && status.stats.retries > 0 && status.restarts > 1);
+        // A step in which no fault is due: the requests before have left their number of steps to chance.
+        let again = (0..3).any(|_| outcome(&lab.ask(vec![1, 2, 3], 2, 1, None)[0]) == "finished");
+        assert!(again);
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
     }
-    let mut ends: HashMap<&str, usize> = HashMap::new();
-    for asked in &asked {
-        *ends.entry(outcome(asked)).or_default() += 1;
-    }
-    for end in ["finished", "cancelled", "expired", "refused", "failed"] {
-        assert!(ends.contains_key(end), "no {end}: {ends:?}");
-    }
-    let status = lab.status();
-    assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
-    assert_eq!(status.blocks.free + status.blocks.idle, PAGES);
-    assert!(status.stats.cached_tokens > 0 && status.stats.retries > 0 && status.restarts > 1);
-    // A step in which no fault is due: the requests before have left their number of steps to chance.
-    let again = (0..3).any(|_| outcome(&lab.ask(vec![1, 2, 3], 2, 1, None)[0]) == "finished");
-    assert!(again);
-    lab.commands.send(Command::Stop).unwrap();
-    thread.join().unwrap();
 }
 
 /// What goes wrong in a request's own code ends that request, and the others of its steps go on.
 #[test]
 fn a_processor_that_fails_ends_its_own_request() {
-    let mut lab = Lab::new(Faults::default());
-    let good = lab.ask(vec![111, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
-    let wrong = || Error::request("mine", "something", "something else");
-    let fail = LogitsProcessor::new(move |context, _| if context.tokens.len() > 5 { Err(wrong()) } else { Ok(()) });
-    let panic = LogitsProcessor::new(|context, _| match context.tokens.len() - context.prompt_len {
-        0..2 => Ok(()),
-        _ => resume_unwind(Box::new(FAILURE)),
-    });
-    let not_a_number = LogitsProcessor::new(|_, logits| {
-        logits[7] = f32::NAN;
-        Ok(())
-    });
-    let nothing = LogitsProcessor::new(|_, logits| {
-        logits.fill(f32::NEG_INFINITY);
-        Ok(())
-    });
-    let cases = [
-        (fail, 2, "mine: expected something"),
-        (panic, 2, "found a panic"),
-        (not_a_number, 0, "found NaN for token 7"),
-        (nothing, 0, "a token that is left"),
-    ];
-    let asked = cases.map(|(processor, tokens, message)| {
-        let (job, events) = lab.job(12, None, vec![processor]);
-        // No token that ends it comes early.
-        lab.submit(Submission::new(vec![111, 2, 3, 4], 12), vec![job], None);
-        (events, tokens, message)
-    });
-    let thread = lab.start();
-    for (events, tokens, message) in asked {
-        for _ in 0..tokens {
-            assert!(matches!(events.wait(), Some(Event::Token { .. })), "{message}");
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
+        let good = lab.ask(vec![111, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
+        let wrong = || Error::request("mine", "something", "something else");
+        let fail = LogitsProcessor::new(move |context, _| if context.tokens.len() > 5 { Err(wrong()) } else { Ok(()) });
+        let panic = LogitsProcessor::new(|context, _| match context.tokens.len() - context.prompt_len {
+            0..2 => Ok(()),
+            _ => resume_unwind(Box::new(FAILURE)),
+        });
+        let not_a_number = LogitsProcessor::new(|_, logits| {
+            logits[7] = f32::NAN;
+            Ok(())
+        });
+        let nothing = LogitsProcessor::new(|_, logits| {
+            logits.fill(f32::NEG_INFINITY);
+            Ok(())
+        });
+        let cases = [
+            (fail, 2, "mine: expected something"),
+            (panic, 2, "found a panic"),
+            (not_a_number, 0, "found NaN for token 7"),
+            (nothing, 0, "a token that is left"),
+        ];
+        let asked = cases.map(|(processor, tokens, message)| {
+            let (job, events) = lab.job(12, None, vec![processor]);
+            // No token that ends it comes early.
+            lab.submit(Submission::new(vec![111, 2, 3, 4], 12), vec![job], None);
+            (events, tokens, message)
+        });
+        let thread = lab.start();
+        for (events, tokens, message) in asked {
+            for _ in 0..tokens {
+                assert!(matches!(events.wait(), Some(Event::Token { .. })), "{message}");
+            }
+            match events.wait() {
+                Some(Event::Failed(error)) => assert!(error.to_string().contains(message), "{error}"),
+                _ => panic!("no error: {message}"),
+            }
         }
-        match events.wait() {
-            Some(Event::Failed(error)) => assert!(error.to_string().contains(message), "{error}"),
-            _ => panic!("no error: {message}"),
-        }
+        assert_eq!(outcome(&good), "finished");
+        let status = lab.status();
+        assert_eq!((status.running, status.waiting, status.blocks.held, status.restarts), (0, 0, 0, 0));
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
     }
-    assert_eq!(outcome(&good), "finished");
-    let status = lab.status();
-    assert_eq!((status.running, status.waiting, status.blocks.held, status.restarts), (0, 0, 0, 0));
-    lab.commands.send(Command::Stop).unwrap();
-    thread.join().unwrap();
 }
 
 /// One request makes every step fail that it is in. The others are tried again, and answered.
 #[test]
 fn who_shares_a_step_with_a_poisonous_request_is_answered() {
-    let mut lab = Lab::new(Faults { poison: Some(777), ..Faults::default() });
-    let good: Vec<Asked> = (0..5).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4, 5, 6], 12, 1, None)).collect();
-    let bad = lab.ask(vec![111, 2, 3, 777], 12, 1, None).remove(0);
-    let found = lab.score((0..40).collect());
-    let thread = lab.start();
-    while let Some(event) = bad.events.wait() {
-        let Event::Failed(error) = event else { panic!("a token") };
-        assert!(error.to_string().contains("no poison"), "{error}");
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, poison: Some(777), ..Faults::default() });
+        let good: Vec<Asked> = (0..5).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4, 5, 6], 12, 1, None)).collect();
+        let bad = lab.ask(vec![111, 2, 3, 777], 12, 1, None).remove(0);
+        let found = lab.score((0..40).collect());
+        let thread = lab.start();
+        while let Some(event) = bad.events.wait() {
+            let Event::Failed(error) = event else { panic!("a token") };
+            assert!(error.to_string().contains("no poison"), "{error}");
+        }
+        assert!(good.iter().all(|asked| outcome(asked) == "finished"));
+        assert_eq!(found.recv().unwrap().unwrap(), scores(&(0..40).collect::<Vec<u32>>()));
+        let status = lab.status();
+        assert!(status.stats.retries > 1 && status.restarts == 0);
+        assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
     }
-    assert!(good.iter().all(|asked| outcome(asked) == "finished"));
-    assert_eq!(found.recv().unwrap().unwrap(), scores(&(0..40).collect::<Vec<u32>>()));
-    let status = lab.status();
-    assert!(status.stats.retries > 1 && status.restarts == 0);
-    assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
-    lab.commands.send(Command::Stop).unwrap();
-    thread.join().unwrap();
 }
 
 /// The requests of the step end, others are computed again: nothing that was in the device's memory is believed.
 #[test]
 fn a_device_that_is_lost_is_set_up_anew_and_serves_on() {
-    for times in [0, 3] {
-        let mut lab = Lab::new(Faults { lost: Some((3, times)), ..Faults::default() });
-        // Eight run at a time.
-        let asked: Vec<Asked> = (0..30).flat_map(|i| lab.ask(vec![7, 2, 3, 4, 5, 6, i], 12, 1, None)).collect();
-        let thread = lab.start();
-        let ends: Vec<_> = asked.iter().map(outcome).collect();
-        let failed = ends.iter().filter(|&&end| end == "failed").count();
-        let finished = ends.iter().filter(|&&end| end == "finished").count();
-        assert!(failed > 0 && finished > 10 && failed + finished == 30, "{ends:?}");
-        let down = lab.incidents.try_iter().filter(|incident| matches!(incident, Incident::Down { .. })).count();
-        // Whoever finds it down tries once, and the step after that once more.
-        assert_eq!(down, times.div_ceil(2));
-        assert_eq!(lab.status().restarts, 1);
-        lab.commands.send(Command::Stop).unwrap();
-        thread.join().unwrap();
+    for overlaps in [false, true] {
+        for times in [0, 3] {
+            let mut lab = Lab::new(Faults { overlaps, lost: Some((3, times)), ..Faults::default() });
+            // Eight run at a time.
+            let asked: Vec<Asked> = (0..30).flat_map(|i| lab.ask(vec![7, 2, 3, 4, 5, 6, i], 12, 1, None)).collect();
+            let thread = lab.start();
+            let ends: Vec<_> = asked.iter().map(outcome).collect();
+            let failed = ends.iter().filter(|&&end| end == "failed").count();
+            let finished = ends.iter().filter(|&&end| end == "finished").count();
+            assert!(failed > 0 && finished > 10 && failed + finished == 30, "{ends:?}");
+            let down = lab.incidents.try_iter().filter(|incident| matches!(incident, Incident::Down { .. })).count();
+            // Whoever finds it down tries once, and the step after that once more.
+            assert_eq!(down, times.div_ceil(2));
+            assert_eq!(lab.status().restarts, 1);
+            lab.commands.send(Command::Stop).unwrap();
+            thread.join().unwrap();
+        }
     }
 }
 
@@ -447,29 +484,33 @@ fn scores(of: &[u32]) -> Vec<f32> {
 
 #[test]
 fn scores_come_in_order_whatever_the_cut() {
-    let mut lab = Lab::new(Faults::default());
-    let prompt: Vec<u32> = (0..100).collect();
-    let found = lab.score(prompt.clone());
-    lab.start();
-    assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
-    // Again, and of a text that goes on differently: what is known is not computed.
-    let other: Vec<u32> = (0..70).chain(200..260).collect();
-    for (text, known) in [(&prompt, 96), (&other, 64)] {
-        let before = lab.status().stats.cached_tokens;
-        assert_eq!(lab.score(text.clone()).recv().unwrap().unwrap(), scores(text));
-        assert_eq!(lab.status().stats.cached_tokens - before, known);
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
+        let prompt: Vec<u32> = (0..100).collect();
+        let found = lab.score(prompt.clone());
+        lab.start();
+        assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
+        // Again, and of a text that goes on differently: what is known is not computed.
+        let other: Vec<u32> = (0..70).chain(200..260).collect();
+        for (text, known) in [(&prompt, 96), (&other, 64)] {
+            let before = lab.status().stats.cached_tokens;
+            assert_eq!(lab.score(text.clone()).recv().unwrap().unwrap(), scores(text));
+            assert_eq!(lab.status().stats.cached_tokens - before, known);
+        }
     }
 }
 
 /// Seven that grow (no token that ends one comes early) leave no room for the last to come, which starts again later.
 #[test]
 fn a_score_that_was_preempted_has_every_token_once() {
-    let mut lab = Lab::new(Faults::default());
-    let asked: Vec<Asked> = (0..7).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4], 24, 1, None)).collect();
-    let prompt: Vec<u32> = (0..200).collect();
-    let found = lab.score(prompt.clone());
-    lab.start();
-    assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
-    assert!(asked.iter().all(|asked| outcome(asked) == "finished"));
-    assert!(lab.status().stats.preemptions > 0);
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
+        let asked: Vec<Asked> = (0..7).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4], 24, 1, None)).collect();
+        let prompt: Vec<u32> = (0..200).collect();
+        let found = lab.score(prompt.clone());
+        lab.start();
+        assert_eq!(found.recv().unwrap().unwrap(), scores(&prompt));
+        assert!(asked.iter().all(|asked| outcome(asked) == "finished"));
+        assert!(lab.status().stats.preemptions > 0);
+    }
 }
