@@ -1,6 +1,8 @@
 //! What a step takes before its first kernel: the scheduler with 256 sequences that generate and others that wait, and the
-//! batch that is made of its plan and checked.
+//! batch that is made of its plan and checked. Where a device works on its own, most of this is done while it is busy with
+//! the step before: what is left when that step's tokens are known is measured by itself.
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use burrstone::batching::Batcher;
@@ -20,14 +22,17 @@ fn submission(i: usize, len: usize, max_tokens: usize) -> Submission {
     Submission::new(prompt, max_tokens)
 }
 
-fn step(scheduler: &mut Scheduler, now: Duration, prepare: impl FnOnce(&Scheduler)) -> usize {
+fn step(scheduler: &mut Scheduler, now: Duration) -> usize {
     scheduler.schedule(now);
-    prepare(scheduler);
-    let wanted = scheduler.plan().chunks.iter().filter(|chunk| chunk.sample);
-    let outcomes: Vec<Outcome> =
-        wanted.map(|chunk| Outcome { sequence: chunk.sequence, token: 1, last: false }).collect();
+    let outcomes = outcomes(scheduler);
     scheduler.complete(now, &outcomes);
     outcomes.len()
+}
+
+/// Of the plan.
+fn outcomes(scheduler: &Scheduler) -> Vec<Outcome> {
+    let wanted = scheduler.plan().chunks.iter().filter(|chunk| chunk.sample);
+    wanted.map(|chunk| Outcome { sequence: chunk.sequence, token: 1, last: false }).collect()
 }
 
 /// Sequences of 2000 tokens that fill the running set, and `waiting` behind them.
@@ -38,54 +43,108 @@ fn loaded(waiting: usize) -> Scheduler {
     for i in 0..RUNNING + waiting {
         scheduler.submit(Duration::ZERO, submission(i, 2000, 1_000_000)).unwrap();
     }
-    while step(&mut scheduler, Duration::ZERO, |_| ()) < RUNNING {}
+    while step(&mut scheduler, Duration::ZERO) < RUNNING {}
     scheduler
 }
 
-/// What becomes of a plan before the device's first kernel: a batch, which is checked and brought there.
-fn preparation() -> impl FnMut(&Scheduler) {
-    let rope = RopeSpec { rotary_dim: 128, theta: 1e6, kind: RopeKind::Default };
-    let mut batcher = Batcher::new(rope.table(), BLOCK_SIZE);
-    let cpu = Cpu::new(CpuOptions::default()).expect("a CPU");
-    let mut device = cpu.step().expect("a step");
-    move |scheduler| {
-        batcher.clear();
+/// What becomes of a plan before the device's first kernel.
+struct Preparation {
+    batcher: Batcher,
+    device: Cpu,
+    step: <Cpu as Ops>::Step,
+}
+
+impl Preparation {
+    fn new() -> Self {
+        let rope = RopeSpec { rotary_dim: 128, theta: 1e6, kind: RopeKind::Default };
+        let device = Cpu::new(CpuOptions::default()).expect("a CPU");
+        let step = device.step().expect("a step");
+        Self { batcher: Batcher::new(rope.table(), BLOCK_SIZE), device, step }
+    }
+
+    /// A batch, but for its tokens and how others are chosen.
+    fn lay_out(&mut self, scheduler: &Scheduler) {
+        self.batcher.clear();
         for &chunk in &scheduler.plan().chunks {
             let Some(view) = scheduler.view(chunk.sequence) else { continue };
-            batcher.generate(chunk, view);
-            batcher.choose(SampleRow { position: view.tokens.len() as u64, ..SampleRow::GREEDY });
+            self.batcher.generate(chunk, view);
+            self.batcher.want();
         }
-        cpu.upload(batcher.generated(), &mut device).expect("a batch");
     }
+
+    fn fill_in(&mut self, scheduler: &Scheduler) {
+        for (at, chunk) in scheduler.plan().chunks.iter().enumerate() {
+            let Some(view) = scheduler.view(chunk.sequence) else { continue };
+            self.batcher.renew(at, view);
+            self.batcher.choose(at, SampleRow { position: view.tokens.len() as u64, ..SampleRow::GREEDY });
+        }
+    }
+
+    /// The batch is checked and brought to the device.
+    fn upload(&mut self) {
+        self.device.upload(self.batcher.generated(), &mut self.step).expect("a batch");
+    }
+}
+
+/// So many steps of sequences that do not grow to fill the cache. `one` says how long it took.
+fn steps(waiting: usize, steps: u64, mut one: impl FnMut(&mut Scheduler, Duration) -> Duration) -> Duration {
+    let (mut left, mut spent) = (steps, Duration::ZERO);
+    while left > 0 {
+        let mut scheduler = loaded(waiting);
+        let steps = left.min(STEPS);
+        spent += (0..steps).map(|i| one(&mut scheduler, Duration::from_millis(10 * i))).sum::<Duration>();
+        left -= steps;
+    }
+    spent
 }
 
 fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scheduler/step");
-    for (waiting, prepared) in [(0, false), (10_000, false), (0, true)] {
-        let batch = if prepared { ", and the batch" } else { "" };
-        let mut preparation = preparation();
-        group.bench_function(format!("{RUNNING} running, {waiting} waiting{batch}"), |bencher| {
-            bencher.iter_custom(|steps| {
-                let (mut left, mut spent) = (steps, Duration::ZERO);
-                while left > 0 {
-                    // Afresh, before the sequences have grown to fill the cache.
-                    let mut scheduler = loaded(waiting);
-                    let steps = left.min(STEPS);
+    for waiting in [0, 10_000] {
+        group.bench_function(format!("{RUNNING} running, {waiting} waiting"), |bencher| {
+            bencher.iter_custom(|n| {
+                steps(waiting, n, |scheduler, now| {
                     let started = Instant::now();
-                    for i in 0..steps {
-                        step(&mut scheduler, Duration::from_millis(10 * i), |scheduler| {
-                            if prepared {
-                                preparation(scheduler);
-                            }
-                        });
-                    }
-                    spent += started.elapsed();
-                    left -= steps;
-                }
-                spent
+                    step(scheduler, now);
+                    started.elapsed()
+                })
             });
         });
     }
+    let mut preparation = Preparation::new();
+    group.bench_function(format!("{RUNNING} running, and the batch"), |bencher| {
+        bencher.iter_custom(|n| {
+            steps(0, n, |scheduler, now| {
+                let started = Instant::now();
+                scheduler.schedule(now);
+                preparation.lay_out(scheduler);
+                preparation.fill_in(scheduler);
+                preparation.upload();
+                let outcomes = outcomes(scheduler);
+                scheduler.complete(now, &outcomes);
+                started.elapsed()
+            })
+        });
+    });
+    group.bench_function(format!("{RUNNING} running, once the tokens are known"), |bencher| {
+        bencher.iter_custom(|n| {
+            steps(0, n, |scheduler, now| {
+                if scheduler.plan().chunks.is_empty() {
+                    scheduler.schedule(now);
+                }
+                let outcomes = outcomes(scheduler);
+                scheduler.begin();
+                scheduler.schedule(now);
+                preparation.lay_out(scheduler);
+                let started = Instant::now();
+                scheduler.complete(now, &outcomes);
+                preparation.fill_in(scheduler);
+                let spent = started.elapsed();
+                black_box(preparation.batcher.generated());
+                spent
+            })
+        });
+    });
     group.finish();
 }
 

@@ -19,6 +19,8 @@ struct Lab {
     decoder: Decoder<Gpu>,
     rope: Rope,
     sequences: Vec<Vec<u32>>,
+    /// Steps so far; every other is prepared before its tokens are known.
+    steps: u64,
 }
 
 impl Lab {
@@ -39,7 +41,7 @@ impl Lab {
         let stream = Stream::sim(SimOptions { memory_bytes: 1 << 30, ..SimOptions::default() }).unwrap();
         let gpu = Gpu::new(stream, DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
         let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
-        Self { decoder, rope: spec.rope.table(), sequences: prompts.to_vec() }
+        Self { decoder, rope: spec.rope.table(), sequences: prompts.to_vec(), steps: 0 }
     }
 
     /// Runs the last `new[i]` tokens of each sequence in one step, and appends the tokens that are chosen.
@@ -59,7 +61,14 @@ impl Lab {
             batch.logit_rows.push(batch.tokens.len() as u32 - 1);
             batch.samples.push(row(i, tokens));
         }
-        let sampled = self.decoder.sample(&batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).unwrap();
+        self.steps += 1;
+        if self.steps % 2 == 0 {
+            batch.layout = self.steps;
+            let (tokens, samples) = (vec![0; batch.tokens.len()], vec![SampleRow::GREEDY; batch.samples.len()]);
+            self.decoder.prepare(&Batch { tokens, samples, ..batch.clone() }).unwrap();
+        }
+        self.decoder.sample(&batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).unwrap();
+        let sampled = self.decoder.sampled().unwrap();
         for (tokens, sampled) in self.sequences.iter_mut().zip(&sampled) {
             tokens.push(sampled.token);
         }

@@ -13,19 +13,34 @@ pub struct Batcher {
     generate: Batch,
     /// Of sequences that are scored.
     score: Batch,
+    /// Batches so far.
+    layouts: u64,
 }
 
 impl Batcher {
     /// For pages of `page_size` tokens.
     pub fn new(rope: Rope, page_size: usize) -> Self {
-        Self { rope, page_size, generate: Batch::default(), score: Batch::default() }
+        Self { rope, page_size, generate: Batch::default(), score: Batch::default(), layouts: 0 }
     }
 
     /// Begins a step.
     pub fn clear(&mut self) {
         for batch in [&mut self.generate, &mut self.score] {
-            let Batch { tokens, positions, slots, rope, spans, page_table, masks, logit_rows, samples, targets } =
-                batch;
+            let Batch {
+                layout,
+                tokens,
+                positions,
+                slots,
+                rope,
+                spans,
+                page_table,
+                masks,
+                logit_rows,
+                samples,
+                targets,
+            } = batch;
+            self.layouts += 1;
+            *layout = self.layouts;
             [tokens, positions, slots, page_table, logit_rows, targets].into_iter().for_each(Vec::clear);
             rope.clear();
             spans.clear();
@@ -39,10 +54,22 @@ impl Batcher {
         append(&mut self.generate, &mut self.rope, self.page_size, chunk, view);
     }
 
-    /// Wants the token after the last one that was added, chosen by `row`. May be asked for several times.
-    pub fn choose(&mut self, row: SampleRow) {
+    /// Wants the token after the last one that was added, the most likely one where nothing else [is said](Self::choose).
+    /// May be asked for several times.
+    pub fn want(&mut self) {
         self.generate.logit_rows.push(self.generate.tokens.len() as u32 - 1);
-        self.generate.samples.push(row);
+        self.generate.samples.push(SampleRow::GREEDY);
+    }
+
+    /// How the token of the `at`th [`want`](Self::want) is chosen.
+    pub fn choose(&mut self, at: usize, row: SampleRow) {
+        self.generate.samples[at] = row;
+    }
+
+    /// The tokens of the `at`th chunk of a sequence that generates have become known.
+    pub fn renew(&mut self, at: usize, view: View<'_>) {
+        let Span { start, len, kv_len, .. } = self.generate.spans[at];
+        self.generate.tokens[start..start + len].copy_from_slice(&view.tokens[kv_len - len..kv_len]);
     }
 
     /// Adds a chunk of a sequence that is scored, and wants the log-probabilities of the tokens behind each of its tokens:

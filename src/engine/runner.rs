@@ -5,12 +5,12 @@ use std::iter;
 use crate::device::Counters;
 use crate::error::Result;
 use crate::model::{Checkpoint, Forward};
-use crate::ops::{LogitEdits, SampleRow, Sampled};
+use crate::ops::{LogitEdits, Sampled};
 
 use super::batching::Batcher;
 use super::logits::{Edited, Editor};
 use super::rules::Rules;
-use super::scheduler::{Scheduler, SequenceId};
+use super::scheduler::{Chunk, Scheduler, SequenceId};
 
 /// What a step gave.
 #[derive(Default)]
@@ -48,7 +48,16 @@ pub(super) struct Runner {
     /// What runs the model, for people.
     device: String,
     batcher: Batcher,
+    laid_out: LaidOut,
     begun: Begun,
+}
+
+/// What the batches that were made last are of, until they are used.
+#[derive(Default)]
+struct LaidOut {
+    chunks: Vec<Chunk>,
+    /// Where a chunk starts, and of how many tokens log-probabilities are wanted.
+    scored: Vec<(SequenceId, usize, usize)>,
 }
 
 /// What the step that was begun last gives.
@@ -57,8 +66,35 @@ struct Begun {
     /// Whose tokens are chosen, in order; nobody's after a negative prompt.
     sampled: Vec<Option<SequenceId>>,
     edited: Edited,
-    /// Where a chunk starts, and of how many tokens log-probabilities are wanted.
+    /// See [`LaidOut`].
     scored: Vec<(SequenceId, usize, usize)>,
+}
+
+/// Makes the batches of the plan, of which tokens and samples are yet to be filled in.
+fn lay_out<'a>(batcher: &mut Batcher, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> LaidOut {
+    let plan = scheduler.plan();
+    let mut laid_out = LaidOut { chunks: plan.chunks.clone(), scored: Vec::new() };
+    batcher.clear();
+    for chunk in &plan.chunks {
+        let Some(view) = scheduler.view(chunk.sequence) else { continue };
+        if is_scored(scheduler, chunk, &wanted) {
+            laid_out.scored.push((chunk.sequence, chunk.start, batcher.score(*chunk, view)));
+        } else {
+            batcher.generate(*chunk, view);
+            rows(scheduler, chunk).for_each(|_| batcher.want());
+        }
+    }
+    laid_out
+}
+
+fn is_scored<'a>(scheduler: &Scheduler, chunk: &Chunk, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> bool {
+    scheduler.contrast_of(chunk.sequence).is_none() && matches!(wanted(chunk.sequence), Wanted::Scores)
+}
+
+/// Whose next tokens are chosen behind a chunk.
+fn rows<'a>(scheduler: &'a Scheduler, chunk: &'a Chunk) -> impl Iterator<Item = SequenceId> + use<'a> {
+    let all = iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence));
+    all.filter(|_| chunk.sample).copied()
 }
 
 impl Runner {
@@ -67,7 +103,15 @@ impl Runner {
     pub fn new(mut load: Box<dyn Load>, batcher: Batcher) -> Result<Self> {
         let forward = load.load()?;
         let device = forward.describe();
-        Ok(Self { forward: Some(forward), load, loads: 1, device, batcher, begun: Begun::default() })
+        Ok(Self {
+            forward: Some(forward),
+            load,
+            loads: 1,
+            device,
+            batcher,
+            laid_out: LaidOut::default(),
+            begun: Begun::default(),
+        })
     }
 
     pub fn device(&self) -> &str {
@@ -123,37 +167,44 @@ impl Runner {
         })
     }
 
+    /// Does of the next step what can be done before the tokens of the one under way are known.
+    ///
+    /// # Errors
+    /// The plan makes no sense to the device: so will [`begin`](Self::begin) say.
+    pub fn prepare<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<()> {
+        // The batches of the step under way are needed until its texts are scored.
+        if let Some(forward) = self.forward.as_mut().filter(|_| self.begun.scored.is_empty()) {
+            let laid_out = lay_out(&mut self.batcher, scheduler, wanted);
+            forward.prepare(self.batcher.generated())?;
+            self.laid_out = laid_out;
+        }
+        Ok(())
+    }
+
     /// Begins to carry the plan out. [`finish`](Self::finish) waits for what comes of it.
     pub fn begin<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<()> {
-        let batcher = &mut self.batcher;
-        batcher.clear();
-        let plan = scheduler.plan();
-        let (mut sampled, mut scored, mut editor) = (Vec::new(), Vec::new(), Editor::default());
-        for chunk in &plan.chunks {
+        let (plan, batcher) = (scheduler.plan(), &mut self.batcher);
+        let mut laid_out = std::mem::take(&mut self.laid_out);
+        if laid_out.chunks != plan.chunks {
+            laid_out = lay_out(batcher, scheduler, &wanted);
+        }
+        let (mut sampled, mut editor) = (Vec::new(), Editor::default());
+        let generating = plan.chunks.iter().filter(|chunk| !is_scored(scheduler, chunk, &wanted));
+        for (at, chunk) in generating.enumerate() {
             let Some(view) = scheduler.view(chunk.sequence) else { continue };
-            if let Some(lead) = scheduler.contrast_of(chunk.sequence) {
-                batcher.generate(*chunk, view);
-                if chunk.sample {
-                    editor.contrast(sampled.len(), lead);
-                    batcher.choose(SampleRow::GREEDY);
-                    sampled.push(None);
-                }
-                continue;
-            }
-            if let Wanted::Scores = wanted(chunk.sequence) {
-                let targets = batcher.score(*chunk, view);
-                scored.push((chunk.sequence, chunk.start, targets));
-                continue;
-            }
-            batcher.generate(*chunk, view);
-            if chunk.sample {
-                for &id in iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence)) {
-                    if let Wanted::Sample(rules) = wanted(id) {
-                        batcher.choose(rules.row(view));
-                        editor.own(sampled.len(), id, rules, view);
-                        sampled.push(Some(id));
+            batcher.renew(at, view);
+            let lead = scheduler.contrast_of(chunk.sequence);
+            for id in rows(scheduler, chunk) {
+                let row = sampled.len();
+                match (lead, wanted(id)) {
+                    (Some(lead), _) => editor.contrast(row, lead),
+                    (None, Wanted::Sample(rules)) => {
+                        batcher.choose(row, rules.row(view));
+                        editor.own(row, id, rules, view);
                     }
+                    (None, Wanted::Scores) => {}
                 }
+                sampled.push(Some(id).filter(|_| lead.is_none()));
             }
         }
         let forward = forward(&mut self.forward, &mut *self.load, &mut self.loads)?;
@@ -170,7 +221,7 @@ impl Runner {
         } else if !batcher.generated().tokens.is_empty() {
             forward.run(batcher.generated())?;
         }
-        self.begun = Begun { sampled, edited: editor.edited(), scored };
+        self.begun = Begun { sampled, edited: editor.edited(), scored: laid_out.scored };
         Ok(())
     }
 

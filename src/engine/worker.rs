@@ -140,7 +140,7 @@ impl Worker {
         while self.take_in() {
             if self.under_way {
                 if self.aside.is_none() {
-                    self.scheduler.schedule(self.now());
+                    self.prepare();
                 }
                 self.finish();
             }
@@ -245,15 +245,19 @@ impl Worker {
         }
     }
 
+    /// Schedules the step behind the one under way.
+    fn prepare(&mut self) {
+        self.scheduler.schedule(self.now());
+        let Self { runner, scheduler, live, .. } = self;
+        // What fails here fails again when the step is begun.
+        let _ = guarded(runner, |runner| runner.prepare(scheduler, wanted(live)));
+    }
+
     /// Begins to carry the plan out.
     fn begin(&mut self) {
         self.watchdog.begin(StepSize::of(&self.scheduler));
         let Self { runner, scheduler, live, .. } = self;
-        let wanted = |id: SequenceId| match live[id.slot()].as_ref().map(|job| &job.kind) {
-            Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules),
-            Some(Kind::Score { .. }) | None => Wanted::Scores,
-        };
-        let begun = guarded(runner, |runner| runner.begin(scheduler, wanted));
+        let begun = guarded(runner, |runner| runner.begin(scheduler, wanted(live)));
         match begun {
             Ok(()) => {
                 self.scheduler.begin();
@@ -392,6 +396,13 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+fn wanted<'a>(live: &'a [Option<Job>]) -> impl Fn(SequenceId) -> Wanted<'a> {
+    |id| match live[id.slot()].as_ref().map(|job| &job.kind) {
+        Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules),
+        Some(Kind::Score { .. }) | None => Wanted::Scores,
     }
 }
 

@@ -142,6 +142,10 @@ impl Ops for Gpu {
         Step::new(&self.stream, self.batch_tokens, self.vocab)
     }
 
+    fn prepare(&self, batch: &Batch, step: &mut Step) -> Result<()> {
+        step.prepare(batch)
+    }
+
     fn upload(&self, batch: &Batch, step: &mut Step) -> Result<StepShape> {
         step.upload(batch)
     }

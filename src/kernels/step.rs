@@ -29,9 +29,11 @@ pub struct Step {
     /// Tokens of the largest step.
     largest: usize,
     vocab: usize,
-    /// The words of the next upload, kept for their room.
+    /// The words of the next upload.
     words: Vec<u32>,
     sections: Sections,
+    /// The layout of `words`; 0 for none.
+    layout: u64,
     shape: StepShape,
     generation: u64,
     /// Rows that were asked for, without those that pad.
@@ -43,6 +45,8 @@ pub struct Step {
 /// Where the sections are, in words.
 #[derive(Clone, Debug, Default)]
 struct Sections {
+    /// Sequences that the step has room for, where each has one token and wants the next.
+    bucket: Option<usize>,
     tokens: Range<usize>,
     slots: Range<usize>,
     rope: Range<usize>,
@@ -57,6 +61,8 @@ struct Sections {
     samples: Range<usize>,
     targets: Range<usize>,
     tail: usize,
+    /// What sampling looks up, behind the page tables.
+    lists: usize,
 }
 
 const SPAN_WORDS: usize = size_of::<attention_span>() / 4;
@@ -76,6 +82,7 @@ impl Step {
             vocab,
             words: Vec::new(),
             sections: Sections::default(),
+            layout: 0,
             shape: StepShape { tokens: 0, logit_rows: 0, recording: None },
             generation: 0,
             wanted: 0,
@@ -84,10 +91,10 @@ impl Step {
         })
     }
 
-    /// Lays `batch` out and enqueues its copy to the device.
-    pub(super) fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
+    /// Lays `batch` out, as far as it does not depend on its tokens and samples.
+    pub(super) fn prepare(&mut self, batch: &Batch) -> Result<()> {
+        self.layout = 0;
         batch.check()?;
-        batch.samples.iter().try_for_each(|row| row.check_mask(self.vocab))?;
         let decodes = batch.spans.iter().all(|span| span.len == 1)
             && batch.logit_rows.len() == batch.spans.len()
             && batch.samples.len() == batch.spans.len()
@@ -99,6 +106,18 @@ impl Step {
         // Buckets are powers of two, and the largest batch, whatever its size.
         let bucket = decodes.then(|| batch.spans.len().next_power_of_two().min(self.largest));
         self.lay_out(batch, bucket);
+        self.layout = batch.layout;
+        Ok(())
+    }
+
+    /// Lays `batch` out, unless that was prepared, and enqueues its copy to the device.
+    pub(super) fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
+        if batch.layout == 0 || batch.layout != self.layout {
+            self.prepare(batch)?;
+        }
+        batch.samples.iter().try_for_each(|row| row.check_mask(self.vocab))?;
+        self.fill_in(batch);
+        let Sections { bucket, .. } = self.sections;
         self.grow(bucket.unwrap_or(batch.logit_rows.len()))?;
         self.memory.write(&self.words)?;
         self.wanted = batch.logit_rows.len();
@@ -110,8 +129,8 @@ impl Step {
         Ok(self.shape)
     }
 
-    /// Fills `words` and `sections`. A bucket's rows beyond the batch's read token 0, write nowhere, attend to nothing
-    /// and choose greedily.
+    /// Fills `words` and `sections`, but for tokens and samples. A bucket's rows beyond the batch's read token 0, write
+    /// nowhere, attend to nothing and choose greedily.
     fn lay_out(&mut self, batch: &Batch, bucket: Option<usize>) {
         let Self { words, sections, .. } = self;
         words.clear();
@@ -119,7 +138,8 @@ impl Step {
         let tokens = rows(batch.tokens.len());
         let rope_words = batch.rope.len() / batch.tokens.len().max(1) * tokens;
         let samples = if batch.samples.is_empty() { 0 } else { rows(batch.samples.len()) };
-        sections.tokens = section(words, &batch.tokens, tokens, 0);
+        sections.bucket = bucket;
+        sections.tokens = section(words, &[], tokens, 0);
         sections.slots = section(words, &batch.slots, tokens, BURRSTONE_NO_SLOT);
         sections.rope = section(words, bytemuck::cast_slice(&batch.rope), rope_words, 0);
         let spans: Vec<attention_span> = batch
@@ -144,6 +164,14 @@ impl Step {
         sections.samples = section(words, &[], samples * SAMPLE_WORDS, 0);
         sections.tail = words.len();
         words.extend_from_slice(&batch.page_table);
+        sections.lists = words.len();
+    }
+
+    /// Writes tokens and samples into `words`.
+    fn fill_in(&mut self, batch: &Batch) {
+        let Self { words, sections, .. } = self;
+        words.truncate(sections.lists);
+        words[sections.tokens.clone()][..batch.tokens.len()].copy_from_slice(&batch.tokens);
         for (i, at) in sections.samples.clone().step_by(SAMPLE_WORDS).enumerate() {
             let row = match batch.samples.get(i) {
                 Some(row) => row_words(row, words, sections.tail),

@@ -40,6 +40,9 @@ pub trait Forward: Send {
     /// Whether [`run`](Self::run) and [`sample`](Self::sample) return before their work is done.
     fn overlaps(&self) -> bool;
 
+    /// Does of the next step what can be done before its tokens and samples are known: see [`Batch::layout`].
+    fn prepare(&mut self, batch: &Batch) -> Result<()>;
+
     /// Begins a step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
 
@@ -93,6 +96,8 @@ pub struct Decoder<O: Ops> {
     logit_rows: usize,
     /// Steps that choose tokens, ready to be done again.
     recordings: HashMap<RecordingKey, O::Recording>,
+    /// The layout of the batch that was prepared last.
+    prepared: u64,
 }
 
 /// Buffers that are reused by every layer of every step.
@@ -160,6 +165,7 @@ impl<O: Ops> Decoder<O> {
             dtype,
             logit_rows,
             recordings: HashMap::new(),
+            prepared: 0,
         })
     }
 
@@ -181,7 +187,10 @@ impl<O: Ops> Decoder<O> {
     }
 
     fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
-        batch.check_within(self.spec.vocab_size, &self.cache_shape)?;
+        batch.check_tokens(self.spec.vocab_size)?;
+        if batch.layout == 0 || batch.layout != self.prepared {
+            batch.check_places(&self.cache_shape)?;
+        }
         self.ops.upload(batch, &mut self.step)
     }
 
@@ -325,6 +334,13 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn overlaps(&self) -> bool {
         self.ops.overlaps()
+    }
+
+    fn prepare(&mut self, batch: &Batch) -> Result<()> {
+        batch.check_places(&self.cache_shape)?;
+        self.ops.prepare(batch, &mut self.step)?;
+        self.prepared = batch.layout;
+        Ok(())
     }
 
     fn run(&mut self, batch: &Batch) -> Result<()> {

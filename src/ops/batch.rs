@@ -21,6 +21,8 @@ pub struct Span {
 /// of it.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
+    /// A number for all but `tokens` and what is in `samples`: batches of one number differ in these alone. 0 for no number.
+    pub layout: u64,
     /// Token ids, `[tokens]`.
     pub tokens: Vec<u32>,
     /// Position of each token in its sequence, `[tokens]`.
@@ -106,24 +108,24 @@ impl Batch {
         self.masks.iter().any(|mask| matches!(mask, AttentionMask::Branch(_)))
     }
 
-    /// What indices lead to is there: a device that is not the CPU could only fault.
+    /// Tokens are in a vocabulary of `vocab`: a device that is not the CPU could only fault.
     ///
     /// # Errors
-    /// A token is not in a vocabulary of `vocab`, a slot or a page not in the cache; a row of `samples` makes no sense.
-    pub(crate) fn check_within(&self, vocab: usize, cache: &CacheShape) -> Result<()> {
+    /// One is not; a row of `samples` makes no sense.
+    pub(crate) fn check_tokens(&self, vocab: usize) -> Result<()> {
+        check_below("tokens", &self.tokens, vocab)?;
+        check_below("targets", &self.targets, vocab)?;
+        self.samples.iter().try_for_each(|row| row.check(vocab))
+    }
+
+    /// Slots and pages are those of the cache.
+    ///
+    /// # Errors
+    /// One is not there.
+    pub(crate) fn check_places(&self, cache: &CacheShape) -> Result<()> {
         const OP: &str = "upload";
-        let outside = |ids: &[u32], limit: usize| ids.iter().copied().find(|&id| id as usize >= limit);
-        let slots = cache.pages * cache.page_size;
-        for (field, ids, limit) in [
-            ("tokens", &self.tokens, vocab),
-            ("targets", &self.targets, vocab),
-            ("slots", &self.slots, slots),
-            ("page_table", &self.page_table, cache.pages),
-        ] {
-            if let Some(id) = outside(ids, limit) {
-                return Err(Error::operator(OP, field, format!("below {limit}"), id));
-            }
-        }
+        check_below("slots", &self.slots, cache.pages * cache.page_size)?;
+        check_below("page_table", &self.page_table, cache.pages)?;
         for (i, span) in self.spans.iter().enumerate() {
             let end = span.pages.checked_add(span.kv_len.div_ceil(cache.page_size));
             if end.is_none_or(|end| end > self.page_table.len()) {
@@ -131,7 +133,14 @@ impl Batch {
                 return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
             }
         }
-        self.samples.iter().try_for_each(|row| row.check(vocab))
+        Ok(())
+    }
+}
+
+fn check_below(field: &'static str, ids: &[u32], limit: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= limit) {
+        Some(id) => Err(Error::operator("upload", field, format!("below {limit}"), id)),
+        None => Ok(()),
     }
 }
 

@@ -207,6 +207,12 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// An empty step, to be filled by [`Ops::upload`].
     fn step(&self) -> Result<Self::Step>;
 
+    /// Does of the next [`upload`](Self::upload) what it can before tokens and samples are known, for a batch with a
+    /// [`layout`](Batch::layout), which has as many of them already.
+    fn prepare(&self, _batch: &Batch, _step: &mut Self::Step) -> Result<()> {
+        Ok(())
+    }
+
     /// Brings a batch to the device: one copy at most.
     fn upload(&self, batch: &Batch, step: &mut Self::Step) -> Result<StepShape>;
 

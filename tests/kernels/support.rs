@@ -144,13 +144,10 @@ fn batch_of(tokens: &[u32], logit_rows: &[u32]) -> Batch {
         tokens: tokens.to_vec(),
         positions: (0..n as u32).collect(),
         slots: (0..n as u32).collect(),
-        rope: Vec::new(),
         spans: vec![Span { start: 0, len: n, kv_len: n, pages: 0 }],
         page_table: vec![0],
-        masks: Vec::new(),
         logit_rows: logit_rows.to_vec(),
-        samples: Vec::new(),
-        targets: Vec::new(),
+        ..Batch::default()
     }
 }
 

@@ -28,6 +28,7 @@ struct Fake {
     is_lost: bool,
     /// What the step that was begun last chose.
     sampled: Option<thread::Result<Result<Vec<Sampled>>>>,
+    prepared: Option<Batch>,
 }
 
 /// What goes wrong.
@@ -44,6 +45,8 @@ struct Faults {
     /// The device fails in this step, and so often when it is set up anew.
     lost: Option<(usize, usize)>,
     steps: Arc<AtomicUsize>,
+    /// Steps that were prepared while another was under way.
+    prepared: Arc<AtomicUsize>,
     loads: Arc<AtomicUsize>,
 }
 
@@ -60,6 +63,7 @@ impl Load for Faults {
             plan: self.clone(),
             is_lost: false,
             sampled: None,
+            prepared: None,
         }))
     }
 
@@ -128,6 +132,11 @@ impl Forward for Fake {
         self.plan.overlaps
     }
 
+    fn prepare(&mut self, batch: &Batch) -> Result<()> {
+        self.prepared = Some(batch.clone());
+        Ok(())
+    }
+
     fn run(&mut self, batch: &Batch) -> Result<()> {
         self.step(batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).map(|_| ())
     }
@@ -155,6 +164,14 @@ impl Forward for Fake {
 impl Fake {
     fn step(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
         batch.check()?;
+        if let Some(prepared) = self.prepared.take().filter(|prepared| prepared.layout == batch.layout) {
+            // All but tokens and samples is as it was.
+            let samples = batch.samples.clone();
+            assert_eq!(prepared.samples.len(), samples.len());
+            let now = Batch { tokens: batch.tokens.clone(), samples, ..prepared };
+            assert_eq!(format!("{now:?}"), format!("{batch:?}"));
+            self.plan.prepared.fetch_add(1, Ordering::Relaxed);
+        }
         let Faults { faulty, poison, slow, lost, .. } = self.plan;
         let step = self.plan.steps.fetch_add(1, Ordering::Relaxed) + 1;
         self.is_lost |= lost.is_some_and(|(at, _)| at == step) || (faulty && step.is_multiple_of(97));
@@ -363,6 +380,26 @@ fn every_request_ends_once_whatever_happens() {
         assert!(again);
         lab.commands.send(Command::Stop).unwrap();
         thread.join().unwrap();
+    }
+}
+
+/// A token is handed out when the device has its next step, and that was prepared before the token was known.
+#[test]
+fn a_device_that_works_on_its_own_has_the_next_step_before_the_last_is_spoken_of() {
+    for overlaps in [false, true] {
+        let faults = Faults { overlaps, ..Faults::default() };
+        let mut lab = Lab::new(faults.clone());
+        // No token that ends it comes early.
+        let asked = lab.ask(vec![112, 2, 3, 4, 5, 6], 12, 1, None).remove(0);
+        let thread = lab.start();
+        for number in 1..=12 {
+            assert!(matches!(asked.events.wait(), Some(Event::Token { .. })));
+            let begun = faults.steps.load(Ordering::Relaxed);
+            assert!(begun >= if overlaps { 12.min(number + 1) } else { number }, "{begun} steps, {number} tokens");
+        }
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+        assert_eq!(faults.prepared.load(Ordering::Relaxed), if overlaps { 11 } else { 0 });
     }
 }
 
