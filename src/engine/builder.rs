@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::source::{Progress, resolve};
-use crate::model::{ArchSpec, Checkpoint, Limits, TensorInfo};
+use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
@@ -287,7 +287,12 @@ impl EngineBuilder {
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
-        let runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(), PAGE_SIZE))?;
+        let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(), PAGE_SIZE))?;
+        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
+        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
+        // The simulator computes slower than anything can be fetched.
+        let is_fetched = host_blocks > 0 && self.device != Device::Sim;
+        let fetch = if is_fetched { fetch_tokens(&spec, runner.forward()?)? } else { 0 };
         let report = LoadReport {
             model: name,
             device: runner.device().to_owned(),
@@ -304,9 +309,7 @@ impl EngineBuilder {
             max_sequences: max_running,
             context: context.min(shape.pages * PAGE_SIZE),
         };
-        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
-        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
-        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks);
+        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks, fetch);
         let (commands, receiver) = mpsc::channel();
         let failed = |e| Error::Device { device: report.device.clone(), reason: format!("a thread of its own: {e}") };
         let incident = Arc::clone(&self.incident);
@@ -351,6 +354,13 @@ impl EngineBuilder {
             Some(tokens) => Err(Error::request("context", format!("from 1 to {model}, the model's own"), tokens)),
         }
     }
+}
+
+/// Tokens at the start of a sequence that a device computes, at its best, while a page comes from the host's memory.
+fn fetch_tokens(spec: &ArchSpec, forward: &mut dyn Forward) -> Result<usize> {
+    let parameters: usize = spec.products().iter().map(|[n, k]| n * k).sum();
+    let per_token = 2.0 * parameters as f64 / 1e9;
+    Ok((forward.fetch_time()?.as_secs_f64() * forward.rates()?.gflop_s / per_token) as usize)
 }
 
 /// The KV cache as the scheduler sees it.

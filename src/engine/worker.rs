@@ -400,7 +400,7 @@ impl Worker {
 }
 
 fn wanted<'a>(live: &'a [Option<Job>]) -> impl Fn(SequenceId) -> Wanted<'a> {
-    |id| match live[id.slot()].as_ref().map(|job| &job.kind) {
+    |id| match live.get(id.slot()).and_then(Option::as_ref).map(|job| &job.kind) {
         Some(Kind::Generate { rules, .. }) => Wanted::Sample(rules),
         Some(Kind::Score { .. }) | None => Wanted::Scores,
     }

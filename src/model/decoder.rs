@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::device::Counters;
 use crate::dtype::DType;
@@ -33,6 +34,9 @@ pub trait Forward: Send {
     /// Brings pages of the KV cache to the host's memory, then others from there: each place once written is read as often
     /// as need be.
     fn move_pages(&mut self, moves: &PageMoves) -> Result<()>;
+
+    /// What it takes to bring a page of the KV cache back from the host's memory.
+    fn fetch_time(&mut self) -> Result<Duration>;
 
     /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
@@ -326,6 +330,21 @@ impl<O: Ops> Forward for Decoder<O> {
             ops.write_page(cache, page, host.get(place as usize).ok_or_else(missing)?)?;
         }
         Ok(())
+    }
+
+    fn fetch_time(&mut self) -> Result<Duration> {
+        let Self { ops, cache, .. } = self;
+        let mut page = Vec::new();
+        ops.read_page(cache, 0, &mut page)?;
+        let mut shortest = Duration::MAX;
+        for _ in 0..5 {
+            ops.check()?;
+            let start = Instant::now();
+            ops.write_page(cache, 0, &page)?;
+            ops.check()?;
+            shortest = shortest.min(start.elapsed());
+        }
+        Ok(shortest)
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {

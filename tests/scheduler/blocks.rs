@@ -234,3 +234,46 @@ fn salts_keep_prefixes_apart() {
     let same = hasher.next(hasher.root(1), &[0; SIZE]);
     assert_eq!(blocks.peek(&[same]), (1, 1));
 }
+
+/// A device that computes six tokens while a block comes from the host, and a text of six blocks which the device has
+/// given up but for `left` of them.
+#[test]
+fn what_the_host_has_is_fetched_where_that_is_faster() {
+    let hasher = BlockHasher::default();
+    let tokens: Vec<u32> = (0..6 * SIZE as u32).collect();
+    let mut last = hasher.root(0);
+    let names: Vec<BlockHash> = tokens
+        .chunks_exact(SIZE)
+        .map(|block| {
+            last = hasher.next(last, block);
+            last
+        })
+        .collect();
+    // Attention makes a token twice as dear at position 8: blocks cost 4, 6, 8, 10, 12 and 14 tokens.
+    for (fetch, left, expected) in [
+        (0, 0, 6),
+        (5, 0, 6),
+        // 9 a block: all of them together cost as much as they save.
+        (9, 0, 6),
+        (10, 0, 0),
+        // The first two cost nothing, and pay for others.
+        (10, 2, 6),
+        (14, 2, 2),
+        (100, 6, 6),
+        (100, 3, 3),
+    ] {
+        let mut blocks = Blocks::new(6, SIZE, 8).with_host(100, fetch);
+        let mut table = Table::default();
+        assert!(blocks.extend(&mut table, 0, tokens.len(), &mut Vec::new()));
+        table.blocks().iter().zip(&names).for_each(|(&block, &name)| blocks.publish(block, name));
+        blocks.release(&mut table);
+        // The end of a sequence is given up first.
+        let mut others = Table::default();
+        assert!(blocks.extend(&mut others, 0, (6 - left) * SIZE, &mut Vec::new()));
+        blocks.release(&mut others);
+        assert_eq!(blocks.counts().host, 6 - left);
+        let (hits, taken) = blocks.peek(&names);
+        assert_eq!((hits, taken), (expected, expected), "{fetch} {left}");
+        assert_eq!(blocks.table_of(&names).blocks().len(), expected);
+    }
+}

@@ -68,6 +68,8 @@ pub struct Blocks {
     scored: usize,
     /// Where idle blocks go that are given up.
     host: Host,
+    /// Tokens at the start of a sequence that are computed while a block comes back from there.
+    fetch: usize,
 }
 
 impl Blocks {
@@ -88,12 +90,14 @@ impl Blocks {
             copied: Vec::new(),
             scored: 0,
             host: Host::new(0),
+            fetch: 0,
         }
     }
 
-    /// With room for so many blocks in the host's memory, for those that are given up.
-    pub fn with_host(self, blocks: usize) -> Self {
-        Self { host: Host::new(blocks), ..self }
+    /// With room for so many blocks in the host's memory, for those that are given up. While one comes back, `fetch` tokens
+    /// at the start of a sequence could be computed.
+    pub fn with_host(self, blocks: usize, fetch: usize) -> Self {
+        Self { host: Host::new(blocks), fetch, ..self }
     }
 
     /// Tokens of a block.
@@ -152,7 +156,7 @@ impl Blocks {
     pub(super) fn give_back(&mut self, blocks: &[u32], first: usize, len: usize) {
         self.used += 1;
         let tokens = len.saturating_mul(self.block_size) as u64;
-        let worth = self.floor + ONE + tokens.saturating_mul(ONE) / self.balance as u64;
+        let worth = self.floor + self.cost(tokens);
         // From the back, so that the numbers of the front are the next to be taken.
         for (i, &id) in blocks.iter().enumerate().rev() {
             let block = &mut self.blocks[id as usize];
@@ -167,6 +171,33 @@ impl Blocks {
                 _ => {}
             }
         }
+    }
+
+    /// What a token costs to compute behind so many others.
+    fn cost(&self, tokens: u64) -> u64 {
+        ONE + tokens.saturating_mul(ONE) / self.balance as u64
+    }
+
+    /// How many of a sequence's first blocks are taken rather than computed: all that are known, or fewer where the last of
+    /// them, which the host has, take longer to come from there than to compute.
+    pub(super) fn worthwhile(&self, names: &[BlockHash]) -> usize {
+        let of_block = |(i, &name): (usize, &BlockHash)| {
+            let fetched = match self.find(name) {
+                Some(_) => 0,
+                None if self.in_host(name) => self.fetch as u64 * ONE,
+                None => return None,
+            };
+            let computed = self.block_size as u64 * self.cost((i * self.block_size) as u64);
+            Some(computed as i64 - fetched as i64)
+        };
+        let (mut blocks, mut saved, mut most) = (0, 0i64, 0);
+        for (i, saving) in names.iter().enumerate().map_while(of_block).enumerate() {
+            saved = saved.saturating_add(saving);
+            if saved >= most {
+                (blocks, most) = (i + 1, saved);
+            }
+        }
+        blocks
     }
 
     /// Keeps the source of a copy from being taken until [`settle`](Self::settle).

@@ -24,24 +24,18 @@ impl Blocks {
         tokens.div_ceil(self.block_size())
     }
 
-    /// The known blocks of a prefix, from its start, and how many of those that can be taken they take: idle ones, and one
-    /// for each that the host has.
+    /// The known blocks of a prefix, from its start, as far as that saves time, and how many of those that can be taken they
+    /// take: idle ones, and one for each that the host has.
     pub fn peek(&self, names: &[BlockHash]) -> (usize, usize) {
-        let taken = |&name: &BlockHash| match self.find(name) {
-            Some(block) => Some(usize::from(self.holders(block) == 0)),
-            None => self.in_host(name).then_some(1),
-        };
-        names.iter().map_while(taken).fold((0, 0), |(hits, all), taken| (hits + 1, all + taken))
+        let hits = self.worthwhile(names);
+        let is_taken = |&&name: &&BlockHash| self.find(name).is_none_or(|block| self.holders(block) == 0);
+        (hits, names[..hits].iter().filter(is_taken).count())
     }
 
-    /// A table of the known blocks of a prefix, from its start. Those that the host has come back with the next step.
+    /// A table of the known blocks of a prefix, from its start, as far as that saves time. Those that the host has come back
+    /// with the next step.
     pub fn table_of(&mut self, names: &[BlockHash]) -> Table {
-        let known: Vec<Option<u32>> = names
-            .iter()
-            .map(|&name| (self.find(name), name))
-            .take_while(|&(block, name)| block.is_some() || self.in_host(name))
-            .map(|(block, _)| block)
-            .collect();
+        let known: Vec<Option<u32>> = names[..self.worthwhile(names)].iter().map(|&name| self.find(name)).collect();
         // Before any is taken for others.
         known.iter().flatten().for_each(|&block| self.hold(block));
         let mut blocks = Vec::with_capacity(known.len());

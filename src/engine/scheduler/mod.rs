@@ -11,7 +11,8 @@
 //! by the prompts under way, in equal parts. A prompt is begun when the whole of it has room in the cache, what the
 //! cache already holds not counted, beside what the running ones are expected to grow by. Where they grow by more, the
 //! last to come gives up its blocks and is computed again later: at most once, as it then waits for all that it may
-//! still need. Where the host has room, what of it is known by name waits there, and is fetched instead.
+//! still need. Where the host has room, what of it is known by name waits there, and is fetched instead where that is the
+//! faster of the two.
 //!
 //! After a step that failed for what one of its sequences is, each of them runs alone until the step that failed is
 //! passed: only the one to blame ends.
@@ -231,9 +232,10 @@ impl Scheduler {
         }
     }
 
-    /// With room for so many blocks in the host's memory, for those that the cache gives up.
-    pub fn with_host(self, blocks: usize) -> Self {
-        Self { blocks: self.blocks.with_host(blocks), ..self }
+    /// With room for so many blocks in the host's memory, for those that the cache gives up. While one comes back, `fetch`
+    /// tokens at the start of a sequence could be computed.
+    pub fn with_host(self, blocks: usize, fetch: usize) -> Self {
+        Self { blocks: self.blocks.with_host(blocks, fetch), ..self }
     }
 
     /// Takes a request. Its branches follow one another in the result; the first stands for all while the prompt is

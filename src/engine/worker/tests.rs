@@ -120,6 +120,10 @@ impl Forward for Fake {
         Ok(())
     }
 
+    fn fetch_time(&mut self) -> Result<Duration> {
+        Ok(Duration::ZERO)
+    }
+
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {
         for pair in pairs {
             let [from, to] = pair.map(|page| page as usize * PAGE_SIZE);
