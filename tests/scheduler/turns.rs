@@ -59,6 +59,42 @@ fn priority_goes_first_and_waiting_makes_up_for_it() {
     assert_eq!(order(&[(0, 0), (11, 1), (25, 2)]), [0, 1, 2]);
 }
 
+/// The step after the one under way: it leaves out who is at the end of its tokens, and, once these are known, whoever
+/// ended with them.
+#[test]
+fn a_step_is_planned_while_another_is_under_way() {
+    let mut scheduler = Scheduler::new(Policy::default(), cache(100));
+    let mut submit = |salt, max_tokens| scheduler.submit(Duration::ZERO, submission(salt, 10, max_tokens)).unwrap()[0];
+    let [short, stopped, long] = [(0, 1), (1, 9), (2, 9)].map(|(salt, max_tokens)| submit(salt, max_tokens));
+    scheduler.schedule(Duration::ZERO);
+    scheduler.begin();
+    assert!(scheduler.plan().chunks.is_empty());
+    scheduler.schedule(Duration::ZERO);
+    assert_eq!(chunks(&scheduler), [(stopped, 1), (long, 1)]);
+    let outcome = |sequence, token, last| Outcome { sequence, token, last };
+    scheduler.complete(Duration::ZERO, &[outcome(short, 7, false), outcome(stopped, 8, true), outcome(long, 9, false)]);
+    assert_eq!(scheduler.take_ended().len(), 2);
+    assert_eq!(chunks(&scheduler), [(long, 1)]);
+    assert_eq!(scheduler.view(long).unwrap().tokens[10..], [9]);
+    assert_eq!((scheduler.stats().steps, scheduler.stats().computed_tokens), (1, 30));
+}
+
+#[test]
+fn a_prefix_of_the_step_under_way_is_computed_once() {
+    let mut scheduler = Scheduler::new(Policy::default(), cache(100));
+    let submit = |scheduler: &mut Scheduler| scheduler.submit(Duration::ZERO, submission(0, 100, 9)).unwrap()[0];
+    let first = submit(&mut scheduler);
+    scheduler.schedule(Duration::ZERO);
+    scheduler.begin();
+    let second = submit(&mut scheduler);
+    scheduler.schedule(Duration::ZERO);
+    assert_eq!(chunks(&scheduler), [(first, 1)]);
+    scheduler.complete(Duration::ZERO, &[Outcome { sequence: first, token: 1, last: false }]);
+    scheduler.begin();
+    scheduler.schedule(Duration::ZERO);
+    assert_eq!(chunks(&scheduler), [(first, 1), (second, 4)]);
+}
+
 /// Scores of a text, each of which is the number of its token.
 fn scores(len: usize) -> Vec<f32> {
     (1..len).map(|token| token as f32).collect()
