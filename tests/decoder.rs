@@ -62,7 +62,7 @@ impl Lab {
             batch.samples.push(row(i, tokens));
         }
         self.steps += 1;
-        if self.steps % 2 == 0 {
+        if self.steps.is_multiple_of(2) {
             batch.layout = self.steps;
             let (tokens, samples) = (vec![0; batch.tokens.len()], vec![SampleRow::GREEDY; batch.samples.len()]);
             self.decoder.prepare(&Batch { tokens, samples, ..batch.clone() }).unwrap();
