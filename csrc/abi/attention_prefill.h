@@ -3,7 +3,7 @@
 #include "abi/tensor_map.h"
 #include "abi/types.h"
 
-/* A tile of queries of one sequence. */
+/* A tile of queries of one sequence: with those behind it, or taken along with those before it. */
 typedef struct attention_tile {
     uint32_t span;
     /* First query of the tile, counted from the span's start. */
@@ -29,7 +29,7 @@ typedef struct attention_prefill_args {
     device_ptr page_table;   /* u32 */
     device_ptr tiles;        /* attention_tile [tiles_len] */
     uint32_t tiles_len;
-    uint32_t tile_queries; /* a tile has as many queries, the last one of a span what is left of it */
+    uint32_t tile_queries; /* blocks work on as many queries of a span, from a multiple of as many on */
     uint32_t heads;
     uint32_t kv_heads;
     uint32_t head_dim;

@@ -59,6 +59,9 @@ constexpr uint32_t NO_RECORD = 0xffffffffu;
 // Floats of a record: outputs, in pairs, then maximum and sum.
 BURRSTONE_DEVICE uint32_t record_sums(const attention_decode_args &args) { return (args.head_dim + 1) / 2 * 2; }
 
+// States that a thread has on their way at a time: it would wait for each.
+constexpr uint32_t MERGED = 8;
+
 // Merges the states of a row tile's splits, whose records begin at `records`, and writes the results.
 template <class V>
 BURRSTONE_DEVICE void merge_splits(const attention_decode_args &args, const DecodeWork &work, const AttentionPart &part,
@@ -72,13 +75,22 @@ BURRSTONE_DEVICE void merge_splits(const attention_decode_args &args, const Deco
         AttentionSum total{LOWEST_SCORE, 0.0f};
         float out[2] = {};
         BURRSTONE_ROLLED
-        for (uint32_t split = 0; split < work.splits; ++split) {
-            const float *record = records + (uint64_t(split) * work.rows + row) * stride;
-            const auto sums = load(reinterpret_cast<const vec<float, 2> *>(record + sums_at));
-            const auto more = load(reinterpret_cast<const vec<float, 2> *>(record + column));
-            const AttentionMerge merge(total, {sums.v[0], sums.v[1]});
+        for (uint32_t first = 0; first < work.splits; first += MERGED) {
+            vec<float, 2> sums[MERGED] = {}, more[MERGED] = {};
             BURRSTONE_UNROLL
-            for (int e = 0; e < 2; ++e) out[e] = merge(out[e], more.v[e]);
+            for (uint32_t i = 0; i < MERGED; ++i) {
+                if (first + i >= work.splits) continue;
+                const float *record = records + (uint64_t(first + i) * work.rows + row) * stride;
+                sums[i] = load(reinterpret_cast<const vec<float, 2> *>(record + sums_at));
+                more[i] = load(reinterpret_cast<const vec<float, 2> *>(record + column));
+            }
+            BURRSTONE_UNROLL
+            for (uint32_t i = 0; i < MERGED; ++i) {
+                if (first + i >= work.splits) continue;
+                const AttentionMerge merge(total, {sums[i].v[0], sums[i].v[1]});
+                BURRSTONE_UNROLL
+                for (int e = 0; e < 2; ++e) out[e] = merge(out[e], more[i].v[e]);
+            }
         }
         rows.template write<typename V::dtype>(row, column, total, out);
     }

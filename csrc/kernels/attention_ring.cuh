@@ -26,8 +26,9 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
     static constexpr int ROWS = GROUPS * GROUP_ROWS;
     static constexpr int BOXES = V::head_dim / BOX_COLUMNS;
     // 48 KiB on their way to heads of 64 columns. A multiprocessor of an H200 gets some 36 bytes a nanosecond from
-    // memory and waits 700 ns for them, so that half would do; the rest is for products that take their time.
-    static constexpr int PLACES = 6;
+    // memory and waits 700 ns for them, so that half would do; the rest is for products that take their time. Of heads
+    // of 256 columns four are what there is room for: values of a tile and keys of the next in use, two on their way.
+    static constexpr int PLACES = V::head_dim <= 128 ? 6 : 4;
 
     // 64 columns of each row, as boxes with a 128-byte swizzle lie.
     template <int COUNT> using Box = SwizzledRows<typename V::dtype, COUNT, BOX_COLUMNS, 1024>;
@@ -35,8 +36,8 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
 
     Box<GROUP_ROWS> query[GROUPS][BOXES];
     Tile tiles[PLACES][BOXES];
-    // 16 keys' values in place of such as are not to be multiplied.
-    Box<BLOCK_SIDE> zeros;
+    // Eight keys' values in place of any that are not to be multiplied.
+    Box<8> zeros;
     // By element of the rows' results, then by thread.
     Shared<float, V::head_dim / 2 * WORKERS> results;
     // Copies arrive at `full`, warps that are done with a tile at `empty`.
@@ -77,9 +78,9 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
             }
             mbarrier_fence_init();
         }
-        using Zeros = Box<BLOCK_SIDE>;
+        using Zeros = Box<8>;
         BURRSTONE_ROLLED
-        for (uint32_t i = thread_index(); i < BLOCK_SIDE * Zeros::PIECES; i += V::threads)
+        for (uint32_t i = thread_index(); i < 8 * Zeros::PIECES; i += V::threads)
             zeros.data.template store_vec<int(Zeros::PIECE)>(i * Zeros::PIECE, {});
         fence_async();
         sync_block();
@@ -99,6 +100,17 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
     static BURRSTONE_DEVICE void sync_group() {
         if (GROUPS == 1 || thread_index() < uint32_t(WARPGROUP)) barrier_sync<2>(WARPGROUP);
         else barrier_sync<3>(WARPGROUP);
+    }
+
+    // Two groups start the products of their tiles in turn: the first group begins, and each has a turn for every tile.
+    // So the tensor cores work for one while the other weighs its scores, and do not wait for both at once.
+    static BURRSTONE_DEVICE void wait_turn(uint32_t group) {
+        if (group == 0) barrier_sync<4>(WORKERS);
+        else barrier_sync<5>(WORKERS);
+    }
+    static BURRSTONE_DEVICE void give_turn(uint32_t group) {
+        if (group == 0) barrier_arrive<5>(WORKERS);
+        else barrier_arrive<4>(WORKERS);
     }
 
     BURRSTONE_DEVICE void wait_full(const Place &place) const {
@@ -210,14 +222,14 @@ template <class V, int SHARE, class Args> class AttentionCopies {
                 const uint32_t within = lane_index() % PIECES * PIECE, column = box * BOX_COLUMNS + within;
                 const uint32_t to = Memory::Tile::index(first_row + own, within);
                 const T *from = pointer<const T>(plane) + uint64_t(entry) * args.head_dim + column;
-                const bool there = entry != NO_ENTRY && column < args.head_dim;
+                const uint32_t left = entry != NO_ENTRY && column < args.head_dim ? args.head_dim - column : 0;
                 if (aligned) {
-                    cp_async<16>(tile[box].data.address(to), from, there ? 16 : 0);
+                    cp_async<16>(tile[box].data.address(to), from, left > 0 ? 16 : 0);
                 } else {
                     vec<T, PIECE> piece = {};
                     BURRSTONE_UNROLL
                     for (uint32_t e = 0; e < PIECE; ++e)
-                        if (there && column + e < args.head_dim) piece.v[e] = load(from + e);
+                        if (e < left) piece.v[e] = load(from + e);
                     tile[box].data.template store_vec<int(PIECE)>(to, piece);
                 }
             }

@@ -48,15 +48,18 @@ template <class V, class Memory, class Fragments, class Args> class AttentionSco
             const AttentionSight sight = rows.sight(row_of(half));
             BURRSTONE_UNROLL
             for (int b = 0; b < BLOCKS; ++b) {
-                const uint32_t seen = rows.seen(sight, base + b * BLOCK_SIDE);
+                const uint32_t seen = rows.seen(sight, base + b * BLOCK_SIDE) >> Fragments::key(0);
                 BURRSTONE_UNROLL
                 for (int i = 0; i < 8; ++i)
-                    if (i / 2 % 2 == half) scores[b][i] = seen >> Fragments::key(i) & 1 ? scores[b][i] : -INFINITY_F;
+                    if (i / 2 % 2 == half) scores[b][i] = seen >> behind_first(i) & 1 ? scores[b][i] : -INFINITY_F;
             }
         }
     }
 
   private:
+    // How far element i's key is behind the lane's first: a constant, whereas a lane's keys take a register each.
+    static BURRSTONE_DEVICE uint32_t behind_first(int i) { return Fragments::key(i) - Fragments::key(0); }
+
     BURRSTONE_DEVICE uint32_t row_of(int half) const {
         const uint32_t row = first_row + Fragments::row(half);
         return row < last_row ? row : last_row;
@@ -81,13 +84,13 @@ template <class V, class Memory, class Fragments, class Args> class AttentionSco
             const uint32_t row = row_of(half);
             const float slope = mul_(load(pointer<const float>(args.slopes) + rows.head(row)), LOG2_E);
             // Exact: positions are below 2^24 of each other.
-            const float from = float(int(base) - int(rows.position(row)));
+            const float from = float(int(base + Fragments::key(0)) - int(rows.position(row)));
             BURRSTONE_UNROLL
             for (int b = 0; b < BLOCKS; ++b) {
                 BURRSTONE_UNROLL
                 for (int i = 0; i < 8; ++i)
                     if (i / 2 % 2 == half)
-                        scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + int(Fragments::key(i))), scores[b][i]);
+                        scores[b][i] = fma_(slope, from + float(b * BLOCK_SIDE + behind_first(i)), scores[b][i]);
             }
         }
     }

@@ -11,8 +11,8 @@ namespace burrstone {
 // Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that
 // merging is nothing beside walking.
 constexpr uint32_t KV_SPLIT = 512;
-// Positions of a tile: 16 KiB of keys, and of values, at 16 bits.
-template <class V> constexpr int KV_TILE = V::head_dim <= 128 ? 64 : 32;
+// Positions of a tile: up to 16 KiB of keys, and of values, at 16 bits; by warpgroups 32.
+template <class V> constexpr int KV_TILE = V::head_dim <= 128 || BY_WARPGROUP<typename V::instruction> ? 64 : 32;
 // Beyond every position.
 constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
 

@@ -78,9 +78,8 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         state = State{};
     }
 
-    // Brings the state up to the tile's scores.
-    BURRSTONE_DEVICE void raise_maxima(const Scores &scores) {
-        float decay[2];
+    // Brings maxima and sums up to the tile's scores; what is summed of the values is behind by the factors `decay`.
+    BURRSTONE_DEVICE void raise_maxima(const Scores &scores, float (&decay)[2]) {
         BURRSTONE_UNROLL
         for (int half = 0; half < 2; ++half) {
             float &before = state.sums[half].max, max = before;
@@ -100,16 +99,17 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
             for (int i = 0; i < 2; ++i) max = max_(max, shfl_xor(max, Fragments::row_peer(i)));
             decay[half] = exp2_fast(before - max);
             before = max;
+            state.sums[half].sum = mul_(state.sums[half].sum, decay[half]);
         }
+    }
+
+    BURRSTONE_DEVICE void decay_out(const float (&decay)[2]) {
         // A factor of one changes nothing, and maxima change seldom.
-        if (any(decay[0] != 1.0f || decay[1] != 1.0f)) {
+        if (!any(decay[0] != 1.0f || decay[1] != 1.0f)) return;
+        BURRSTONE_UNROLL
+        for (int b = 0; b < OUT_BLOCKS; ++b) {
             BURRSTONE_UNROLL
-            for (int half = 0; half < 2; ++half) state.sums[half].sum = mul_(state.sums[half].sum, decay[half]);
-            BURRSTONE_UNROLL
-            for (int b = 0; b < OUT_BLOCKS; ++b) {
-                BURRSTONE_UNROLL
-                for (int i = 0; i < 8; ++i) state.out[b][i] = mul_(state.out[b][i], decay[i / 2 % 2]);
-            }
+            for (int i = 0; i < 8; ++i) state.out[b][i] = mul_(state.out[b][i], decay[i / 2 % 2]);
         }
     }
 

@@ -114,7 +114,9 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
                 if constexpr (SHARE > 1) collect_scores(scores);
                 scoring.finish(scores, base);
                 if (!extent.has_all(base, base + TILE)) scoring.hide(scores, base);
-                this->raise_maxima(scores);
+                float decay[2];
+                this->raise_maxima(scores, decay);
+                this->decay_out(decay);
                 // Values that were loaded, but that some row does not see, may be infinite.
                 const bool clean = extent.has_all(max_of(base, range.low), min_of(base + TILE, range.high));
                 Weights weights[BLOCKS];

@@ -1,6 +1,6 @@
 // Attention by warpgroups: Hopper's form (Shah et al., FlashAttention-3, 2024). Both products read the tiles where bulk
-// copies have put them. The products of a tile's weights and values run beside those of the next tile's keys, and,
-// where two groups share the tiles, beside the other's softmax.
+// copies have put them. A tile's scores are weighed while the weights of the tile before are multiplied by its values;
+// two groups that share the tiles start their products in turn, so that one weighs while the other multiplies.
 #ifndef BURRSTONE_KERNELS_ATTENTION_WARPGROUP_CUH
 #define BURRSTONE_KERNELS_ATTENTION_WARPGROUP_CUH
 
@@ -42,14 +42,13 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
     static constexpr uint32_t BOX_BYTES = TILE * BOX_COLUMNS * sizeof(T);
     static constexpr int STEPS = BOX_COLUMNS / BLOCK_SIDE;
 
-    const uint32_t warp;
     const uint32_t group;
 
     // By way of a shuffle: the compiler sees that lanes do not part where it decides.
     static BURRSTONE_DEVICE uint32_t own_warp() { return shfl(warp_index(), 0); }
 
     BURRSTONE_DEVICE AttentionWarpgroups(const Args &args, const AttentionPart &part, Memory &shared, uint32_t warp)
-        : Softmax(args, part, shared, part.begin + warp * BLOCK_SIDE, 0), warp(warp), group(warp / 4) {}
+        : Softmax(args, part, shared, part.begin + warp * BLOCK_SIDE, 0), group(Memory::GROUPS > 1 ? warp / 4 : 0) {}
 
   public:
     BURRSTONE_DEVICE AttentionWarpgroups(const Args &args, const AttentionPart &part, Memory &shared)
@@ -72,72 +71,81 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
         if (range.begin >= range.end) return;
         load_queries();
 
-        // Of the group, and of this warp. Rows that are not there see what the last one sees.
+        // Of the group: no warp gets on without the others. Rows that are not there see what the last one sees.
         const uint32_t group_row = part.begin + group * Memory::GROUP_ROWS;
-        const AttentionExtent all = rows.extent(group_row, min_of(group_row + Memory::GROUP_ROWS, part.end) - 1);
+        const AttentionExtent extent = rows.extent(group_row, min_of(group_row + Memory::GROUP_ROWS, part.end) - 1);
         const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
-        const AttentionExtent extent = rows.extent(first_row, last_row);
         const Scoring scoring(args, rows, shared, first_row, last_row);
 
         // Tiles that the group sees lie beside each other.
         uint32_t base = range.begin;
-        skip(base, min_of(all.some_from / TILE * TILE, range.end), place);
-        const uint32_t first = base, end = min_of(range.end, all.some_to);
-        Place values;
-        BURRSTONE_ROLLED
-        for (; base < end; base += TILE) {
-            const Place keys = place;
-            place.advance();
-            shared.wait_full(keys);
-            // Without values: writing any would have the compiler wait for the products under way.
-            Scores scores;
-            start_scores(scores, keys);
-            wgmma_wait<0>(flat(scores));
-            // With them the products of the tile before are done.
-            wgmma_wait<0>(flat(state.out));
-            shared.release(keys);
-            if (base > first) {
-                shared.release(values);
-                if (base % KV_SPLIT == 0) this->end_split();
-            }
-            values = place;
-            place.advance();
-
+        if (Memory::GROUPS > 1) skip(base, min_of(extent.some_from / TILE * TILE, range.end), range, place);
+        // One group sees all that the block walks.
+        const uint32_t first = base, end = Memory::GROUPS > 1 ? min_of(range.end, extent.some_to) : range.end;
+        if (first < end) {
+            // Of the tile before. Before the first there is none: then they are zeros.
             Weights weights[BLOCKS] = {};
-            if (extent.some_from < base + TILE && base < extent.some_to) {
+            Place values = place;
+            bool zeros = true;
+            BURRSTONE_ROLLED
+            for (; base < end; base += TILE) {
+                const Place keys = place;
+                place.advance();
+                shared.wait_full(keys);
+                begin_turn(base, range);
+                // Without values: writing any would have the compiler wait for the products under way.
+                Scores scores;
+                start_scores(scores, keys);
+                start_sums(weights, values, zeros);
+                end_turn(base, range);
+                wgmma_wait<1>(flat(scores));
+                shared.release(keys);
+                if (base > first && base % KV_SPLIT == 0) {
+                    wgmma_wait<0>(flat(state.out));
+                    this->end_split();
+                }
+
+                // While the products with the values run.
                 scoring.finish(scores, base);
-                if (!extent.has_all(base, base + TILE)) scoring.hide(scores, base);
-                this->raise_maxima(scores);
+                if (!extent.has_all(base, base + TILE)) {
+                    // Tiles like this are few; masks take the registers that the weights under way have.
+                    wgmma_wait<0>(flat(state.out));
+                    scoring.hide(scores, base);
+                }
+                float decay[2];
+                this->raise_maxima(scores, decay);
+                Weights next[BLOCKS];
                 BURRSTONE_UNROLL
-                for (int b = 0; b < BLOCKS; ++b) this->weigh(b, scores[b], weights[b]);
-            }
-            shared.wait_full(values);
-            // Values that were loaded, but that some row does not see, may be infinite.
-            const auto load_values = [&](int b, int o, uint32_t (&words)[Fragments::VALUE_WORDS]) {
-                Fragments::load_values(shared.tiles[values.at][o / STEPS], b * BLOCK_SIDE, o % STEPS, words);
-            };
-            const bool clean = all.has_all(max_of(base, range.low), min_of(base + TILE, range.high));
-            const bool by_rows = !clean && group_finds(load_values);
-            if (by_rows) {
-                this->add_by_rows(weights, base, last_row, load_values);
+                for (int b = 0; b < BLOCKS; ++b) this->weigh(b, scores[b], next[b]);
+                wgmma_wait<0>(flat(state.out));
+                if (base > first) shared.release(values);
+                this->decay_out(decay);
+                values = place;
+                place.advance();
+                shared.wait_full(values);
+                // Values that were loaded, but that some row does not see, may be infinite.
+                const auto load_values = [&](int b, int o, uint32_t (&words)[Fragments::VALUE_WORDS]) {
+                    Fragments::load_values(shared.tiles[values.at][o / STEPS], b * BLOCK_SIDE, o % STEPS, words);
+                };
+                const bool clean = extent.has_all(max_of(base, range.low), min_of(base + TILE, range.high));
+                zeros = !clean && group_finds(load_values);
+                if (zeros) this->add_by_rows(next, base, last_row, load_values);
                 BURRSTONE_UNROLL
                 for (int b = 0; b < BLOCKS; ++b) {
                     BURRSTONE_UNROLL
-                    for (uint32_t &word : weights[b]) word = 0;
+                    for (int w = 0; w < Fragments::WEIGHT_WORDS; ++w) weights[b][w] = zeros ? 0 : next[b][w];
                 }
             }
-            start_sums(weights, values, by_rows);
-        }
-        wgmma_wait<0>(flat(state.out));
-        if (base > first) {
+            start_sums(weights, values, zeros);
+            wgmma_wait<0>(flat(state.out));
             shared.release(values);
             this->end_split();
         }
-        skip(base, range.end, place);
+        if (Memory::GROUPS > 1) skip(base, range.end, range, place);
     }
 
     // Tiles that no row of the group sees.
-    BURRSTONE_DEVICE void skip(uint32_t &base, uint32_t end, Place &place) const {
+    BURRSTONE_DEVICE void skip(uint32_t &base, uint32_t end, const AttentionRange<TILE> &range, Place &place) const {
         BURRSTONE_ROLLED
         for (; base < end; base += TILE) {
             BURRSTONE_UNROLL
@@ -145,7 +153,18 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
                 shared.wait_full(place);
                 shared.release(place);
             }
+            begin_turn(base, range);
+            end_turn(base, range);
         }
+    }
+
+    // The group's turn of a tile; a tile that it skips is one too. The first needs nobody to give it, and the last is
+    // followed by none.
+    BURRSTONE_DEVICE void begin_turn(uint32_t base, const AttentionRange<TILE> &range) const {
+        if (Memory::GROUPS > 1 && (group > 0 || base > range.begin)) Memory::wait_turn(group);
+    }
+    BURRSTONE_DEVICE void end_turn(uint32_t base, const AttentionRange<TILE> &range) const {
+        if (Memory::GROUPS > 1 && (group == 0 || base + TILE < range.end)) Memory::give_turn(group);
     }
 
     // The group's rows, zeros for those that are not there and for columns beyond the head.
@@ -205,8 +224,9 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
     // the compiler would wait for at once.
     BURRSTONE_DEVICE void start_sums(const Weights (&weights)[BLOCKS], const Place &values, bool zeros) {
         const uint32_t start = zeros ? shared.zeros.data.address(0) : shared.tiles[values.at][0].data.address(0);
-        const uint64_t first = matrix_descriptor(start, zeros ? 0 : BOX_BYTES, EIGHT_ROWS, MatrixSwizzle::BYTES_128);
-        const uint32_t next = zeros ? 0 : 2 * EIGHT_ROWS >> 4;
+        const uint32_t leading = zeros ? 0 : BOX_BYTES, stride = zeros ? 0 : EIGHT_ROWS;
+        const uint64_t first = matrix_descriptor(start, leading, stride, MatrixSwizzle::BYTES_128);
+        const uint32_t next = 2 * stride >> 4;
         wgmma_fence();
         BURRSTONE_UNROLL
         for (int b = 0; b < BLOCKS; ++b) {
@@ -218,7 +238,7 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
     // Whether the values of a tile have one that is not finite: each warp looks at 16 keys.
     template <class Load> BURRSTONE_DEVICE bool group_finds(Load load) {
         static_assert(BLOCKS == 4, "a block for each warp");
-        const uint32_t own = warp % 4;
+        const uint32_t own = own_warp() % 4;
         const bool found = any(this->not_finite(own, own + 1, load));
         if (lane_index() == 0) shared.found.store(group * 4 + own, found);
         Memory::sync_group();

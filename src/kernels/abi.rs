@@ -208,7 +208,7 @@ const _: () = {
     ["Offset of field: attention_decode_args::unused"]
         [::core::mem::offset_of!(attention_decode_args, unused) - 412usize];
 };
-/// A tile of queries of one sequence.
+/// A tile of queries of one sequence: with those behind it, or taken along with those before it.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct attention_tile {
@@ -257,7 +257,7 @@ pub struct attention_prefill_args {
     /// attention_tile [tiles_len]
     pub tiles: device_ptr,
     pub tiles_len: u32,
-    /// a tile has as many queries, the last one of a span what is left of it
+    /// blocks work on as many queries of a span, from a multiple of as many on
     pub tile_queries: u32,
     pub heads: u32,
     pub kv_heads: u32,

@@ -15,7 +15,7 @@ const CHECK: Check = Check("attention_decode");
 const BLOCKS_PER_PROCESSOR: usize = 4;
 /// Positions of a split, as in csrc/kernels. The blocks take items until none is left, so a wrong size here would cost
 /// time, and nothing else.
-const SPLIT: usize = 512;
+pub(super) const SPLIT: usize = 512;
 
 /// Where the states of splits wait for the last one of their sequence, which merges them.
 ///
@@ -26,6 +26,13 @@ pub struct SplitStates<'a> {
     pub counters: SliceMut<'a>,
     /// f32. A row of a split takes `head_dim` (one more if it is odd) + 2 of them, and a counter.
     pub partials: SliceMut<'a>,
+}
+
+impl SplitStates<'_> {
+    /// States of rows after a split that there is room for.
+    pub fn records(&self, head_dim: usize) -> usize {
+        self.counters.len().min(self.partials.len() / (head_dim.next_multiple_of(2) + 2))
+    }
 }
 
 /// Softmax attention of one query, or a few, of each sequence over the paged cache.
@@ -85,7 +92,7 @@ impl AttentionDecode<'_> {
         CHECK.dtype("counters", counters.dtype(), &[DType::U32])?;
         CHECK.dtype("partials", partials.dtype(), &[DType::F32])?;
         aligned(CHECK, "partials", partials.as_slice(), 8)?;
-        let records = counters.len().min(partials.len() / (self.heads.head_dim.next_multiple_of(2) + 2));
+        let records = self.states.records(self.heads.head_dim);
         if spans == 0 {
             return Ok(());
         }

@@ -1,31 +1,43 @@
-//! Which variant of prefill attention serves a step: what the cost model finds cheapest.
+//! Which kernel, and which of its variants, serves a step's attention: what the cost model finds cheapest. Whatever it
+//! is, a query gets the same bits.
 
 use super::attention::{Heads, by_warpgroups, key_of, row_tiles, rows_of};
+use super::attention_decode::SPLIT;
 use super::call::pieces;
 use super::cost::Machine;
-use super::tables::ATTENTION_PREFILL;
-use crate::device::Variant;
+use super::tables::{ATTENTION_DECODE, ATTENTION_PREFILL};
+use crate::device::{Value, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// A step's prefill attention, as far as the choice goes by it.
+/// A step's attention, as far as the choice goes by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     pub dtype: DType,
     pub cache: DType,
     pub heads: Heads,
-    /// Tiles of queries, and queries of one.
+    /// Sequences; the choice takes the step's tokens for shared out equally among them.
+    pub spans: usize,
+    /// Tiles of queries, as prefill cuts them, and queries of one.
     pub tiles: usize,
     pub tile_queries: usize,
-    /// Tokens of the longest sequence, those of the step included.
+    /// Positions that the queries of a tile see of the longest sequence.
     pub kv_len: usize,
+    /// States of rows after a split that decode has room for.
+    pub records: usize,
 }
 
-/// How prefill attention is computed.
+/// How attention is computed.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionPlan {
     pub variant: &'static Variant,
-    /// Tiles times key heads, and the blocks that share the rows of each.
+    /// True for a variant of decode's kernel, which shares splits of the sequences out among blocks.
+    pub decodes: bool,
+    /// Queries that blocks of prefill work on together: one of the shape's tiles, or several where their rows fit a
+    /// block.
+    pub tile_queries: usize,
+    /// Prefill: the shape's tiles times key heads, and the blocks that share the rows of each; those whose tile is
+    /// taken along by one before it end at once. Decode: what its blocks do one after the other, and 1.
     pub blocks: [usize; 2],
     /// What the model expects.
     pub seconds: f64,
@@ -35,61 +47,151 @@ pub struct AttentionPlan {
 const TILE: f64 = 64.0;
 /// Registers of a thread: nearly all that there can be.
 const REGISTERS: u32 = 255;
-/// Instructions, of all lanes, that a score takes beside the products, and what a multiprocessor begins of them a cycle.
+/// Instructions, of all lanes, that a score takes beside the products, and what a multiprocessor begins of them a
+/// cycle.
 const SCORE_INSTRUCTIONS: f64 = 12.0;
 const LANES: f64 = 128.0;
+/// Spans that a warp of decode's kernel looks at together, and splits that its threads have on their way to be merged.
+const SPANS: usize = 32;
+const MERGED: usize = 8;
 
 impl AttentionPlan {
-    /// The cheapest of the variants that every build has.
+    /// The cheapest of both kernels' variants that every build has.
     ///
     /// # Errors
     /// This build has no variant for the device.
     pub fn choose(machine: &Machine, shape: &AttentionShape) -> Result<Self> {
-        let key = key_of(shape.dtype, shape.cache, shape.heads.head_dim);
-        let seconds = |variant| Self::of(machine, shape, variant).seconds;
-        Ok(Self::of(machine, shape, ATTENTION_PREFILL.best(machine.arch, &key, seconds)?))
+        let (decode, prefill) = (Self::choose_decode(machine, shape)?, Self::choose_prefill(machine, shape)?);
+        Ok(if decode.seconds < prefill.seconds { decode } else { prefill })
     }
 
-    /// The use of one variant. Beside the machine's assumptions:
-    /// - every block walks the longest sequence, though a mask may hide half of it;
-    /// - warps that share rows read keys and values once among them, and exchange their scores through shared memory;
-    /// - a block waits a latency of the L2 cache for each tile of positions, besides what it computes; by warpgroups
-    ///   only for the first, and two warpgroups multiply and weigh in turns;
-    /// - keys and values come from the L2 cache for every block; nothing is on its way while the last tile is computed.
-    pub fn of(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
-        let [row_tiles, share] = row_tiles(variant);
-        let by_warpgroups = by_warpgroups(variant);
-        let Heads { heads, kv_heads, head_dim, .. } = shape.heads;
-        let rows = rows_of(variant);
-        let batches = pieces(shape.tile_queries.saturating_mul(heads / kv_heads.max(1)), rows as u32);
-        let blocks = [shape.tiles.saturating_mul(kv_heads), batches];
-
-        // Who reads keys and values from shared memory on its own.
-        let readers = if by_warpgroups { rows / 64 } else { row_tiles };
-        let [rows, head_dim, kv_len, share, readers] =
-            [rows, head_dim, shape.kv_len, share, readers].map(|size| size as f64);
-        let all = blocks[0] as f64 * blocks[1] as f64;
-        let processors = f64::from(machine.processors);
-        let products = 2.0 * rows * head_dim / machine.tensor_rate;
-        let scores = rows * SCORE_INSTRUCTIONS / LANES;
-        let exchanged = if share > 1.0 { 4.0 * rows * (1.0 + share) } else { 0.0 };
-        let read = 2.0 * 2.0 * head_dim * (1.0 + readers) + exchanged;
-        let beside = scores.max(read / Machine::SHARED_BANDWIDTH);
-        let cycles = if readers > 1.0 && by_warpgroups { products.max(beside) } else { products + beside };
-        let computing = (all / processors).ceil() * kv_len * cycles / machine.clock;
-
-        let resident = machine.resident(variant.threads, REGISTERS, variant.shared_bytes(machine.arch));
-        let rounds = (all / (processors * f64::from(resident))).ceil();
-        let waits = if by_warpgroups { 1.0 } else { kv_len / TILE };
-        let walking = rounds * (kv_len * cycles / machine.clock + waits * Machine::CACHE_LATENCY);
-
-        let busy = (all / processors).min(1.0);
-        let entry = 2.0 * head_dim * shape.cache.size() as f64;
-        let from_cache = all * kv_len * entry / (machine.cache_bandwidth * busy);
-        let last = TILE * cycles / machine.clock;
-        let seconds = Machine::LAUNCH + Machine::LATENCY + computing.max(walking).max(from_cache) + last;
-        Self { variant, blocks, seconds }
+    /// The same of decode's kernel alone.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn choose_decode(machine: &Machine, shape: &AttentionShape) -> Result<Self> {
+        let plan = |variant| Self::decode(machine, shape, variant);
+        Ok(plan(ATTENTION_DECODE.best(machine.arch, &shape.key(), |variant| plan(variant).seconds)?))
     }
+
+    /// The same of prefill's kernel alone.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn choose_prefill(machine: &Machine, shape: &AttentionShape) -> Result<Self> {
+        let plan = |variant| Self::prefill(machine, shape, variant);
+        Ok(plan(ATTENTION_PREFILL.best(machine.arch, &shape.key(), |variant| plan(variant).seconds)?))
+    }
+
+    /// The use of a variant of prefill's kernel: every block walks the longest sequence, though a mask may hide half of
+    /// it.
+    pub fn prefill(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
+        let Heads { heads, kv_heads, .. } = shape.heads;
+        let rows = shape.tile_queries.saturating_mul(heads / kv_heads.max(1)).max(1);
+        let taken = (rows_of(variant) / rows).max(1);
+        let spans = shape.spans.max(1);
+        let tiles = shape.tiles.div_ceil(spans).div_ceil(taken).saturating_mul(spans).min(shape.tiles);
+        let batches = pieces(rows.saturating_mul(taken), rows_of(variant) as u32);
+        let items = tiles.saturating_mul(kv_heads).saturating_mul(batches);
+        let seconds = walk(machine, shape, variant, spans, items, shape.kv_len) + Machine::LAUNCH + Machine::LATENCY;
+        let tile_queries = shape.tile_queries.saturating_mul(taken);
+        Self { variant, decodes: false, tile_queries, blocks: [shape.tiles.saturating_mul(kv_heads), batches], seconds }
+    }
+
+    /// The use of a variant of decode's kernel:
+    /// - every sequence is as long as the longest; those whose states find no room are not shared out, and come last;
+    /// - before its first item a block waits for the spans, 32 at a time;
+    /// - states go to the L2 cache and come back, to one block for each row tile, which has eight splits on their way;
+    ///   three latencies are spent on the arrival.
+    pub fn decode(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
+        let Heads { tokens, heads, kv_heads, head_dim } = shape.heads;
+        let spans = shape.spans.max(1);
+        // Of a span.
+        let rows = tokens.saturating_mul(heads / kv_heads.max(1)).div_ceil(spans);
+        let row_tiles = pieces(rows, rows_of(variant) as u32);
+        let splits = shape.kv_len.div_ceil(SPLIT);
+        let records = splits.saturating_mul(rows).saturating_mul(kv_heads);
+        let shared_out = if splits > 1 { spans.min(shape.records / records.max(1)) } else { 0 };
+        let others = spans - shared_out;
+
+        let of_spans = |spans: usize, splits: usize| {
+            let items = spans.saturating_mul(row_tiles).saturating_mul(kv_heads).saturating_mul(splits);
+            let positions = if splits > 1 { SPLIT } else { shape.kv_len };
+            let seconds = if items > 0 { walk(machine, shape, variant, spans, items, positions) } else { 0.0 };
+            (items, seconds)
+        };
+        let ((first, walking), (last, after)) = (of_spans(shared_out, splits.max(1)), of_spans(others, 1));
+        let finding = spans.div_ceil(SPANS) as f64 * Machine::CACHE_LATENCY;
+        let merging = if shared_out > 0 {
+            let bytes = 2.0 * 4.0 * (shared_out * records * (head_dim + 2)) as f64;
+            let turns = (rows.div_ceil(row_tiles) * head_dim / 2).div_ceil(128) * splits.div_ceil(MERGED);
+            (3 + turns) as f64 * Machine::CACHE_LATENCY + bytes / machine.cache_bandwidth
+        } else {
+            0.0
+        };
+        let seconds = Machine::LAUNCH + Machine::LATENCY + finding + walking + after + merging;
+        let blocks = [first.saturating_add(last), 1];
+        Self { variant, decodes: true, tile_queries: shape.tile_queries, blocks, seconds }
+    }
+}
+
+impl AttentionShape {
+    fn key(&self) -> [(&'static str, Value); 3] {
+        key_of(self.dtype, self.cache, self.heads.head_dim)
+    }
+}
+
+/// Seconds in which blocks, one after the other or side by side, walk `items` times over `positions` of `spans`. Beside
+/// the machine's assumptions:
+/// - warps that share rows read keys and values once among them, and exchange their scores through shared memory;
+/// - a block waits a latency of the L2 cache for each tile of positions, besides what it computes; by warpgroups only
+///   for the first;
+/// - by warpgroups scores are weighed while the tile before is multiplied by its values; by two they are weighed while
+///   the other multiplies anything;
+/// - each sequence's keys and values come from memory once, and from the L2 cache for every block; nothing is on its
+///   way while the last tile is computed.
+fn walk(
+    machine: &Machine,
+    shape: &AttentionShape,
+    variant: &Variant,
+    spans: usize,
+    items: usize,
+    positions: usize,
+) -> f64 {
+    let [row_tiles, share] = row_tiles(variant);
+    let by_warpgroups = by_warpgroups(variant);
+    let rows = rows_of(variant);
+    // Who reads keys and values from shared memory on its own.
+    let readers = if by_warpgroups { rows / 64 } else { row_tiles };
+    let unique = spans.saturating_mul(shape.heads.kv_heads).saturating_mul(shape.kv_len);
+    let sizes = [rows, shape.heads.head_dim, positions, share, readers, items, unique];
+    let [rows, head_dim, positions, share, readers, items, unique] = sizes.map(|size| size as f64);
+    let processors = f64::from(machine.processors);
+
+    // Of a position: each of the two products, and what is done with its scores.
+    let product = rows * head_dim / machine.tensor_rate;
+    let scores = rows * SCORE_INSTRUCTIONS / LANES;
+    let exchanged = if share > 1.0 { 4.0 * rows * (1.0 + share) } else { 0.0 };
+    let read = 2.0 * 2.0 * head_dim * (1.0 + readers) + exchanged;
+    let beside = scores.max(read / Machine::SHARED_BANDWIDTH);
+    let cycles = match (by_warpgroups, readers > 1.0) {
+        (false, _) => 2.0 * product + beside,
+        (true, false) => product + product.max(beside),
+        (true, true) => (2.0 * product).max(beside),
+    };
+    let computing = (items / processors).ceil() * positions * cycles / machine.clock;
+
+    let resident = f64::from(machine.resident(variant.threads, REGISTERS, variant.shared_bytes(machine.arch)));
+    let rounds = (items / (processors * resident)).ceil();
+    let waits = if by_warpgroups { 1.0 } else { positions / TILE };
+    let walking = rounds * (positions * cycles / machine.clock + waits * Machine::CACHE_LATENCY);
+
+    let busy = (items / processors).min(1.0);
+    let entry = 2.0 * head_dim * shape.cache.size() as f64;
+    let from_cache = items * positions * entry / (machine.cache_bandwidth * busy);
+    let from_memory = unique * entry / (machine.memory_bandwidth * busy);
+    let last = TILE * cycles / machine.clock;
+    computing.max(walking).max(from_cache).max(from_memory) + last
 }
 
 #[cfg(test)]
@@ -97,69 +199,143 @@ mod tests {
     use super::*;
     use crate::device::Card;
 
-    fn shape(heads: usize, kv_heads: usize, head_dim: usize, sequences: usize, tokens: usize) -> AttentionShape {
-        let heads = Heads { tokens: sequences * tokens, heads, kv_heads, head_dim };
-        let tiles = sequences * tokens.div_ceil(64);
-        AttentionShape { dtype: DType::F16, cache: DType::F16, heads, tiles, tile_queries: 64, kv_len: tokens }
+    /// Sequences of so many positions, of which the last `queries` are computed.
+    fn shape(heads: [usize; 3], sequences: usize, queries: usize, kv_len: usize) -> AttentionShape {
+        let [heads, kv_heads, head_dim] = heads;
+        let heads = Heads { tokens: sequences * queries, heads, kv_heads, head_dim };
+        let tiles = sequences * queries.div_ceil(64);
+        let (dtype, cache) = (DType::F16, DType::F16);
+        AttentionShape { dtype, cache, heads, spans: sequences, tiles, tile_queries: 64, kv_len, records: RECORDS }
     }
 
-    const HEADS: [(usize, usize, usize); 5] = [(12, 12, 64), (32, 8, 128), (16, 8, 128), (64, 8, 128), (16, 4, 256)];
+    /// What there is room for of states of heads of 64.
+    const RECORDS: usize = 1 << 16;
 
-    fn every(mut check: impl FnMut(&Machine, (usize, usize, usize), usize)) {
+    /// Sums differ by their order.
+    const ROUNDED: f64 = 1.0 + 1e-9;
+
+    const HEADS: [[usize; 3]; 5] = [[12, 12, 64], [32, 8, 128], [16, 8, 128], [64, 8, 128], [16, 4, 256]];
+    /// Queries, and positions with them: prompts, chunks behind others, speculations, decoded tokens.
+    const LENGTHS: [(usize, usize); 12] = [
+        (1, 1),
+        (33, 33),
+        (128, 128),
+        (512, 512),
+        (4096, 4096),
+        (32_768, 32_768),
+        (64, 4096),
+        (512, 4096),
+        (4, 700),
+        (16, 4096),
+        (1, 700),
+        (1, 4096),
+    ];
+
+    fn every(mut check: impl FnMut(&Machine, [usize; 3], (usize, usize))) {
         for card in &Card::ALL {
             for heads in HEADS {
-                for tokens in [1, 33, 128, 512, 4096, 32_768] {
-                    check(&Machine::from(card), heads, tokens);
+                for lengths in LENGTHS {
+                    check(&Machine::from(card), heads, lengths);
                 }
             }
         }
     }
 
-    fn seconds(machine: &Machine, shape: &AttentionShape) -> f64 {
-        AttentionPlan::choose(machine, shape).unwrap().seconds
+    fn choose(machine: &Machine, shape: &AttentionShape) -> AttentionPlan {
+        AttentionPlan::choose(machine, shape).unwrap()
     }
 
-    /// Where more than half of the multiprocessors are left over, no other variant would have used more of them.
+    /// Where more than half of the multiprocessors are left over, nothing else would have used more of them for less.
     #[test]
     fn no_wave_is_empty_that_could_be_full() {
-        every(|machine, (heads, kv_heads, head_dim), tokens| {
-            let shape = shape(heads, kv_heads, head_dim, 1, tokens);
-            let plan = AttentionPlan::choose(machine, &shape).unwrap();
+        every(|machine, heads, (queries, kv_len)| {
+            let shape = shape(heads, 1, queries, kv_len);
             let used = |plan: &AttentionPlan| (plan.blocks[0] * plan.blocks[1]).min(machine.processors as usize);
-            let key = key_of(shape.dtype, shape.cache, head_dim);
+            let plan = AttentionPlan::choose_prefill(machine, &shape).unwrap();
+            let key = shape.key();
             let others = ATTENTION_PREFILL.variants.iter().filter(|variant| {
                 let fits = |(axis, value): &(&str, _)| variant.value(axis) == Some(*value);
                 variant.fallback && variant.archs.contains(&machine.arch) && key.iter().all(fits)
             });
             for other in others {
-                let other = AttentionPlan::of(machine, &shape, other);
+                let other = AttentionPlan::prefill(machine, &shape, other);
                 assert!(2 * used(&plan) >= used(&other), "{machine:?}, {shape:?}: {plan:?}, {other:?}");
+            }
+            // Long sequences leave none idle that splits of them could occupy.
+            let decode = AttentionPlan::choose_decode(machine, &shape).unwrap();
+            if kv_len >= 8 * SPLIT && 4 * used(&plan) <= used(&decode) {
+                assert!(choose(machine, &shape).decodes, "{machine:?}, {shape:?}: {plan:?}, {decode:?}");
             }
         });
     }
 
-    /// Twice the sequences take no more than twice the time, and no less than one of them.
+    /// A sequence more takes no less time, and twice the sequences no more than twice the time, as long as decode has
+    /// room for the states of all splits. No batch has less than half of the throughput of a smaller one: its last
+    /// round of blocks may be nearly empty.
     #[test]
     fn throughput_does_not_fall_as_the_batch_grows() {
-        every(|machine, (heads, kv_heads, head_dim), tokens| {
-            let mut before = seconds(machine, &shape(heads, kv_heads, head_dim, 1, tokens));
-            for sequences in [2, 4, 8, 16, 32, 64] {
-                let now = seconds(machine, &shape(heads, kv_heads, head_dim, sequences, tokens));
-                assert!(before <= now && now <= 2.0 * before, "{sequences} of {tokens}: {before}, then {now}");
-                before = now;
+        every(|machine, heads, (queries, kv_len)| {
+            let seconds = |sequences| choose(machine, &shape(heads, sequences, queries, kv_len)).seconds;
+            let times: Vec<f64> = (1..=64).map(seconds).collect();
+            let mut best: f64 = 0.0;
+            for (i, &now) in times.iter().enumerate() {
+                let sequences = i + 1;
+                let what = format!("{machine:?}, {heads:?}: {sequences} of {queries} in {kv_len}: {now}");
+                assert!(i == 0 || times[i - 1] <= now * ROUNDED, "{what} after {}", times[i - 1]);
+                let has_room = sequences * queries * heads[0] * kv_len.div_ceil(SPLIT) <= RECORDS;
+                if sequences.is_multiple_of(2) && has_room {
+                    assert!(
+                        now <= 2.0 * times[sequences / 2 - 1] * ROUNDED,
+                        "{what} after {}",
+                        times[sequences / 2 - 1]
+                    );
+                }
+                let throughput = sequences as f64 / now;
+                assert!(throughput >= 0.5 * best, "{what}: {throughput} after {best}");
+                best = best.max(throughput);
             }
         });
+    }
+
+    /// Few rows of long sequences are split, among as many multiprocessors as there are; prompts are not.
+    #[test]
+    fn each_kernel_has_its_steps() {
+        for card in &Card::ALL {
+            let machine = Machine::from(card);
+            for heads in HEADS {
+                let decodes =
+                    |sequences, queries, kv_len| choose(&machine, &shape(heads, sequences, queries, kv_len)).decodes;
+                for queries in [2, 5, 16] {
+                    assert!(decodes(1, queries, 8192), "{machine:?}, {heads:?}: {queries} queries");
+                }
+                assert!(!decodes(1, 512, 512) && !decodes(8, 512, 512), "{machine:?}, {heads:?}");
+                assert!(!decodes(1, 4096, 4096) && !decodes(1, 4096, 8192), "{machine:?}, {heads:?}");
+            }
+        }
     }
 
     #[test]
     fn small_problems_have_small_tiles() {
         let (ampere, hopper) = (Machine::new(80, 108), Machine::new(90, 132));
-        let rows = |machine, shape| rows_of(AttentionPlan::choose(machine, &shape).unwrap().variant);
+        let rows = |machine, shape| rows_of(AttentionPlan::choose_prefill(machine, &shape).unwrap().variant);
         for tokens in [1, 33, 128] {
-            assert_eq!(rows(&ampere, shape(12, 12, 64, 1, tokens)), 16);
-            assert_eq!(rows(&hopper, shape(12, 12, 64, 1, tokens)), 64);
+            assert_eq!(rows(&ampere, shape([12, 12, 64], 1, tokens, tokens)), 16);
+            assert_eq!(rows(&hopper, shape([12, 12, 64], 1, tokens, tokens)), 64);
         }
-        assert_eq!(rows(&ampere, shape(32, 8, 128, 1, 32_768)), 64);
-        assert_eq!(rows(&hopper, shape(32, 8, 128, 1, 32_768)), 128);
+        assert_eq!(rows(&ampere, shape([32, 8, 128], 1, 32_768, 32_768)), 64);
+        assert_eq!(rows(&hopper, shape([32, 8, 128], 1, 32_768, 32_768)), 128);
+    }
+
+    /// Heads without a group fill blocks of 128 rows with two tiles, where there are enough of them.
+    #[test]
+    fn tiles_fill_the_rows_of_a_block() {
+        let hopper = Machine::new(90, 132);
+        let queries = |heads, tokens| {
+            let plan = AttentionPlan::choose_prefill(&hopper, &shape(heads, 1, tokens, tokens)).unwrap();
+            (rows_of(plan.variant), plan.tile_queries)
+        };
+        assert_eq!(queries([32, 32, 128], 4096), (128, 128));
+        assert_eq!(queries([32, 8, 128], 4096), (128, 64));
+        assert_eq!(queries([12, 12, 64], 128), (64, 64));
     }
 }

@@ -29,10 +29,11 @@ pub struct AttentionPrefill<'a> {
     /// u32 `[spans, 4]`: first token of the batch, number of queries, tokens in the cache, first entry in the page
     /// table. Aligned to 16 bytes.
     pub spans: Slice<'a>,
-    /// u32 `[tiles, 2]`: span, and first query, counted from the span's first. Aligned to 8 bytes. The last tiles of a
-    /// prompt see most: a list that begins with them ends soonest.
+    /// u32 `[tiles, 2]`: span, and first query, counted from the span's first: each multiple of `tile_queries`, once.
+    /// Aligned to 8 bytes. The last tiles of a prompt see most: a list that begins with them ends soonest.
     pub tiles: Slice<'a>,
-    /// Queries of a tile; the last one of a span has what is left.
+    /// Queries of a tile; the last one of a span has what is left. Variants with more rows than these have take the
+    /// tiles behind along.
     pub tile_queries: usize,
     /// Tokens of the longest sequence in the cache: what the choice of a variant goes by. It changes no bit.
     pub kv_len: usize,
@@ -52,18 +53,28 @@ impl AttentionPrefill<'_> {
     /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
         self.key()?;
-        let plan = AttentionPlan::choose(&Machine::of(stream.info()), &self.shape())?;
+        let plan = AttentionPlan::choose_prefill(&Machine::of(stream.info()), &self.shape())?;
         self.launch_variant(stream, plan.variant)
     }
 
+    /// The cheapest way: by this kernel, or by decode's where that has room for so many rows' states.
+    pub(super) fn plan(&self, stream: &Stream, records: usize) -> Result<AttentionPlan> {
+        self.key()?;
+        AttentionPlan::choose(&Machine::of(stream.info()), &AttentionShape { records, ..self.shape() })
+    }
+
     fn shape(&self) -> AttentionShape {
+        let Scoring { window, chunk, .. } = self.scoring;
+        let seen = |limit: usize| limit.saturating_add(self.tile_queries);
         AttentionShape {
             dtype: self.query.dtype(),
             cache: self.cache.keys.dtype(),
             heads: self.heads,
+            spans: self.spans.len() / (size_of::<attention_span>() / 4),
             tiles: self.tiles.len() / TILE_WORDS,
             tile_queries: self.tile_queries,
-            kv_len: self.kv_len,
+            kv_len: [window, chunk].into_iter().flatten().map(seen).fold(self.kv_len, usize::min),
+            records: 0,
         }
     }
 
@@ -87,6 +98,7 @@ impl AttentionPrefill<'_> {
         if tiles == 0 {
             return Ok(());
         }
+        let plan = AttentionPlan::prefill(&Machine::of(stream.info()), &self.shape(), variant);
         let boxes = CacheBoxes::new(stream, variant, &self.cache, self.heads)?;
         let args = attention_prefill_args {
             key_boxes: boxes.keys,
@@ -104,7 +116,7 @@ impl AttentionPrefill<'_> {
             page_table: self.page_table.address(),
             tiles: self.tiles.address(),
             tiles_len: CHECK.size("tiles", tiles)?,
-            tile_queries: CHECK.size("tile_queries", self.tile_queries)?,
+            tile_queries: CHECK.size("tile_queries", plan.tile_queries)?,
             heads: checked.heads,
             kv_heads: checked.kv_heads,
             head_dim: checked.head_dim,
@@ -119,7 +131,7 @@ impl AttentionPrefill<'_> {
             unused: [0; 11],
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
-        let [tiles, batches] = AttentionPlan::of(&Machine::of(stream.info()), &self.shape(), variant).blocks;
+        let [tiles, batches] = plan.blocks;
         // SAFETY: the slices are device memory of the sizes that were checked above; what spans, tiles and page table
         // say is the caller's promise.
         unsafe { call.launch(stream, variant, [tiles, batches, 1], &args, &shape) }

@@ -269,7 +269,7 @@ impl Ops for Gpu {
     }
 
     fn attention(&self, step: &Step, args: ops::Attention<'_, Self>) -> Result<()> {
-        let (query, out, shape) = (args.query.slice(), args.out.slice_mut(), args.cache.shape());
+        let (query, shape) = (args.query.slice(), args.cache.shape());
         let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
         let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
         let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
@@ -278,29 +278,31 @@ impl Ops for Gpu {
         let (slopes, sinks) = (slopes.map(Memory::slice), sinks.map(Memory::slice));
         let scoring = Scoring { scale, soft_cap, window, chunk, slopes, sinks };
         let masks = step.masks()?;
-        if step.is_decode() {
-            let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-            let DecodeStates { counters, partials } = &mut *states;
-            let states = SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() };
-            let launch = AttentionDecode { query, out, cache, spans, page_table, states, masks, heads, scoring };
-            launch.launch(&self.stream)
-        } else {
-            let (tiles, tile_queries, kv_len) = (step.tiles()?, TILE_QUERIES, step.kv_len());
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let DecodeStates { counters, partials } = &mut *states;
+        let states = SplitStates { counters: counters.slice_mut(), partials: partials.slice_mut() };
+        if !step.is_decode() {
             let launch = AttentionPrefill {
                 query,
-                out,
+                out: args.out.slice_mut(),
                 cache,
                 spans,
-                tiles,
-                tile_queries,
-                kv_len,
+                tiles: step.tiles()?,
+                tile_queries: TILE_QUERIES,
+                kv_len: step.kv_len(),
                 page_table,
                 masks,
                 heads,
                 scoring,
             };
-            launch.launch(&self.stream)
+            let plan = launch.plan(&self.stream, states.records(head_dim))?;
+            if !plan.decodes {
+                return launch.launch_variant(&self.stream, plan.variant);
+            }
         }
+        let out = args.out.slice_mut();
+        let launch = AttentionDecode { query, out, cache, spans, page_table, states, masks, heads, scoring };
+        launch.launch(&self.stream)
     }
 
     fn edit_row(&self, x: &mut Memory, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()> {

@@ -1,6 +1,6 @@
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, Isa};
-use burrstone::device::Memory;
+use burrstone::device::{Memory, SimOptions, Stream};
 use burrstone::kernels::Gpu;
 use burrstone::ops::{Attention, AttentionMask, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Scoring, Span};
 use half::f16;
@@ -355,6 +355,38 @@ fn devices_take_every_option() {
         let case = Case { sequences: vec![(70, 1), (20, 1)], ..case };
         check(&case, "gpu, decode");
     }
+}
+
+/// A prompt is prefilled; a few queries of a long sequence, of a tree here, are what decode's kernel splits.
+#[test]
+fn devices_split_few_queries_of_long_sequences() {
+    let stream = Stream::sim(SimOptions { count: true, ..SimOptions::default() }).unwrap();
+    let gpu = Gpu::new(stream.clone(), DType::F16, 1024, 8).unwrap();
+    let case = Case {
+        group: 1,
+        kv_heads: 2,
+        head_dim: 16,
+        page_size: 32,
+        window: None,
+        options: Options { masks: Masks::Tree { seed: 2 }, ..Options::NONE },
+        query_dtype: DType::F16,
+        cache_dtype: DType::F16,
+        sequences: vec![(1100, 6)],
+    };
+    let mut cache = gpu.cache(case.shape()).unwrap();
+    let mut step = gpu.step().unwrap();
+    let mut attended = |range| {
+        let batch = case.batch(&[range]);
+        gpu.upload(&batch, &mut step).unwrap();
+        let query = write(&case, &gpu, &step, &rows(&case, &[range]), &mut cache);
+        let mut out = gpu.buffer(DType::F16, query.len()).unwrap();
+        case.attend(&gpu, &step, &query, &cache, &mut out);
+        let variants = stream.take_launch_stats().into_iter().map(|(variant, _)| variant);
+        variants.filter(|variant| variant.starts_with("attention_")).collect::<Vec<_>>()
+    };
+    assert!(matches!(attended((0, 500))[..], [variant] if variant.starts_with("attention_prefill__")));
+    attended((500, 1100));
+    assert!(matches!(attended((1100, 1106))[..], [variant] if variant.starts_with("attention_decode__")));
 }
 
 /// Past several splits of the online softmax, decoded token by token at the end: then tasks are few, so splits are

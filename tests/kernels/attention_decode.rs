@@ -68,7 +68,9 @@ fn every_variant_walks_splits_and_pages() {
 #[test]
 fn pages_of_every_size_are_copied() {
     for stream in streams(9).iter().filter(|stream| stream.arch() == 90) {
-        for (page_size, head_dim) in [(4, 80), (8, 128), (16, 80), (32, 64), (64, 24), (128, 128), (128, 79)] {
+        let pages =
+            [(4, 80), (8, 128), (16, 80), (32, 64), (64, 24), (128, 128), (128, 79), (8, 192), (4, 256), (64, 131)];
+        for (page_size, head_dim) in pages {
             let sequences = vec![(193, 2), (64, 1)];
             check(stream, &Case { group: 3, kv_heads: 2, head_dim, page_size, sequences, ..Case::PLAIN });
         }
@@ -96,6 +98,12 @@ fn blocks_share_the_work() {
     for stream in streams(4) {
         check(&stream, &case);
     }
+}
+
+/// More splits than a thread has on their way as it merges them.
+#[test]
+fn many_splits_are_merged() {
+    check(&stream(10), &Case { kv_heads: 2, head_dim: 16, sequences: vec![(4700, 1)], ..Case::PLAIN });
 }
 
 /// Trees of up to 64 nodes that lie across the end of a split and of a tile, with a window shorter than the past, or

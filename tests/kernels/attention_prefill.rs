@@ -105,14 +105,19 @@ fn masks_lie_across_tiles() {
     }
 }
 
-/// Warpgroups that share tiles of which each does not see some; and one that has no rows.
+/// Warpgroups that share tiles of which each does not see some, or sees none of the other's; and one that has no rows.
+/// They take turns, those that skip tiles as well: nobody waits for a turn that does not come.
 #[test]
 fn warpgroups_see_different_tiles() {
     for stream in streams(8).iter().filter(|stream| stream.arch() == 90) {
-        for (head_dim, window, sequences) in
-            [(64, Some(40), vec![(100, 128)]), (128, None, vec![(130, 128)]), (64, None, vec![(500, 70), (0, 3)])]
-        {
-            check(stream, &Case { head_dim, window, sequences, ..Case::PLAIN }, 128);
+        for (head_dim, window, chunk, sequences) in [
+            (64, Some(40), None, vec![(100, 128)]),
+            (128, None, None, vec![(130, 128)]),
+            (64, None, None, vec![(500, 70), (0, 3)]),
+            (64, None, Some(256), vec![(192, 128)]),
+            (64, Some(1), Some(192), vec![(128, 128)]),
+        ] {
+            check(stream, &Case { head_dim, window, chunk, sequences, ..Case::PLAIN }, 128);
         }
     }
 }
