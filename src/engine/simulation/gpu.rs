@@ -149,8 +149,6 @@ impl GpuModel {
         let rate = machine.tensor_rate * f64::from(machine.processors) * machine.clock;
         let position = CacheShape { layers: 1, ..self.cache_shape() }.bytes_per_token() as f64;
         let pair = (2 * self.spec.heads * self.spec.head_dim) as f64;
-        let launches = [plan.chunks.iter().any(|c| c.len == 1), plan.chunks.iter().any(|c| c.len > 1)];
-        let launches = launches.into_iter().filter(|&any| any).count() as f64;
         let of_layer = |window: &Option<usize>| {
             let (mut positions, mut pairs) = (0, 0);
             for chunk in &plan.chunks {
@@ -162,7 +160,7 @@ impl GpuModel {
             }
             let reading = positions as f64 * position / machine.memory_bandwidth;
             let computing = pairs as f64 * pair / rate;
-            launches * (Machine::LAUNCH + Machine::LATENCY) + reading.max(computing)
+            Machine::LAUNCH + Machine::LATENCY + reading.max(computing)
         };
         self.spec.windows.iter().map(of_layer).sum()
     }
