@@ -14,12 +14,17 @@
  * that keeps a tile in registers. */
 #define BURRSTONE_MATMUL_GATES 8
 
+/* What the two blocks of a pair both multiply, and bring each other halves of: neighbours along n the rows of x, along m those
+ * of the weight. */
+#define BURRSTONE_MATMUL_PAIR_X 1
+#define BURRSTONE_MATMUL_PAIR_WEIGHT 2
+
 /* out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
  * of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
  * is rounded to out's type first. */
 typedef struct matmul_args {
-    /* x and the weight in boxes of 64 elements of k and a tile's rows, with a swizzle of 128 bytes: on Hopper, where
-     * rows are grains of 16 bytes; zeros elsewhere. */
+    /* x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
+     * 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere. */
     tensor_map x_boxes;
     tensor_map weight_boxes;
     device_ptr x;        /* [m, k] */
@@ -35,6 +40,9 @@ typedef struct matmul_args {
     uint32_t splits;     /* blocks that share the spans of a tile: at least 1, at most the spans */
     uint32_t columns;    /* n; with an activation the number of gates */
     uint32_t activation; /* one of abi/activation.h, for outputs of x's type; or 0 */
+    /* One of the above in clusters of two blocks, on Hopper, with boxes and one split; or 0. */
+    uint32_t pair;
+    uint32_t padding[15];
 } matmul_args;
 
 #endif

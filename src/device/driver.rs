@@ -26,6 +26,9 @@ pub struct Launch<'a> {
     pub variant: &'static Variant,
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
+    /// Neighbours along x that run together and reach each other's shared memory, a divisor of the grid; 1 where no blocks
+    /// do. Clusters come with Hopper.
+    pub cluster: u32,
     /// The kernel's argument struct.
     pub args: &'a [u8],
     /// The problem, for errors.

@@ -7,6 +7,8 @@ pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
 pub const BURRSTONE_MATMUL_SPAN: u32 = 512;
 pub const BURRSTONE_MATMUL_COUNTERS: u32 = 4096;
 pub const BURRSTONE_MATMUL_GATES: u32 = 8;
+pub const BURRSTONE_MATMUL_PAIR_X: u32 = 1;
+pub const BURRSTONE_MATMUL_PAIR_WEIGHT: u32 = 2;
 /// An address in the device's memory; 0 where an optional array is absent.
 pub type device_ptr = u64;
 /// One sequence's share of a batch.
@@ -371,8 +373,8 @@ const _: () = {
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct matmul_args {
-    /// x and the weight in boxes of 64 elements of k and a tile's rows, with a swizzle of 128 bytes: on Hopper, where
-    /// rows are grains of 16 bytes; zeros elsewhere.
+    /// x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
+    /// 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere.
     pub x_boxes: tensor_map,
     pub weight_boxes: tensor_map,
     /// [m, k]
@@ -395,10 +397,13 @@ pub struct matmul_args {
     pub columns: u32,
     /// one of abi/activation.h, for outputs of x's type; or 0
     pub activation: u32,
+    /// One of the above in clusters of two blocks, on Hopper, with boxes and one split; or 0.
+    pub pair: u32,
+    pub padding: [u32; 15usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 320usize];
+    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 384usize];
     ["Alignment of matmul_args"][::core::mem::align_of::<matmul_args>() - 64usize];
     ["Offset of field: matmul_args::x_boxes"][::core::mem::offset_of!(matmul_args, x_boxes) - 0usize];
     ["Offset of field: matmul_args::weight_boxes"][::core::mem::offset_of!(matmul_args, weight_boxes) - 128usize];
@@ -413,6 +418,8 @@ const _: () = {
     ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 308usize];
     ["Offset of field: matmul_args::columns"][::core::mem::offset_of!(matmul_args, columns) - 312usize];
     ["Offset of field: matmul_args::activation"][::core::mem::offset_of!(matmul_args, activation) - 316usize];
+    ["Offset of field: matmul_args::pair"][::core::mem::offset_of!(matmul_args, pair) - 320usize];
+    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 324usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]

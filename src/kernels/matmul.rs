@@ -1,12 +1,14 @@
 //! `out = x · weightᵀ + bias`, or `activation(gate) · up` of two such products.
 
-use super::abi::{BURRSTONE_MATMUL_GATES, matmul_args, tensor_map};
+use super::abi::{
+    BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_PAIR_WEIGHT, BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
+};
 use super::act_mul::code;
 use super::call::{Call, Check};
 use super::cost::Machine;
-use super::matmul_plan::{MatMulPlan, MatMulShape, STAGE};
+use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE};
 use super::tables::MATMUL;
-use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle, Variant};
+use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Activation;
@@ -50,7 +52,7 @@ impl MatMul<'_> {
         n.div_ceil(Self::GATES).saturating_mul(2 * Self::GATES)
     }
 
-    /// Checks the shapes, picks variant and splits for the device, and launches them.
+    /// Checks the shapes, picks the plan for the device, and launches it.
     ///
     /// # Errors
     /// A slice is too short, misaligned or of the wrong dtype; this build has no variant for the device; the device
@@ -58,8 +60,10 @@ impl MatMul<'_> {
     pub fn launch(self, stream: &Stream) -> Result<()> {
         let shape = self.shape()?;
         let workspace = self.workspace.as_ref().map_or(0, SliceMut::len);
-        let plan = MatMulPlan::choose(&Machine::of(stream.info()), &shape, workspace)?;
-        self.launch_plan(stream, plan.variant, plan.splits)
+        let mut plan = MatMulPlan::choose(&Machine::of(stream.info()), &shape, workspace)?;
+        // Threads that copy one by one bring nothing to others.
+        plan.pair = plan.pair.filter(|_| plan.copies_boxes(&shape, self.x.address() | self.weight.address()));
+        self.launch_plan(stream, &plan)
     }
 
     fn shape(&self) -> Result<MatMulShape> {
@@ -69,14 +73,14 @@ impl MatMul<'_> {
         Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated: self.gate.is_some() })
     }
 
-    /// The same with a variant and a number of splits of the caller's choice, for tuning and tests. All that a device can
-    /// run give the same bits.
+    /// The same with a plan of the caller's choice, for tuning and tests. All that a device can run give the same bits.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem; there are fewer spans than splits, or the
-    /// workspace is too small for them.
-    pub fn launch_plan(self, stream: &Stream, variant: &'static Variant, splits: usize) -> Result<()> {
-        let shape = self.shape()?;
+    /// workspace is too small for them; the variant's blocks cannot be pairs, or not with these addresses, or tiles are
+    /// split.
+    pub fn launch_plan(self, stream: &Stream, plan: &MatMulPlan) -> Result<()> {
+        let (shape, &MatMulPlan { variant, splits, pair, .. }) = (self.shape()?, plan);
         let rows = shape.weight_rows();
         let Self { x, weight, bias, gate, out, workspace, m, n, k } = self;
         CHECK.len("x", x, &[m, k])?;
@@ -87,7 +91,13 @@ impl MatMul<'_> {
         CHECK.len("out", out.as_slice(), &[m, n])?;
         let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;
-        let plan = MatMulPlan { variant, splits, seconds: 0.0 };
+        let boxes = plan.copies_boxes(&shape, x.address() | weight.address());
+        if let Some(pair) = pair
+            && !(boxes && splits == 1 && plan.may_pair())
+        {
+            let expected = "none but with boxes, one split, and halves of a tile of eight rows";
+            return Err(Error::operator(CHECK.0, "pair", expected, format!("{pair:?} for {}", variant.name)));
+        }
         let workspace = match workspace {
             _ if splits == 1 => 0,
             _ if splits == 0 || splits > shape.spans() => {
@@ -108,9 +118,9 @@ impl MatMul<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let [x_boxes, weight_boxes] = if plan.copies_boxes(&shape, x.address() | weight.address()) {
-            let [tile_m, tile_n] = plan.tile();
-            [boxes(stream, x, [m, k], tile_m)?, boxes(stream, weight, [rows, k], tile_n)?]
+        let [x_boxes, weight_boxes] = if boxes {
+            let [box_m, box_n] = plan.boxes();
+            [matrix_boxes(stream, x, [m, k], box_m)?, matrix_boxes(stream, weight, [rows, k], box_n)?]
         } else {
             [tensor_map { opaque: [0; 16] }; 2]
         };
@@ -128,24 +138,31 @@ impl MatMul<'_> {
             splits: CHECK.size("splits", splits)?,
             columns: CHECK.size("n", n)?,
             activation: gate.map_or(0, code),
+            pair: match pair {
+                None => 0,
+                Some(MatMulPair::X) => BURRSTONE_MATMUL_PAIR_X,
+                Some(MatMulPair::Weight) => BURRSTONE_MATMUL_PAIR_WEIGHT,
+            },
+            padding: [0; 15],
         };
         CHECK.rows("tiles", plan.items(&shape))?;
         let blocks = [plan.blocks(&Machine::of(stream.info()), &shape), 1, 1];
         let shape = format_args!("[{m}, {k}] × [{rows}, {k}]ᵀ of {} to {} in {splits}", x.dtype(), out.dtype());
+        let cluster = if pair.is_some() { 2 } else { 1 };
         // SAFETY: every slice was checked against the shape, the workspace against the variant's tiles.
-        unsafe { call.launch(stream, variant, blocks, &args, &shape) }
+        unsafe { call.launch_clusters(stream, variant, blocks, cluster, &args, &shape) }
     }
 }
 
-/// Rows `[rows, k]` of 16-bit numbers in boxes of a stage's elements of `tile` rows, as products of warpgroups read them.
-fn boxes(stream: &Stream, matrix: Slice<'_>, [rows, k]: [usize; 2], tile: usize) -> Result<tensor_map> {
+/// Rows `[rows, k]` of 16-bit numbers in boxes of a stage's elements of `side` rows, as products of warpgroups read them.
+fn matrix_boxes(stream: &Stream, matrix: Slice<'_>, [rows, k]: [usize; 2], side: usize) -> Result<tensor_map> {
     let row_bytes = k * matrix.dtype().size();
     let boxes = Boxes {
         address: matrix.address(),
         element_bytes: matrix.dtype().size() as u32,
         dims: &[k as u64, rows as u64],
         strides: &[row_bytes as u64],
-        sides: &[STAGE as u32, tile as u32],
+        sides: &[STAGE as u32, side as u32],
         swizzle: Swizzle::Bytes128,
     };
     Ok(tensor_map { opaque: stream.tensor_map(&boxes)? })

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use burrstone::device::sim::{SiteStats, Space};
 use burrstone::device::{Card, SimOptions, Stream, Value, Variant};
-use burrstone::kernels::{Machine, MatMul, MatMulPlan, MatMulShape};
+use burrstone::kernels::{Machine, MatMul, MatMulPair, MatMulPlan, MatMulShape};
 
 use super::*;
-use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, stream, variants};
+use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, planned, stream, variants};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -22,8 +22,8 @@ struct Case {
 }
 
 impl Case {
-    /// The product of x's rows from `first` on, with a variant and a number of splits; without them, as `launch` chooses.
-    fn run(&self, stream: &Stream, plan: Option<(&'static Variant, usize)>, first: usize) -> Vec<u8> {
+    /// The product of x's rows from `first` on, with a plan; without one, as `launch` chooses.
+    fn run(&self, stream: &Stream, plan: Option<MatMulPlan>, first: usize) -> Vec<u8> {
         let Case { n, k, dtype, shifts, .. } = *self;
         let m = self.m - first;
         let x = Placed::of(stream, dtype, &numbers(1, self.m * k, dtype)[first * k..], shifts[0]);
@@ -36,14 +36,14 @@ impl Case {
             let workspace = Some(workspace.slice_mut());
             let args = MatMul { x, weight, bias, gate: None, out: out.slice_mut(), workspace, m, n, k };
             match plan {
-                Some((variant, splits)) => args.launch_plan(stream, variant, splits),
+                Some(plan) => args.launch_plan(stream, &plan),
                 None => args.launch(stream),
             }
             .unwrap();
             out.bytes()
         };
         let first = launch();
-        if matches!(plan, Some((_, 2..))) {
+        if matches!(plan, Some(MatMulPlan { splits: 2.., .. })) {
             assert!(launch() == first, "a launch leaves the workspace as it found it");
         }
         first
@@ -65,7 +65,7 @@ impl Case {
             let Some(stream) = stream(variant, k as u64) else { continue };
             let instruction = variant.value("instruction").expect("an axis");
             for splits in [1, 2, spans].into_iter().filter(|&s| s <= spans).collect::<BTreeSet<_>>() {
-                let got = self.run(&stream, Some((variant, splits)), 0);
+                let got = self.run(&stream, Some(planned(variant, splits, None)), 0);
                 assert_close(variant.name, out, &decode(out, &got), &plain, &exact);
                 // Whatever the tile and the split: small steps and large ones meet in one batch of requests.
                 match firsts.iter().find(|(own, _)| *own == instruction) {
@@ -160,11 +160,51 @@ fn a_block_that_stays_computes_what_many_do() {
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         for variant in hopper {
             let sim = |processors| Stream::sim(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
-            let many = case.run(&sim(None).unwrap(), Some((variant, 1)), 0);
+            let many = case.run(&sim(None).unwrap(), Some(planned(variant, 1, None)), 0);
             for splits in [1, 3] {
-                let one = case.run(&sim(Some(1)).unwrap(), Some((variant, splits)), 0);
+                let one = case.run(&sim(Some(1)).unwrap(), Some(planned(variant, splits, None)), 0);
                 assert!(one == many, "{} in {splits}, k = {k}: differs", variant.name);
             }
+        }
+    }
+}
+
+/// Blocks in pairs give the bits of single ones: tiles in even and odd numbers, one or several for each pair, and results
+/// of both widths.
+#[test]
+fn pairs_compute_what_single_blocks_do() {
+    for (m, n, out) in [(200, 200, DType::F16), (97, 300, DType::F32)] {
+        let case = Case { m, n, k: 584, dtype: DType::F16, out, biased: true, shifts: [0, 8, 1] };
+        let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
+        let mut plain: Option<Vec<u8>> = None;
+        for variant in hopper.filter(|variant| variant.int("m").is_some_and(|m| m >= 64)) {
+            let Some(stream) = arch_stream(variant, 90) else { continue };
+            let plain = plain.get_or_insert_with(|| case.run(&stream, Some(planned(variant, 1, None)), 0));
+            for pair in [MatMulPair::X, MatMulPair::Weight] {
+                let plan = Some(planned(variant, 1, Some(pair)));
+                assert!(case.run(&stream, plan, 0) == *plain, "{}: pairs with one {pair:?} differ", variant.name);
+            }
+            if stream.info().device != "sim" {
+                continue;
+            }
+            // On three multiprocessors there is one pair, or there are as many as these hold.
+            let few = SimOptions { arch: 90, processors: Some(3), seed: 7, ..SimOptions::default() };
+            let plan = Some(planned(variant, 1, Some(MatMulPair::X)));
+            let got = case.run(&Stream::sim(few).unwrap(), plan, 0);
+            assert!(got == *plain, "{}: pairs that stay differ", variant.name);
+        }
+    }
+}
+
+/// Of a pair's launch too every access fills its sectors, and no bank is asked twice.
+#[test]
+fn pairs_use_memory_to_the_full() {
+    let case = Case { m: 128, n: 256, k: 128, dtype: DType::F16, out: DType::F16, biased: false, shifts: [0; 3] };
+    for variant in case.variants().into_iter().filter(|variant| variant.archs.contains(&90)) {
+        if variant.int("m") == Some(64) {
+            let stream = counting_stream(variant);
+            case.run(&stream, Some(planned(variant, 1, Some(MatMulPair::X))), 0);
+            assert_no_waste(&stream, |_| true);
         }
     }
 }
@@ -189,7 +229,7 @@ fn tiles_use_memory_to_the_full() {
             for splits in [1, 2] {
                 let by_rows = variant.value("instruction") == Some(Value::Text("m8n8k4"));
                 let stream = counting_stream(variant);
-                case.run(&stream, Some((variant, splits)), 0);
+                case.run(&stream, Some(planned(variant, splits, None)), 0);
                 assert_no_waste(&stream, |site| in_loop(site) || site.space == Space::Global || !by_rows);
             }
         }
@@ -202,7 +242,10 @@ fn nothing_times_nothing_is_the_bias() {
     for variant in case.variants() {
         let Some(stream) = stream(variant, 1) else { continue };
         let bias = numbers(3, 3, DType::F16);
-        assert_eq!(decode(DType::F32, &case.run(&stream, Some((variant, 1)), 0)), [bias.clone(), bias].concat());
+        assert_eq!(
+            decode(DType::F32, &case.run(&stream, Some(planned(variant, 1, None)), 0)),
+            [bias.clone(), bias].concat()
+        );
     }
 }
 
@@ -237,7 +280,8 @@ fn wrong_shapes_are_refused() {
         let mut workspace = stream.alloc(dtype, words).unwrap();
         let workspace = workspace.slice_mut().range(from..words);
         let (x, weight, out) = (x.slice(), weight.slice(), out.slice_mut());
-        MatMul { x, weight, bias: None, gate: None, out, workspace, m, n, k }.launch_plan(&stream, variant, splits)
+        MatMul { x, weight, bias: None, gate: None, out, workspace, m, n, k }
+            .launch_plan(&stream, &planned(variant, splits, None))
     };
     let words = 4096 + 2 * variant.int("m").unwrap() as usize * variant.int("n").unwrap() as usize;
     split(2, DType::U32, words, 0).unwrap();
@@ -247,6 +291,27 @@ fn wrong_shapes_are_refused() {
     assert_refused(split(2, DType::U32, words - 1, 0), OP, "workspace");
     assert_refused(split(2, DType::U32, words + 1, 1), OP, "workspace");
     assert_refused(split(2, DType::U32, 0, 1), OP, "workspace");
+
+    // Pairs: on Hopper, where rows are boxes, with one split.
+    let attempt = |variant: &'static Variant, arch, splits, k, shift| {
+        let (m, n) = (64, 64);
+        let stream = Stream::sim(SimOptions { arch, ..SimOptions::default() }).unwrap();
+        let x = Placed::untouched(&stream, DType::F16, m * k, shift);
+        let weight = Placed::untouched(&stream, DType::F16, n * k, 0);
+        let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);
+        let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
+        let (x, weight, out, workspace) = (x.slice(), weight.slice(), out.slice_mut(), Some(workspace.slice_mut()));
+        let args = MatMul { x, weight, bias: None, gate: None, out, workspace, m, n, k };
+        args.launch_plan(&stream, &planned(variant, splits, Some(MatMulPair::X)))
+    };
+    let all = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]);
+    let of = |arch, m| *all.iter().find(|v| v.archs.contains(&arch) && v.int("m") == Some(m)).expect("a variant");
+    attempt(of(90, 16), 90, 1, 1024, 0).unwrap();
+    assert_refused(attempt(of(90, 16), 90, 2, 1024, 0), OP, "pair");
+    assert_refused(attempt(of(90, 16), 90, 1, 1023, 0), OP, "pair");
+    assert_refused(attempt(of(90, 16), 90, 1, 1024, 1), OP, "pair");
+    assert_refused(attempt(of(90, 8), 90, 1, 1024, 0), OP, "pair");
+    assert_refused(attempt(of(80, 16), 80, 1, 1024, 0), OP, "pair");
 }
 
 /// Layers of Llama 3 8B and 70B and of Qwen3, beside those of the specification: n, k.
@@ -324,6 +389,29 @@ fn throughput_does_not_fall_with_the_batch() {
     }
 }
 
+/// Blocks are pairs on Hopper, and only where x has rows for more than one tile; then they take less from the L2 cache for
+/// all large layers. They share what is more of the tile.
+#[test]
+fn many_rows_are_for_pairs() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (n, k) in layers() {
+            for m in [1, 8, 64, 192] {
+                let (plan, shape) = plan(&machine, m, n, k);
+                let tile = plan.variant.int("m").unwrap() as usize;
+                assert!(plan.pair.is_none() || card.arch == 90 && m > tile, "{}: {shape:?}: {plan:?}", card.name);
+            }
+            let (plan, shape) = plan(&machine, 8192, n, k);
+            let [tile_m, tile_n] = ["m", "n"].map(|axis| plan.variant.int(axis).unwrap());
+            let expected =
+                (card.arch == 90).then_some(if tile_m >= tile_n { MatMulPair::X } else { MatMulPair::Weight });
+            assert_eq!(plan.pair, expected, "{}: {shape:?}: {plan:?}", card.name);
+            assert!(plan.items(&shape).is_multiple_of(if plan.pair.is_some() { 2 } else { 1 }), "{plan:?}");
+        }
+        assert_eq!(plan(&Machine::new(90, 1), 8192, 4096, 4096).0.pair, None);
+    }
+}
+
 /// Rows of the weight in pairs leave half the results to be written, and nothing else changes.
 #[test]
 fn gates_save_what_is_not_written() {
@@ -352,7 +440,8 @@ fn a_choice_is_the_same_for_the_same_problem() {
         let machine = Machine::from(card);
         for (m, n, k) in [(1, 4096, 4096), (300, 4096, 4096), (4096, 4096, 4096), (5, 1, 0)] {
             let (first, second) = (plan(&machine, m, n, k).0, plan(&machine, m, n, k).0);
-            assert_eq!((first.variant.name, first.splits), (second.variant.name, second.splits));
+            let named = |plan: &MatMulPlan| (plan.variant.name, plan.splits, plan.pair);
+            assert_eq!(named(&first), named(&second));
             assert!(first.seconds.is_finite() && first.seconds > 0.0, "{first:?}");
         }
     }

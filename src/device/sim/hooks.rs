@@ -7,11 +7,16 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
 
-use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WINDOW, WarpSync};
+use super::block::{Barrier, BarrierId, Call, Collective, Gathering, WARP, WARPGROUP, WINDOW, WarpSync};
 use super::counters::Space;
 use super::fault::FaultKind;
+use super::run::{Run, ThreadInfo};
 use super::shadow::{Access, By};
 use super::sites::{Site, SiteId};
+
+/// An address in the window of the cluster has the block's number, plus one, from this bit on. Without it is one of the
+/// thread's own block.
+pub(super) const RANK_BIT: u32 = 24;
 
 thread_local! {
     /// The launch that runs on this OS thread.
@@ -84,7 +89,7 @@ unsafe extern "C" fn burrstone_sim_warpgroup(
 ) {
     // SAFETY: the caller's contract.
     let call = unsafe { Call::new(what, Site::new(file, line)) };
-    let first = run().thread() / WARPGROUP * WARPGROUP;
+    let first = run().warpgroup();
     gather(collective, first..first + WARPGROUP, u32::MAX, true, record, call);
 }
 
@@ -203,13 +208,29 @@ unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, fi
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
-    let thread = run.thread();
-    let all = run.threads() as u32;
+    let all = run.cluster.threads as u32;
     let expected = if threads == 0 { all } else { threads };
     if !expected.is_multiple_of(WARP as u32) && threads != 0 || expected > all {
         let what = format!("barrier {id} for {expected} threads of a block of {all}: not whole warps of it");
         run.fault(FaultKind::Misuse { what }, site);
     }
+    let call = Call::named(if id == 0 { c"sync_block" } else { c"barrier_sync" }, site);
+    meet(run, BarrierId::Block { rank: run.rank(), id }, (expected, threads == 0), wait, call);
+}
+
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_cluster_sync(file: *const c_char, line: u32) {
+    let run = run();
+    // SAFETY: the caller's contract.
+    let call = Call::named(c"cluster_sync", unsafe { Site::new(file, line) });
+    meet(run, BarrierId::Cluster, (run.cluster.all_threads() as u32, true), true, call);
+}
+
+/// Arrives at a barrier for so many threads, which are all that there are or not, and waits there.
+fn meet(run: &Run, id: BarrierId, (expected, whole): (u32, bool), wait: bool, call: Call) {
+    let (thread, site) = (run.thread(), call.site);
     let complete = {
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
@@ -227,7 +248,6 @@ unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, fi
             Err(Meeting::Sites(first))
         } else {
             barrier.arrived += 1;
-            let whole = threads == 0;
             if !whole {
                 state.clocks.release(thread, &mut barrier.released);
             }
@@ -252,11 +272,11 @@ unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, fi
     match complete {
         Err(Meeting::Sites(others)) => split(run, others, site),
         Err(Meeting::Counts(others)) => {
-            let what = format!("barrier {id} for {expected} threads, where others wait for {others}");
+            let what = format!("a barrier for {expected} threads, where others wait for {others}");
             run.fault(FaultKind::Misuse { what }, site)
         }
         Ok(true) if wait => run.suspend(),
-        Ok(false) if wait => run.wait(Call::named(if id == 0 { c"sync_block" } else { c"barrier_sync" }, site)),
+        Ok(false) if wait => run.wait(call),
         Ok(_) => {}
     }
 }
@@ -330,7 +350,8 @@ unsafe extern "C" fn burrstone_sim_shared(
         let of = u64::from(array_bytes);
         run.fault(FaultKind::OutOfBoundsShared { offset, bytes, of }, site);
     }
-    shared(run, (array + offset).wrapping_sub(run.shared_start), bytes, access(code), site);
+    let own = run.shared_start + run.cluster.place(run.rank(), 0);
+    shared(run, run.rank(), (array + offset).wrapping_sub(own), bytes, access(code), site);
 }
 
 /// # Safety
@@ -347,35 +368,38 @@ unsafe extern "C" fn burrstone_sim_shared_at(
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let offset = u64::from(address).wrapping_sub(WINDOW);
-    shared(run, offset, bytes, access(code), site);
-    std::ptr::with_exposed_provenance_mut((run.shared_start + offset) as usize)
+    shared(run, run.rank(), offset, bytes, access(code), site);
+    std::ptr::with_exposed_provenance_mut((run.shared_start + run.cluster.place(run.rank(), offset)) as usize)
 }
 
-/// Checks and notes an access of the running thread to shared memory.
-pub(super) fn shared(run: &Run, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
+/// Checks and notes an access of the running thread to the shared memory of a block of its cluster.
+pub(super) fn shared(run: &Run, rank: usize, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
     if !offset.is_multiple_of(u64::from(bytes)) {
         run.fault(FaultKind::Misaligned { address: offset, bytes }, site);
     }
-    shared_range(run, offset, u64::from(bytes), access, site)
+    shared_range(run, rank, offset, u64::from(bytes), access, site)
 }
 
 /// The same without an alignment.
-pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
-    let of = run.shared_bytes as u64;
+pub(super) fn shared_range(run: &Run, rank: usize, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
+    let of = run.cluster.shared_bytes as u64;
     if offset >= of || bytes > of - offset {
         run.fault(FaultKind::OutOfBoundsShared { offset, bytes: bytes as u32, of }, site);
     }
-    let thread = run.thread();
+    let (thread, place) = (run.thread(), run.cluster.place(rank, offset));
+    if rank != run.rank() {
+        note_remote(run, rank, site);
+    }
     let (id, checked) = {
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
         let id = state.sites.id(site);
         // Units beside the threads are not counted, nor is what is no access of a lane's own width.
         if let Some(counters) = state.counters.as_mut().filter(|_| access != Access::AsyncLoad && bytes <= 16) {
-            counters.access(Space::Shared, id, access, thread, offset, bytes as u32);
+            counters.access(Space::Shared, id, access, thread, place, bytes as u32);
         }
         let by = By { thread, site: id, clocks: &state.clocks, sites: &state.sites };
-        (id, state.shadow.access(offset as usize, bytes as usize, access, by))
+        (id, state.shadow.access(place as usize, bytes as usize, access, by))
     };
     if let Err(kind) = checked {
         run.fault(kind, site);
@@ -383,13 +407,43 @@ pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, s
     id
 }
 
+/// The running thread accesses the shared memory of another block, which must be there and stay there.
+fn note_remote(run: &Run, rank: usize, site: Site) {
+    let ended = {
+        let mut state = run.state.borrow_mut();
+        let epoch = state.clocks.epoch(run.thread());
+        state.remote.insert((rank, run.thread()), (epoch, site));
+        state.has_ended(run.cluster.threads_of(rank))
+    };
+    if ended {
+        run.fault(FaultKind::BlockEnded { rank: rank as u32 }, site);
+    }
+}
+
+/// The address in the window of the cluster that names a byte of another block's shared memory.
+///
+/// # Safety
+/// As `burrstone_sim_warp`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_cluster_address(address: u32, rank: u32, file: *const c_char, line: u32) -> u32 {
+    let run = run();
+    let offset = u64::from(address).wrapping_sub(WINDOW);
+    if offset > run.cluster.shared_bytes as u64 || rank as usize >= run.cluster.blocks {
+        // SAFETY: the caller's contract.
+        let site = unsafe { Site::new(file, line) };
+        let what = format!("address {address:#x} in block {rank} of a cluster of {}: not there", run.cluster.blocks);
+        run.fault(FaultKind::Misuse { what }, site);
+    }
+    address | (rank + 1) << RANK_BIT
+}
+
 /// # Safety
 /// As `burrstone_sim_warp`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_shared_address(pointer: u64, file: *const c_char, line: u32) -> u32 {
     let run = run();
-    let offset = pointer.wrapping_sub(run.shared_start);
-    if offset > run.shared_bytes as u64 {
+    let offset = pointer.wrapping_sub(run.shared_start + run.cluster.place(run.rank(), 0));
+    if offset > run.cluster.shared_bytes as u64 {
         // SAFETY: the caller's contract.
         let site = unsafe { Site::new(file, line) };
         run.fault(FaultKind::Misuse { what: "address of something outside shared memory".to_owned() }, site);
