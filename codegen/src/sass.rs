@@ -139,10 +139,11 @@ impl Mix {
         mix
     }
 
-    /// As many passes of this ideal as a compiled loop, which may be unrolled, has instructions of the tensor cores for; at
+    /// As many passes of this ideal as a compiled loop, which may be unrolled, has of its instructions of the tensor cores; at
     /// least one. With it the share of the loop that is neither, in percent.
     pub fn ideal_of(&self, found: &Mix) -> (Mix, u32) {
-        let passes = (found.tensor() / self.tensor().max(1)).max(1);
+        let tensor = self.named.keys().filter(|name| is_tensor_operation(name));
+        let passes = (tensor.map(|name| found.count(name)).sum::<u32>() / self.tensor().max(1)).max(1);
         let ideal = Self::of_operations(self.named.iter().map(|(name, count)| (*name, count * passes)));
         let beyond = 100 * found.all.saturating_sub(ideal.all) / found.all.max(1);
         (ideal, beyond)
@@ -213,6 +214,9 @@ mod tests {
         assert_eq!(found(9, 4, 24), ("8 HMMA.16816, 4 LDSM, 0 others".to_owned(), 50));
         assert_eq!(found(4, 0, 4), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 0));
         assert_eq!(found(3, 2, 8), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 25));
+        // Another instruction's are for something else.
+        let other = Mix { named: BTreeMap::from([("HMMA.1688", 8)]), all: 12 };
+        assert_eq!(ideal.ideal_of(&other).0, ideal);
     }
 
     /// An array that is indexed at run time: nvdisasm's listings have as many stores.
