@@ -171,12 +171,12 @@ template <class V> struct MatmulStore {
     }
 
     // Of 16 bits: the eight lanes that have the same tokens exchange sums until each has four neighbouring rows of one
-    // token, so that four lanes fill a sector.
-    BURRSTONE_DEVICE void pieces(Out *out, MatmulSums<V> &sums) const {
+    // token, so that four lanes fill a sector; half of one, of codes.
+    BURRSTONE_DEVICE void pieces(const MatmulOut<V> &out, MatmulSums<V> &sums) const {
         const unsigned lane = lane_index() / 4;
         const bool odd = lane % 2 == 1, high = lane / 2 % 2 == 1;
         const int first = high * 8 + int(lane) / 4 * PIECE - int(lane);
-        Out *to = out + (token + odd) * columns + row + first;
+        uint64_t to = (token + odd) * columns + row + first;
         const auto exchange = [](vec<Out, 2> given, unsigned flip) {
             return bit_cast<vec<Out, 2>>(shfl_xor(bit_cast<uint32_t>(given), flip));
         };
@@ -192,23 +192,24 @@ template <class V> struct MatmulStore {
             const vec<Out, 2> kept = high ? behind : low, got = exchange(high ? low : behind, 8);
             const vec<Out, 2> left = high ? got : kept, right = high ? kept : got;
             if (eight * 8 + odd < tokens && first < rows)
-                store(reinterpret_cast<vec<Out, PIECE> *>(to), vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
+                out.store(to, vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
         }
     }
 
-    // Gated, one by one: the eight lanes that have the same tokens fill half a sector, all that a warp has of a token.
-    BURRSTONE_DEVICE void gates(Out *out, MatmulSums<V> &sums, uint32_t activation) const {
+    // Gated, one by one: the eight lanes that have the same tokens fill half a sector, all that a warp has of a token;
+    // a quarter, of codes.
+    BURRSTONE_DEVICE void gates(const MatmulOut<V> &out, MatmulSums<V> &sums, uint32_t activation) const {
         static_assert(BURRSTONE_MATMUL_GATES == 8, "as the fragments are");
         const uint64_t column = row / 16 * 8 + row % 8;
         if (column >= columns) return;
-        Out *to = out + token * columns + column;
+        uint64_t to = token * columns + column;
         BURRSTONE_UNROLL
         for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
             BURRSTONE_UNROLL
             for (int t = 0; t < 2; ++t) {
                 if (eight * 8 + t >= tokens) continue;
                 const Out gate = rounded(sums, eight, 0, t), up = rounded(sums, eight, 1, t);
-                store(to + t * uint64_t(columns), from_float<Out>(gated(activation, gate, up)));
+                out.store(to + t * uint64_t(columns), vec<Out, 1>{from_float<Out>(gated(activation, gate, up))});
             }
         }
     }
@@ -218,12 +219,13 @@ template <class V> BURRSTONE_DEVICE void store_sums(const matmul_args &args, con
     using Out = typename V::out;
     using Store = MatmulStore<V>;
     const Store to(args, item);
-    Out *out = pointer<Out>(args.out);
-    if constexpr (HAS_GATES<V>) {
+    if constexpr (IS_ACTIVATION<V>) {
+        const MatmulOut<V> out(args, args.codes);
         if (args.activation) return to.gates(out, sums, args.activation);
-        if ((args.out | args.columns * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0) return to.pieces(out, sums);
+        if (out.codes || (args.out | args.columns * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0)
+            return to.pieces(out, sums);
     }
-    to.singles(out, sums);
+    to.singles(pointer<Out>(args.out), sums);
 }
 
 // The warpgroups that multiply.

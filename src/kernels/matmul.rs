@@ -1,7 +1,8 @@
 //! `out = x · weightᵀ + bias`, or `activation(gate) · up` of two such products.
 
 use super::abi::{
-    BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_PAIR_WEIGHT, BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
+    BURRSTONE_MATMUL_E4M3, BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_I8, BURRSTONE_MATMUL_PAIR_WEIGHT,
+    BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
 };
 use super::act_mul::code;
 use super::call::{Call, Check};
@@ -28,8 +29,12 @@ pub struct MatMul<'a> {
     /// `out = activation(gate) · up`: both products are rounded to `out`'s dtype, and so is what they make, as
     /// [`ActMul`](super::ActMul) has it, bit by bit.
     pub gate: Option<Activation>,
-    /// `[m, n]`, of the same dtype or, without a gate, f32.
+    /// `[m, n]`, of the same dtype or, without a gate, f32. Or quantized, e4m3 or i8, with `n` and the address multiples of
+    /// 4: what would be there otherwise, in x's dtype, divided by `scale`, rounded to nearest (ties to even), saturating.
     pub out: SliceMut<'a>,
+    /// f32 `[1]`, above 0: of a quantized `out` and only there, as checkpoints with static scales of activations have it. What
+    /// codes are multiplied by to get results back.
+    pub scale: Option<Slice<'a>>,
     /// u32 at a multiple of 16 bytes, zeros before its first use; without it no two blocks share a tile, and few rows
     /// leave most of the device idle. A launch leaves it to the next one: launches that share it run one after the other,
     /// as those of one stream do. [`WORKSPACE`](Self::WORKSPACE) words are enough for the layers that profit.
@@ -69,7 +74,8 @@ impl MatMul<'_> {
     fn shape(&self) -> Result<MatMulShape> {
         let (dtype, out) = (self.x.dtype(), self.out.dtype());
         CHECK.dtype("x", dtype, &[DType::BF16, DType::F16])?;
-        CHECK.dtype("out", out, &[dtype, if self.gate.is_some() { dtype } else { DType::F32 }])?;
+        let legal = [DType::F32, dtype, DType::E4M3, DType::I8];
+        CHECK.dtype("out", out, if self.gate.is_some() { &legal[1..] } else { &legal })?;
         Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated: self.gate.is_some() })
     }
 
@@ -82,13 +88,14 @@ impl MatMul<'_> {
     pub fn launch_plan(self, stream: &Stream, plan: &MatMulPlan) -> Result<()> {
         let (shape, &MatMulPlan { variant, splits, pair, .. }) = (self.shape()?, plan);
         let rows = shape.weight_rows();
-        let Self { x, weight, bias, gate, out, workspace, m, n, k } = self;
+        let Self { x, weight, bias, gate, out, scale, workspace, m, n, k } = self;
         CHECK.len("x", x, &[m, k])?;
         CHECK.slice("weight", weight, x.dtype(), &[rows, k])?;
         if let Some(bias) = bias {
             CHECK.slice("bias", bias, x.dtype(), &[rows])?;
         }
         CHECK.len("out", out.as_slice(), &[m, n])?;
+        let (codes, scale) = quantized(&out, scale, n)?;
         let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;
         let boxes = plan.copies_boxes(&shape, x.address() | weight.address());
@@ -131,6 +138,7 @@ impl MatMul<'_> {
             weight: weight.address(),
             bias: bias.map_or(0, |bias| bias.address()),
             out: out.address(),
+            scale,
             workspace,
             m: CHECK.rows("m", m)?,
             n: CHECK.size("n", rows)?,
@@ -143,7 +151,8 @@ impl MatMul<'_> {
                 Some(MatMulPair::X) => BURRSTONE_MATMUL_PAIR_X,
                 Some(MatMulPair::Weight) => BURRSTONE_MATMUL_PAIR_WEIGHT,
             },
-            padding: [0; 15],
+            codes,
+            padding: [0; 12],
         };
         CHECK.rows("tiles", plan.items(&shape))?;
         let blocks = [plan.blocks(&Machine::of(stream.info()), &shape), 1, 1];
@@ -152,6 +161,27 @@ impl MatMul<'_> {
         // SAFETY: every slice was checked against the shape, the workspace against the variant's tiles.
         unsafe { call.launch_clusters(stream, variant, blocks, cluster, &args, &shape) }
     }
+}
+
+/// The kernel's code for a quantized `out` of `n` columns, and the address of its scale; zeros where it is not quantized.
+fn quantized(out: &SliceMut<'_>, scale: Option<Slice<'_>>, n: usize) -> Result<(u32, u64)> {
+    let codes = match out.dtype() {
+        DType::E4M3 => BURRSTONE_MATMUL_E4M3,
+        DType::I8 => BURRSTONE_MATMUL_I8,
+        other if scale.is_some() => return Err(Error::operator(CHECK.0, "scale", format!("none for {other}"), "one")),
+        _ => return Ok((0, 0)),
+    };
+    let Some(scale) = scale else {
+        return Err(Error::operator(CHECK.0, "scale", format!("one for {}", out.dtype()), "none"));
+    };
+    CHECK.slice("scale", scale, DType::F32, &[1])?;
+    if !n.is_multiple_of(4) {
+        return Err(Error::operator(CHECK.0, "n", format!("a multiple of 4 for {}", out.dtype()), n));
+    }
+    if !out.address().is_multiple_of(4) {
+        return Err(Error::operator(CHECK.0, "out", "a multiple of 4 bytes", format!("{:#x}", out.address())));
+    }
+    Ok((codes, scale.address()))
 }
 
 /// Rows `[rows, k]` of 16-bit numbers in boxes of a stage's elements of `side` rows, as products of warpgroups read them.

@@ -9,7 +9,7 @@ use crate::device::{Value, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`; the weight is `[n, k]`, a gate's has
+/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`, a quantized one too; the weight is `[n, k]`, a gate's has
 /// as many rows again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatMulShape {
@@ -61,7 +61,9 @@ impl MatMulShape {
             80..90 => "m16n8k16",
             _ => "m64k16",
         };
-        [("dtype", named(self.dtype)), ("out", named(self.out)), ("instruction", Value::Text(instruction))]
+        // Codes are of results in x's dtype.
+        let out = if self.out.size() == 1 { self.dtype } else { self.out };
+        [("dtype", named(self.dtype)), ("out", named(out)), ("instruction", Value::Text(instruction))]
     }
 
     /// Rows of the weight.

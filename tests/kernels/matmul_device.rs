@@ -34,7 +34,7 @@ impl Case {
         let mut launch = || {
             let mut out = Placed::untouched(stream, self.out, m * n, shifts[2]);
             let workspace = Some(workspace.slice_mut());
-            let args = MatMul { x, weight, bias, gate: None, out: out.slice_mut(), workspace, m, n, k };
+            let args = MatMul { x, weight, bias, gate: None, out: out.slice_mut(), scale: None, workspace, m, n, k };
             match plan {
                 Some(plan) => args.launch_plan(stream, &plan),
                 None => args.launch(stream),
@@ -259,7 +259,8 @@ fn wrong_shapes_are_refused() {
         let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
         let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
         let (x, weight, bias) = (x.slice(), weight.slice(), Some(bias.slice()));
-        MatMul { x, weight, bias, gate: None, out: out.slice_mut(), workspace: None, m, n: 3, k: 4 }.launch(&stream)
+        MatMul { x, weight, bias, gate: None, out: out.slice_mut(), scale: None, workspace: None, m, n: 3, k: 4 }
+            .launch(&stream)
     };
     const OP: &str = "matmul";
     attempt(8, DType::F16, 3, DType::F16, 2).unwrap();
@@ -280,7 +281,7 @@ fn wrong_shapes_are_refused() {
         let mut workspace = stream.alloc(dtype, words).unwrap();
         let workspace = workspace.slice_mut().range(from..words);
         let (x, weight, out) = (x.slice(), weight.slice(), out.slice_mut());
-        MatMul { x, weight, bias: None, gate: None, out, workspace, m, n, k }
+        MatMul { x, weight, bias: None, gate: None, out, scale: None, workspace, m, n, k }
             .launch_plan(&stream, &planned(variant, splits, None))
     };
     let words = 4096 + 2 * variant.int("m").unwrap() as usize * variant.int("n").unwrap() as usize;
@@ -301,7 +302,7 @@ fn wrong_shapes_are_refused() {
         let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
         let (x, weight, out, workspace) = (x.slice(), weight.slice(), out.slice_mut(), Some(workspace.slice_mut()));
-        let args = MatMul { x, weight, bias: None, gate: None, out, workspace, m, n, k };
+        let args = MatMul { x, weight, bias: None, gate: None, out, scale: None, workspace, m, n, k };
         args.launch_plan(&stream, &planned(variant, splits, Some(MatMulPair::X)))
     };
     let all = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]);
