@@ -15,6 +15,7 @@ mod entry;
 mod fault;
 mod hooks;
 mod mbarriers;
+mod meetings;
 mod memory;
 mod run;
 mod shadow;
