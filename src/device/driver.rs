@@ -80,6 +80,12 @@ pub(super) trait Driver: Send + Sync {
     /// argument struct says.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
 
+    /// What libraries enqueue their work on, of a GPU.
+    #[cfg(feature = "cuda")]
+    fn cuda_stream(&self) -> Option<&std::sync::Arc<cudarc::driver::CudaStream>> {
+        None
+    }
+
     /// Waits until everything enqueued so far is done.
     fn wait(&self) -> Result<()>;
 

@@ -1,8 +1,8 @@
 //! `out = x · weightᵀ + bias`, or `activation(gate) · up` of two such products.
 
 use super::abi::{
-    BURRSTONE_MATMUL_E4M3, BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_I8, BURRSTONE_MATMUL_PAIR_WEIGHT,
-    BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
+    BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_E4M3, BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_I8,
+    BURRSTONE_MATMUL_PAIR_WEIGHT, BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
 };
 use super::act_mul::code;
 use super::call::{Call, Check};
@@ -10,6 +10,8 @@ use super::cost::Machine;
 use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE};
 use super::tables::MATMUL;
 use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle};
+#[cfg(feature = "cuda")]
+use crate::device::{CublasLt, Product};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Activation;
@@ -71,6 +73,63 @@ impl MatMul<'_> {
         self.launch_plan(stream, &plan)
     }
 
+    /// The same by NVIDIA's library, without a gate or a scale, and with a bias only where `out` is of x's dtype. Nothing
+    /// here ever chooses it: its bits are its own, and those of a row may depend on the rows beside it. It loads its kernels
+    /// when it first needs them, so what a graph is to capture should have run once before.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch); the library has nothing for the problem, or failed.
+    #[cfg(feature = "cuda")]
+    pub fn launch_cublas_lt(self, library: &CublasLt) -> Result<()> {
+        let shape = self.shape()?;
+        self.check_operands(&shape)?;
+        let Self { x, weight, bias, gate, out, scale, workspace, m, n, k } = self;
+        let (dtype, out_dtype) = (x.dtype(), out.dtype());
+        let legal = [dtype, DType::F32];
+        CHECK.dtype("out", out_dtype, if bias.is_some() { &legal[..1] } else { &legal })?;
+        for (field, found) in [("gate", gate.is_some()), ("scale", scale.is_some())] {
+            if found {
+                return Err(Error::operator(CHECK.0, field, "none for cuBLASLt", "one"));
+            }
+        }
+        if k == 0 {
+            return Err(Error::operator(CHECK.0, "k", "at least 1 for cuBLASLt", k));
+        }
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        // The library may use what is behind the counters: nobody expects anything there.
+        let workspace = workspace.and_then(|all| {
+            let len = all.len();
+            all.range(BURRSTONE_MATMUL_COUNTERS as usize..len)
+        });
+        let workspace = workspace.filter(|sums| sums.dtype() == DType::U32 && sums.address().is_multiple_of(16));
+        let product = Product {
+            x: x.address(),
+            weight: weight.address(),
+            bias: bias.map_or(0, |bias| bias.address()),
+            out: out.address(),
+            dtype,
+            out_dtype,
+            m,
+            n,
+            k,
+            workspace: workspace.map_or((0, 0), |sums| (sums.address(), 4 * sums.len())),
+        };
+        // SAFETY: every slice was checked against the shape.
+        unsafe { library.enqueue(&product) }
+    }
+
+    fn check_operands(&self, shape: &MatMulShape) -> Result<()> {
+        let (dtype, rows) = (self.x.dtype(), shape.weight_rows());
+        CHECK.len("x", self.x, &[self.m, self.k])?;
+        CHECK.slice("weight", self.weight, dtype, &[rows, self.k])?;
+        if let Some(bias) = self.bias {
+            CHECK.slice("bias", bias, dtype, &[rows])?;
+        }
+        CHECK.len("out", self.out.as_slice(), &[self.m, self.n])
+    }
+
     fn shape(&self) -> Result<MatMulShape> {
         let (dtype, out) = (self.x.dtype(), self.out.dtype());
         CHECK.dtype("x", dtype, &[DType::BF16, DType::F16])?;
@@ -87,14 +146,9 @@ impl MatMul<'_> {
     /// split.
     pub fn launch_plan(self, stream: &Stream, plan: &MatMulPlan) -> Result<()> {
         let (shape, &MatMulPlan { variant, splits, pair, .. }) = (self.shape()?, plan);
+        self.check_operands(&shape)?;
         let rows = shape.weight_rows();
         let Self { x, weight, bias, gate, out, scale, workspace, m, n, k } = self;
-        CHECK.len("x", x, &[m, k])?;
-        CHECK.slice("weight", weight, x.dtype(), &[rows, k])?;
-        if let Some(bias) = bias {
-            CHECK.slice("bias", bias, x.dtype(), &[rows])?;
-        }
-        CHECK.len("out", out.as_slice(), &[m, n])?;
         let (codes, scale) = quantized(&out, scale, n)?;
         let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;

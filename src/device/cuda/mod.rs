@@ -1,7 +1,11 @@
 //! A GPU, through the CUDA driver, which is looked for at run time.
 
+mod cublas_lt;
 mod modules;
 mod staging;
+
+pub use cublas_lt::CublasLt;
+pub(crate) use cublas_lt::Product;
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -326,6 +330,10 @@ impl Driver for Cuda {
             sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut()).result()
         };
         launched.map_err(|e| named(format!("grid {x} × {y} × {z} in clusters of {}: {}", launch.cluster, explain(e))))
+    }
+
+    fn cuda_stream(&self) -> Option<&Arc<CudaStream>> {
+        Some(&self.stream)
     }
 
     fn wait(&self) -> Result<()> {
