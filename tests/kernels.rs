@@ -37,6 +37,9 @@ mod matmul;
 mod page_copy;
 #[path = "kernels/paged_attention.rs"]
 mod paged_attention;
+#[cfg(feature = "sim")]
+#[path = "kernels/quantized_matmul.rs"]
+mod quantized_matmul;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]

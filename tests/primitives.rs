@@ -3,6 +3,8 @@
 
 #[path = "primitives/banks.rs"]
 mod banks;
+#[path = "primitives/cluster.rs"]
+mod cluster;
 #[path = "primitives/convert.rs"]
 mod convert;
 #[path = "primitives/cp_async.rs"]

@@ -8,7 +8,7 @@ use burrstone::ops::Activation;
 use burrstone::{DType, Result};
 use half::{bf16, f16};
 
-use crate::support::Bench;
+use crate::support::{Bench, VendorMatmul};
 
 /// More than the L2 cache of any GPU.
 const COLD: usize = 256 << 20;
@@ -67,6 +67,28 @@ impl Bench for Gpu {
     fn act_mul(&self, rows: usize, width: usize, gate_up: &Memory, out: &mut Memory) -> Option<Result<()>> {
         let (gate_up, out, activation) = (gate_up.slice(), out.slice_mut(), Activation::Silu);
         Some(ActMul { gate_up, out, scales: None, rows, width, activation }.launch(self.stream()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn vendor_matmul(&self, n: usize, k: usize) -> Option<VendorMatmul<Memory>> {
+        use burrstone::device::CublasLt;
+        use burrstone::kernels::MatMul;
+
+        let (stream, dtype) = (self.stream(), self.dtype());
+        if stream.info().device == "sim" {
+            return None;
+        }
+        let library = CublasLt::new(stream).inspect_err(|error| eprintln!("{error}")).ok()?;
+        let mut weight = stream.alloc(dtype, n * k).expect("a weight");
+        // As the weights of all benches.
+        weight.write(&vec![0x3cu8; n * k * dtype.size()]).expect("a weight");
+        let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE).expect("a workspace");
+        Some(Box::new(move |m, x, out| {
+            let (x, weight, workspace) = (x.slice(), weight.slice(), Some(workspace.slice_mut()));
+            let args =
+                MatMul { x, weight, bias: None, gate: None, out: out.slice_mut(), scale: None, workspace, m, n, k };
+            args.launch_cublas_lt(&library)
+        }))
     }
 
     /// Each call finds a cold cache, cleared by zeros; what these take by themselves is taken off. A call that cannot be

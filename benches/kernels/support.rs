@@ -13,6 +13,9 @@ const WEIGHTS: usize = 256 << 20;
 /// Tokens of a page.
 const PAGE_SIZE: usize = 16;
 
+/// Takes rows, x and out.
+pub type VendorMatmul<B> = Box<dyn FnMut(usize, &B, &mut B) -> Result<()>>;
+
 /// A device that can be measured.
 pub trait Bench: Ops {
     /// Of activations, weights and cache.
@@ -29,11 +32,17 @@ pub trait Bench: Ops {
     /// `out = silu(gate) * up` of `gate_up: [rows, 2 · width]`, where that has a kernel of its own.
     fn act_mul(&self, rows: usize, width: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Option<Result<()>>;
 
+    /// `out = x · weightᵀ` of a weight `[n, k]` of its own by the vendor's library, where there is one.
+    fn vendor_matmul(&self, _n: usize, _k: usize) -> Option<VendorMatmul<Self::Buffer>> {
+        None
+    }
+
     /// Time of `calls` calls, one after another.
     fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
 }
 
 /// What a call must do at least.
+#[derive(Clone, Copy)]
 pub struct Work {
     pub bytes: usize,
     pub flops: usize,

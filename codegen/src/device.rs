@@ -146,12 +146,29 @@ pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
 }
 
 /// A table of what each cubin uses, with the number of blocks that a multiprocessor holds and how far they fill it, and the
-/// instructions of its main loop, where it has one with tensor cores. Ideally there are no others.
+/// instructions of its main loop, where it has one with tensor cores. Beside it, where the specification says, what the loop
+/// would be ideally, and how much of it is something else.
 pub fn report(cubins: &[Cubin]) -> String {
-    let head =
-        ["variant", "arch", "registers", "shared", "local", "constant", "code", "blocks", "occupancy", "main loop"];
+    let head = [
+        "variant",
+        "arch",
+        "registers",
+        "shared",
+        "local",
+        "constant",
+        "code",
+        "blocks",
+        "occupancy",
+        "main loop",
+        "ideal",
+        "else",
+    ];
     let mut rows = vec![head.map(str::to_owned)];
-    rows.extend(cubins.iter().map(|Cubin { variant, arch, used, occupancy, main_loop, .. }| {
+    rows.extend(cubins.iter().map(|Cubin { kernel, variant, arch, used, occupancy, main_loop, .. }| {
+        let has_loop = *main_loop != Mix::default();
+        let ideal = kernel.ideal(variant, *arch).filter(|_| has_loop).map(|ideal| ideal.ideal_of(main_loop));
+        let (ideal, beyond) =
+            ideal.map_or_else(Default::default, |(ideal, beyond)| (ideal.to_string(), format!("{beyond}%")));
         [
             variant.name.clone(),
             arch.to_string(),
@@ -162,7 +179,9 @@ pub fn report(cubins: &[Cubin]) -> String {
             used.code_bytes.to_string(),
             occupancy.blocks.to_string(),
             format!("{}%", occupancy.filled),
-            if *main_loop == Mix::default() { String::new() } else { main_loop.to_string() },
+            if has_loop { main_loop.to_string() } else { String::new() },
+            ideal,
+            beyond,
         ]
     }));
     table::aligned(&rows, 2)
@@ -176,7 +195,8 @@ mod tests {
     fn kernel() -> Kernel {
         let spec = "summary = 's'\n[fallback]\nthreads = 64\n[[axis]]\nname = 'threads'\ntag = 't'\nvalues = [64]\n\
                     [gate]\nregisters = 40\nshared_bytes = 70000\n\
-                    [[sass]]\nwhere = 'arch >= 80'\nhas = ['LDSM']\n";
+                    [[sass]]\nwhere = 'arch >= 80'\nhas = ['LDSM']\n\
+                    [[loop]]\nwhere = 'true'\nideal = { HGMMA = '4' }\n";
         Kernel::expand(parse("norm", Role::Probe, spec).unwrap()).unwrap()
     }
 
@@ -214,11 +234,13 @@ mod tests {
     #[test]
     fn a_report_is_a_table() {
         let kernel = kernel();
-        let text = report(&[cubin(&kernel, 2, 40, 128, 0), cubin(&kernel, 5, 32, 1024, 16)]);
+        let looped =
+            Cubin { main_loop: Mix::of_operations([("HGMMA", 8)].into_iter()), ..cubin(&kernel, 5, 32, 1024, 16) };
+        let text = report(&[cubin(&kernel, 2, 40, 128, 0), looped]);
         let expected = "\
-variant    arch    registers  shared  local  constant  code  blocks  occupancy  main loop
+variant    arch    registers  shared  local  constant  code  blocks  occupancy          main loop              ideal  else
 norm__t64  sm_80          40     128      0       360   512      24        75%
-norm__t64  sm_90a         32    1024     16       360   512      32       100%
+norm__t64  sm_90a         32    1024     16       360   512      32       100%  8 HGMMA, 0 others  8 HGMMA, 0 others    0%
 ";
         assert_eq!(text, expected);
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::{Environment, Expression, UndefinedBehavior};
 
+use crate::sass::Mix;
 use crate::spec::{Fact, Spec, Value};
 use crate::{Arch, Error};
 
@@ -52,17 +53,27 @@ impl Kernel {
         facts(&self.spec, variant, arch).unwrap_or_default()
     }
 
+    /// One pass of a variant's main loop for an architecture, with nothing beside what it is for, where its specification
+    /// says so.
+    pub fn ideal(&self, variant: &Variant, arch: Arch) -> Option<Mix> {
+        // As above.
+        ideal(&self.spec, variant, arch).unwrap_or_default()
+    }
+
     /// Expands a specification's axes.
     ///
     /// # Errors
-    /// A rule or the condition of a fact is no expression over the axes and `arch`, nothing is legal, or a fallback is not legal wherever its
-    /// keys are.
+    /// A rule, or the condition of a fact or a loop, is no expression over the axes and `arch`; the same of a loop's
+    /// instructions; a variant has two loops; nothing is legal; or a fallback is not legal wherever its keys are.
     pub fn expand(spec: Spec) -> Result<Self, Error> {
         let wrong = |reason: String| Error::new(&spec.file, reason);
         let (mut variants, pruned) = candidates(&spec).map_err(wrong)?;
         check_coverage(&spec, &variants).map_err(wrong)?;
         for variant in &variants {
-            variant.archs.iter().try_for_each(|arch| facts(&spec, variant, *arch).map(drop)).map_err(wrong)?;
+            for &arch in &variant.archs {
+                facts(&spec, variant, arch).map_err(wrong)?;
+                ideal(&spec, variant, arch).map_err(wrong)?;
+            }
         }
         variants.sort_by_key(|variant| !variant.fallback);
         Ok(Self { spec, variants, pruned })
@@ -73,7 +84,7 @@ fn candidates(spec: &Spec) -> Result<(Vec<Variant>, Vec<Pruned>), String> {
     let environment = environment();
     let mut rules = Vec::new();
     for (index, rule) in spec.rules.iter().enumerate() {
-        let legal = Condition::new(spec, &environment, &rule.legal).map_err(|e| format!("rule {index}: {e}"))?;
+        let legal = Formula::new(spec, &environment, &rule.legal).map_err(|e| format!("rule {index}: {e}"))?;
         rules.push((legal, rule.why.as_str()));
     }
     let mut variants = Vec::new();
@@ -125,9 +136,9 @@ fn environment() -> Environment<'static> {
 }
 
 /// An expression over a specification's axes and `arch`.
-struct Condition<'a>(Expression<'a, 'a>);
+struct Formula<'a>(Expression<'a, 'a>);
 
-impl<'a> Condition<'a> {
+impl<'a> Formula<'a> {
     fn new(spec: &Spec, environment: &'a Environment<'a>, text: &'a str) -> Result<Self, String> {
         let expression = environment.compile_expression(text).map_err(|e| e.to_string())?;
         let known = |name: &String| name == "arch" || spec.axes.iter().any(|axis| axis.name == *name);
@@ -137,14 +148,24 @@ impl<'a> Condition<'a> {
         }
     }
 
-    fn holds(&self, values: &[(String, Value)], arch: Arch) -> Result<bool, String> {
+    fn eval(&self, values: &[(String, Value)], arch: Arch) -> Result<minijinja::Value, String> {
         let scope: BTreeMap<&str, minijinja::Value> = values
             .iter()
             .map(|(axis, value)| (axis.as_str(), operand(value)))
             .chain([("arch", arch.number().into())])
             .collect();
-        let holds = self.0.eval(&scope).map_err(|e| e.to_string())?;
+        self.0.eval(&scope).map_err(|e| e.to_string())
+    }
+
+    fn holds(&self, values: &[(String, Value)], arch: Arch) -> Result<bool, String> {
+        let holds = self.eval(values, arch)?;
         bool::try_from(holds.clone()).map_err(|_| format!("expected true or false, found {holds}"))
+    }
+
+    fn count(&self, values: &[(String, Value)], arch: Arch) -> Result<u32, String> {
+        let count = self.eval(values, arch)?;
+        let whole = u32::try_from(count.clone()).ok().filter(|count| *count > 0);
+        whole.ok_or_else(|| format!("expected a whole number from 1 on, found {count}"))
     }
 }
 
@@ -153,9 +174,31 @@ fn facts<'a>(spec: &'a Spec, variant: &Variant, arch: Arch) -> Result<Vec<&'a Fa
     let environment = environment();
     let mut found = Vec::new();
     for (index, fact) in spec.facts.iter().enumerate() {
-        let holds = Condition::new(spec, &environment, &fact.of).and_then(|of| of.holds(&variant.values, arch));
+        let holds = Formula::new(spec, &environment, &fact.of).and_then(|of| of.holds(&variant.values, arch));
         if holds.map_err(|e| format!("sass {index}: {}: {e}", variant.name))? {
             found.push(fact);
+        }
+    }
+    Ok(found)
+}
+
+/// One pass of the main loop that a variant has for an architecture, if the specification has one for it.
+fn ideal(spec: &Spec, variant: &Variant, arch: Arch) -> Result<Option<Mix>, String> {
+    let environment = environment();
+    let mut found = None;
+    for (index, pass) in spec.loops.iter().enumerate() {
+        let wrong = |e| format!("loop {index}: {}: {e}", variant.name);
+        let of = Formula::new(spec, &environment, &pass.of).map_err(wrong)?;
+        if !of.holds(&variant.values, arch).map_err(wrong)? {
+            continue;
+        }
+        let mut counts = Vec::new();
+        for (name, text) in &pass.ideal {
+            let count = Formula::new(spec, &environment, text).and_then(|count| count.count(&variant.values, arch));
+            counts.push((name.as_str(), count.map_err(|e| wrong(format!("{name}: {e}")))?));
+        }
+        if found.replace(Mix::of_operations(counts.into_iter())).is_some() {
+            return Err(wrong("expected one loop for it, found two".to_owned()));
         }
     }
     Ok(found)
@@ -275,6 +318,26 @@ mod tests {
         };
         assert_eq!((count("norm__f16_v8_t256", 2), count("norm__f16_v8_t256", 0)), (1, 0));
         assert_eq!(count("norm__f16_v4_t256", 2), 0);
+    }
+
+    #[test]
+    fn ideals_are_counted_from_the_axes() {
+        let pass = "[[loop]]\nwhere = 'arch >= 80'\n[loop.ideal]\n'HMMA.16816' = 'vec * threads // 32'\nLDSM = 'vec'\n";
+        let kernel = expand(&format!("{SPEC}{pass}")).unwrap();
+        let variant = kernel.variants.iter().find(|variant| variant.name == "norm__f16_v8_t256").unwrap();
+        let ideal = kernel.ideal(variant, Arch::ALL[2]).map(|mix| mix.to_string());
+        assert_eq!(ideal.as_deref(), Some("64 HMMA.16816, 8 LDSM, 0 others"));
+        assert_eq!(kernel.ideal(variant, Arch::ALL[0]), None);
+        for (text, expected) in [
+            (format!("{pass}{pass}"), "expected one loop for it, found two"),
+            (pass.replace("'vec'", "'vec - vec'"), "LDSM: expected a whole number from 1 on, found 0"),
+            (pass.replace("'vec'", "'width'"), "found width"),
+            (pass.replace("arch >= 80", "arch +"), "loop 0"),
+            (pass.replace("arch >= 80", "arch"), "expected true or false"),
+        ] {
+            let error = expand(&format!("{SPEC}{text}")).unwrap_err();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+        }
     }
 
     #[test]

@@ -54,6 +54,11 @@ pub fn is_operation(name: &str) -> bool {
     OPERATIONS.iter().any(|(own, _)| *own == name)
 }
 
+/// Whether it is one of the tensor cores'.
+pub fn is_tensor_operation(name: &str) -> bool {
+    name.contains("MMA")
+}
+
 impl Sass {
     /// Reads the code of the kernel `name` in a cubin.
     ///
@@ -119,7 +124,29 @@ impl Mix {
 
     /// Instructions of the tensor cores.
     fn tensor(&self) -> u32 {
-        self.named.iter().filter(|(name, _)| name.contains("MMA")).map(|(_, count)| count).sum()
+        self.named.iter().filter(|(name, _)| is_tensor_operation(name)).map(|(_, count)| count).sum()
+    }
+
+    /// So many of each operation, and nothing else.
+    pub fn of_operations<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> Self {
+        let mut mix = Self::default();
+        for (name, count) in counts {
+            if let Some((own, _)) = OPERATIONS.iter().find(|(own, _)| *own == name) {
+                mix.named.insert(own, count);
+                mix.all += count;
+            }
+        }
+        mix
+    }
+
+    /// As many passes of this ideal as a compiled loop, which may be unrolled, has of its instructions of the tensor cores; at
+    /// least one. With it the share of the loop that is neither, in percent.
+    pub fn ideal_of(&self, found: &Mix) -> (Mix, u32) {
+        let tensor = self.named.keys().filter(|name| is_tensor_operation(name));
+        let passes = (tensor.map(|name| found.count(name)).sum::<u32>() / self.tensor().max(1)).max(1);
+        let ideal = Self::of_operations(self.named.iter().map(|(name, count)| (*name, count * passes)));
+        let beyond = 100 * found.all.saturating_sub(ideal.all) / found.all.max(1);
+        (ideal, beyond)
     }
 }
 
@@ -170,6 +197,26 @@ mod tests {
             assert_eq!((mix.count("HMMA.16816"), mix.all), (1, 2), "sm_{number}");
         }
         assert_eq!(sass(80, &[product, other]).main_loop(), Mix::default());
+    }
+
+    #[test]
+    fn an_ideal_has_as_many_products_as_the_loop() {
+        let ideal = Mix::of_operations([("HMMA.16816", 4), ("LDSM", 2)].into_iter());
+        assert_eq!(ideal.to_string(), "4 HMMA.16816, 2 LDSM, 0 others");
+        let found = |products, loads, all| {
+            let named = BTreeMap::from([("HMMA.16816", products), ("LDSM", loads)]);
+            let (ideal, beyond) = ideal.ideal_of(&Mix { named, all });
+            (ideal.to_string(), beyond)
+        };
+        assert_eq!(found(4, 2, 6), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 0));
+        // Unrolled; with products for rare cases; with loads that were moved out.
+        assert_eq!(found(8, 4, 16), ("8 HMMA.16816, 4 LDSM, 0 others".to_owned(), 25));
+        assert_eq!(found(9, 4, 24), ("8 HMMA.16816, 4 LDSM, 0 others".to_owned(), 50));
+        assert_eq!(found(4, 0, 4), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 0));
+        assert_eq!(found(3, 2, 8), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 25));
+        // Another instruction's are for something else.
+        let other = Mix { named: BTreeMap::from([("HMMA.1688", 8)]), all: 12 };
+        assert_eq!(ideal.ideal_of(&other).0, ideal);
     }
 
     /// An array that is indexed at run time: nvdisasm's listings have as many stores.

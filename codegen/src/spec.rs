@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::Error;
-use crate::sass::is_operation;
+use crate::sass::{is_operation, is_tensor_operation};
 
 /// One kernel's specification.
 #[derive(Debug, Deserialize, PartialEq)]
@@ -45,6 +45,9 @@ pub struct Spec {
     /// What machine code has, or lacks.
     #[serde(rename = "sass", default)]
     pub facts: Vec<Fact>,
+    /// What main loops would be if they did nothing but what they are for.
+    #[serde(rename = "loop", default)]
+    pub loops: Vec<Loop>,
 }
 
 /// Kernels are for the engine; probes exercise one primitive of `csrc/common` in the tests.
@@ -113,6 +116,18 @@ pub struct Rule {
     pub legal: String,
     /// Why not where it does not hold.
     pub why: String,
+}
+
+/// A warp's instructions in one pass of the main loop, less all that is only there to make them possible.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Loop {
+    /// Of which variants: a minijinja expression over the axes and `arch`.
+    #[serde(rename = "where")]
+    pub of: String,
+    /// How many of an operation, by nvdisasm's name: a minijinja expression over the axes and `arch`. Those of the tensor
+    /// cores that the products need, and those that bring the operands.
+    pub ideal: BTreeMap<String, String>,
 }
 
 /// Which instructions variants are made of.
@@ -222,7 +237,8 @@ fn check_problems(spec: &Spec) -> Result<(), String> {
 
 fn check_axes(spec: &Spec) -> Result<(), String> {
     if spec.axes.is_empty() {
-        let nothing = spec.rules.is_empty() && spec.fallback.is_empty() && spec.facts.is_empty();
+        let nothing = spec.rules.is_empty() && spec.fallback.is_empty();
+        let nothing = nothing && spec.facts.is_empty() && spec.loops.is_empty();
         return if nothing && spec.gate == Gate::default() {
             Ok(())
         } else {
@@ -260,6 +276,14 @@ fn check_axes(spec: &Spec) -> Result<(), String> {
     if let Some(name) = spec.facts.iter().flat_map(|fact| fact.has.iter().chain(&fact.lacks)).find(|n| !is_operation(n))
     {
         return Err(format!("sass: expected an operation that codegen/src/sass.rs knows, found {name}"));
+    }
+    for (index, pass) in spec.loops.iter().enumerate() {
+        if let Some(name) = pass.ideal.keys().find(|name| !is_operation(name)) {
+            return Err(format!("loop {index}: expected an operation that codegen/src/sass.rs knows, found {name}"));
+        }
+        if !pass.ideal.keys().any(|name| is_tensor_operation(name)) {
+            return Err(format!("loop {index}: expected an operation of the tensor cores, found none"));
+        }
     }
     let threads = spec.axes.iter().find(|axis| axis.name == "threads").ok_or("expected an axis named threads")?;
     for value in &threads.values {
@@ -355,6 +379,15 @@ mod tests {
             (format!("{GOOD}{AXES}[gate]\nwarps = 1\n"), "unknown field `warps`"),
             (format!("{GOOD}[[sass]]\nwhere = 'true'\n"), "expected an [[axis]]"),
             (format!("{GOOD}{AXES}[[sass]]\nwhere = 'true'\nhas = ['MMA']\n"), "sass: expected an operation"),
+            (format!("{GOOD}[[loop]]\nwhere = 'true'\nideal = {{ HGMMA = '4' }}\n"), "expected an [[axis]]"),
+            (
+                format!("{GOOD}{AXES}[[loop]]\nwhere = 'true'\nideal = {{ MMA = '4' }}\n"),
+                "loop 0: expected an operation",
+            ),
+            (
+                format!("{GOOD}{AXES}[[loop]]\nwhere = 'true'\nideal = {{ LDSM = '4' }}\n"),
+                "loop 0: expected an operation of",
+            ),
         ];
         for (text, expected) in cases {
             let error = parse(&text).unwrap_err();

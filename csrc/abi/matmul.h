@@ -14,18 +14,28 @@
  * that keeps a tile in registers. */
 #define BURRSTONE_MATMUL_GATES 8
 
+/* What the two blocks of a pair both multiply, and bring each other halves of: neighbours along n the rows of x, along m those
+ * of the weight. */
+#define BURRSTONE_MATMUL_PAIR_X 1
+#define BURRSTONE_MATMUL_PAIR_WEIGHT 2
+
+/* Types of eight bits that out may have. */
+#define BURRSTONE_MATMUL_E4M3 1
+#define BURRSTONE_MATMUL_I8 2
+
 /* out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
  * of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
- * is rounded to out's type first. */
+ * is rounded to x's type first, if out is not f32. */
 typedef struct matmul_args {
-    /* x and the weight in boxes of 64 elements of k and a tile's rows, with a swizzle of 128 bytes: on Hopper, where
-     * rows are grains of 16 bytes; zeros elsewhere. */
+    /* x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
+     * 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere. */
     tensor_map x_boxes;
     tensor_map weight_boxes;
     device_ptr x;        /* [m, k] */
     device_ptr weight;   /* [n, k] */
     device_ptr bias;     /* [n] or 0 */
     device_ptr out;      /* [m, columns] */
+    device_ptr scale;    /* f32 [1]: with codes, what results are divided by; or 0 */
     /* u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, spans,
      * tile]: sums. At a multiple of 16 bytes; not used with one split. */
     device_ptr workspace;
@@ -35,6 +45,12 @@ typedef struct matmul_args {
     uint32_t splits;     /* blocks that share the spans of a tile: at least 1, at most the spans */
     uint32_t columns;    /* n; with an activation the number of gates */
     uint32_t activation; /* one of abi/activation.h, for outputs of x's type; or 0 */
+    /* One of the above in clusters of two blocks, on Hopper, with boxes and one split; or 0. */
+    uint32_t pair;
+    /* One of the types above that results of x's type are rounded to, saturating: then columns, and the address of out,
+     * are multiples of 4; or 0. */
+    uint32_t codes;
+    uint32_t padding[12];
 } matmul_args;
 
 #endif

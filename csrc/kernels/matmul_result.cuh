@@ -1,4 +1,4 @@
-// From a tile's sums to its results: sums of other blocks, the way through shared memory, bias, rounding, gates.
+// From a tile's sums to its results: sums of other blocks, the way through shared memory, bias, rounding, gates, codes.
 #ifndef BURRSTONE_KERNELS_MATMUL_RESULT_CUH
 #define BURRSTONE_KERNELS_MATMUL_RESULT_CUH
 
@@ -63,11 +63,46 @@ template <class V> BURRSTONE_DEVICE void add_partials(const matmul_args &args, c
     }
 }
 
-// Results that can be gates: those of the activations' own type.
-template <class V> constexpr bool HAS_GATES = sizeof(typename V::out) == sizeof(typename V::dtype);
+// Results of the activations' own type can be gates, and can be quantized.
+template <class V> constexpr bool IS_ACTIVATION = sizeof(typename V::out) == sizeof(typename V::dtype);
+
+// Where results go: as they are, or as codes.
+template <class V> struct MatmulOut {
+    using Out = typename V::out;
+
+    device_ptr first;
+    uint32_t codes;
+    float scale = 1.0f, inverse = 1.0f;
+
+    // `codes`: args.codes, or 0.
+    BURRSTONE_DEVICE MatmulOut(const matmul_args &args, uint32_t codes) : first(args.out), codes(codes) {
+        if (!codes) return;
+        scale = load(pointer<const float>(args.scale));
+        inverse = 1.0f / scale;
+    }
+
+    // N neighbours, the first of which is result number `at`.
+    template <int N> BURRSTONE_DEVICE void store(uint64_t at, vec<Out, N> results) const {
+        if (!codes) return burrstone::store(pointer<vec<Out, N>>(first + at * sizeof(Out)), results);
+        vec<uint8_t, N> bytes;
+        BURRSTONE_UNROLL
+        for (int e = 0; e < N; ++e) bytes.v[e] = code(results.v[e]);
+        burrstone::store(pointer<vec<uint8_t, N>>(first + at), bytes);
+    }
+
+  private:
+    BURRSTONE_DEVICE uint8_t code(Out result) const {
+        // The quotient, rounded once (Markstein, 1990): a division of each result would be half of the kernel. What overflows
+        // saturates.
+        const float y = to_float(result), near = y * inverse;
+        const float ratio = abs_(near) < 1e30f ? fma_(fma_(-near, scale, y), inverse, near) : near;
+        return codes == BURRSTONE_MATMUL_E4M3 ? from_float<e4m3>(ratio).bits : uint8_t(from_float<i8>(ratio));
+    }
+};
 
 // The item's tile. Its rows of four leave side by side. GATED: in shared memory gates lie before what they let through.
-template <class V, bool GATED>
+// CODES: results may be codes.
+template <class V, bool GATED, bool CODES>
 BURRSTONE_DEVICE void store_rows(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums, MatmulRows<V> &rows) {
     using T = typename V::dtype;
     using Out = typename V::out;
@@ -97,9 +132,10 @@ BURRSTONE_DEVICE void store_rows(const matmul_args &args, const MatmulItem<V> &i
         return rounded;
     };
     const uint64_t first_column = item.first_n / (V::n / COLUMNS);
-    const bool whole = (args.out | args.columns * sizeof(Out)) % (PIECE * sizeof(Out)) == 0;
-    // Activations are long: one copy of them is enough.
-    [[maybe_unused]] constexpr int TOGETHER = GATED ? 1 : (PIECES + V::threads - 1) / V::threads;
+    const MatmulOut<V> to(args, CODES ? args.codes : 0);
+    const bool whole = to.codes || (args.out | args.columns * sizeof(Out)) % (PIECE * sizeof(Out)) == 0;
+    // Activations and codes are long: one copy of them is enough.
+    [[maybe_unused]] constexpr int TOGETHER = GATED || CODES ? 1 : (PIECES + V::threads - 1) / V::threads;
     BURRSTONE_UNROLL_BY(TOGETHER)
     for (int p = 0; p < PIECES; p += V::threads) {
         const unsigned index = p + thread_index();
@@ -115,23 +151,24 @@ BURRSTONE_DEVICE void store_rows(const matmul_args &args, const MatmulItem<V> &i
             BURRSTONE_UNROLL
             for (int e = 0; e < PIECE; ++e) result.v[e] = from_float<Out>(gated(args.activation, result.v[e], ups.v[e]));
         }
-        Out *to = pointer<Out>(args.out) + m * args.columns + to_column;
+        const uint64_t place = m * args.columns + to_column;
         if (whole) {
-            store(reinterpret_cast<vec<Out, PIECE> *>(to), result);
+            to.store(place, result);
         } else {
             BURRSTONE_UNROLL
             for (int e = 0; e < PIECE; ++e)
-                if (to_column + e < args.columns) store(to + e, result.v[e]);
+                if (to_column + e < args.columns) store(pointer<Out>(args.out) + place + e, result.v[e]);
         }
     }
 }
 
 template <class V>
 BURRSTONE_DEVICE void store_tile(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums, MatmulRows<V> &rows) {
-    if constexpr (HAS_GATES<V>) {
-        if (args.activation) return store_rows<V, true>(args, item, sums, rows);
+    if constexpr (IS_ACTIVATION<V>) {
+        if (args.activation) return store_rows<V, true, true>(args, item, sums, rows);
+        if (args.codes) return store_rows<V, false, true>(args, item, sums, rows);
     }
-    store_rows<V, false>(args, item, sums, rows);
+    store_rows<V, false, false>(args, item, sums, rows);
 }
 
 } // namespace burrstone

@@ -86,30 +86,51 @@ template <class V> struct MatmulTile {
     static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
 };
 
+// The tiles of a product, or where blocks are pairs the pairs of tiles that they compute side by side.
+template <class V> struct MatmulGrid {
+    // 1 along n, or along m, where pairs are neighbours.
+    unsigned by_n, by_m;
+    unsigned columns, rows;
+
+    BURRSTONE_DEVICE explicit MatmulGrid(const matmul_args &args) {
+        const uint32_t pair = MatmulTile<V>::GROUP ? args.pair : 0;
+        by_n = pair == BURRSTONE_MATMUL_PAIR_X;
+        by_m = pair == BURRSTONE_MATMUL_PAIR_WEIGHT;
+        columns = ((args.n + V::n - 1) / V::n + by_n) >> by_n;
+        rows = ((args.m + V::m - 1) / V::m + by_m) >> by_m;
+    }
+
+    BURRSTONE_DEVICE unsigned size() const { return columns * rows; }
+    // Tiles, those beyond the matrix too that complete a pair.
+    BURRSTONE_DEVICE unsigned tiles() const { return size() << (by_n | by_m); }
+};
+
 // What a block computes at a time: spans of a tile.
 template <class V> struct MatmulItem {
     unsigned tile;
     // The tile's first token and first row of the weight.
-    uint64_t first_m, first_n;
+    uint32_t first_m, first_n;
     // Stages of k.
     uint32_t first, end;
     // Of the whole of k.
     uint32_t spans;
 
-    // Item `number` of tiles times splits.
+    // Item `number` of tiles times splits; two items from an even one on are a pair's.
     BURRSTONE_DEVICE MatmulItem(const matmul_args &args, unsigned number) {
         using Tile = MatmulTile<V>;
-        const unsigned tiles_n = (args.n + V::n - 1) / V::n, tiles_m = (args.m + V::m - 1) / V::m;
-        tile = number % (tiles_n * tiles_m);
+        const MatmulGrid<V> grid(args);
+        const unsigned piece = number >> (grid.by_n | grid.by_m);
+        tile = piece % grid.size();
 
         // Blocks that run side by side share rows of x and of the weight: tiles are numbered down bands of eight tiles of x.
         constexpr unsigned BAND = 8;
-        const unsigned band = tile / (BAND * tiles_n), inside = tile % (BAND * tiles_n);
-        const unsigned height = tiles_m - band * BAND < BAND ? tiles_m - band * BAND : BAND;
-        first_m = uint64_t(band * BAND + inside % height) * V::m;
-        first_n = uint64_t(inside / height) * V::n;
+        const unsigned band = tile / (BAND * grid.columns), inside = tile % (BAND * grid.columns);
+        const unsigned height = grid.rows - band * BAND < BAND ? grid.rows - band * BAND : BAND;
+        const unsigned tile_m = band * BAND + inside % height, tile_n = inside / height;
+        first_m = (tile_m << grid.by_m | (number & grid.by_m)) * V::m;
+        first_n = (tile_n << grid.by_n | (number & grid.by_n)) * V::n;
 
-        const uint32_t split = number / (tiles_n * tiles_m), stages = (args.k + Tile::K - 1) / Tile::K;
+        const uint32_t split = piece / grid.size(), stages = (args.k + Tile::K - 1) / Tile::K;
         spans = (stages + Tile::SPAN - 1) / Tile::SPAN;
         first = uint32_t(uint64_t(split) * spans / args.splits) * Tile::SPAN;
         const uint32_t behind = uint32_t(uint64_t(split + 1) * spans / args.splits) * Tile::SPAN;
@@ -148,7 +169,7 @@ template <class V> struct MatmulCopies {
 
     // The thread's first row of each operand at its grain, and the rows that there are from that one on.
     const T *weight, *x;
-    int64_t weight_rows, x_rows;
+    int32_t weight_rows, x_rows;
     uint32_t k;
     // Whether all grains are whole and aligned; see has_grains.
     bool whole;
@@ -156,10 +177,10 @@ template <class V> struct MatmulCopies {
     BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, const MatmulItem<V> &item) {
         k = args.k;
         whole = has_grains<T>(args.x | args.weight, k);
-        weight = pointer<const T>(args.weight) + (item.first_n + row()) * k;
-        x = pointer<const T>(args.x) + (item.first_m + row()) * k;
-        weight_rows = int64_t(args.n) - int64_t(item.first_n + row());
-        x_rows = int64_t(args.m) - int64_t(item.first_m + row());
+        weight = pointer<const T>(args.weight) + uint64_t(item.first_n + row()) * k;
+        x = pointer<const T>(args.x) + uint64_t(item.first_m + row()) * k;
+        weight_rows = int32_t(args.n - (item.first_n + row()));
+        x_rows = int32_t(args.m - (item.first_m + row()));
     }
 
     // The last threads of a block copy, or all.

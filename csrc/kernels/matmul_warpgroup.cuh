@@ -4,11 +4,14 @@
 // multiplied, and runs ahead of the warpgroups that multiply, from item to item: while they store a tile, the first stages
 // of the next one arrive. Each place of the ring of stages has two barriers: copies arrive at `full`, the warps that are
 // done with a stage at `empty`.
+//
+// Two blocks of a cluster may be a pair, with tiles side by side. Of the operand that both multiply each brings half of a
+// stage, to both; a stage is free where the warps of both are done with it.
 #ifndef BURRSTONE_KERNELS_MATMUL_WARPGROUP_CUH
 #define BURRSTONE_KERNELS_MATMUL_WARPGROUP_CUH
 
+#include "common/cluster.cuh"
 #include "common/register_budget.cuh"
-#include "common/tma.cuh"
 #include "common/wgmma.cuh"
 #include "kernels/matmul_result.cuh"
 
@@ -34,37 +37,63 @@ template <class V> struct MatmulPlace {
 
 // Calls f(item) for each of the block's items.
 template <class V, class F> BURRSTONE_DEVICE void each_item(const matmul_args &args, F f) {
-    const unsigned tiles = (args.n + V::n - 1) / V::n * ((args.m + V::m - 1) / V::m);
+    const unsigned items = MatmulGrid<V>(args).tiles() * args.splits;
     BURRSTONE_ROLLED
-    for (unsigned number = block_index_x(); number < tiles * args.splits; number += grid_size_x())
+    for (unsigned number = block_index_x(); number < items; number += grid_size_x())
         f(MatmulItem<V>(args, number));
 }
 
-// The warpgroup that copies. Rows of whole grains are one thread's work; ragged ones are copied by all, element by element.
-template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, MatmulRing<V> &ring, bool whole) {
-    using T = typename V::dtype;
+// Brings a stage, as boxes: of what a pair shares this block's half, to both.
+template <class V>
+BURRSTONE_DEVICE void bring_stage(const matmul_args &args, MatmulRing<V> &ring, MatmulPlace<V> place, const MatmulItem<V> &item,
+                                  uint32_t stage) {
     using Tile = MatmulTile<V>;
-    if (whole && MatmulCopies<V>::copier() != 0) return;
+    constexpr uint32_t BOTH = 3;
+    const uint32_t full = ring.full.address(place.at), k = stage * Tile::K;
+    const auto to = [&](unsigned row) { return ring.tiles.address(place.element() + row * Tile::K); };
+    const auto from = [&](uint64_t row) { return Coordinates{int32_t(k), int32_t(row)}; };
+    mbarrier_arrive_expect(full, Tile::STAGE * sizeof(typename V::dtype));
+    if (args.pair == BURRSTONE_MATMUL_PAIR_WEIGHT) {
+        const unsigned half = cluster_rank() * (V::n / 2);
+        tensor_multicast(to(half), args.weight_boxes, from(item.first_n + half), full, BOTH);
+    } else {
+        tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
+    }
+    if (args.pair == BURRSTONE_MATMUL_PAIR_X) {
+        const unsigned half = cluster_rank() * (V::m / 2);
+        tensor_multicast(to(V::n + half), args.x_boxes, from(item.first_m + half), full, BOTH);
+    } else {
+        tensor_load(to(V::n), args.x_boxes, from(item.first_m), full);
+    }
+}
+
+// Calls f(item, stage, place) for each stage of the block's items, once its place is free.
+template <class V, class F> BURRSTONE_DEVICE void each_free_stage(const matmul_args &args, const MatmulRing<V> &ring, F f) {
     MatmulPlace<V> place;
     each_item<V>(args, [&](const MatmulItem<V> &item) {
         BURRSTONE_ROLLED
         for (uint32_t stage = item.first; stage < item.end; ++stage, place.advance()) {
-            const uint32_t full = ring.full.address(place.at);
             mbarrier_wait(ring.empty.address(place.at), place.parity ^ 1);
-            if (whole) {
-                const auto to = [&](unsigned row) { return ring.tiles.address(place.element() + row * Tile::K); };
-                const auto from = [&](uint64_t row) { return Coordinates{int32_t(stage * Tile::K), int32_t(row)}; };
-                mbarrier_arrive_expect(full, Tile::STAGE * sizeof(T));
-                tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
-                tensor_load(to(V::n), args.x_boxes, from(item.first_m), full);
-            } else {
-                const MatmulCopies<V> copies(args, item);
-                copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.grain() * GRAIN);
-                fence_async();
-                mbarrier_arrive(full);
-            }
+            f(item, stage, place);
         }
     });
+}
+
+// The warpgroup that copies. Rows of whole grains are one thread's work; ragged ones are copied by all, element by element.
+template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, MatmulRing<V> &ring, bool whole) {
+    using Tile = MatmulTile<V>;
+    if (!whole) {
+        each_free_stage<V>(args, ring, [&](const MatmulItem<V> &item, uint32_t stage, MatmulPlace<V> place) {
+            const MatmulCopies<V> copies(args, item);
+            copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.grain() * GRAIN);
+            fence_async();
+            mbarrier_arrive(ring.full.address(place.at));
+        });
+    } else if (MatmulCopies<V>::copier() == 0) {
+        each_free_stage<V>(args, ring, [&](const MatmulItem<V> &item, uint32_t stage, MatmulPlace<V> place) {
+            bring_stage<V>(args, ring, place, item, stage);
+        });
+    }
 }
 
 // Starts the products of the thread's warpgroup with a stage. Stages lie as 128-byte swizzles do.
@@ -85,10 +114,11 @@ BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const MatmulRing<V> &r
     wgmma_commit();
 }
 
-// The thread's warp is done with a stage.
-template <class V> BURRSTONE_DEVICE void release_stage(const MatmulRing<V> &ring, MatmulPlace<V> place) {
+// The thread's warp is done with a stage. `others`: where `empty` of the other block of a pair is, or 0.
+template <class V> BURRSTONE_DEVICE void release_stage(const MatmulRing<V> &ring, MatmulPlace<V> place, uint32_t others) {
     sync_warp();
     if (lane_index() == 0) mbarrier_arrive(ring.empty.address(place.at));
+    if (others && lane_index() == 1) mbarrier_arrive_cluster(others + place.at * sizeof(uint64_t));
 }
 
 // The item's tile, from registers. A thread has two rows of the weight, eight apart, for two tokens in each eight: where
@@ -141,12 +171,12 @@ template <class V> struct MatmulStore {
     }
 
     // Of 16 bits: the eight lanes that have the same tokens exchange sums until each has four neighbouring rows of one
-    // token, so that four lanes fill a sector.
-    BURRSTONE_DEVICE void pieces(Out *out, MatmulSums<V> &sums) const {
+    // token, so that four lanes fill a sector; half of one, of codes.
+    BURRSTONE_DEVICE void pieces(const MatmulOut<V> &out, MatmulSums<V> &sums) const {
         const unsigned lane = lane_index() / 4;
         const bool odd = lane % 2 == 1, high = lane / 2 % 2 == 1;
         const int first = high * 8 + int(lane) / 4 * PIECE - int(lane);
-        Out *to = out + (token + odd) * columns + row + first;
+        uint64_t to = (token + odd) * columns + row + first;
         const auto exchange = [](vec<Out, 2> given, unsigned flip) {
             return bit_cast<vec<Out, 2>>(shfl_xor(bit_cast<uint32_t>(given), flip));
         };
@@ -162,23 +192,24 @@ template <class V> struct MatmulStore {
             const vec<Out, 2> kept = high ? behind : low, got = exchange(high ? low : behind, 8);
             const vec<Out, 2> left = high ? got : kept, right = high ? kept : got;
             if (eight * 8 + odd < tokens && first < rows)
-                store(reinterpret_cast<vec<Out, PIECE> *>(to), vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
+                out.store(to, vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
         }
     }
 
-    // Gated, one by one: the eight lanes that have the same tokens fill half a sector, all that a warp has of a token.
-    BURRSTONE_DEVICE void gates(Out *out, MatmulSums<V> &sums, uint32_t activation) const {
+    // Gated, one by one: the eight lanes that have the same tokens fill half a sector, all that a warp has of a token;
+    // a quarter, of codes.
+    BURRSTONE_DEVICE void gates(const MatmulOut<V> &out, MatmulSums<V> &sums, uint32_t activation) const {
         static_assert(BURRSTONE_MATMUL_GATES == 8, "as the fragments are");
         const uint64_t column = row / 16 * 8 + row % 8;
         if (column >= columns) return;
-        Out *to = out + token * columns + column;
+        uint64_t to = token * columns + column;
         BURRSTONE_UNROLL
         for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
             BURRSTONE_UNROLL
             for (int t = 0; t < 2; ++t) {
                 if (eight * 8 + t >= tokens) continue;
                 const Out gate = rounded(sums, eight, 0, t), up = rounded(sums, eight, 1, t);
-                store(to + t * uint64_t(columns), from_float<Out>(gated(activation, gate, up)));
+                out.store(to + t * uint64_t(columns), vec<Out, 1>{from_float<Out>(gated(activation, gate, up))});
             }
         }
     }
@@ -188,12 +219,13 @@ template <class V> BURRSTONE_DEVICE void store_sums(const matmul_args &args, con
     using Out = typename V::out;
     using Store = MatmulStore<V>;
     const Store to(args, item);
-    Out *out = pointer<Out>(args.out);
-    if constexpr (HAS_GATES<V>) {
+    if constexpr (IS_ACTIVATION<V>) {
+        const MatmulOut<V> out(args, args.codes);
         if (args.activation) return to.gates(out, sums, args.activation);
-        if ((args.out | args.columns * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0) return to.pieces(out, sums);
+        if (out.codes || (args.out | args.columns * sizeof(Out)) % (Store::PIECE * sizeof(Out)) == 0)
+            return to.pieces(out, sums);
     }
-    to.singles(out, sums);
+    to.singles(pointer<Out>(args.out), sums);
 }
 
 // The warpgroups that multiply.
@@ -202,6 +234,7 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
     MatmulPlace<V> place;
     MatmulSums<V> sums, result;
     sums.clear();
+    const uint32_t others = args.pair ? cluster_address(ring.empty.address(0), cluster_rank() ^ 1) : 0;
     each_item<V>(args, [&](const MatmulItem<V> &item) {
         result.clear();
         BURRSTONE_ROLLED
@@ -215,12 +248,12 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
                 // One stage's products run while the next one's are started.
                 if (stage != first) {
                     wgmma_wait<1>();
-                    release_stage<V>(ring, before);
+                    release_stage<V>(ring, before, others);
                 }
                 before = place;
             }
             wgmma_wait<0>(sums.v[0]);
-            release_stage<V>(ring, before);
+            release_stage<V>(ring, before, others);
             if (args.splits == 1) result.add(sums);
             else store_partial<V>(args, uint64_t(item.tile) * item.spans + first / Tile::SPAN, sums);
         }
@@ -242,11 +275,12 @@ template <class V> BURRSTONE_DEVICE void multiply_by_warpgroups(const matmul_arg
         BURRSTONE_ROLLED
         for (int stage = 0; stage < V::stages; ++stage) {
             mbarrier_init(ring.full.address(stage), whole ? 1 : Tile::COPYING);
-            mbarrier_init(ring.empty.address(stage), Tile::THREADS / WARP);
+            mbarrier_init(ring.empty.address(stage), Tile::THREADS / WARP * (args.pair ? 2 : 1));
         }
         mbarrier_fence_init();
     }
-    sync_block();
+    if (args.pair) cluster_sync();
+    else sync_block();
     if (thread_index() >= unsigned(Tile::THREADS)) {
         if constexpr (GIVES) give_registers<COPYING>();
         copy_stages<V>(args, ring, whole);
@@ -254,6 +288,10 @@ template <class V> BURRSTONE_DEVICE void multiply_by_warpgroups(const matmul_arg
         if constexpr (GIVES) take_registers<MULTIPLYING>();
         multiply_items<V>(args, ring);
     }
+    if (!args.pair) return;
+    // The other block may still bring something, and release what this one has brought.
+    sync_warp();
+    cluster_sync();
 }
 
 } // namespace burrstone

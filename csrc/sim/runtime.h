@@ -14,6 +14,8 @@ struct burrstone_sim_thread {
     uint32_t threads;
     uint32_t block[3];
     uint32_t grid[3];
+    // The block's number in its cluster.
+    uint32_t rank;
 };
 
 // The running thread.
@@ -43,6 +45,9 @@ void burrstone_sim_sync_warp(uint32_t mask, const char *file, uint32_t line);
 // warp come from the same line.
 void burrstone_sim_barrier(uint32_t id, uint32_t threads, bool wait, const char *file, uint32_t line);
 
+// Barrier of all threads of the cluster.
+void burrstone_sim_cluster_sync(const char *file, uint32_t line);
+
 // Checks an access to global memory: bounds, alignment.
 void burrstone_sim_global(const void *address, uint32_t bytes, uint32_t access, const char *file, uint32_t line);
 // Checks an access to shared memory at `offset` bytes into an array: bounds, alignment, initialisation, races.
@@ -52,6 +57,8 @@ void burrstone_sim_shared(const void *array, uint32_t array_bytes, uint64_t offs
 void *burrstone_sim_shared_at(uint32_t address, uint32_t bytes, uint32_t access, const char *file, uint32_t line);
 // The address in the shared window.
 uint32_t burrstone_sim_shared_address(const void *pointer, const char *file, uint32_t line);
+// The address of the same byte of block `rank`, in the window of the cluster.
+uint32_t burrstone_sim_cluster_address(uint32_t address, uint32_t rank, const char *file, uint32_t line);
 
 // Asynchronous copies of the calling thread; see common/cp_async.cuh.
 void burrstone_sim_cp_async(uint32_t shared, const void *global, uint32_t bytes, uint32_t valid, const char *file,
@@ -63,6 +70,8 @@ void burrstone_sim_cp_async_arrive(uint32_t mbarrier, const char *file, uint32_t
 // Barriers in shared memory; see common/mbarrier.cuh.
 void burrstone_sim_mbarrier_init(uint32_t barrier, uint32_t count, const char *file, uint32_t line);
 void burrstone_sim_mbarrier_arrive(uint32_t barrier, uint32_t arrivals, uint32_t bytes, const char *file, uint32_t line);
+// `barrier` is an address in the window of the cluster.
+void burrstone_sim_mbarrier_arrive_cluster(uint32_t barrier, const char *file, uint32_t line);
 void burrstone_sim_mbarrier_wait(uint32_t barrier, uint32_t parity, const char *file, uint32_t line);
 
 // Orders the thread's writes to shared memory before later reads by bulk copies and wgmma.
@@ -75,6 +84,9 @@ void burrstone_sim_bulk_store(void *global, uint32_t shared, uint32_t bytes, con
 // The same for a box of a tensor; `map` is a descriptor of src/device/sim/tensor_map.rs.
 void burrstone_sim_tensor_load(uint32_t shared, const void *map, const int32_t *coordinates, uint32_t dimensions,
                                uint32_t mbarrier, const char *file, uint32_t line);
+// To all blocks of the cluster that `blocks` has a bit of.
+void burrstone_sim_tensor_multicast(uint32_t shared, const void *map, const int32_t *coordinates, uint32_t dimensions,
+                                    uint32_t mbarrier, uint32_t blocks, const char *file, uint32_t line);
 void burrstone_sim_tensor_store(const void *map, const int32_t *coordinates, uint32_t dimensions, uint32_t shared,
                                 const char *file, uint32_t line);
 void burrstone_sim_bulk_commit(const char *file, uint32_t line);

@@ -26,6 +26,9 @@ pub struct Launch<'a> {
     pub variant: &'static Variant,
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
+    /// Neighbours along x that run together and reach each other's shared memory, a divisor of the grid; 1 where no blocks
+    /// do. Clusters come with Hopper.
+    pub cluster: u32,
     /// The kernel's argument struct.
     pub args: &'a [u8],
     /// The problem, for errors.
@@ -76,6 +79,12 @@ pub(super) trait Driver: Send + Sync {
     /// The arguments' addresses are those of memory of this device that is as large as the kernel's contract for the
     /// argument struct says.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+
+    /// What libraries enqueue their work on, of a GPU.
+    #[cfg(feature = "cuda")]
+    fn cuda_stream(&self) -> Option<&std::sync::Arc<cudarc::driver::CudaStream>> {
+        None
+    }
 
     /// Waits until everything enqueued so far is done.
     fn wait(&self) -> Result<()>;

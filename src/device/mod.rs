@@ -25,7 +25,9 @@ mod variant;
 pub use bytes::Bytes;
 pub use card::Card;
 #[cfg(feature = "cuda")]
-pub use cuda::Element;
+pub(crate) use cuda::Product;
+#[cfg(feature = "cuda")]
+pub use cuda::{CublasLt, Element};
 pub use driver::DeviceInfo;
 pub(crate) use driver::Launch;
 pub use memory::{Memory, Readback};

@@ -16,7 +16,7 @@ pub struct SimOptions {
     /// The architecture whose variants it runs: one of [`ARCHS`].
     pub arch: u32,
     /// Multiprocessors: what is chosen by their number is to be what a GPU with as many chooses. The simulator runs one
-    /// block at a time. `None`: those of a card of the architecture.
+    /// block, or cluster, at a time. `None`: those of a card of the architecture.
     pub processors: Option<u32>,
     /// Decides every order that CUDA leaves open.
     pub seed: u64,
@@ -75,7 +75,7 @@ struct Machine {
 
 /// One piece of work.
 enum Work {
-    Launch { variant: &'static Variant, grid: [u32; 3], args: Vec<u8>, shape: String },
+    Launch { variant: &'static Variant, grid: [u32; 3], cluster: u32, args: Vec<u8>, shape: String },
     CopyToHost { address: u64, to: HostAddress, bytes: usize },
     Clear { address: u64, bytes: usize },
 }
@@ -95,9 +95,9 @@ fn failed(reason: impl ToString) -> Error {
 impl Machine {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
-            Work::Launch { variant, grid, args, shape } => {
+            Work::Launch { variant, grid, cluster, args, shape } => {
                 // SAFETY: who enqueued the launch promised that these are the variant's arguments.
-                let stats = unsafe { self.simulator.launch(variant, *grid, args) }
+                let stats = unsafe { self.simulator.launch(variant, *grid, *cluster, args) }
                     .map_err(|fault| failed(format_args!("{fault} ({shape})")))?;
                 if self.count {
                     self.stats.lock().unwrap_or_else(PoisonError::into_inner).push((variant.name, stats));
@@ -185,6 +185,7 @@ impl Driver for Sim {
         self.enqueue(Work::Launch {
             variant: launch.variant,
             grid: launch.grid,
+            cluster: launch.cluster,
             args: launch.args.to_vec(),
             shape: launch.shape.to_string(),
         })

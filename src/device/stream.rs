@@ -193,6 +193,12 @@ impl Stream {
         unsafe { self.driver().launch(launch) }
     }
 
+    /// Counts a launch that a library makes.
+    #[cfg(feature = "cuda")]
+    pub(super) fn count_launch(&self) {
+        count(&self.0.counts.launches);
+    }
+
     /// Records what `work` enqueues instead of doing it. Memory that it uses lives as long as the graph, even if it is
     /// dropped before.
     ///
@@ -230,7 +236,7 @@ impl Stream {
         }
     }
 
-    fn not_capturing(&self, what: &str) -> Result<()> {
+    pub(super) fn not_capturing(&self, what: &str) -> Result<()> {
         if self.0.capturing.load(Ordering::Acquire) {
             return Err(self.error(format_args!("{what} while a graph is being captured")));
         }

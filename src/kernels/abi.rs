@@ -7,6 +7,10 @@ pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
 pub const BURRSTONE_MATMUL_SPAN: u32 = 512;
 pub const BURRSTONE_MATMUL_COUNTERS: u32 = 4096;
 pub const BURRSTONE_MATMUL_GATES: u32 = 8;
+pub const BURRSTONE_MATMUL_PAIR_X: u32 = 1;
+pub const BURRSTONE_MATMUL_PAIR_WEIGHT: u32 = 2;
+pub const BURRSTONE_MATMUL_E4M3: u32 = 1;
+pub const BURRSTONE_MATMUL_I8: u32 = 2;
 /// An address in the device's memory; 0 where an optional array is absent.
 pub type device_ptr = u64;
 /// One sequence's share of a batch.
@@ -366,13 +370,13 @@ const _: () = {
 };
 /// out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
 /// of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
-/// is rounded to out's type first.
+/// is rounded to x's type first, if out is not f32.
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct matmul_args {
-    /// x and the weight in boxes of 64 elements of k and a tile's rows, with a swizzle of 128 bytes: on Hopper, where
-    /// rows are grains of 16 bytes; zeros elsewhere.
+    /// x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
+    /// 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere.
     pub x_boxes: tensor_map,
     pub weight_boxes: tensor_map,
     /// [m, k]
@@ -383,6 +387,8 @@ pub struct matmul_args {
     pub bias: device_ptr,
     /// [m, columns]
     pub out: device_ptr,
+    /// f32 [1]: with codes, what results are divided by; or 0
+    pub scale: device_ptr,
     /// u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, spans,
     /// tile]: sums. At a multiple of 16 bytes; not used with one split.
     pub workspace: device_ptr,
@@ -395,10 +401,16 @@ pub struct matmul_args {
     pub columns: u32,
     /// one of abi/activation.h, for outputs of x's type; or 0
     pub activation: u32,
+    /// One of the above in clusters of two blocks, on Hopper, with boxes and one split; or 0.
+    pub pair: u32,
+    /// One of the types above that results of x's type are rounded to, saturating: then columns, and the address of out,
+    /// are multiples of 4; or 0.
+    pub codes: u32,
+    pub padding: [u32; 12usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 320usize];
+    ["Size of matmul_args"][::core::mem::size_of::<matmul_args>() - 384usize];
     ["Alignment of matmul_args"][::core::mem::align_of::<matmul_args>() - 64usize];
     ["Offset of field: matmul_args::x_boxes"][::core::mem::offset_of!(matmul_args, x_boxes) - 0usize];
     ["Offset of field: matmul_args::weight_boxes"][::core::mem::offset_of!(matmul_args, weight_boxes) - 128usize];
@@ -406,13 +418,17 @@ const _: () = {
     ["Offset of field: matmul_args::weight"][::core::mem::offset_of!(matmul_args, weight) - 264usize];
     ["Offset of field: matmul_args::bias"][::core::mem::offset_of!(matmul_args, bias) - 272usize];
     ["Offset of field: matmul_args::out"][::core::mem::offset_of!(matmul_args, out) - 280usize];
-    ["Offset of field: matmul_args::workspace"][::core::mem::offset_of!(matmul_args, workspace) - 288usize];
-    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 296usize];
-    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 300usize];
-    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 304usize];
-    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 308usize];
-    ["Offset of field: matmul_args::columns"][::core::mem::offset_of!(matmul_args, columns) - 312usize];
-    ["Offset of field: matmul_args::activation"][::core::mem::offset_of!(matmul_args, activation) - 316usize];
+    ["Offset of field: matmul_args::scale"][::core::mem::offset_of!(matmul_args, scale) - 288usize];
+    ["Offset of field: matmul_args::workspace"][::core::mem::offset_of!(matmul_args, workspace) - 296usize];
+    ["Offset of field: matmul_args::m"][::core::mem::offset_of!(matmul_args, m) - 304usize];
+    ["Offset of field: matmul_args::n"][::core::mem::offset_of!(matmul_args, n) - 308usize];
+    ["Offset of field: matmul_args::k"][::core::mem::offset_of!(matmul_args, k) - 312usize];
+    ["Offset of field: matmul_args::splits"][::core::mem::offset_of!(matmul_args, splits) - 316usize];
+    ["Offset of field: matmul_args::columns"][::core::mem::offset_of!(matmul_args, columns) - 320usize];
+    ["Offset of field: matmul_args::activation"][::core::mem::offset_of!(matmul_args, activation) - 324usize];
+    ["Offset of field: matmul_args::pair"][::core::mem::offset_of!(matmul_args, pair) - 328usize];
+    ["Offset of field: matmul_args::codes"][::core::mem::offset_of!(matmul_args, codes) - 332usize];
+    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 336usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]

@@ -39,6 +39,23 @@ impl Call<'_> {
         args: &impl Pod,
         shape: &dyn fmt::Display,
     ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_clusters(stream, variant, blocks, 1, args, shape) }
+    }
+
+    /// The same in clusters of so many neighbours along x, a divisor of their number.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    pub unsafe fn launch_clusters(
+        &self,
+        stream: &Stream,
+        variant: &'static Variant,
+        blocks: [usize; 3],
+        cluster: u32,
+        args: &impl Pod,
+        shape: &dyn fmt::Display,
+    ) -> Result<()> {
         self.check(variant)?;
         let mut grid = [0; 3];
         for ((to, blocks), (axis, limit)) in
@@ -52,7 +69,7 @@ impl Call<'_> {
         }
         let args = bytemuck::bytes_of(args);
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(&Launch { variant, grid, args, shape }) }
+        unsafe { stream.launch(&Launch { variant, grid, cluster, args, shape }) }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::device::{Value, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`; the weight is `[n, k]`, a gate's has
+/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`, a quantized one too; the weight is `[n, k]`, a gate's has
 /// as many rows again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatMulShape {
@@ -27,8 +27,19 @@ pub struct MatMulPlan {
     pub variant: &'static Variant,
     /// Blocks that share the spans of k of a tile, at most as many as there are spans. More than one needs a workspace.
     pub splits: usize,
+    /// Whether blocks are pairs, which bring each other half of what both multiply. On Hopper, with one split.
+    pub pair: Option<MatMulPair>,
     /// What the model expects.
     pub seconds: f64,
+}
+
+/// What the two blocks of a cluster both multiply, with tiles side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatMulPair {
+    /// Rows of x: the tiles are neighbours along n.
+    X,
+    /// Rows of the weight: the tiles are neighbours along m.
+    Weight,
 }
 
 /// Words of a workspace that count arrivals: tiles of a product whose tiles are shared.
@@ -50,7 +61,9 @@ impl MatMulShape {
             80..90 => "m16n8k16",
             _ => "m64k16",
         };
-        [("dtype", named(self.dtype)), ("out", named(self.out)), ("instruction", Value::Text(instruction))]
+        // Codes are of results in x's dtype.
+        let out = if self.out.size() == 1 { self.dtype } else { self.out };
+        [("dtype", named(self.dtype)), ("out", named(out)), ("instruction", Value::Text(instruction))]
     }
 
     /// Rows of the weight.
@@ -78,14 +91,22 @@ impl MatMulPlan {
     /// The cheapest use of one variant.
     pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
         let tile = Tile::of(variant, machine.arch);
-        let plan = |splits| Self { variant, splits, seconds: tile.seconds(machine, shape, splits) };
+        let plan = |splits, pair| {
+            let seconds = tile.seconds(machine, shape, splits, pair);
+            Self { variant, splits, pair, seconds }
+        };
         let most = if tile.workspace(shape) <= workspace { shape.spans() } else { 1 };
-        (2..=most).map(plan).fold(plan(1), |best, plan| if plan.seconds < best.seconds { plan } else { best })
+        let split = (2..=most).map(|splits| plan(splits, None));
+        // Where one tile has all rows of x, these are the least of what is copied.
+        let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && machine.processors > 1;
+        let paired = [MatMulPair::X, MatMulPair::Weight].map(|pair| plan(1, Some(pair)));
+        let others = split.chain(paired.into_iter().filter(|_| pairs));
+        others.fold(plan(1, None), |best, plan| if plan.seconds < best.seconds { plan } else { best })
     }
 
-    /// Tiles times splits: what blocks compute.
+    /// Tiles times splits: what blocks compute. With pairs the tiles beyond the matrix too that make an even number of them.
     pub fn items(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).tiles(shape).saturating_mul(self.splits)
+        Tile::of(self.variant, 0).tiles(shape, self.pair).saturating_mul(self.splits)
     }
 
     /// Blocks of the launch: one an item; on Hopper no more than the device holds at once, which share the items.
@@ -95,26 +116,42 @@ impl MatMulPlan {
         if !tile.by_warpgroups {
             return items;
         }
-        items.min(machine.processors as usize * tile.resident(machine) as usize)
+        let resident = machine.processors as usize * tile.resident(machine) as usize;
+        let most = if self.pair.is_some() { (resident & !1).max(2) } else { resident };
+        items.min(most)
     }
 
-    /// Tokens and rows of the weight of a tile.
-    pub(super) fn tile(&self) -> [usize; 2] {
+    /// Tokens and rows of the weight in a box: those of a tile, or half of them where a pair shares them.
+    pub(super) fn boxes(&self) -> [usize; 2] {
         let tile = Tile::of(self.variant, 0);
-        [tile.m, tile.n]
+        match self.pair {
+            None => [tile.m, tile.n],
+            Some(MatMulPair::X) => [tile.m / 2, tile.n],
+            Some(MatMulPair::Weight) => [tile.m, tile.n / 2],
+        }
+    }
+
+    /// Whether the variant's blocks can be pairs.
+    pub(super) fn may_pair(&self) -> bool {
+        Tile::of(self.variant, 0).may_pair()
     }
 
     /// Whether tiles are copied by boxes, where `addresses` are those of both operands, their bits joined. Else threads
     /// copy them.
     pub(super) fn copies_boxes(&self, shape: &MatMulShape, addresses: u64) -> bool {
-        let rows = (shape.k * shape.dtype.size()) as u64;
-        Tile::of(self.variant, 0).by_warpgroups && rows > 0 && (rows | addresses).is_multiple_of(GRAIN)
+        Tile::of(self.variant, 0).by_warpgroups && has_boxes(shape, addresses)
     }
 
     /// Words of workspace that more than one split needs.
     pub(super) fn workspace(&self, shape: &MatMulShape) -> usize {
         Tile::of(self.variant, 0).workspace(shape)
     }
+}
+
+/// Whether rows, the first of which is at `addresses`, are whole grains.
+fn has_boxes(shape: &MatMulShape, addresses: u64) -> bool {
+    let rows = (shape.k * shape.dtype.size()) as u64;
+    rows > 0 && (rows | addresses).is_multiple_of(GRAIN)
 }
 
 /// A variant's tile, as far as the model knows it.
@@ -154,13 +191,23 @@ impl Tile {
         machine.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
     }
 
-    fn tiles(&self, shape: &MatMulShape) -> usize {
-        shape.m.div_ceil(self.m).saturating_mul(shape.weight_rows().div_ceil(self.n))
+    /// Halves of a tile's rows are whole patterns of the swizzle, of eight rows.
+    fn may_pair(&self) -> bool {
+        self.by_warpgroups && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
+    }
+
+    fn tiles(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> usize {
+        let [m, n] = [shape.m.div_ceil(self.m), shape.weight_rows().div_ceil(self.n)];
+        match pair {
+            None => m.saturating_mul(n),
+            Some(MatMulPair::X) => m.saturating_mul(n.next_multiple_of(2)),
+            Some(MatMulPair::Weight) => m.next_multiple_of(2).saturating_mul(n),
+        }
     }
 
     /// Words for the arrivals at each tile, and for the sums of each span of it.
     fn workspace(&self, shape: &MatMulShape) -> usize {
-        let tiles = self.tiles(shape);
+        let tiles = self.tiles(shape, None);
         if tiles > COUNTERS {
             return usize::MAX;
         }
@@ -171,14 +218,16 @@ impl Tile {
     /// - the block with the most spans decides;
     /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
     ///   are not are not read, but multiplied; results go to memory, where there is a gate half as many;
+    /// - what a pair shares comes from the L2 cache once, and its way to both costs nothing more; the blocks of a pair wait for
+    ///   each other twice, a latency of the L2 cache each;
     /// - of shared memory each warp reads its rows of the weight and its tokens;
     /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
     ///   of each thread in flight; three latencies are spent on the arrival.
-    fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize) -> f64 {
+    fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
         let [m, n, k, rows] = [shape.m, shape.n, shape.k, shape.weight_rows()].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
         let processors = f64::from(machine.processors);
-        let tiles = self.tiles(shape) as f64;
+        let tiles = self.tiles(shape, pair) as f64;
         let blocks = tiles * splits as f64;
         let depth = (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64;
 
@@ -188,7 +237,12 @@ impl Tile {
         let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
         let computing = (blocks / processors).ceil() * cycles / machine.clock;
 
-        let copied = tile_n + tile_m.min(m);
+        let copied = match pair {
+            None => tile_n + tile_m.min(m),
+            Some(MatMulPair::X) => tile_n + tile_m.min(m) / 2.0,
+            Some(MatMulPair::Weight) => tile_n / 2.0 + tile_m.min(m),
+        };
+        let meeting = if pair.is_some() { 2.0 * Machine::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / processors).min(1.0);
         let unique = 2.0 * k * (m + rows) + m * n * shape.out.size() as f64;
         let from_memory = unique / (machine.memory_bandwidth * busy);
@@ -204,6 +258,6 @@ impl Tile {
         } else {
             0.0
         };
-        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding
+        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding + meeting
     }
 }

@@ -40,7 +40,7 @@ pub use cost::Machine;
 pub use embedding::Embedding;
 pub use gpu::Gpu;
 pub use matmul::MatMul;
-pub use matmul_plan::{MatMulPlan, MatMulShape};
+pub use matmul_plan::{MatMulPair, MatMulPlan, MatMulShape};
 pub use page_copy::PageCopy;
 pub use rms_norm::{Norm, RmsNorm};
 pub use rotary_kv_write::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};

@@ -3,7 +3,7 @@
 use burrstone::DType;
 use burrstone::device::sim::SiteStats;
 use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Variant};
-use burrstone::kernels::ALL;
+use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
 use crate::support::encode;
@@ -30,6 +30,11 @@ pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
         return variant.archs.contains(&stream.arch()).then_some(stream);
     }
     Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
+}
+
+/// A plan that the model did not choose.
+pub fn planned(variant: &'static Variant, splits: usize, pair: Option<MatMulPair>) -> MatMulPlan {
+    MatMulPlan { variant, splits, pair, seconds: 0.0 }
 }
 
 /// A simulator that counts what accesses cost; see [`assert_no_waste`].

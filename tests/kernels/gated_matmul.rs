@@ -104,10 +104,10 @@ mod on_devices {
 
     use burrstone::device::sim::Space;
     use burrstone::device::{SimOptions, Stream, Value, Variant};
-    use burrstone::kernels::{ActMul, Gpu, MatMul};
+    use burrstone::kernels::{ActMul, Gpu, MatMul, MatMulPair, MatMulPlan};
 
     use super::*;
-    use crate::device::{Placed, assert_no_waste, counting_stream, named, stream, variants};
+    use crate::device::{Placed, assert_no_waste, counting_stream, named, planned, stream, variants};
 
     #[derive(Clone, Debug)]
     struct Case {
@@ -138,7 +138,7 @@ mod on_devices {
             [numbers(1, m * k, dtype), numbers(2, 2 * width * k, dtype), numbers(3, 2 * width, dtype)]
         }
 
-        fn run(&self, stream: &Stream, variant: &'static Variant, splits: usize) -> Vec<u8> {
+        fn run(&self, stream: &Stream, plan: &MatMulPlan) -> Vec<u8> {
             let Case { m, width: n, k, dtype, activation, shifts, .. } = *self;
             let [x, weight, bias] = self.operands();
             let x = Placed::of(stream, dtype, &x, shifts[0]);
@@ -148,8 +148,8 @@ mod on_devices {
             let mut out = Placed::untouched(stream, dtype, m * n, shifts[2]);
             let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
             let (gate, workspace) = (Some(activation), Some(workspace.slice_mut()));
-            let args = MatMul { x, weight, bias, gate, out: out.slice_mut(), workspace, m, n, k };
-            args.launch_plan(stream, variant, splits).unwrap();
+            let args = MatMul { x, weight, bias, gate, out: out.slice_mut(), scale: None, workspace, m, n, k };
+            args.launch_plan(stream, plan).unwrap();
             out.bytes()
         }
 
@@ -161,7 +161,9 @@ mod on_devices {
             let mut out = Placed::untouched(stream, dtype, m * width, 0);
             let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
             let (n, to) = (2 * width, gate_up.slice_mut());
-            MatMul { x, weight, bias, gate: None, out: to, workspace: None, m, n, k }.launch(stream).unwrap();
+            MatMul { x, weight, bias, gate: None, out: to, scale: None, workspace: None, m, n, k }
+                .launch(stream)
+                .unwrap();
             let (gate_up, to) = (gate_up.slice(), out.slice_mut());
             ActMul { gate_up, out: to, scales: None, rows: m, width, activation }.launch(stream).unwrap();
             out.bytes()
@@ -182,7 +184,7 @@ mod on_devices {
                 }
                 let (_, expected) = apart.iter().find(|(own, _)| *own == instruction).expect("it was pushed");
                 for splits in [1, 2, spans].into_iter().filter(|&s| s <= spans).collect::<BTreeSet<_>>() {
-                    let got = self.run(&stream, variant, splits);
+                    let got = self.run(&stream, &planned(variant, splits, None));
                     assert!(got == *expected, "{} in {splits} differs", variant.name);
                 }
             }
@@ -238,6 +240,20 @@ mod on_devices {
         }
     }
 
+    /// Of tiles beyond the matrix there are neither gates nor ups.
+    #[test]
+    fn pairs_give_the_bits_of_two_launches() {
+        let (m, width, k, dtype, activation) = (70, 150, 72, DType::F16, Activation::Silu);
+        let case = Case { m, width, k, dtype, activation, biased: true, shifts: [0; 3] };
+        for variant in case.variants().into_iter().filter(|variant| variant.archs.contains(&90)) {
+            let Some(stream) = stream(variant, 2).filter(|_| variant.int("m") == Some(32)) else { continue };
+            for pair in [MatMulPair::X, MatMulPair::Weight] {
+                let got = case.run(&stream, &planned(variant, 1, Some(pair)));
+                assert!(got == case.run_apart(&stream), "{} in pairs with one {pair:?} differs", variant.name);
+            }
+        }
+    }
+
     /// Results leave in whole sectors, through banks that Volta's fragments alone share. (Of a warp's sixteen rows on Hopper
     /// eight remain, half a sector of each token.)
     #[test]
@@ -247,7 +263,7 @@ mod on_devices {
         let by = |variant: &Variant, name| variant.value("instruction") == Some(Value::Text(name));
         for variant in case.variants().into_iter().filter(|variant| !by(variant, "m64k16")) {
             let stream = counting_stream(variant);
-            case.run(&stream, variant, 1);
+            case.run(&stream, &planned(variant, 1, None));
             assert_no_waste(&stream, |site| site.space == Space::Global || !by(variant, "m8n8k4"));
         }
     }
@@ -285,7 +301,8 @@ mod on_devices {
             let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
             let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
             let (x, weight, bias, gate) = (x.slice(), weight.slice(), Some(bias.slice()), Some(Activation::Gelu));
-            MatMul { x, weight, bias, gate, out: out.slice_mut(), workspace: None, m: 2, n, k: 4 }.launch(&stream)
+            MatMul { x, weight, bias, gate, out: out.slice_mut(), scale: None, workspace: None, m: 2, n, k: 4 }
+                .launch(&stream)
         };
         const OP: &str = "matmul";
         attempt(64, 16, DType::F16, 3).unwrap();

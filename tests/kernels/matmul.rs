@@ -145,3 +145,7 @@ fn wrong_shapes_are_refused() {
 #[cfg(feature = "sim")]
 #[path = "matmul_device.rs"]
 mod on_the_device;
+
+#[cfg(feature = "sim")]
+#[path = "matmul_plan.rs"]
+mod plans;

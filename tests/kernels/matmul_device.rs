@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use burrstone::device::sim::{SiteStats, Space};
-use burrstone::device::{Card, SimOptions, Stream, Value, Variant};
-use burrstone::kernels::{Machine, MatMul, MatMulPlan, MatMulShape};
+use burrstone::device::{SimOptions, Stream, Value, Variant};
+use burrstone::kernels::{MatMul, MatMulPair, MatMulPlan};
 
 use super::*;
-use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, stream, variants};
+use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, planned, stream, variants};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -22,8 +22,8 @@ struct Case {
 }
 
 impl Case {
-    /// The product of x's rows from `first` on, with a variant and a number of splits; without them, as `launch` chooses.
-    fn run(&self, stream: &Stream, plan: Option<(&'static Variant, usize)>, first: usize) -> Vec<u8> {
+    /// The product of x's rows from `first` on, with a plan; without one, as `launch` chooses.
+    fn run(&self, stream: &Stream, plan: Option<MatMulPlan>, first: usize) -> Vec<u8> {
         let Case { n, k, dtype, shifts, .. } = *self;
         let m = self.m - first;
         let x = Placed::of(stream, dtype, &numbers(1, self.m * k, dtype)[first * k..], shifts[0]);
@@ -34,16 +34,16 @@ impl Case {
         let mut launch = || {
             let mut out = Placed::untouched(stream, self.out, m * n, shifts[2]);
             let workspace = Some(workspace.slice_mut());
-            let args = MatMul { x, weight, bias, gate: None, out: out.slice_mut(), workspace, m, n, k };
+            let args = MatMul { x, weight, bias, gate: None, out: out.slice_mut(), scale: None, workspace, m, n, k };
             match plan {
-                Some((variant, splits)) => args.launch_plan(stream, variant, splits),
+                Some(plan) => args.launch_plan(stream, &plan),
                 None => args.launch(stream),
             }
             .unwrap();
             out.bytes()
         };
         let first = launch();
-        if matches!(plan, Some((_, 2..))) {
+        if matches!(plan, Some(MatMulPlan { splits: 2.., .. })) {
             assert!(launch() == first, "a launch leaves the workspace as it found it");
         }
         first
@@ -65,7 +65,7 @@ impl Case {
             let Some(stream) = stream(variant, k as u64) else { continue };
             let instruction = variant.value("instruction").expect("an axis");
             for splits in [1, 2, spans].into_iter().filter(|&s| s <= spans).collect::<BTreeSet<_>>() {
-                let got = self.run(&stream, Some((variant, splits)), 0);
+                let got = self.run(&stream, Some(planned(variant, splits, None)), 0);
                 assert_close(variant.name, out, &decode(out, &got), &plain, &exact);
                 // Whatever the tile and the split: small steps and large ones meet in one batch of requests.
                 match firsts.iter().find(|(own, _)| *own == instruction) {
@@ -160,11 +160,51 @@ fn a_block_that_stays_computes_what_many_do() {
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         for variant in hopper {
             let sim = |processors| Stream::sim(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
-            let many = case.run(&sim(None).unwrap(), Some((variant, 1)), 0);
+            let many = case.run(&sim(None).unwrap(), Some(planned(variant, 1, None)), 0);
             for splits in [1, 3] {
-                let one = case.run(&sim(Some(1)).unwrap(), Some((variant, splits)), 0);
+                let one = case.run(&sim(Some(1)).unwrap(), Some(planned(variant, splits, None)), 0);
                 assert!(one == many, "{} in {splits}, k = {k}: differs", variant.name);
             }
+        }
+    }
+}
+
+/// Blocks in pairs give the bits of single ones: tiles in even and odd numbers, one or several for each pair, and results
+/// of both widths.
+#[test]
+fn pairs_compute_what_single_blocks_do() {
+    for (m, n, out) in [(200, 200, DType::F16), (97, 300, DType::F32)] {
+        let case = Case { m, n, k: 584, dtype: DType::F16, out, biased: true, shifts: [0, 8, 1] };
+        let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
+        let mut plain: Option<Vec<u8>> = None;
+        for variant in hopper.filter(|variant| variant.int("m").is_some_and(|m| m >= 64)) {
+            let Some(stream) = arch_stream(variant, 90) else { continue };
+            let plain = plain.get_or_insert_with(|| case.run(&stream, Some(planned(variant, 1, None)), 0));
+            for pair in [MatMulPair::X, MatMulPair::Weight] {
+                let plan = Some(planned(variant, 1, Some(pair)));
+                assert!(case.run(&stream, plan, 0) == *plain, "{}: pairs with one {pair:?} differ", variant.name);
+            }
+            if stream.info().device != "sim" {
+                continue;
+            }
+            // On three multiprocessors there is one pair, or there are as many as these hold.
+            let few = SimOptions { arch: 90, processors: Some(3), seed: 7, ..SimOptions::default() };
+            let plan = Some(planned(variant, 1, Some(MatMulPair::X)));
+            let got = case.run(&Stream::sim(few).unwrap(), plan, 0);
+            assert!(got == *plain, "{}: pairs that stay differ", variant.name);
+        }
+    }
+}
+
+/// Of a pair's launch too every access fills its sectors, and no bank is asked twice.
+#[test]
+fn pairs_use_memory_to_the_full() {
+    let case = Case { m: 128, n: 256, k: 128, dtype: DType::F16, out: DType::F16, biased: false, shifts: [0; 3] };
+    for variant in case.variants().into_iter().filter(|variant| variant.archs.contains(&90)) {
+        if variant.int("m") == Some(64) {
+            let stream = counting_stream(variant);
+            case.run(&stream, Some(planned(variant, 1, Some(MatMulPair::X))), 0);
+            assert_no_waste(&stream, |_| true);
         }
     }
 }
@@ -189,7 +229,7 @@ fn tiles_use_memory_to_the_full() {
             for splits in [1, 2] {
                 let by_rows = variant.value("instruction") == Some(Value::Text("m8n8k4"));
                 let stream = counting_stream(variant);
-                case.run(&stream, Some((variant, splits)), 0);
+                case.run(&stream, Some(planned(variant, splits, None)), 0);
                 assert_no_waste(&stream, |site| in_loop(site) || site.space == Space::Global || !by_rows);
             }
         }
@@ -202,7 +242,10 @@ fn nothing_times_nothing_is_the_bias() {
     for variant in case.variants() {
         let Some(stream) = stream(variant, 1) else { continue };
         let bias = numbers(3, 3, DType::F16);
-        assert_eq!(decode(DType::F32, &case.run(&stream, Some((variant, 1)), 0)), [bias.clone(), bias].concat());
+        assert_eq!(
+            decode(DType::F32, &case.run(&stream, Some(planned(variant, 1, None)), 0)),
+            [bias.clone(), bias].concat()
+        );
     }
 }
 
@@ -216,7 +259,8 @@ fn wrong_shapes_are_refused() {
         let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
         let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
         let (x, weight, bias) = (x.slice(), weight.slice(), Some(bias.slice()));
-        MatMul { x, weight, bias, gate: None, out: out.slice_mut(), workspace: None, m, n: 3, k: 4 }.launch(&stream)
+        MatMul { x, weight, bias, gate: None, out: out.slice_mut(), scale: None, workspace: None, m, n: 3, k: 4 }
+            .launch(&stream)
     };
     const OP: &str = "matmul";
     attempt(8, DType::F16, 3, DType::F16, 2).unwrap();
@@ -237,7 +281,8 @@ fn wrong_shapes_are_refused() {
         let mut workspace = stream.alloc(dtype, words).unwrap();
         let workspace = workspace.slice_mut().range(from..words);
         let (x, weight, out) = (x.slice(), weight.slice(), out.slice_mut());
-        MatMul { x, weight, bias: None, gate: None, out, workspace, m, n, k }.launch_plan(&stream, variant, splits)
+        MatMul { x, weight, bias: None, gate: None, out, scale: None, workspace, m, n, k }
+            .launch_plan(&stream, &planned(variant, splits, None))
     };
     let words = 4096 + 2 * variant.int("m").unwrap() as usize * variant.int("n").unwrap() as usize;
     split(2, DType::U32, words, 0).unwrap();
@@ -247,113 +292,57 @@ fn wrong_shapes_are_refused() {
     assert_refused(split(2, DType::U32, words - 1, 0), OP, "workspace");
     assert_refused(split(2, DType::U32, words + 1, 1), OP, "workspace");
     assert_refused(split(2, DType::U32, 0, 1), OP, "workspace");
+
+    // Pairs: on Hopper, where rows are boxes, with one split.
+    let attempt = |variant: &'static Variant, arch, splits, k, shift| {
+        let (m, n) = (64, 64);
+        let stream = Stream::sim(SimOptions { arch, ..SimOptions::default() }).unwrap();
+        let x = Placed::untouched(&stream, DType::F16, m * k, shift);
+        let weight = Placed::untouched(&stream, DType::F16, n * k, 0);
+        let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);
+        let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
+        let (x, weight, out, workspace) = (x.slice(), weight.slice(), out.slice_mut(), Some(workspace.slice_mut()));
+        let args = MatMul { x, weight, bias: None, gate: None, out, scale: None, workspace, m, n, k };
+        args.launch_plan(&stream, &planned(variant, splits, Some(MatMulPair::X)))
+    };
+    let all = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]);
+    let of = |arch, m| *all.iter().find(|v| v.archs.contains(&arch) && v.int("m") == Some(m)).expect("a variant");
+    attempt(of(90, 16), 90, 1, 1024, 0).unwrap();
+    assert_refused(attempt(of(90, 16), 90, 2, 1024, 0), OP, "pair");
+    assert_refused(attempt(of(90, 16), 90, 1, 1023, 0), OP, "pair");
+    assert_refused(attempt(of(90, 16), 90, 1, 1024, 1), OP, "pair");
+    assert_refused(attempt(of(90, 8), 90, 1, 1024, 0), OP, "pair");
+    assert_refused(attempt(of(80, 16), 80, 1, 1024, 0), OP, "pair");
 }
 
-/// Layers of Llama 3 8B and 70B and of Qwen3, beside those of the specification: n, k.
-const LAYERS: [(usize, usize); 9] = [
-    (6144, 4096),
-    (4096, 4096),
-    (28672, 4096),
-    (4096, 14336),
-    (10240, 8192),
-    (8192, 8192),
-    (57344, 8192),
-    (8192, 28672),
-    (128_256, 4096),
-];
-
-fn layers() -> impl Iterator<Item = (usize, usize)> {
-    PROBLEMS.iter().map(|problem| (problem.n, problem.k)).chain(LAYERS)
-}
-
-fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
-    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false };
-    (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
-}
-
-/// Where spans could fill a wave, a decode step fills it, or more than half of it where sharing tiles would cost more than
-/// it gives.
+/// By NVIDIA's library, on a GPU where it is installed; elsewhere it says what is missing.
+#[cfg(feature = "cuda")]
 #[test]
-fn no_wave_is_empty_that_could_be_full() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
-        for (n, k) in layers() {
-            for m in [1, 2, 4, 8, 16] {
-                let (plan, shape) = plan(&machine, m, n, k);
-                let blocks = plan.items(&shape);
-                let full = blocks / plan.splits * shape.spans() >= machine.processors as usize;
-                assert!(
-                    2 * blocks > machine.processors as usize || !full,
-                    "{}: {shape:?}: {blocks} blocks of {}",
-                    card.name,
-                    plan.variant.name
-                );
-            }
-        }
-    }
-}
+fn a_library_may_multiply() {
+    use burrstone::device::CublasLt;
 
-/// Twice the rows take at most twice the time. Between the powers of two a tile more can start a wave of its own; then too
-/// no number of rows has less than 0.55 of the rate of a smaller one.
-#[test]
-fn throughput_does_not_fall_with_the_batch() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
-        for (n, k) in layers() {
-            let seconds = |m| plan(&machine, m, n, k).0.seconds;
-            let times: Vec<f64> = (0..14).map(|power| seconds(1 << power)).collect();
-            for (power, pair) in times.windows(2).enumerate() {
-                assert!(
-                    pair[1] <= 2.0 * pair[0],
-                    "{}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
-                    card.name,
-                    1 << power
-                );
-            }
-            for m in (1..16).chain((16..400).step_by(16)).chain([17, 33, 65, 129, 193, 257, 385]) {
-                let throughput = m as f64 / seconds(m);
-                let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
-                let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
-                assert!(
-                    throughput >= 0.55 * best,
-                    "{}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}",
-                    card.name
-                );
-            }
+    let (m, n, k, dtype) = (37, 72, 200, DType::F16);
+    let variant = variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))])[0];
+    let stream = stream(variant, 1).expect("f16 is everywhere");
+    let library = match CublasLt::new(&stream) {
+        Ok(library) => library,
+        Err(error) => {
+            let missing = if stream.info().device == "sim" { "expected a GPU" } else { "libcublasLt cannot be loaded" };
+            assert_eq!(error.to_string(), format!("device {}: cuBLASLt: {missing}", stream.info().device));
+            return;
         }
-    }
-}
-
-/// Rows of the weight in pairs leave half the results to be written, and nothing else changes.
-#[test]
-fn gates_save_what_is_not_written() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
-        for (n, k) in layers().filter(|(n, _)| n % 16 == 0) {
-            for m in [1, 64, 4096] {
-                let (plan, shape) = plan(&machine, m, n, k);
-                let gated = MatMulShape { n: n / 2, gated: true, ..shape };
-                let of_gated = MatMulPlan::of(&machine, &gated, MatMul::WORKSPACE, plan.variant);
-                assert!(of_gated.seconds <= plan.seconds, "{}: {shape:?}", card.name);
-                assert_eq!(gated.weight_rows(), n, "{shape:?}");
-            }
-        }
-        // Little depth: the results are most of what memory is asked for.
-        let (plan, shape) = plan(&machine, 8192, 65536, 64);
-        let gated = MatMulShape { n: shape.n / 2, gated: true, ..shape };
-        let seconds = MatMulPlan::of(&machine, &gated, 0, plan.variant).seconds;
-        assert!(seconds < 0.9 * plan.seconds, "{}: {seconds:e} {:e}", card.name, plan.seconds);
-    }
-}
-
-#[test]
-fn a_choice_is_the_same_for_the_same_problem() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
-        for (m, n, k) in [(1, 4096, 4096), (300, 4096, 4096), (4096, 4096, 4096), (5, 1, 0)] {
-            let (first, second) = (plan(&machine, m, n, k).0, plan(&machine, m, n, k).0);
-            assert_eq!((first.variant.name, first.splits), (second.variant.name, second.splits));
-            assert!(first.seconds.is_finite() && first.seconds > 0.0, "{first:?}");
-        }
+    };
+    let (x, w, b) = (numbers(1, m * k, dtype), numbers(2, n * k, dtype), numbers(3, n, dtype));
+    for (out, biased) in [(DType::F16, false), (DType::F16, true), (DType::F32, false)] {
+        let bias = biased.then_some(b.as_slice());
+        let (plain, exact) = (matmul::<f32>(&x, &w, bias, m, n, k), matmul::<f64>(&x, &w, bias, m, n, k));
+        let [x, w, b] = [&x, &w, &b].map(|values| Placed::of(&stream, dtype, values, 0));
+        let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE).unwrap();
+        let mut to = Placed::untouched(&stream, out, m * n, 0);
+        let (x, weight, bias) = (x.slice(), w.slice(), biased.then(|| b.slice()));
+        let workspace = Some(workspace.slice_mut());
+        let args = MatMul { x, weight, bias, gate: None, out: to.slice_mut(), scale: None, workspace, m, n, k };
+        args.launch_cublas_lt(&library).unwrap();
+        assert_close("cuBLASLt", out, &to.read(), &plain, &exact);
     }
 }

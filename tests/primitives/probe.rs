@@ -16,6 +16,7 @@ pub struct Probe {
     out: u64,
     out_bytes: usize,
     pub n: u32,
+    pub m: u32,
     pub map: Option<TensorMap>,
 }
 
@@ -41,10 +42,15 @@ impl Probe {
             address
         });
         let out = simulator.alloc(out_bytes as u64).unwrap();
-        Probe { simulator, inputs, out, out_bytes, n: 0, map: None }
+        Probe { simulator, inputs, out, out_bytes, n: 0, m: 0, map: None }
     }
 
     pub fn launch(&self, name: &str, blocks: u32) -> Result<LaunchStats, Fault> {
+        self.launch_clusters(name, blocks, 1)
+    }
+
+    /// Blocks of which so many are a cluster.
+    pub fn launch_clusters(&self, name: &str, blocks: u32, cluster: u32) -> Result<LaunchStats, Fault> {
         let variant = variant(name);
         // `probe_args` of csrc/abi/probe.h.
         let mut args = self.map.map_or([0; 128], |map| map.to_bytes()).to_vec();
@@ -52,9 +58,10 @@ impl Probe {
             args.extend(address.to_ne_bytes());
         }
         args.extend(self.n.to_ne_bytes());
+        args.extend(self.m.to_ne_bytes());
         args.resize(192, 0);
         // SAFETY: the bytes above are a whole `probe_args`, which every probe takes.
-        unsafe { self.simulator.launch(variant, [blocks, 1, 1], &args) }
+        unsafe { self.simulator.launch(variant, [blocks, 1, 1], cluster, &args) }
     }
 
     pub fn input(&self, index: usize) -> u64 {

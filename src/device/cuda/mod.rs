@@ -1,7 +1,11 @@
 //! A GPU, through the CUDA driver, which is looked for at run time.
 
+mod cublas_lt;
 mod modules;
 mod staging;
+
+pub use cublas_lt::CublasLt;
+pub(crate) use cublas_lt::Product;
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -300,19 +304,36 @@ impl Driver for Cuda {
         let function = self.modules.function(launch.variant, self.info.arch).map_err(named)?;
         let [x, y, z] = launch.grid;
         let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
-        // SAFETY: the function's only parameter is the kernel's argument struct, which `args` holds; the driver copies it
-        // before it returns. The rest is the caller's promise.
-        let launched = unsafe {
-            result::launch_kernel(
-                function.handle,
-                (x, y, z),
-                (launch.variant.threads, 1, 1),
-                function.shared_bytes,
-                self.stream.cu_stream(),
-                &mut params,
-            )
+        let mut cluster = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
+            },
         };
-        launched.map_err(|e| named(format!("grid {x} × {y} × {z}: {}", explain(e))))
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.variant.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: function.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut cluster,
+            // Devices before Hopper refuse the attribute.
+            numAttrs: u32::from(launch.cluster > 1),
+        };
+        // SAFETY: the function's only parameter is the kernel's argument struct, which `args` holds; the driver copies it,
+        // and the attribute, before it returns. The rest is the caller's promise.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut()).result()
+        };
+        launched.map_err(|e| named(format!("grid {x} × {y} × {z} in clusters of {}: {}", launch.cluster, explain(e))))
+    }
+
+    fn cuda_stream(&self) -> Option<&Arc<CudaStream>> {
+        Some(&self.stream)
     }
 
     fn wait(&self) -> Result<()> {

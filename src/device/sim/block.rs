@@ -1,14 +1,13 @@
-//! A running block: its fibers, what each waits for, and what the checks know.
+//! What the threads of a running block, or of the blocks of a running cluster, wait for, and what the checks know.
 //!
 //! All state that hooks change is in one `RefCell`, which is never borrowed while another fiber runs.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
+use std::ops::Range;
 
-use corosensei::Yielder;
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use rand_chacha::rand_core::Rng as _;
 
 use super::clocks::Clocks;
 use super::copies::{Flight, Groups, Load, Store, land_load, land_store};
@@ -16,28 +15,15 @@ use super::counters::Counters;
 use super::deferred::Work;
 use super::fault::{FaultKind, Place, Waiting};
 use super::mbarriers::Mbarrier;
-use super::memory::Buffer;
 use super::shadow::Shadow;
 use super::sites::{Site, Sites};
 
 pub(super) const WARP: usize = 32;
-/// Threads a block may have.
-pub(super) const MAX_THREADS: u32 = 1024;
 /// Threads that execute a `wgmma` together.
 pub(super) const WARPGROUP: usize = 128;
 
 /// Nominal start of the shared window, so that address 0 is not valid; a multiple of every alignment in use.
 pub(super) const WINDOW: u64 = 1024;
-
-/// `burrstone_sim_thread` of csrc/sim/runtime.h.
-#[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct ThreadInfo {
-    pub thread: u32,
-    pub threads: u32,
-    pub block: [u32; 3],
-    pub grid: [u32; 3],
-}
 
 /// A primitive's name and where it was called.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +72,13 @@ pub(super) struct Gathering {
     pub records: Vec<*mut c_void>,
 }
 
+/// Which barrier: one of a block's by its number, or the cluster's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum BarrierId {
+    Block { rank: usize, id: u32 },
+    Cluster,
+}
+
 /// Lanes that have reached a `sync_warp`.
 #[derive(Debug)]
 pub(super) struct WarpSync {
@@ -116,121 +109,23 @@ pub(super) struct State {
     pub gatherings: Vec<Gathering>,
     pub spare_records: Vec<Vec<*mut c_void>>,
     pub warp_syncs: Vec<WarpSync>,
-    pub barriers: BTreeMap<u32, Barrier>,
-    /// By address in the shared window.
-    pub mbarriers: BTreeMap<u32, Mbarrier>,
+    pub barriers: BTreeMap<BarrierId, Barrier>,
+    /// By place in the shared memory of the cluster.
+    pub mbarriers: BTreeMap<u64, Mbarrier>,
     /// By thread.
     pub loads: Vec<Groups<Load>>,
     pub stores: Vec<Groups<Store>>,
     pub flights: Vec<Flight>,
-    /// By warpgroup.
+    /// By the first warp of a warpgroup.
     pub deferred: Vec<Groups<Work>>,
+    /// By block and thread of another block: the thread's last access to the block's shared memory, and where it came from.
+    pub remote: BTreeMap<(usize, usize), (u32, Site)>,
     pub fault: Option<(u32, FaultKind, Place)>,
     pub switches: u64,
 }
 
-/// A launch on this OS thread.
-#[derive(Debug)]
-pub(super) struct Run {
-    pub info: Cell<ThreadInfo>,
-    pub yielders: Vec<Cell<*const Yielder<(), ()>>>,
-    pub state: RefCell<State>,
-    /// Whether `State::counters` is there.
-    pub counting: bool,
-    pub shared: RefCell<Buffer>,
-    pub shared_start: u64,
-    pub shared_bytes: usize,
-    /// Start and length of every live allocation, in order.
-    pub global: Vec<(u64, u64)>,
-    /// The allocation that the last access hit.
-    pub last_global: Cell<(u64, u64)>,
-}
-
-impl Run {
-    pub(super) fn new(
-        threads: usize,
-        shared: Buffer,
-        shared_bytes: usize,
-        global: Vec<(u64, u64)>,
-        seed: u64,
-        count: bool,
-    ) -> Self {
-        Run {
-            info: Cell::default(),
-            yielders: (0..threads).map(|_| Cell::new(std::ptr::null())).collect(),
-            state: RefCell::new(State {
-                random: ChaCha8Rng::seed_from_u64(seed),
-                ready: Vec::new(),
-                status: Vec::new(),
-                clocks: Clocks::default(),
-                shadow: Shadow::new(shared_bytes, threads),
-                sites: Sites::default(),
-                counters: count.then(Counters::default),
-                gatherings: Vec::new(),
-                spare_records: Vec::new(),
-                warp_syncs: Vec::new(),
-                barriers: BTreeMap::new(),
-                mbarriers: BTreeMap::new(),
-                loads: Vec::new(),
-                stores: Vec::new(),
-                flights: Vec::new(),
-                deferred: Vec::new(),
-                fault: None,
-                switches: 0,
-            }),
-            counting: count,
-            shared_start: shared.start().addr() as u64,
-            shared: RefCell::new(shared),
-            shared_bytes,
-            global,
-            last_global: Cell::new((0, 0)),
-        }
-    }
-
-    pub(super) fn shared(&self) -> *mut u8 {
-        self.shared.borrow().start()
-    }
-
-    pub(super) fn threads(&self) -> usize {
-        self.yielders.len()
-    }
-
-    /// The thread that runs.
-    pub(super) fn thread(&self) -> usize {
-        self.info.get().thread as usize
-    }
-
-    pub(super) fn begin_block(&self, block: [u32; 3], grid: [u32; 3]) {
-        self.info.set(ThreadInfo { thread: 0, threads: self.threads() as u32, block, grid });
-        self.shared.borrow_mut().poison();
-        self.state.borrow_mut().begin_block(self.threads());
-    }
-
-    /// Lets other fibers run until this one is ready again.
-    pub(super) fn suspend(&self) {
-        let yielder = self.yielders[self.thread()].get();
-        // SAFETY: the scheduler resumes a fiber only through its coroutine, which stored its yielder here before it ran
-        // any kernel code; the yielder lives as long as the coroutine's function.
-        unsafe { (*yielder).suspend(()) }
-    }
-
-    /// Waits in `call` until another thread wakes this one.
-    pub(super) fn wait(&self, call: Call) {
-        self.state.borrow_mut().status[self.thread()] = Status::Waiting(call);
-        self.suspend();
-    }
-
-    /// Ends the launch: this fiber never runs again.
-    pub(super) fn fault(&self, kind: FaultKind, site: Site) -> ! {
-        self.state.borrow_mut().fault.get_or_insert((self.thread() as u32, kind, site.place()));
-        loop {
-            self.suspend();
-        }
-    }
-}
-
 impl State {
-    fn begin_block(&mut self, threads: usize) {
+    pub(super) fn begin(&mut self, threads: usize) {
         self.ready.clear();
         self.ready.extend(0..threads);
         self.status.clear();
@@ -247,7 +142,12 @@ impl State {
         self.stores.resize_with(threads, Groups::default);
         self.flights.clear();
         self.deferred.clear();
-        self.deferred.resize_with(threads.div_ceil(WARPGROUP), Groups::default);
+        self.deferred.resize_with(threads.div_ceil(WARP), Groups::default);
+        self.remote.clear();
+    }
+
+    pub(super) fn has_ended(&self, mut threads: Range<usize>) -> bool {
+        threads.all(|thread| matches!(self.status[thread], Status::Finished))
     }
 
     /// Any of the fibers that can go on.
@@ -304,7 +204,7 @@ impl State {
     }
 
     /// Wakes who waited at an mbarrier, if its phase is over.
-    pub(super) fn advance(&mut self, mbarrier: u32) {
+    pub(super) fn advance(&mut self, mbarrier: u64) {
         let Some(barrier) = self.mbarriers.get_mut(&mbarrier) else {
             return;
         };

@@ -77,7 +77,7 @@ impl<T> Groups<T> {
 pub(super) struct Flight {
     pub thread: usize,
     pub loads: Vec<Load>,
-    pub mbarrier: u32,
+    pub mbarrier: u64,
     /// Bytes that the barrier was told to expect; 0 for an arrival.
     pub bytes: u64,
     /// What was ordered before the copy, for who waits at the barrier.

@@ -2,12 +2,13 @@
 
 use std::ffi::c_char;
 
-use super::block::{Call, Run, WINDOW};
+use super::block::{Call, WINDOW};
 use super::copies::{Flight, Load, Source, Store, Target};
 use super::fault::FaultKind;
-use super::hooks::{check_global, run, shared, shared_range};
+use super::hooks::{RANK_BIT, check_global, run, shared, shared_range};
 use super::mbarriers::Mbarrier;
 use super::memory::POISON;
+use super::run::Run;
 use super::shadow::Access;
 use super::sites::Site;
 use super::tensor_map::{MAX_RANK, TensorMap};
@@ -22,9 +23,10 @@ fn misuse(run: &Run, what: &str, site: Site) -> ! {
     run.fault(FaultKind::Misuse { what: what.to_owned() }, site)
 }
 
-/// Checks the destination of a load, poisons it, and makes it untouchable.
-fn take_off(run: &Run, to: u64, bytes: u64, from: Source, bulk: bool, site: Site) -> Load {
-    let id = shared_range(run, to, bytes, Access::Store, site);
+/// Checks the destination of a load in the shared memory of a block, poisons it, and makes it untouchable.
+fn take_off(run: &Run, rank: usize, to: u64, bytes: u64, from: Source, bulk: bool, site: Site) -> Load {
+    let id = shared_range(run, rank, to, bytes, Access::Store, site);
+    let to = run.cluster.place(rank, to);
     // SAFETY: the range was just checked.
     unsafe { run.shared().add(to as usize).write_bytes(POISON, bytes as usize) };
     run.state.borrow_mut().shadow.take_off(to as usize, bytes as usize);
@@ -62,7 +64,8 @@ unsafe extern "C" fn burrstone_sim_cp_async(
         }
     }
     let to = window_offset(run, to, u64::from(bytes), site);
-    let load = take_off(run, to, u64::from(bytes), Source::Bytes { address: from, valid: valid as usize }, false, site);
+    let from = Source::Bytes { address: from, valid: valid as usize };
+    let load = take_off(run, run.rank(), to, u64::from(bytes), from, false, site);
     run.state.borrow_mut().loads[load.thread].open.push(load);
 }
 
@@ -99,7 +102,7 @@ unsafe extern "C" fn burrstone_sim_cp_async_arrive(mbarrier: u32, file: *const c
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let thread = run.thread();
-    known(run, mbarrier, site);
+    let mbarrier = known(run, run.rank(), mbarrier, site);
     let mut state = run.state.borrow_mut();
     state.loads[thread].commit();
     let loads = std::mem::take(&mut state.loads[thread].closed).into_iter().flatten().collect();
@@ -119,19 +122,22 @@ unsafe extern "C" fn burrstone_sim_mbarrier_init(mbarrier: u32, count: u32, file
         misuse(run, "mbarrier for a count outside 1 to 2^20 - 1", site);
     }
     let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
-    shared(run, offset, MBARRIER, Access::Store, site);
+    shared(run, run.rank(), offset, MBARRIER, Access::Store, site);
     let mut state = run.state.borrow_mut();
     let nothing = state.clocks.nothing();
-    state.mbarriers.insert(mbarrier, Mbarrier::new(count, nothing));
+    state.mbarriers.insert(run.cluster.place(run.rank(), offset), Mbarrier::new(count, nothing));
 }
 
-/// Faults unless there is an mbarrier that the running thread may know of.
-fn known(run: &Run, mbarrier: u32, site: Site) {
+/// The place of a block's mbarrier in the shared memory of the cluster. Faults unless there is one that the running thread
+/// may know of.
+fn known(run: &Run, rank: usize, mbarrier: u32, site: Site) -> u64 {
     let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
-    shared(run, offset, MBARRIER, Access::Load, site);
-    if !run.state.borrow().mbarriers.contains_key(&mbarrier) {
+    shared(run, rank, offset, MBARRIER, Access::Load, site);
+    let place = run.cluster.place(rank, offset);
+    if !run.state.borrow().mbarriers.contains_key(&place) {
         misuse(run, "use of an mbarrier that was not initialised", site);
     }
+    place
 }
 
 /// # Safety
@@ -147,7 +153,26 @@ unsafe extern "C" fn burrstone_sim_mbarrier_arrive(
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
-    known(run, mbarrier, site);
+    arrive(run, known(run, run.rank(), mbarrier, site), arrivals, bytes, site);
+}
+
+/// Arrives at an mbarrier of any block of the cluster.
+///
+/// # Safety
+/// As `burrstone_sim_cp_async`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_mbarrier_arrive_cluster(mbarrier: u32, file: *const c_char, line: u32) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    let rank = (mbarrier >> RANK_BIT).checked_sub(1).map_or(run.rank(), |rank| rank as usize);
+    if rank >= run.cluster.blocks {
+        misuse(run, "an address outside the cluster's shared memory", site);
+    }
+    arrive(run, known(run, rank, mbarrier & ((1 << RANK_BIT) - 1), site), 1, 0, site);
+}
+
+fn arrive(run: &Run, mbarrier: u64, arrivals: u32, bytes: u32, site: Site) {
     let counted = {
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
@@ -176,7 +201,7 @@ unsafe extern "C" fn burrstone_sim_mbarrier_wait(mbarrier: u32, parity: u32, fil
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
-    known(run, mbarrier, site);
+    let mbarrier = known(run, run.rank(), mbarrier, site);
     let over = {
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
@@ -201,10 +226,10 @@ extern "C" fn burrstone_sim_fence_async() {
     run.state.borrow_mut().clocks.fence(run.thread());
 }
 
-/// A load that reports its bytes to an mbarrier.
-fn fly(run: &Run, to: u64, bytes: u64, from: Source, mbarrier: u32, site: Site) {
-    known(run, mbarrier, site);
-    let load = take_off(run, to, bytes, from, true, site);
+/// A load to a block's shared memory that reports its bytes to an mbarrier there.
+fn fly(run: &Run, rank: usize, to: u64, bytes: u64, from: Source, mbarrier: u32, site: Site) {
+    let mbarrier = known(run, rank, mbarrier, site);
+    let load = take_off(run, rank, to, bytes, from, true, site);
     let mut state = run.state.borrow_mut();
     let mut released = state.clocks.nothing();
     state.clocks.release(load.thread, &mut released);
@@ -235,7 +260,7 @@ unsafe extern "C" fn burrstone_sim_bulk_load(
     let bytes = u64::from(bytes);
     check_bulk(run, from, bytes, site);
     let to = window_offset(run, to, BULK, site);
-    fly(run, to, bytes, Source::Bytes { address: from, valid: bytes as usize }, mbarrier, site);
+    fly(run, run.rank(), to, bytes, Source::Bytes { address: from, valid: bytes as usize }, mbarrier, site);
 }
 
 /// # Safety
@@ -248,8 +273,9 @@ unsafe extern "C" fn burrstone_sim_bulk_store(to: u64, from: u32, bytes: u32, fi
     let bytes = u64::from(bytes);
     check_bulk(run, to, bytes, site);
     let from = window_offset(run, from, BULK, site);
-    shared_range(run, from, bytes, Access::AsyncLoad, site);
-    let store = Store { from: from as usize, bytes: bytes as usize, to: Target::Bytes { address: to } };
+    shared_range(run, run.rank(), from, bytes, Access::AsyncLoad, site);
+    let from = run.cluster.place(run.rank(), from) as usize;
+    let store = Store { from, bytes: bytes as usize, to: Target::Bytes { address: to } };
     run.state.borrow_mut().stores[run.thread()].open.push(store);
 }
 
@@ -302,7 +328,36 @@ unsafe extern "C" fn burrstone_sim_tensor_load(
     // SAFETY: the caller's contract.
     let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
     let to = window_offset(run, to, BOX, site);
-    fly(run, to, map.box_bytes(), Source::Box { map, coordinates }, mbarrier, site);
+    fly(run, run.rank(), to, map.box_bytes(), Source::Box { map, coordinates }, mbarrier, site);
+}
+
+/// The same for every block of the cluster that `blocks` has a bit of, to the same place and mbarrier of each.
+///
+/// # Safety
+/// As `burrstone_sim_tensor_load`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_tensor_multicast(
+    to: u32,
+    map: *const TensorMap,
+    coordinates: *const i32,
+    dimensions: u32,
+    mbarrier: u32,
+    blocks: u32,
+    file: *const c_char,
+    line: u32,
+) {
+    // SAFETY: the caller's contract.
+    let site = unsafe { Site::new(file, line) };
+    let run = run();
+    if blocks == 0 || blocks >> run.cluster.blocks != 0 {
+        misuse(run, "multicast to blocks that the cluster has not, or to none", site);
+    }
+    // SAFETY: the caller's contract.
+    let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
+    let to = window_offset(run, to, BOX, site);
+    for rank in (0..run.cluster.blocks).filter(|rank| blocks >> rank & 1 == 1) {
+        fly(run, rank, to, map.box_bytes(), Source::Box { map, coordinates }, mbarrier, site);
+    }
 }
 
 /// # Safety
@@ -322,8 +377,9 @@ unsafe extern "C" fn burrstone_sim_tensor_store(
     // SAFETY: the caller's contract.
     let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
     let from = window_offset(run, from, BOX, site);
-    shared_range(run, from, map.box_bytes(), Access::AsyncLoad, site);
-    let store = Store { from: from as usize, bytes: map.box_bytes() as usize, to: Target::Box { map, coordinates } };
+    shared_range(run, run.rank(), from, map.box_bytes(), Access::AsyncLoad, site);
+    let from = run.cluster.place(run.rank(), from) as usize;
+    let store = Store { from, bytes: map.box_bytes() as usize, to: Target::Box { map, coordinates } };
     run.state.borrow_mut().stores[run.thread()].open.push(store);
 }
 

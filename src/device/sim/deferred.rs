@@ -1,7 +1,8 @@
 //! Work that a warpgroup has started and does not wait for yet: products of `wgmma`.
 
-use super::block::{Run, WARPGROUP};
+use super::block::WARP;
 use super::hooks;
+use super::run::Run;
 
 pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
 
@@ -14,7 +15,7 @@ pub(super) struct Work {
 }
 
 fn warpgroup(run: &Run) -> usize {
-    run.thread() / WARPGROUP
+    run.warpgroup() / WARP
 }
 
 /// # Safety

@@ -47,8 +47,10 @@ pub enum FaultKind {
     InFlight { offset: u64 },
     /// A bulk copy or `wgmma` reads what a thread wrote without a `fence_async` behind it.
     Unfenced { offset: u64, thread: u32, place: Place },
-    /// Two accesses to shared memory that no barrier orders, one of them a write.
+    /// Two accesses to shared memory that no barrier orders, one of them a write. Threads are numbered through a cluster.
     Race { offset: u64, access: &'static str, earlier: &'static str, thread: u32, place: Place },
+    /// An access to the shared memory of block `rank` of the cluster, which ends without having waited for it.
+    BlockEnded { rank: u32 },
     /// Threads wait for each other for ever.
     DivergentBarrier { groups: Vec<Waiting> },
     /// A primitive was called against its rules.
@@ -89,6 +91,9 @@ impl fmt::Display for FaultKind {
                 f,
                 "{access} of shared memory at byte {offset} races with a {earlier} by thread {thread} at {place}"
             ),
+            FaultKind::BlockEnded { rank } => {
+                write!(f, "access to the shared memory of block {rank} of the cluster, whose threads may have ended")
+            }
             FaultKind::DivergentBarrier { groups } => {
                 write!(f, "the block's threads wait for each other: ")?;
                 for (i, group) in groups.iter().enumerate() {

@@ -1,17 +1,21 @@
-//! What csrc/sim/runtime.h declares: the calls of simulated primitives into the simulator.
+//! What csrc/sim/runtime.h declares: the calls of simulated primitives into the simulator. Here those that access memory.
 //!
 //! They run on fibers and may switch away from them, so no value that must be dropped lives across a `wait`; a fiber
 //! that faulted is abandoned where it stands.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
 
-use super::block::{Barrier, Call, Collective, Gathering, Run, ThreadInfo, WARP, WARPGROUP, WINDOW, WarpSync};
+use super::block::WINDOW;
 use super::counters::Space;
 use super::fault::FaultKind;
+use super::run::{Run, ThreadInfo};
 use super::shadow::{Access, By};
 use super::sites::{Site, SiteId};
+
+/// An address in the window of the cluster has the block's number, plus one, from this bit on. Without it is one of the
+/// thread's own block.
+pub(super) const RANK_BIT: u32 = 24;
 
 thread_local! {
     /// The launch that runs on this OS thread.
@@ -54,215 +58,7 @@ extern "C" fn burrstone_sim_current() -> *const ThreadInfo {
 }
 
 /// # Safety
-/// `file` and `what` of every hook are string literals of the kernel's code, and a collective's record stays valid until
-/// the hook returns: runtime.h's callers pass literals and locals of the waiting frame.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_warp(
-    mask: u32,
-    aligned: bool,
-    collective: Collective,
-    record: *mut c_void,
-    what: *const c_char,
-    file: *const c_char,
-    line: u32,
-) {
-    // SAFETY: the caller's contract.
-    let call = unsafe { Call::new(what, Site::new(file, line)) };
-    let first = run().thread() / WARP * WARP;
-    gather(collective, first..first + WARP, mask, aligned, record, call);
-}
-
-/// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_warpgroup(
-    collective: Collective,
-    record: *mut c_void,
-    what: *const c_char,
-    file: *const c_char,
-    line: u32,
-) {
-    // SAFETY: the caller's contract.
-    let call = unsafe { Call::new(what, Site::new(file, line)) };
-    let first = run().thread() / WARPGROUP * WARPGROUP;
-    gather(collective, first..first + WARPGROUP, u32::MAX, true, record, call);
-}
-
-/// The lanes of a warp came to one instruction from two places.
-fn split(run: &Run, others: Site, site: Site) -> ! {
-    let what =
-        format!("lanes of a warp meet here and at {}, where all must execute the same instruction", others.place());
-    run.fault(FaultKind::Misuse { what }, site)
-}
-
-/// Waits for all lanes; the last to come computes for all.
-fn gather(
-    collective: Collective,
-    threads: std::ops::Range<usize>,
-    mask: u32,
-    aligned: bool,
-    record: *mut c_void,
-    call: Call,
-) {
-    let run = run();
-    let thread = run.thread();
-    let (first, lanes) = (threads.start, threads.len());
-    let lane = thread - first;
-    if mask >> (lane % WARP) & 1 == 0 {
-        run.fault(FaultKind::Misuse { what: format!("lane {lane} is not in its own mask {mask:#x}") }, call.site);
-    }
-    let complete = {
-        let mut state = run.state.borrow_mut();
-        let state = &mut *state;
-        let same = |g: &Gathering| {
-            std::ptr::fn_addr_eq(g.run, collective) && g.first == first && g.mask == mask && g.records[lane].is_null()
-        };
-        let at = state.gatherings.iter().position(same).unwrap_or_else(|| {
-            let mut records = state.spare_records.pop().unwrap_or_default();
-            records.clear();
-            records.resize(lanes, std::ptr::null_mut());
-            state.gatherings.push(Gathering { run: collective, first, mask, site: call.site, arrived: 0, records });
-            state.gatherings.len() - 1
-        });
-        let gathering = &mut state.gatherings[at];
-        gathering.records[lane] = record;
-        gathering.arrived += 1;
-        let expected = mask.count_ones() as usize * lanes / WARP;
-        if aligned && gathering.site != call.site {
-            Err(gathering.site)
-        } else if gathering.arrived == expected {
-            // Whoever calls the function may fault, which abandons this frame: the records go back to the state first.
-            let Gathering { records, .. } = state.gatherings.swap_remove(at);
-            let pointer = records.as_ptr();
-            state.spare_records.push(records);
-            Ok(Some(pointer))
-        } else {
-            Ok(None)
-        }
-    };
-    let records = match complete {
-        Ok(Some(records)) => records,
-        Ok(None) => return run.wait(call),
-        Err(others) => split(run, others, call.site),
-    };
-    // SAFETY: all lanes have passed a record of the kind that `collective` works on, and wait. The spare list is not
-    // touched before the call returns: collectives do not gather.
-    unsafe { collective(records) };
-    let mut state = run.state.borrow_mut();
-    for other in (0..lanes).filter(|other| mask >> (other % WARP) & 1 == 1 && *other != lane) {
-        state.wake(first + other);
-    }
-}
-
-/// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_sync_warp(mask: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
-    let call = Call::named(c"sync_warp", unsafe { Site::new(file, line) });
-    let run = run();
-    let thread = run.thread();
-    let (warp, lane) = (thread / WARP, thread % WARP);
-    if mask >> lane & 1 == 0 {
-        run.fault(FaultKind::Misuse { what: format!("lane {lane} is not in its own mask {mask:#x}") }, call.site);
-    }
-    let complete = {
-        let mut state = run.state.borrow_mut();
-        let state = &mut *state;
-        let same = |s: &WarpSync| s.warp == warp && s.mask == mask && s.arrived >> lane & 1 == 0;
-        let at = state.warp_syncs.iter().position(same).unwrap_or_else(|| {
-            state.warp_syncs.push(WarpSync { warp, mask, arrived: 0 });
-            state.warp_syncs.len() - 1
-        });
-        state.warp_syncs[at].arrived |= 1 << lane;
-        let complete = state.warp_syncs[at].arrived == mask;
-        if complete {
-            state.warp_syncs.swap_remove(at);
-            let threads = (0..WARP).filter(|lane| mask >> lane & 1 == 1).map(|lane| warp * WARP + lane);
-            state.clocks.meet(threads.clone());
-            // This thread too: who goes on first is drawn.
-            threads.for_each(|thread| state.wake(thread));
-        }
-        complete
-    };
-    if complete { run.suspend() } else { run.wait(call) }
-}
-
-/// Why threads cannot meet at a barrier.
-enum Meeting {
-    /// Others wait for another number of threads.
-    Counts(u32),
-    /// Other lanes of the warp came from another place.
-    Sites(Site),
-}
-
-/// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
-    let site = unsafe { Site::new(file, line) };
-    let run = run();
-    let thread = run.thread();
-    let all = run.threads() as u32;
-    let expected = if threads == 0 { all } else { threads };
-    if !expected.is_multiple_of(WARP as u32) && threads != 0 || expected > all {
-        let what = format!("barrier {id} for {expected} threads of a block of {all}: not whole warps of it");
-        run.fault(FaultKind::Misuse { what }, site);
-    }
-    let complete = {
-        let mut state = run.state.borrow_mut();
-        let state = &mut *state;
-        let barrier = state.barriers.entry(id).or_insert_with(|| Barrier {
-            expected,
-            arrived: 0,
-            sites: BTreeMap::new(),
-            waiting: Vec::new(),
-            released: state.clocks.nothing(),
-        });
-        let first = *barrier.sites.entry(thread / WARP).or_insert(site);
-        if barrier.expected != expected {
-            Err(Meeting::Counts(barrier.expected))
-        } else if first != site {
-            Err(Meeting::Sites(first))
-        } else {
-            barrier.arrived += 1;
-            let whole = threads == 0;
-            if !whole {
-                state.clocks.release(thread, &mut barrier.released);
-            }
-            if wait {
-                barrier.waiting.push(thread);
-            }
-            let complete = barrier.arrived == expected;
-            if complete && let Some(Barrier { waiting, released, .. }) = state.barriers.remove(&id) {
-                if whole {
-                    state.clocks.meet(waiting.iter().copied());
-                }
-                for thread in waiting {
-                    if !whole {
-                        state.clocks.acquire(thread, &released);
-                    }
-                    state.wake(thread);
-                }
-            }
-            Ok(complete)
-        }
-    };
-    match complete {
-        Err(Meeting::Sites(others)) => split(run, others, site),
-        Err(Meeting::Counts(others)) => {
-            let what = format!("barrier {id} for {expected} threads, where others wait for {others}");
-            run.fault(FaultKind::Misuse { what }, site)
-        }
-        Ok(true) if wait => run.suspend(),
-        Ok(false) if wait => run.wait(Call::named(if id == 0 { c"sync_block" } else { c"barrier_sync" }, site)),
-        Ok(_) => {}
-    }
-}
-
-/// # Safety
-/// As `burrstone_sim_warp`.
+/// `file` of every hook is a string literal of the kernel's code.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_global(address: u64, bytes: u32, code: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
@@ -312,7 +108,7 @@ fn count(run: &Run, space: Space, site: Site, access: Access, address: u64, byte
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
+/// As `burrstone_sim_global`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_shared(
     array: u64,
@@ -330,11 +126,12 @@ unsafe extern "C" fn burrstone_sim_shared(
         let of = u64::from(array_bytes);
         run.fault(FaultKind::OutOfBoundsShared { offset, bytes, of }, site);
     }
-    shared(run, (array + offset).wrapping_sub(run.shared_start), bytes, access(code), site);
+    let own = run.shared_start + run.cluster.place(run.rank(), 0);
+    shared(run, run.rank(), (array + offset).wrapping_sub(own), bytes, access(code), site);
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
+/// As `burrstone_sim_global`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_shared_at(
     address: u32,
@@ -347,35 +144,38 @@ unsafe extern "C" fn burrstone_sim_shared_at(
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let offset = u64::from(address).wrapping_sub(WINDOW);
-    shared(run, offset, bytes, access(code), site);
-    std::ptr::with_exposed_provenance_mut((run.shared_start + offset) as usize)
+    shared(run, run.rank(), offset, bytes, access(code), site);
+    std::ptr::with_exposed_provenance_mut((run.shared_start + run.cluster.place(run.rank(), offset)) as usize)
 }
 
-/// Checks and notes an access of the running thread to shared memory.
-pub(super) fn shared(run: &Run, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
+/// Checks and notes an access of the running thread to the shared memory of a block of its cluster.
+pub(super) fn shared(run: &Run, rank: usize, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
     if !offset.is_multiple_of(u64::from(bytes)) {
         run.fault(FaultKind::Misaligned { address: offset, bytes }, site);
     }
-    shared_range(run, offset, u64::from(bytes), access, site)
+    shared_range(run, rank, offset, u64::from(bytes), access, site)
 }
 
 /// The same without an alignment.
-pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
-    let of = run.shared_bytes as u64;
+pub(super) fn shared_range(run: &Run, rank: usize, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
+    let of = run.cluster.shared_bytes as u64;
     if offset >= of || bytes > of - offset {
         run.fault(FaultKind::OutOfBoundsShared { offset, bytes: bytes as u32, of }, site);
     }
-    let thread = run.thread();
+    let (thread, place) = (run.thread(), run.cluster.place(rank, offset));
+    if rank != run.rank() {
+        note_remote(run, rank, site);
+    }
     let (id, checked) = {
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
         let id = state.sites.id(site);
         // Units beside the threads are not counted, nor is what is no access of a lane's own width.
         if let Some(counters) = state.counters.as_mut().filter(|_| access != Access::AsyncLoad && bytes <= 16) {
-            counters.access(Space::Shared, id, access, thread, offset, bytes as u32);
+            counters.access(Space::Shared, id, access, thread, place, bytes as u32);
         }
         let by = By { thread, site: id, clocks: &state.clocks, sites: &state.sites };
-        (id, state.shadow.access(offset as usize, bytes as usize, access, by))
+        (id, state.shadow.access(place as usize, bytes as usize, access, by))
     };
     if let Err(kind) = checked {
         run.fault(kind, site);
@@ -383,13 +183,43 @@ pub(super) fn shared_range(run: &Run, offset: u64, bytes: u64, access: Access, s
     id
 }
 
+/// The running thread accesses the shared memory of another block, which must be there and stay there.
+fn note_remote(run: &Run, rank: usize, site: Site) {
+    let ended = {
+        let mut state = run.state.borrow_mut();
+        let epoch = state.clocks.epoch(run.thread());
+        state.remote.insert((rank, run.thread()), (epoch, site));
+        state.has_ended(run.cluster.threads_of(rank))
+    };
+    if ended {
+        run.fault(FaultKind::BlockEnded { rank: rank as u32 }, site);
+    }
+}
+
+/// The address in the window of the cluster that names a byte of another block's shared memory.
+///
 /// # Safety
-/// As `burrstone_sim_warp`.
+/// As `burrstone_sim_global`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn burrstone_sim_cluster_address(address: u32, rank: u32, file: *const c_char, line: u32) -> u32 {
+    let run = run();
+    let offset = u64::from(address).wrapping_sub(WINDOW);
+    if offset > run.cluster.shared_bytes as u64 || rank as usize >= run.cluster.blocks {
+        // SAFETY: the caller's contract.
+        let site = unsafe { Site::new(file, line) };
+        let what = format!("address {address:#x} in block {rank} of a cluster of {}: not there", run.cluster.blocks);
+        run.fault(FaultKind::Misuse { what }, site);
+    }
+    address | (rank + 1) << RANK_BIT
+}
+
+/// # Safety
+/// As `burrstone_sim_global`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_shared_address(pointer: u64, file: *const c_char, line: u32) -> u32 {
     let run = run();
-    let offset = pointer.wrapping_sub(run.shared_start);
-    if offset > run.shared_bytes as u64 {
+    let offset = pointer.wrapping_sub(run.shared_start + run.cluster.place(run.rank(), 0));
+    if offset > run.cluster.shared_bytes as u64 {
         // SAFETY: the caller's contract.
         let site = unsafe { Site::new(file, line) };
         run.fault(FaultKind::Misuse { what: "address of something outside shared memory".to_owned() }, site);
@@ -398,7 +228,7 @@ unsafe extern "C" fn burrstone_sim_shared_address(pointer: u64, file: *const c_c
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
+/// As `burrstone_sim_global`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn burrstone_sim_fault(what: *const c_char, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.

@@ -1,6 +1,6 @@
 //! A GPU in software: runs the CUDA kernels, compiled for this machine's processor, and checks all that they do.
 //!
-//! Every CUDA thread is a fiber, one block runs at a time. Fibers switch where threads wait: at barriers, shuffles and
+//! Every CUDA thread is a fiber; one block runs at a time, or one cluster. Fibers switch where threads wait: at barriers, shuffles and
 //! other collectives. Which fiber goes on is drawn from a seed, and so is the order of blocks, so that a result that
 //! depends on an order differs between seeds. Every access to memory is checked: bounds and alignment; in shared memory
 //! also reads of what nothing wrote, and accesses that no barrier orders.
@@ -15,7 +15,9 @@ mod entry;
 mod fault;
 mod hooks;
 mod mbarriers;
+mod meetings;
 mod memory;
+mod run;
 mod shadow;
 mod sites;
 mod stacks;
@@ -28,18 +30,17 @@ use corosensei::{Coroutine, CoroutineResult};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
-use block::{MAX_THREADS, Run, Status};
+use block::WARP;
 pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
 use memory::{Buffer, Memory};
+use run::{Cluster, MAX_BLOCKS, MAX_THREADS, Run, SHARED_ALIGNMENT};
 use stacks::{FiberStack, Stacks};
 pub use tensor_map::{TensorMap, TensorMapError};
 
 pub use super::tensor::Swizzle;
 use super::variant::{SimEntry, Variant};
 
-/// Alignment of shared memory: what 128-byte swizzled tiles need.
-const SHARED_ALIGNMENT: usize = 1024;
 /// Alignment of an argument struct: what a tensor map in it needs.
 const ARGS_ALIGNMENT: usize = 64;
 /// Largest shared memory of a block on any architecture (sm_90).
@@ -158,7 +159,8 @@ impl Simulator {
         Ok(())
     }
 
-    /// Runs `grid` blocks of a kernel's variant to the end. `args` are the bytes of its argument struct.
+    /// Runs `grid` blocks of a kernel's variant to the end, `cluster` neighbours along x together. `args` are the bytes of
+    /// its argument struct.
     ///
     /// # Errors
     /// The first rule that the kernel broke; its writes up to there remain. Or the build has no code for it.
@@ -166,7 +168,13 @@ impl Simulator {
     /// # Safety
     /// The variant's code is a kernel as `csrc/common/kernel.cuh` makes it, and `args` are a whole value of its argument
     /// struct.
-    pub unsafe fn launch(&self, variant: &Variant, grid: [u32; 3], args: &[u8]) -> Result<LaunchStats, Fault> {
+    pub unsafe fn launch(
+        &self,
+        variant: &Variant,
+        grid: [u32; 3],
+        cluster: u32,
+        args: &[u8],
+    ) -> Result<LaunchStats, Fault> {
         let refused = |what: String| Fault {
             kernel: variant.name.to_owned(),
             block: [0; 3],
@@ -176,15 +184,26 @@ impl Simulator {
         };
         let entry = entry::entry(variant).map_err(refused)?;
         let threads = variant.threads;
-        if threads == 0 || threads > MAX_THREADS {
-            return Err(refused(format!("{threads} threads a block, where 1 to {MAX_THREADS} are possible")));
+        if threads == 0 || threads > MAX_THREADS || !threads.is_multiple_of(WARP as u32) {
+            return Err(refused(format!("{threads} threads a block, expected whole warps of 1 to {MAX_THREADS}")));
+        }
+        if cluster == 0 || cluster > MAX_BLOCKS || !grid[0].is_multiple_of(cluster) {
+            let grid = grid[0];
+            return Err(refused(format!(
+                "{grid} blocks in clusters of {cluster}: expected 1 to {MAX_BLOCKS} that divide"
+            )));
+        }
+        if cluster > 1 && variant.archs.iter().any(|arch| *arch < 90) {
+            return Err(refused("a cluster, where clusters come with sm_90".to_owned()));
         }
         if grid.contains(&0) {
             return Err(refused(format!("an empty grid {grid:?}")));
         }
         let shared_bytes = *entry.shared_bytes;
+        let cluster =
+            Cluster { blocks: cluster as usize, threads: threads as usize, shared_bytes: shared_bytes as usize };
         let shared = (shared_bytes <= MAX_SHARED_BYTES)
-            .then(|| Buffer::poisoned(shared_bytes as usize, SHARED_ALIGNMENT))
+            .then(|| Buffer::poisoned(cluster.all_shared_bytes(), SHARED_ALIGNMENT))
             .flatten()
             .ok_or_else(|| refused(format!("{shared_bytes} bytes of shared memory, at most {MAX_SHARED_BYTES}")))?;
         let copied = Buffer::poisoned(args.len(), ARGS_ALIGNMENT)
@@ -195,24 +214,27 @@ impl Simulator {
         let mut inner = self.lock();
         let seed = inner.seeds.next_u64();
         let bounds = inner.memory.bounds().to_vec();
-        let run = Run::new(threads as usize, shared, shared_bytes as usize, bounds, seed, inner.count);
+        let run = Run::new(cluster, shared, bounds, seed, inner.count);
         let mut stats = LaunchStats::default();
-        let mut stacks = Stacks::take(run.threads());
+        let mut stacks = Stacks::take(cluster.all_threads());
         let mut ended = Ok(());
-        for block in shuffled_blocks(grid, seed) {
-            run.begin_block(block, grid);
-            let one = run_block(&run, &entry, copied.start().cast_const().cast(), &mut stacks);
-            ended = one.map_err(|(thread, kind, place)| Fault {
-                kernel: variant.name.to_owned(),
-                block,
-                thread,
-                kind: Box::new(kind),
-                place,
+        for first in shuffled_clusters(grid, cluster.blocks as u32, seed) {
+            run.begin(first, grid);
+            let one = run_cluster(&run, first, &entry, copied.start().cast_const().cast(), &mut stacks);
+            ended = one.map_err(|(thread, kind, place)| {
+                let [x, y, z] = first;
+                Fault {
+                    kernel: variant.name.to_owned(),
+                    block: [x + thread / threads, y, z],
+                    thread: thread % threads,
+                    kind: Box::new(kind),
+                    place,
+                }
             });
             if ended.is_err() {
                 break;
             }
-            stats.blocks += 1;
+            stats.blocks += cluster.blocks as u64;
         }
         stacks.keep();
         ended?;
@@ -223,11 +245,11 @@ impl Simulator {
     }
 }
 
-/// The grid's blocks in an order drawn from the seed.
-fn shuffled_blocks(grid: [u32; 3], seed: u64) -> Vec<[u32; 3]> {
+/// The first block of each cluster, in an order drawn from the seed.
+fn shuffled_clusters([width, height, depth]: [u32; 3], cluster: u32, seed: u64) -> Vec<[u32; 3]> {
     let mut random = ChaCha8Rng::seed_from_u64(!seed);
-    let mut blocks: Vec<[u32; 3]> =
-        (0..grid[2]).flat_map(|z| (0..grid[1]).flat_map(move |y| (0..grid[0]).map(move |x| [x, y, z]))).collect();
+    let row = |y, z| (0..width).step_by(cluster as usize).map(move |x| [x, y, z]);
+    let mut blocks: Vec<[u32; 3]> = (0..depth).flat_map(|z| (0..height).flat_map(move |y| row(y, z))).collect();
     for i in (1..blocks.len()).rev() {
         let j = random.next_u64() % (i as u64 + 1);
         blocks.swap(i, j as usize);
@@ -235,31 +257,34 @@ fn shuffled_blocks(grid: [u32; 3], seed: u64) -> Vec<[u32; 3]> {
     blocks
 }
 
-/// Runs the block that `run` has begun.
-fn run_block(
+/// Runs the blocks that `run` has begun.
+fn run_cluster(
     run: &Run,
+    first: [u32; 3],
     entry: &SimEntry,
     args: *const c_void,
     stacks: &mut Stacks,
 ) -> Result<(), (u32, FaultKind, Place)> {
     let _entered = hooks::Entered::new(run);
-    let mut fibers = Vec::with_capacity(run.threads());
-    for thread in 0..run.threads() {
+    let threads = run.cluster.all_threads();
+    let mut fibers = Vec::with_capacity(threads);
+    for thread in 0..threads {
         let stack = stacks.pop().map_err(|e| {
             let what = format!("no memory for the stack of a fiber: {e}");
             (thread as u32, FaultKind::Misuse { what }, Place { file: "launch".to_owned(), line: 0 })
         })?;
-        let (run, entry, shared) = (std::ptr::from_ref(run), entry.run, run.shared_start);
+        let shared = run.shared_start + run.cluster.place(run.cluster.rank(thread), 0);
+        let (run, entry) = (std::ptr::from_ref(run), entry.run);
         fibers.push(Coroutine::with_stack(stack, move |yielder, ()| {
             // SAFETY: the run outlives its fibers, which end in this function.
             unsafe { &*run }.yielders[thread].set(yielder);
             let shared = std::ptr::with_exposed_provenance_mut(shared as usize);
             // SAFETY: the caller of `launch` vouches for `args`, and `shared` is as large as the entry asks; both live until
-            // the block ends. All other memory that kernels touch is checked by the hooks first.
+            // its block ends. All other memory that kernels touch is checked by the hooks first.
             unsafe { entry(args, shared) };
         }));
     }
-    let ended = schedule(run, &mut fibers);
+    let ended = schedule(run, first, &mut fibers);
     for mut fiber in fibers {
         if !fiber.done() {
             // SAFETY: a fiber stands in a hook or has not begun. Kernels are C++ without destructors, and the hooks keep
@@ -272,8 +297,11 @@ fn run_block(
 }
 
 /// Resumes fibers until all have finished, one has faulted, or none can go on.
-fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), FiberStack>]) -> Result<(), (u32, FaultKind, Place)> {
-    let mut info = run.info.get();
+fn schedule(
+    run: &Run,
+    first: [u32; 3],
+    fibers: &mut [Coroutine<(), (), (), FiberStack>],
+) -> Result<(), (u32, FaultKind, Place)> {
     loop {
         let next = {
             let mut state = run.state.borrow_mut();
@@ -293,10 +321,9 @@ fn schedule(run: &Run, fibers: &mut [Coroutine<(), (), (), FiberStack>]) -> Resu
             }
             return state.end();
         };
-        info.thread = thread as u32;
-        run.info.set(info);
+        run.switch_to(thread, first);
         if let CoroutineResult::Return(()) = fibers[thread].resume(()) {
-            run.state.borrow_mut().status[thread] = Status::Finished;
+            run.finish(thread);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use corosensei::stack::{DefaultStack, Stack, StackPointer};
 
-use super::block::MAX_THREADS;
+use super::run::MAX_THREADS;
 
 /// Far more than a kernel's frames; only the pages that are touched cost memory.
 const BYTES: usize = 512 << 10;

@@ -1,0 +1,139 @@
+//! What the cost model chooses for products, on every card.
+
+use burrstone::device::Card;
+use burrstone::kernels::{Machine, MatMul, MatMulPair, MatMulPlan, MatMulShape};
+
+use super::*;
+
+/// Layers of Llama 3 8B and 70B and of Qwen3, beside those of the specification: n, k.
+const LAYERS: [(usize, usize); 9] = [
+    (6144, 4096),
+    (4096, 4096),
+    (28672, 4096),
+    (4096, 14336),
+    (10240, 8192),
+    (8192, 8192),
+    (57344, 8192),
+    (8192, 28672),
+    (128_256, 4096),
+];
+
+fn layers() -> impl Iterator<Item = (usize, usize)> {
+    PROBLEMS.iter().map(|problem| (problem.n, problem.k)).chain(LAYERS)
+}
+
+fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
+    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false };
+    (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
+}
+
+/// Where spans could fill a wave, a decode step fills it, or more than half of it where sharing tiles would cost more than
+/// it gives.
+#[test]
+fn no_wave_is_empty_that_could_be_full() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (n, k) in layers() {
+            for m in [1, 2, 4, 8, 16] {
+                let (plan, shape) = plan(&machine, m, n, k);
+                let blocks = plan.items(&shape);
+                let full = blocks / plan.splits * shape.spans() >= machine.processors as usize;
+                assert!(
+                    2 * blocks > machine.processors as usize || !full,
+                    "{}: {shape:?}: {blocks} blocks of {}",
+                    card.name,
+                    plan.variant.name
+                );
+            }
+        }
+    }
+}
+
+/// Twice the rows take at most twice the time. Between the powers of two a tile more can start a wave of its own; then too
+/// no number of rows has less than 0.55 of the rate of a smaller one.
+#[test]
+fn throughput_does_not_fall_with_the_batch() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (n, k) in layers() {
+            let seconds = |m| plan(&machine, m, n, k).0.seconds;
+            let times: Vec<f64> = (0..14).map(|power| seconds(1 << power)).collect();
+            for (power, pair) in times.windows(2).enumerate() {
+                assert!(
+                    pair[1] <= 2.0 * pair[0],
+                    "{}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
+                    card.name,
+                    1 << power
+                );
+            }
+            for m in (1..16).chain((16..400).step_by(16)).chain([17, 33, 65, 129, 193, 257, 385]) {
+                let throughput = m as f64 / seconds(m);
+                let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
+                let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
+                assert!(
+                    throughput >= 0.55 * best,
+                    "{}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}",
+                    card.name
+                );
+            }
+        }
+    }
+}
+
+/// Blocks are pairs on Hopper, and only where x has rows for more than one tile; then they take less from the L2 cache for
+/// all large layers. They share what is more of the tile.
+#[test]
+fn many_rows_are_for_pairs() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (n, k) in layers() {
+            for m in [1, 8, 64, 192] {
+                let (plan, shape) = plan(&machine, m, n, k);
+                let tile = plan.variant.int("m").unwrap() as usize;
+                assert!(plan.pair.is_none() || card.arch == 90 && m > tile, "{}: {shape:?}: {plan:?}", card.name);
+            }
+            let (plan, shape) = plan(&machine, 8192, n, k);
+            let [tile_m, tile_n] = ["m", "n"].map(|axis| plan.variant.int(axis).unwrap());
+            let expected =
+                (card.arch == 90).then_some(if tile_m >= tile_n { MatMulPair::X } else { MatMulPair::Weight });
+            assert_eq!(plan.pair, expected, "{}: {shape:?}: {plan:?}", card.name);
+            assert!(plan.items(&shape).is_multiple_of(if plan.pair.is_some() { 2 } else { 1 }), "{plan:?}");
+        }
+        assert_eq!(plan(&Machine::new(90, 1), 8192, 4096, 4096).0.pair, None);
+    }
+}
+
+/// Rows of the weight in pairs leave half the results to be written, and nothing else changes.
+#[test]
+fn gates_save_what_is_not_written() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (n, k) in layers().filter(|(n, _)| n % 16 == 0) {
+            for m in [1, 64, 4096] {
+                let (plan, shape) = plan(&machine, m, n, k);
+                let gated = MatMulShape { n: n / 2, gated: true, ..shape };
+                let of_gated = MatMulPlan::of(&machine, &gated, MatMul::WORKSPACE, plan.variant);
+                assert!(of_gated.seconds <= plan.seconds, "{}: {shape:?}", card.name);
+                assert_eq!(gated.weight_rows(), n, "{shape:?}");
+            }
+        }
+        // Little depth: the results are most of what memory is asked for.
+        let (plan, shape) = plan(&machine, 8192, 65536, 64);
+        let gated = MatMulShape { n: shape.n / 2, gated: true, ..shape };
+        let seconds = MatMulPlan::of(&machine, &gated, 0, plan.variant).seconds;
+        assert!(seconds < 0.9 * plan.seconds, "{}: {seconds:e} {:e}", card.name, plan.seconds);
+    }
+}
+
+#[test]
+fn a_choice_is_the_same_for_the_same_problem() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (m, n, k) in [(1, 4096, 4096), (300, 4096, 4096), (4096, 4096, 4096), (5, 1, 0)] {
+            let (first, second) = (plan(&machine, m, n, k).0, plan(&machine, m, n, k).0);
+            let named = |plan: &MatMulPlan| (plan.variant.name, plan.splits, plan.pair);
+            assert_eq!(named(&first), named(&second));
+            assert!(first.seconds.is_finite() && first.seconds > 0.0, "{first:?}");
+        }
+    }
+}
