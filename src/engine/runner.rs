@@ -55,6 +55,8 @@ pub(super) struct Runner {
 /// What the batches that were made last are of, until they are used.
 #[derive(Default)]
 struct LaidOut {
+    /// Of the plan.
+    number: u64,
     chunks: Vec<Chunk>,
     /// Where a chunk starts, and of how many tokens log-probabilities are wanted.
     scored: Vec<(SequenceId, usize, usize)>,
@@ -73,7 +75,7 @@ struct Begun {
 /// Makes the batches of the plan, of which tokens and samples are yet to be filled in.
 fn lay_out<'a>(batcher: &mut Batcher, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> LaidOut {
     let plan = scheduler.plan();
-    let mut laid_out = LaidOut { chunks: plan.chunks.clone(), scored: Vec::new() };
+    let mut laid_out = LaidOut { number: plan.number, chunks: plan.chunks.clone(), scored: Vec::new() };
     batcher.clear();
     for chunk in &plan.chunks {
         let Some(view) = scheduler.view(chunk.sequence) else { continue };
@@ -185,7 +187,7 @@ impl Runner {
     pub fn begin<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<()> {
         let (plan, batcher) = (scheduler.plan(), &mut self.batcher);
         let mut laid_out = std::mem::take(&mut self.laid_out);
-        if laid_out.chunks != plan.chunks {
+        if laid_out.number != plan.number || laid_out.chunks != plan.chunks {
             laid_out = lay_out(batcher, scheduler, &wanted);
         }
         let (mut sampled, mut editor) = (Vec::new(), Editor::default());

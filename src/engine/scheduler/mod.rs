@@ -127,6 +127,8 @@ pub struct Chunk {
 /// One step.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
+    /// Counts the plans: of one number, chunks may only become fewer.
+    pub number: u64,
     /// Blocks that go to the host's memory, and that come from there, before all else.
     pub moves: PageMoves,
     /// Blocks to be copied before it, `[from, to]`. Moves and copies are made in the order of steps: a block that one step
@@ -207,6 +209,7 @@ pub struct Scheduler {
     /// Who has blocks. The last is the first to give them up.
     running: Vec<SequenceId>,
     submitted: u64,
+    plans: u64,
     plan: Plan,
     under_way: Option<UnderWay>,
     ended: Vec<Ended>,
@@ -225,6 +228,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             running: Vec::new(),
             submitted: 0,
+            plans: 0,
             plan: Plan::default(),
             under_way: None,
             ended: Vec::new(),

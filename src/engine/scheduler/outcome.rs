@@ -27,7 +27,7 @@ impl Scheduler {
 
     /// What the plan moves and copies is done in the order of steps: others may be planned.
     fn take_plan(&mut self) -> UnderWay {
-        let Plan { moves, copies, chunks } = std::mem::take(&mut self.plan);
+        let Plan { moves, copies, chunks, .. } = std::mem::take(&mut self.plan);
         self.blocks.settle();
         UnderWay { chunks, moves: !moves.is_empty() || !copies.is_empty() }
     }

@@ -10,6 +10,8 @@ impl Scheduler {
     /// Plans the next step. A plan without chunks: there is nothing to do; or, while a step is under way, what there is to
     /// do depends on what comes of it.
     pub fn schedule(&mut self, now: Duration) {
+        self.plans += 1;
+        self.plan.number = self.plans;
         self.plan_chunks(now);
         self.plan.moves.clone_from(self.blocks.moves());
     }
