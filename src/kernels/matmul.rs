@@ -1,8 +1,10 @@
 //! `out = x · weightᵀ + bias`, or `activation(gate) · up` of two such products.
 
+#[cfg(feature = "cuda")]
+use super::abi::BURRSTONE_MATMUL_COUNTERS;
 use super::abi::{
-    BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_E4M3, BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_I8,
-    BURRSTONE_MATMUL_PAIR_WEIGHT, BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
+    BURRSTONE_MATMUL_E4M3, BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_I8, BURRSTONE_MATMUL_PAIR_WEIGHT,
+    BURRSTONE_MATMUL_PAIR_X, matmul_args, tensor_map,
 };
 use super::act_mul::code;
 use super::call::{Call, Check};
