@@ -106,7 +106,7 @@ proptest! {
 
     /// On the tensor cores of every architecture, around the borders of tiles and of spans.
     #[test]
-    fn codes_are_those_of_the_results(
+    fn codes_on_devices_are_those_of_the_results(
         shape in prop_oneof![
             (proptest::sample::select(vec![1usize, 9, 65]), proptest::sample::select(vec![4usize, 64, 132]), Just(72usize)),
             (Just(3usize), Just(68usize), Just(1032usize)),
@@ -126,7 +126,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_no_number_has_a_code() {
+fn what_is_no_number_has_a_code_on_devices() {
     // One infinite weight, one that is not a number.
     for codes in [DType::E4M3, DType::I8] {
         for variant in variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]) {
@@ -147,7 +147,7 @@ fn what_is_no_number_has_a_code() {
 }
 
 #[test]
-fn a_scale_belongs_to_a_quantized_output() {
+fn a_scale_on_devices_belongs_to_a_quantized_output() {
     let stream = Stream::sim(SimOptions::default()).unwrap();
     let attempt = |out: DType, scale: Option<(DType, usize)>, n: usize, from: usize| {
         let x = Placed::untouched(&stream, DType::F16, 8, 0);
