@@ -29,6 +29,8 @@ mod gather_rows;
 mod matmul;
 #[path = "kernels/page_copy.rs"]
 mod page_copy;
+#[path = "kernels/page_table_update.rs"]
+mod page_table_update;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]
@@ -48,6 +50,7 @@ fn all<D: support::Bench>(device: D) {
         gather_rows::bench,
         matmul::bench,
         page_copy::bench,
+        page_table_update::bench,
         rms_norm::bench,
         rotary_kv_write::bench,
         sample::bench,

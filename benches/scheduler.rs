@@ -59,7 +59,7 @@ impl Preparation {
         let rope = RopeSpec { rotary_dim: 128, theta: 1e6, kind: RopeKind::Default };
         let device = Cpu::new(CpuOptions::default()).expect("a CPU");
         let step = device.step().expect("a step");
-        Self { batcher: Batcher::new(rope.table(), BLOCK_SIZE), device, step }
+        Self { batcher: Batcher::new(rope.table(40_960), BLOCK_SIZE), device, step }
     }
 
     /// A batch, but for its tokens and how others are chosen.

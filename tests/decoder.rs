@@ -41,7 +41,7 @@ impl Lab {
         let stream = Stream::sim(SimOptions { memory_bytes: 1 << 30, ..SimOptions::default() }).unwrap();
         let gpu = Gpu::new(stream, DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
         let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
-        Self { decoder, rope: spec.rope.table(), sequences: prompts.to_vec(), steps: 0 }
+        Self { decoder, rope: spec.rope.table(spec.context), sequences: prompts.to_vec(), steps: 0 }
     }
 
     /// Runs the last `new[i]` tokens of each sequence in one step, and appends the tokens that are chosen.
@@ -52,12 +52,11 @@ impl Lab {
             let (start, past) = (batch.tokens.len(), tokens.len() - new);
             for (position, &token) in tokens.iter().enumerate().skip(past) {
                 batch.tokens.push(token);
-                batch.positions.push(position as u32);
                 batch.slots.push(pages[position / PAGE_SIZE] * PAGE_SIZE as u32 + (position % PAGE_SIZE) as u32);
-                self.rope.append(position as u32, tokens.len(), &mut batch.rope);
+                self.rope.append(position, tokens.len(), usize::MAX, &mut batch.rope_rows, &mut batch.rope);
             }
             batch.spans.push(Span { start, len: new, kv_len: tokens.len(), pages: batch.page_table.len() });
-            batch.page_table.extend(pages);
+            batch.page_table.append(&pages);
             batch.logit_rows.push(batch.tokens.len() as u32 - 1);
             batch.samples.push(row(i, tokens));
         }

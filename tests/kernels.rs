@@ -35,6 +35,8 @@ mod gather_rows;
 mod matmul;
 #[path = "kernels/page_copy.rs"]
 mod page_copy;
+#[path = "kernels/page_table_update.rs"]
+mod page_table_update;
 #[path = "kernels/paged_attention.rs"]
 mod paged_attention;
 #[cfg(feature = "sim")]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use burrstone::model::RopeScaling;
 use burrstone::scheduler::Policy;
 use burrstone::{
     Constraint, DType, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Guidance, Prompt, Request,
@@ -154,6 +155,46 @@ fn kinds_of_models_that_need_care_get_their_bits_too() {
         let vocab = Engine::builder(&model).build().unwrap().spec().vocab_size as u32;
         let (preempted, cached) = check(|| Engine::builder(&model).device(Device::Cpu).context(context), vocab, 6, 16);
         assert!(preempted > 0 && cached > 0, "{name}: {preempted} preemptions, {cached} cached tokens");
+    }
+}
+
+/// #18728: a model that was stretched for long texts got worse at all others. Where it is stretched when needed, a sequence
+/// that fits what it was trained with gets the bits of the model as it was, a longer one those of the stretched one, and
+/// neither is given the other's keys.
+#[test]
+fn issue_18728_short_sequences_are_not_stretched() {
+    let [stretched, plain] = [true, false].map(|is_stretched| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut case = checkpoint::case("rope-yarn");
+        if !is_stretched {
+            case.config["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": 10000.0});
+        }
+        case.write(folder.path());
+        folder
+    });
+    let devices: &[Device] = if cfg!(feature = "sim") { &[Device::Cpu, Device::Sim] } else { &[Device::Cpu] };
+    for &device in devices {
+        let builder = |folder: &tempfile::TempDir| Engine::builder(folder.path().to_str().unwrap()).device(device);
+        let (always, never) = (builder(&stretched).build().unwrap(), builder(&plain).build().unwrap());
+        let engine = builder(&stretched).rope_scaling(RopeScaling::WhenNeeded).build().unwrap();
+        let ask = |engine: &Engine, max_tokens| {
+            let request = Request::tokens((20u32..60).collect::<Vec<_>>()).temperature(0.0).ignore_eos(true);
+            engine.generate(request.max_tokens(max_tokens)).unwrap()
+        };
+        // 64 tokens are what the model was trained with.
+        let expected = [bits(ask(&never, 24)), bits(ask(&always, 25))];
+        assert_ne!(bits(ask(&always, 24)), expected[0]);
+        let side_by_side = [ask(&engine, 24), ask(&engine, 25)];
+        assert_eq!(side_by_side.map(bits), expected, "{device}");
+        assert_eq!([ask(&engine, 24), ask(&engine, 25)].map(bits), expected, "{device}, from the cache");
+        let text: Vec<u32> = (20..84).collect();
+        assert_eq!(engine.score(&text).unwrap().logprobs, never.score(&text).unwrap().logprobs);
+        let text: Vec<u32> = (20..85).collect();
+        assert_eq!(engine.score(&text).unwrap().logprobs, always.score(&text).unwrap().logprobs);
+        engine.update_weights(stretched.path()).unwrap();
+        assert_eq!(bits(ask(&engine, 24)), expected[0], "{device}, loaded anew");
+        let error = builder(&plain).rope_scaling(RopeScaling::WhenNeeded).build().err().unwrap().to_string();
+        assert!(error.contains("rope_scaling") && error.contains("default"), "{error}");
     }
 }
 

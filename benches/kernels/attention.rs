@@ -9,7 +9,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     for problem in PROBLEMS {
         let (heads, d) = (problem.heads, problem.head_dim);
         for (case, sequences) in lab.device.sequences() {
-            let step = lab.step(&sequences, 0, vec![0]);
+            let step = lab.step(&sequences, vec![0]);
             let (cache, shape) = lab.cache(1, slots(&sequences), problem.kv_heads, d);
             let tokens: usize = sequences.iter().map(|(_, len)| len).sum();
             let query = lab.buffer(dtype, tokens * heads * d);

@@ -8,7 +8,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let width = problem.width;
         let tables = lab.matrices(32_000, width);
         for &rows in lab.device.rows() {
-            let step = lab.step(&[(0, rows)], 0, vec![0]);
+            let step = lab.step(&[(0, rows)], vec![0]);
             let mut out = lab.buffer(lab.wide_dtype(), rows * width);
             let work = Work { bytes: rows * width * (lab.wide() + lab.narrow()), flops: 0 };
             lab.measure(criterion, "embedding", &format!("{}/{rows}", problem.label), work, || {

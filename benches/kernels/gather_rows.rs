@@ -5,7 +5,7 @@ use crate::support::{Bench, Lab, Work};
 
 pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     let tokens = 512;
-    let step = lab.step(&[(0, tokens)], 0, (0..tokens as u32).collect());
+    let step = lab.step(&[(0, tokens)], (0..tokens as u32).collect());
     for problem in PROBLEMS {
         let width = problem.width;
         let x = lab.buffer(lab.wide_dtype(), tokens * width);

@@ -164,15 +164,15 @@ impl<D: Bench> Lab<D> {
     }
 
     /// Sequences of so many tokens before the step and in it; the logits of `logit_rows` are wanted.
-    pub fn step(&self, sequences: &[(usize, usize)], rotary_dim: usize, logit_rows: Vec<u32>) -> D::Step {
-        self.uploaded(Batch { logit_rows, ..batch(sequences, rotary_dim) })
+    pub fn step(&self, sequences: &[(usize, usize)], logit_rows: Vec<u32>) -> D::Step {
+        self.uploaded(Batch { logit_rows, ..batch(sequences) })
     }
 
     /// Rows of logits, each of which asks for a token or a log-probability.
     pub fn step_for_logits(&self, samples: Vec<SampleRow>, targets: Vec<u32>) -> D::Step {
         let rows = samples.len().max(targets.len());
         let logit_rows = (0..rows as u32).collect();
-        self.uploaded(Batch { logit_rows, samples, targets, ..batch(&[(0, rows)], 0) })
+        self.uploaded(Batch { logit_rows, samples, targets, ..batch(&[(0, rows)]) })
     }
 
     fn uploaded(&self, batch: Batch) -> D::Step {
@@ -187,17 +187,16 @@ pub fn slots(sequences: &[(usize, usize)]) -> usize {
     sequences.iter().map(|(past, len)| (past + len).next_multiple_of(PAGE_SIZE)).sum()
 }
 
-fn batch(sequences: &[(usize, usize)], rotary_dim: usize) -> Batch {
+pub fn batch(sequences: &[(usize, usize)]) -> Batch {
     let mut batch = Batch::default();
     for &(past, len) in sequences {
         let (start, pages) = (batch.tokens.len(), batch.page_table.len());
         let range = past as u32..(past + len) as u32;
         batch.tokens.extend((0..len as u32).map(|t| t * 7919 % 32_000));
-        batch.positions.extend(range.clone());
+        batch.rope_rows.extend(range.clone());
         batch.slots.extend(range.map(|position| (pages * PAGE_SIZE) as u32 + position));
-        batch.rope.extend(std::iter::repeat_n(0.5, len * rotary_dim));
         batch.spans.push(Span { start, len, kv_len: past + len, pages });
-        batch.page_table.extend(pages as u32..(pages + (past + len).div_ceil(PAGE_SIZE)) as u32);
+        batch.page_table.append(&Vec::from_iter(pages as u32..(pages + (past + len).div_ceil(PAGE_SIZE)) as u32));
     }
     batch
 }

@@ -74,10 +74,11 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
     const unsigned heads = args.heads + 2 * args.kv_heads, d = args.head_dim;
     const bool query = head < args.heads, value = head >= args.heads + args.kv_heads;
     const uint32_t slot = load_cached(pointer<const uint32_t>(args.slots) + token);
-    // Slots come from the device, where nobody checked them; BURRSTONE_NO_SLOT is none.
-    const bool absent = head >= heads || slot >= args.slot_count;
+    const uint32_t row = load_cached(pointer<const uint32_t>(args.rope_rows) + token);
+    // Slots and rows come from the device, where nobody checked them; BURRSTONE_NO_SLOT is none.
+    const bool absent = head >= heads || slot >= args.slot_count || (args.rotary_dim && row >= args.table_rows + args.rows);
 
-    const bool whole = (args.rotary_dim / 2) % GRAIN == 0 && has_grains<float>(args.rope, d) &&
+    const bool whole = (args.rotary_dim / 2) % GRAIN == 0 && has_grains<float>(args.rope_table | args.rope, d) &&
                        has_grains<T>(args.qkv | args.query | args.query_gain | args.key_gain, d) &&
                        has_grains<Cache>(args.keys | args.values, d);
     const HeadShape shape(value ? 0 : args.rotary_dim / 2, d, whole);
@@ -111,7 +112,9 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
         if (gain) norm = rsqrt_(sum / float(d) + args.eps);
     }
 
-    const float *cosines = pointer<const float>(args.rope) + token * args.rotary_dim;
+    const bool is_in_table = row < args.table_rows;
+    const float *cosines = pointer<const float>(is_in_table ? args.rope_table : args.rope) +
+                           uint64_t(is_in_table ? row : row - args.table_rows) * args.rotary_dim;
     const auto turned = [&](unsigned u) {
         const HeadUnit<T> raw = load_unit(shape, x, u);
         HeadUnit<float> y;

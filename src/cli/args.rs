@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::constraint::ConstraintArgs;
 use super::output;
-use super::values::{self, KvPrecision, Precision};
+use super::values::{self, KvPrecision, Precision, Scaling};
 
 /// Which model, and how it runs.
 #[derive(Args, Debug)]
@@ -39,6 +39,10 @@ pub struct ModelArgs {
     /// Tokens that a sequence may hold [default: what the model and the memory allow]
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
     pub context: Option<usize>,
+
+    /// Which sequences are stretched, of a model whose configuration asks for YaRN
+    #[arg(long, value_enum, default_value_t = Scaling::Always)]
+    pub rope_scaling: Scaling,
 
     /// Bytes of weights, activations and KV cache together: 8GiB, 500MB
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
@@ -85,7 +89,7 @@ impl ModelArgs {
     /// Loads the model, with progress on a terminal.
     pub fn load(&self) -> Result<Engine> {
         let mut builder = self.builder()?.device(self.device).sim_arch(self.sim_arch).dtype(self.dtype.dtype());
-        builder = builder.kv_dtype(self.kv_dtype.dtype());
+        builder = builder.kv_dtype(self.kv_dtype.dtype()).rope_scaling(self.rope_scaling.into());
         builder = builder.check_weights(self.check).offline(self.offline).progress(output::Downloads::new(self.quiet));
         if !self.quiet {
             builder = builder.on_incident(output::note);

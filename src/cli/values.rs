@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use burrstone::DType;
+use burrstone::model::RopeScaling;
 use clap::ValueEnum;
 
 /// A list of token ids: `1,2,3`.
@@ -35,6 +36,24 @@ impl Precision {
             Self::F32 => Some(DType::F32),
             Self::Bf16 => Some(DType::BF16),
             Self::F16 => Some(DType::F16),
+        }
+    }
+}
+
+/// Which sequences are stretched.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Scaling {
+    /// All, as transformers does
+    Always,
+    /// Those that may hold more tokens, prompt and --max-tokens together, than the model was trained with
+    WhenNeeded,
+}
+
+impl From<Scaling> for RopeScaling {
+    fn from(scaling: Scaling) -> Self {
+        match scaling {
+            Scaling::Always => Self::Always,
+            Scaling::WhenNeeded => Self::WhenNeeded,
         }
     }
 }

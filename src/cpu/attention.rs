@@ -80,10 +80,10 @@ pub(crate) fn attention(
     for span in &batch.spans {
         let first = sights.bounds(span, 0..span.len).start / shape.page_size;
         let last = span.kv_len.div_ceil(shape.page_size);
-        let pages = span.pages.checked_add(last).and_then(|end| batch.page_table.get(span.pages + first..end));
+        let pages = span.pages.checked_add(last).and_then(|end| step.page_table().get(span.pages + first..end));
         let Some(pages) = pages else {
             let expected = format!("{last} entries from {} for {} positions", span.pages, span.kv_len);
-            return Err(Error::operator(OP, "page_table", expected, format!("{} in all", batch.page_table.len())));
+            return Err(Error::operator(OP, "page_table", expected, format!("{} in all", step.page_table().len())));
         };
         if let Some(page) = pages.iter().find(|&&page| page as usize >= shape.pages) {
             return Err(Error::operator(OP, "page_table", format!("pages below {}", shape.pages), page));
@@ -104,7 +104,7 @@ pub(crate) fn attention(
         cache_dtype: shape.dtype,
         out: out.as_mut_ptr(),
         out_dtype: out.dtype(),
-        page_table: &batch.page_table,
+        page_table: step.page_table(),
         page_size: shape.page_size,
         kv_heads,
         group,

@@ -1,10 +1,11 @@
 //! What kernels read and write: activations, weights, the batch.
 
+use crate::cpu::page_table_update::page_table_update;
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, Batch, Sampled, WeightView};
+use crate::ops::{self, Batch, PageTableMark, Sampled, WeightView};
 
 /// Zeroed, page-aligned memory that the system hands out as it is touched.
 pub(crate) struct Pages(memmap2::MmapMut);
@@ -113,14 +114,23 @@ impl Buffer {
         Ok(values)
     }
 
-    /// Row `row` of f32 `[rows, width]`.
+    /// Elements `start` and on of an f32 buffer, so many.
     ///
     /// # Errors
     /// The buffer is of another dtype, or shorter.
-    pub(crate) fn row_mut(&mut self, row: usize, width: usize) -> Result<&mut [f32]> {
-        let end = row.checked_add(1).and_then(|rows| rows.checked_mul(width));
-        self.check_wide("edit_row", "x", end)?;
-        Ok(&mut bytemuck::cast_slice_mut(self.pages.bytes_mut())[row * width..(row + 1) * width])
+    pub(crate) fn floats_mut(&mut self, op: &'static str, start: usize, len: usize) -> Result<&mut [f32]> {
+        let end = start.saturating_add(len);
+        self.check_wide(op, "x", Some(end))?;
+        Ok(bytemuck::cast_slice_mut(&mut self.pages.bytes_mut()[4 * start..4 * end]))
+    }
+
+    /// The first `len` elements of an f32 buffer.
+    ///
+    /// # Errors
+    /// The buffer is of another dtype, or shorter.
+    pub(crate) fn floats(&self, op: &'static str, field: &'static str, len: Option<usize>) -> Result<&[f32]> {
+        self.check_wide(op, field, len)?;
+        Ok(bytemuck::cast_slice(&self.pages.bytes()[..4 * len.unwrap_or(0)]))
     }
 
     pub(crate) fn as_ptr(&self) -> *const u8 {
@@ -323,7 +333,11 @@ fn widen(op: &'static str, view: &WeightView) -> Result<Vec<f32>> {
 /// A batch whose parts were checked against each other.
 #[derive(Default)]
 pub struct Step {
+    /// Without its page table.
     batch: Batch,
+    /// What there is of the last batch's page table.
+    pages: Vec<u32>,
+    mark: Option<PageTableMark>,
     /// Results of the step, in the order of its samples and targets.
     pub(crate) sampled: Vec<Sampled>,
     pub(crate) scored: Vec<f32>,
@@ -332,6 +346,11 @@ pub struct Step {
 impl Step {
     pub(crate) fn batch(&self) -> &Batch {
         &self.batch
+    }
+
+    /// The page tables of its spans.
+    pub fn page_table(&self) -> &[u32] {
+        &self.pages
     }
 
     pub(crate) fn tokens(&self) -> usize {
@@ -343,11 +362,12 @@ impl Step {
         batch.check()?;
         let to = &mut self.batch;
         to.tokens.clone_from(&batch.tokens);
-        to.positions.clone_from(&batch.positions);
         to.slots.clone_from(&batch.slots);
+        to.rope_rows.clone_from(&batch.rope_rows);
         to.rope.clone_from(&batch.rope);
         to.spans.clone_from(&batch.spans);
-        to.page_table.clone_from(&batch.page_table);
+        page_table_update(&mut self.pages, self.mark, &batch.page_table);
+        self.mark = Some(batch.page_table.mark());
         to.masks.clone_from(&batch.masks);
         to.logit_rows.clone_from(&batch.logit_rows);
         to.samples.clone_from(&batch.samples);

@@ -12,6 +12,7 @@ mod gather_rows;
 mod kv_cache;
 mod matmul;
 mod page_copy;
+mod page_table_update;
 mod pool;
 mod probe;
 mod rms_norm;
@@ -210,8 +211,13 @@ impl Ops for Cpu {
         cache.write_page(page, from)
     }
 
+    fn write_floats(&self, x: &mut Buffer, start: usize, values: &[f32]) -> Result<()> {
+        x.floats_mut("write_floats", start, values.len())?.copy_from_slice(values);
+        Ok(())
+    }
+
     fn edit_row(&self, x: &mut Buffer, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()> {
-        edit(x.row_mut(row, width)?);
+        edit(x.floats_mut("edit_row", row.saturating_mul(width), width)?);
         Ok(())
     }
 

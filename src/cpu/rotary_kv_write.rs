@@ -17,7 +17,7 @@ const LARGEST_CODE: f32 = 127.0;
 const TASK: usize = 16 << 10;
 
 pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKvWrite<'_, Cpu>) -> Result<()> {
-    let RotaryKvWrite { qkv, query, cache, layer, heads, kv_heads, head_dim, rotary_dim, qk_norm } = args;
+    let RotaryKvWrite { qkv, query, cache, layer, heads, kv_heads, head_dim, rotary_dim, rope, qk_norm } = args;
     let (batch, shape) = (step.batch(), cache.shape());
     let tokens = batch.tokens.len();
     if (kv_heads, head_dim) != (shape.kv_heads, shape.head_dim) {
@@ -38,10 +38,8 @@ pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKv
         .ok_or_else(|| Error::operator(OP, "heads", "a size that fits memory", heads))?;
     qkv.check_wide(OP, "qkv", tokens.checked_mul(width))?;
     query.check(OP, "query", tokens.checked_mul(heads * head_dim))?;
-    if batch.rope.len() != tokens * rotary_dim {
-        let expected = format!("{} factors", tokens * rotary_dim);
-        return Err(Error::operator(OP, "rope", expected, batch.rope.len()));
-    }
+    let table = rope.factors.floats(OP, "rope", rope.rows.checked_mul(rotary_dim))?;
+    batch.check_rope(rope.rows, rotary_dim)?;
     let slots = shape.pages * shape.page_size;
     if let Some(slot) = batch.slots.iter().find(|&&slot| slot as usize >= slots) {
         return Err(Error::operator(OP, "slots", format!("below {slots}"), slot));
@@ -70,7 +68,8 @@ pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKv
         cache_dtype: shape.dtype,
         page_size: shape.page_size,
         slots: &batch.slots,
-        rope: &batch.rope,
+        rope_rows: &batch.rope_rows,
+        rope: [table, &batch.rope],
         heads,
         kv_heads,
         head_dim,
@@ -84,7 +83,7 @@ pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKv
     Ok(())
 }
 
-/// `qkv` and `query` have a row for each token, `rope` two of `half`; `keys` and `values` are one layer's, and every slot
+/// `qkv` and `query` have a row for each token, `rope` two of `half` for each of `rope_rows`, the table's first; `keys` and `values` are one layer's, and every slot
 /// lies inside them and belongs to one token.
 struct Call<'a> {
     qkv: Shareable<f32>,
@@ -95,7 +94,8 @@ struct Call<'a> {
     cache_dtype: DType,
     page_size: usize,
     slots: &'a [u32],
-    rope: &'a [f32],
+    rope_rows: &'a [u32],
+    rope: [&'a [f32]; 2],
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -215,8 +215,9 @@ impl Call<'_> {
                 *x = (*x * scale) * gain;
             }
         }
-        let factors = &self.rope[token * 2 * half..][..2 * half];
-        let (cos, sin) = factors.split_at(half);
+        let ([table, others], row) = (self.rope, self.rope_rows[token] as usize * 2 * half);
+        let factors = if row < table.len() { &table[row..] } else { &others[row - table.len()..] };
+        let (cos, sin) = factors[..2 * half].split_at(half);
         let (low, high) = head[..2 * half].split_at_mut(half);
         for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::model::RopeKind;
 use crate::text::StopMatcher;
 
 use super::constraint::{Constraint, Guide};
@@ -79,8 +78,9 @@ impl Engine {
         let several = if negative.is_some() { jobs.into_iter().map(|job| vec![job]).collect() } else { vec![jobs] };
         // Without its deadline, which is of the step loop's clock: see `Command::Submit`.
         let submission = Submission {
-            salt: self.salt(request.cache_salt, prompt.len()),
-            contrast: negative.map(|prompt| Contrast { salt: self.salt(request.cache_salt, prompt.len()), prompt }),
+            salt: self.salt(request.cache_salt, prompt.len(), max_tokens),
+            contrast: negative
+                .map(|prompt| Contrast { salt: self.salt(request.cache_salt, prompt.len(), max_tokens), prompt }),
             priority: request.priority,
             ..Submission::new(prompt, max_tokens)
         };
@@ -113,14 +113,10 @@ impl Engine {
     }
 
     /// Keeps prompts apart in the cache that have not the same keys for the same tokens.
-    pub(super) fn salt(&self, of_request: u64, prompt_len: usize) -> u64 {
-        let stretched = match self.0.spec.rope.kind {
-            // Every angle depends on the prompt's length.
-            RopeKind::Dynamic { context, .. } if prompt_len > context => prompt_len,
-            _ => 0,
-        };
+    pub(super) fn salt(&self, of_request: u64, prompt_len: usize, max_tokens: usize) -> u64 {
+        let stretch = self.0.spec.rope.stretch(prompt_len, prompt_len.saturating_add(max_tokens));
         let mut hasher = DefaultHasher::new();
-        (of_request, stretched).hash(&mut hasher);
+        (of_request, stretch).hash(&mut hasher);
         hasher.finish()
     }
 

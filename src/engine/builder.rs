@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::model::source::{Progress, resolve};
-use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo};
+use crate::model::{ArchSpec, Checkpoint, Forward, Limits, RopeScaling, TensorInfo};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
@@ -81,6 +81,7 @@ pub struct EngineBuilder {
     threads: usize,
     sim_arch: u32,
     context: Option<usize>,
+    rope_scaling: RopeScaling,
     budget: KvBudget,
     host_kv_memory: u64,
     max_sequences: Option<usize>,
@@ -105,6 +106,7 @@ impl EngineBuilder {
             threads: 0,
             sim_arch: SIM_ARCH,
             context: None,
+            rope_scaling: RopeScaling::Always,
             budget: KvBudget::default(),
             host_kv_memory: 0,
             max_sequences: None,
@@ -159,6 +161,12 @@ impl EngineBuilder {
     /// Bytes that weights, activations and KV cache may take together.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.budget.memory = Some(bytes);
+        self
+    }
+
+    /// Which sequences are stretched, of a model whose configuration asks for `yarn`.
+    pub fn rope_scaling(mut self, scaling: RopeScaling) -> Self {
+        self.rope_scaling = scaling;
         self
     }
 
@@ -243,7 +251,10 @@ impl EngineBuilder {
             None => return Err(Error::Model { model: String::new(), reason: "no model given".to_owned() }),
         };
         let name = self.model.clone().unwrap_or_else(|| "built-in".to_owned());
-        let spec = checkpoint.spec().clone();
+        let mut spec = checkpoint.spec().clone();
+        if !spec.rope.scale(self.rope_scaling) {
+            return Err(Error::request("rope_scaling", "yarn in the model's configuration", spec.rope.kind.name()));
+        }
         let generation_config = checkpoint.generation_config().clone();
         if self.check_weights {
             checkpoint.check_finite()?;
@@ -287,7 +298,7 @@ impl EngineBuilder {
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
-        let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(), PAGE_SIZE))?;
+        let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(spec.context), PAGE_SIZE))?;
         let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
         let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
         // The simulator computes slower than anything can be fetched.

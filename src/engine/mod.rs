@@ -12,6 +12,7 @@ mod incident;
 pub mod kv;
 mod loader;
 mod logits;
+mod page_rows;
 mod repetition;
 mod report;
 mod request;
@@ -31,7 +32,7 @@ use std::time::Instant;
 
 use crate::device::Counters;
 use crate::error::{Error, Result};
-use crate::model::{ArchSpec, Checkpoint, GenerationConfig, TensorInfo};
+use crate::model::{ArchSpec, Checkpoint, GenerationConfig, RopeScaling, TensorInfo};
 use crate::ops::Rates;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -145,7 +146,7 @@ impl Engine {
         let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
         let jobs = vec![Job { key, kind: Kind::Score { logprobs: Vec::new(), reply } }];
         let submission =
-            Submission { salt: self.salt(0, tokens.len()), scored: true, ..Submission::new(tokens.to_vec(), 0) };
+            Submission { salt: self.salt(0, tokens.len(), 0), scored: true, ..Submission::new(tokens.to_vec(), 0) };
         self.0.send(Command::Submit { at: Instant::now(), deadline: None, submission, jobs });
         let predicted = scores.recv().map_err(|_| self.0.stopped())??;
         let perplexity = (!predicted.is_empty()).then(|| {
@@ -167,7 +168,9 @@ impl Engine {
     /// The checkpoint cannot be read or is of another architecture; the device does not take it. The old weights serve on.
     pub fn update_weights(&self, folder: &Path) -> Result<()> {
         let checkpoint = Checkpoint::open(folder)?;
-        checkpoint.check_like(&self.0.spec, &self.0.tensors)?;
+        let mut spec = self.0.spec.clone();
+        spec.rope.scale(RopeScaling::Always);
+        checkpoint.check_like(&spec, &self.0.tensors)?;
         if self.0.check_weights {
             checkpoint.check_finite()?;
         }

@@ -459,6 +459,30 @@ const _: () = {
     ["Offset of field: page_copy_args::pages"][::core::mem::offset_of!(page_copy_args, pages) - 40usize];
     ["Offset of field: page_copy_args::padding"][::core::mem::offset_of!(page_copy_args, padding) - 44usize];
 };
+/// Writes entries of a page table.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct page_table_update_args {
+    /// u32 [entries]
+    pub table: device_ptr,
+    /// u32 [count, 2]: entry, page; no entry twice
+    pub changes: device_ptr,
+    pub count: u32,
+    /// a change of another one is left out
+    pub entries: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of page_table_update_args"][::core::mem::size_of::<page_table_update_args>() - 24usize];
+    ["Alignment of page_table_update_args"][::core::mem::align_of::<page_table_update_args>() - 8usize];
+    ["Offset of field: page_table_update_args::table"][::core::mem::offset_of!(page_table_update_args, table) - 0usize];
+    ["Offset of field: page_table_update_args::changes"]
+        [::core::mem::offset_of!(page_table_update_args, changes) - 8usize];
+    ["Offset of field: page_table_update_args::count"]
+        [::core::mem::offset_of!(page_table_update_args, count) - 16usize];
+    ["Offset of field: page_table_update_args::entries"]
+        [::core::mem::offset_of!(page_table_update_args, entries) - 20usize];
+};
 /// residual += delta where given; out = norm(residual) * (weight + weight_offset) + bias.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -514,7 +538,11 @@ pub struct rotary_kv_write_args {
     pub value_scales: device_ptr,
     /// u32 [tokens]: page * page_size + offset; nothing is written for one from slot_count on
     pub slots: device_ptr,
-    /// f32 [tokens, 2, rotary_dim / 2]: cosines, sines
+    /// u32 [tokens]: of rope_table and, behind its last, of rope; nothing is written for another
+    pub rope_rows: device_ptr,
+    /// f32 [table_rows, 2, rotary_dim / 2]: cosines, sines
+    pub rope_table: device_ptr,
+    /// f32 [rows, 2, rotary_dim / 2]
     pub rope: device_ptr,
     /// [head_dim] or 0: no norm
     pub query_gain: device_ptr,
@@ -534,11 +562,13 @@ pub struct rotary_kv_write_args {
     pub value_scale: f32,
     /// pages * page_size, at most BURRSTONE_NO_SLOT
     pub slot_count: u32,
+    pub table_rows: u32,
+    pub rows: u32,
     pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of rotary_kv_write_args"][::core::mem::size_of::<rotary_kv_write_args>() - 128usize];
+    ["Size of rotary_kv_write_args"][::core::mem::size_of::<rotary_kv_write_args>() - 152usize];
     ["Alignment of rotary_kv_write_args"][::core::mem::align_of::<rotary_kv_write_args>() - 8usize];
     ["Offset of field: rotary_kv_write_args::qkv"][::core::mem::offset_of!(rotary_kv_write_args, qkv) - 0usize];
     ["Offset of field: rotary_kv_write_args::query"][::core::mem::offset_of!(rotary_kv_write_args, query) - 8usize];
@@ -549,32 +579,39 @@ const _: () = {
     ["Offset of field: rotary_kv_write_args::value_scales"]
         [::core::mem::offset_of!(rotary_kv_write_args, value_scales) - 40usize];
     ["Offset of field: rotary_kv_write_args::slots"][::core::mem::offset_of!(rotary_kv_write_args, slots) - 48usize];
-    ["Offset of field: rotary_kv_write_args::rope"][::core::mem::offset_of!(rotary_kv_write_args, rope) - 56usize];
+    ["Offset of field: rotary_kv_write_args::rope_rows"]
+        [::core::mem::offset_of!(rotary_kv_write_args, rope_rows) - 56usize];
+    ["Offset of field: rotary_kv_write_args::rope_table"]
+        [::core::mem::offset_of!(rotary_kv_write_args, rope_table) - 64usize];
+    ["Offset of field: rotary_kv_write_args::rope"][::core::mem::offset_of!(rotary_kv_write_args, rope) - 72usize];
     ["Offset of field: rotary_kv_write_args::query_gain"]
-        [::core::mem::offset_of!(rotary_kv_write_args, query_gain) - 64usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, query_gain) - 80usize];
     ["Offset of field: rotary_kv_write_args::key_gain"]
-        [::core::mem::offset_of!(rotary_kv_write_args, key_gain) - 72usize];
-    ["Offset of field: rotary_kv_write_args::tokens"][::core::mem::offset_of!(rotary_kv_write_args, tokens) - 80usize];
-    ["Offset of field: rotary_kv_write_args::heads"][::core::mem::offset_of!(rotary_kv_write_args, heads) - 84usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, key_gain) - 88usize];
+    ["Offset of field: rotary_kv_write_args::tokens"][::core::mem::offset_of!(rotary_kv_write_args, tokens) - 96usize];
+    ["Offset of field: rotary_kv_write_args::heads"][::core::mem::offset_of!(rotary_kv_write_args, heads) - 100usize];
     ["Offset of field: rotary_kv_write_args::kv_heads"]
-        [::core::mem::offset_of!(rotary_kv_write_args, kv_heads) - 88usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, kv_heads) - 104usize];
     ["Offset of field: rotary_kv_write_args::head_dim"]
-        [::core::mem::offset_of!(rotary_kv_write_args, head_dim) - 92usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, head_dim) - 108usize];
     ["Offset of field: rotary_kv_write_args::rotary_dim"]
-        [::core::mem::offset_of!(rotary_kv_write_args, rotary_dim) - 96usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, rotary_dim) - 112usize];
     ["Offset of field: rotary_kv_write_args::page_size"]
-        [::core::mem::offset_of!(rotary_kv_write_args, page_size) - 100usize];
-    ["Offset of field: rotary_kv_write_args::eps"][::core::mem::offset_of!(rotary_kv_write_args, eps) - 104usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, page_size) - 116usize];
+    ["Offset of field: rotary_kv_write_args::eps"][::core::mem::offset_of!(rotary_kv_write_args, eps) - 120usize];
     ["Offset of field: rotary_kv_write_args::gain_offset"]
-        [::core::mem::offset_of!(rotary_kv_write_args, gain_offset) - 108usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, gain_offset) - 124usize];
     ["Offset of field: rotary_kv_write_args::key_scale"]
-        [::core::mem::offset_of!(rotary_kv_write_args, key_scale) - 112usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, key_scale) - 128usize];
     ["Offset of field: rotary_kv_write_args::value_scale"]
-        [::core::mem::offset_of!(rotary_kv_write_args, value_scale) - 116usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, value_scale) - 132usize];
     ["Offset of field: rotary_kv_write_args::slot_count"]
-        [::core::mem::offset_of!(rotary_kv_write_args, slot_count) - 120usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, slot_count) - 136usize];
+    ["Offset of field: rotary_kv_write_args::table_rows"]
+        [::core::mem::offset_of!(rotary_kv_write_args, table_rows) - 140usize];
+    ["Offset of field: rotary_kv_write_args::rows"][::core::mem::offset_of!(rotary_kv_write_args, rows) - 144usize];
     ["Offset of field: rotary_kv_write_args::padding"]
-        [::core::mem::offset_of!(rotary_kv_write_args, padding) - 124usize];
+        [::core::mem::offset_of!(rotary_kv_write_args, padding) - 148usize];
 };
 /// A token that was seen before.
 #[repr(C)]

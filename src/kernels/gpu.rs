@@ -150,6 +150,10 @@ impl Ops for Gpu {
         step.upload(batch)
     }
 
+    fn write_floats(&self, x: &mut Memory, start: usize, values: &[f32]) -> Result<()> {
+        x.write_at(start, values)
+    }
+
     fn embedding(&self, step: &Step, table: &Matrix, out: &mut Memory) -> Result<()> {
         let args = Embedding {
             table: table.weight.slice(),
@@ -259,7 +263,7 @@ impl Ops for Gpu {
             query: args.query.slice_mut(),
             cache: args.cache.write(args.layer)?,
             slots: step.slots()?,
-            rope: step.rope()?,
+            rope: step.rope(args.rope.factors.slice(), args.rope.rows, args.rotary_dim)?,
             gains,
             tokens: step.shape().tokens,
             heads: args.heads,
@@ -274,7 +278,7 @@ impl Ops for Gpu {
         let (query, shape) = (args.query.slice(), args.cache.shape());
         let (tokens, kv_heads, head_dim) = (step.shape().tokens, shape.kv_heads, shape.head_dim);
         let heads = Heads { tokens, heads: args.heads, kv_heads, head_dim };
-        let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table()?);
+        let (cache, spans, page_table) = (args.cache.read(args.layer)?, step.spans()?, step.page_table());
         args.scoring.check("attention", step.has_trees())?;
         let ops::Scoring { scale, soft_cap, window, chunk, slopes, sinks } = args.scoring;
         let (slopes, sinks) = (slopes.map(Memory::slice), sinks.map(Memory::slice));

@@ -43,6 +43,18 @@ pub struct QkGains<'a> {
     pub offset: f32,
 }
 
+/// Rotary factors: f32 `[rows, 2, rotary_dim / 2]`, cosines, then sines; most in a table by position.
+#[derive(Clone, Copy)]
+pub struct RopeRows<'a> {
+    /// u32 `[tokens]`: rows of the table and, behind its last, of the others. Nothing is written for a token whose row is
+    /// not there.
+    pub of_tokens: Slice<'a>,
+    pub table: Slice<'a>,
+    pub table_rows: usize,
+    pub others: Slice<'a>,
+    pub other_rows: usize,
+}
+
 /// What lies between the projections and attention, in one launch.
 pub struct RotaryKvWrite<'a> {
     /// `[tokens, heads + 2 · kv_heads, head_dim]` of bf16 or f16: queries, keys, values.
@@ -53,8 +65,7 @@ pub struct RotaryKvWrite<'a> {
     /// u32 `[tokens]`: `page * page_size + position % page_size`. Nothing is written for a token whose slot the cache
     /// lacks, neither its query; no two tokens share a slot.
     pub slots: Slice<'a>,
-    /// f32 `[tokens, 2, rotary_dim / 2]`: cosines, then sines.
-    pub rope: Slice<'a>,
+    pub rope: RopeRows<'a>,
     pub gains: Option<QkGains<'a>>,
     pub tokens: usize,
     pub heads: usize,
@@ -121,7 +132,9 @@ impl RotaryKvWrite<'_> {
             return Err(Error::operator(CHECK.0, "rotary_dim", expected, rotary_dim));
         }
         CHECK.slice("slots", *slots, DType::U32, &[tokens])?;
-        CHECK.slice("rope", *rope, DType::F32, &[tokens, *rotary_dim])?;
+        CHECK.slice("rope.of_tokens", rope.of_tokens, DType::U32, &[tokens])?;
+        CHECK.slice("rope.table", rope.table, DType::F32, &[rope.table_rows, *rotary_dim])?;
+        CHECK.slice("rope.others", rope.others, DType::F32, &[rope.other_rows, *rotary_dim])?;
         if let Some(gains) = gains {
             CHECK.slice("gains.query", gains.query, dtype, &[head_dim])?;
             CHECK.slice("gains.key", gains.key, dtype, &[head_dim])?;
@@ -143,7 +156,9 @@ impl RotaryKvWrite<'_> {
             key_scales: 0,
             value_scales: 0,
             slots: slots.address(),
-            rope: rope.address(),
+            rope_rows: rope.of_tokens.address(),
+            rope_table: rope.table.address(),
+            rope: rope.others.address(),
             query_gain: gains.map_or(0, |gains| gains.query.address()),
             key_gain: gains.map_or(0, |gains| gains.key.address()),
             tokens: CHECK.rows("tokens", tokens)?,
@@ -157,6 +172,8 @@ impl RotaryKvWrite<'_> {
             key_scale: 1.0,
             value_scale: 1.0,
             slot_count,
+            table_rows: CHECK.size("rope.table_rows", rope.table_rows)?,
+            rows: CHECK.size("rope.other_rows", rope.other_rows)?,
             padding: 0,
         };
         match (&cache.scales, stored) {

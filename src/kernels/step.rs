@@ -1,8 +1,9 @@
 //! A batch as it lies on the device: one upload, read by every kernel of the step.
 //!
 //! Sections of fixed size come first, so that their addresses depend on the number of rows alone and a captured graph
-//! finds them in its next replay; page tables and what sampling looks up, whose sizes change from step to step, are the
-//! tail, reached through offsets.
+//! finds them in its next replay; what sampling looks up, whose size changes from step to step, is the tail, reached
+//! through offsets. The page table stays on the device; what changed of it is in the tail too, and is written to it before
+//! the first kernel of the step.
 
 use std::ops::Range;
 
@@ -10,17 +11,22 @@ use bytemuck::Zeroable;
 
 use super::abi::{BURRSTONE_NO_SLOT, attention_mask, attention_span, attention_tile, sample_row};
 use super::attention::MASK_WORDS;
+use super::page_table_update::PageTableUpdate;
+use super::rotary_kv_write::RopeRows;
 use super::sample::{Sample, row_words};
 use crate::device::{Memory, Readback, Slice, SliceMut, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{AttentionMask, Batch, RecordingKey, Sampled, StepShape};
+use crate::ops::{AttentionMask, Batch, PageTable, PageTableMark, RecordingKey, Sampled, StepShape};
 
 /// Queries of one tile of prefill attention: a block's rows where each head has keys of its own.
 pub(super) const TILE_QUERIES: usize = 64;
 
 /// Alignment of a section, in words: kernels read 16 bytes at a time.
 const ALIGN: usize = 4;
+
+/// Entries of the first page table: one that outgrows its memory takes all recordings with it.
+const FIRST_PAGES: usize = 1 << 14;
 
 /// A step on a device.
 pub struct Step {
@@ -29,6 +35,7 @@ pub struct Step {
     /// Tokens of the largest step.
     largest: usize,
     vocab: usize,
+    pages: PagesThere,
     /// The words of the next upload.
     words: Vec<u32>,
     sections: Sections,
@@ -42,6 +49,13 @@ pub struct Step {
     scored: Readback<f32>,
 }
 
+/// The page table on the device.
+struct PagesThere {
+    memory: Memory,
+    /// What it is a copy of.
+    mark: Option<PageTableMark>,
+}
+
 /// Where the sections are, in words.
 #[derive(Clone, Debug, Default)]
 struct Sections {
@@ -49,6 +63,7 @@ struct Sections {
     bucket: Option<usize>,
     tokens: Range<usize>,
     slots: Range<usize>,
+    rope_rows: Range<usize>,
     rope: Range<usize>,
     spans: Range<usize>,
     tiles: Range<usize>,
@@ -61,7 +76,9 @@ struct Sections {
     samples: Range<usize>,
     targets: Range<usize>,
     tail: usize,
-    /// What sampling looks up, behind the page tables.
+    /// Changes of the page table: entry and page. `None` where all of it is to be written.
+    page_changes: Option<Range<usize>>,
+    /// What sampling looks up, behind them.
     lists: usize,
 }
 
@@ -77,6 +94,7 @@ impl Step {
     pub(super) fn new(stream: &Stream, largest: usize, vocab: usize) -> Result<Self> {
         Ok(Self {
             memory: stream.alloc(DType::U32, 0)?,
+            pages: PagesThere { memory: stream.alloc(DType::U32, 0)?, mark: None },
             stream: stream.clone(),
             largest,
             vocab,
@@ -118,13 +136,18 @@ impl Step {
         batch.samples.iter().try_for_each(|row| row.check_mask(self.vocab))?;
         self.fill_in(batch);
         let Sections { bucket, .. } = self.sections;
-        self.grow(bucket.unwrap_or(batch.logit_rows.len()))?;
+        self.grow(bucket.unwrap_or(batch.logit_rows.len()), batch.page_table.len())?;
         self.memory.write(&self.words)?;
+        self.update_pages(&batch.page_table)?;
         self.wanted = batch.logit_rows.len();
         self.shape = StepShape {
             tokens: bucket.unwrap_or(batch.tokens.len()),
             logit_rows: bucket.unwrap_or(batch.logit_rows.len()),
-            recording: bucket.map(|bucket| RecordingKey { bucket, generation: self.generation }),
+            recording: bucket.map(|bucket| RecordingKey {
+                bucket,
+                has_rope: !batch.rope.is_empty(),
+                generation: self.generation,
+            }),
         };
         Ok(self.shape)
     }
@@ -132,16 +155,15 @@ impl Step {
     /// Fills `words` and `sections`, but for tokens and samples. A bucket's rows beyond the batch's read token 0, write
     /// nowhere, attend to nothing and choose greedily.
     fn lay_out(&mut self, batch: &Batch, bucket: Option<usize>) {
-        let Self { words, sections, .. } = self;
+        let Self { words, sections, pages, .. } = self;
         words.clear();
         let rows = |len: usize| bucket.unwrap_or(len);
         let tokens = rows(batch.tokens.len());
-        let rope_words = batch.rope.len() / batch.tokens.len().max(1) * tokens;
         let samples = if batch.samples.is_empty() { 0 } else { rows(batch.samples.len()) };
         sections.bucket = bucket;
         sections.tokens = section(words, &[], tokens, 0);
         sections.slots = section(words, &batch.slots, tokens, BURRSTONE_NO_SLOT);
-        sections.rope = section(words, bytemuck::cast_slice(&batch.rope), rope_words, 0);
+        sections.rope_rows = section(words, &batch.rope_rows, tokens, 0);
         let spans: Vec<attention_span> = batch
             .spans
             .iter()
@@ -162,8 +184,17 @@ impl Step {
         sections.logit_rows = section(words, &batch.logit_rows, rows(batch.logit_rows.len()), 0);
         sections.targets = section(words, &batch.targets, batch.targets.len(), 0);
         sections.samples = section(words, &[], samples * SAMPLE_WORDS, 0);
+        // Last of the fixed ones: mostly there is none, and its width is the model's.
+        let width = batch.rope.len() / batch.tokens.len().max(1);
+        sections.rope = section(words, bytemuck::cast_slice(&batch.rope), width * tokens, 0);
         sections.tail = words.len();
-        words.extend_from_slice(&batch.page_table);
+        sections.page_changes = batch.page_table.since(pages.mark).map(|changed| {
+            let mut changed = changed.to_vec();
+            changed.sort_unstable();
+            changed.dedup();
+            words.extend(changed.iter().flat_map(|&entry| [entry, batch.page_table.pages()[entry as usize]]));
+            sections.tail..words.len()
+        });
         sections.lists = words.len();
     }
 
@@ -181,8 +212,13 @@ impl Step {
         }
     }
 
-    /// Makes room for `words` and for `rows` results. Addresses change only here.
-    fn grow(&mut self, rows: usize) -> Result<()> {
+    /// Makes room for `words`, for `rows` results and `pages` entries of the page table. Addresses change only here.
+    fn grow(&mut self, rows: usize, pages: usize) -> Result<()> {
+        if pages > self.pages.memory.len() {
+            self.generation += 1;
+            let entries = pages.next_power_of_two().max(FIRST_PAGES);
+            self.pages = PagesThere { memory: self.stream.alloc(DType::U32, entries)?, mark: None };
+        }
         if self.words.len() > self.memory.len() {
             self.generation += 1;
             self.memory = self.stream.alloc(DType::U32, self.words.len().next_power_of_two())?;
@@ -193,6 +229,25 @@ impl Step {
             self.sampled = Readback::new(&self.stream, rows * Sample::RESULT_BYTES)?;
             self.scored = Readback::new(&self.stream, rows)?;
         }
+        Ok(())
+    }
+
+    /// Writes to the page table on the device what was laid out of the batch's.
+    fn update_pages(&mut self, table: &PageTable) -> Result<()> {
+        let PagesThere { memory, mark } = &mut self.pages;
+        let changes = self.sections.page_changes.clone().filter(|_| mark.is_some());
+        // Should this fail, nobody knows what is there.
+        *mark = None;
+        match changes {
+            None => memory.write(table.pages())?,
+            Some(words) => {
+                let count = words.len() / 2;
+                let missing = || Error::operator("step", "page_table", "a range of the step", format!("{words:?}"));
+                let changes = self.memory.slice().range(words.clone()).ok_or_else(missing)?;
+                PageTableUpdate { table: memory.slice_mut(), changes, count }.launch(&self.stream)?;
+            }
+        }
+        *mark = Some(table.mark());
         Ok(())
     }
 
@@ -220,9 +275,12 @@ impl Step {
         self.slice(&self.sections.slots, DType::U32)
     }
 
-    /// Rotary factors, f32 `[tokens, rotary_dim]`.
-    pub(super) fn rope(&self) -> Result<Slice<'_>> {
-        self.slice(&self.sections.rope, DType::F32)
+    /// Rotary factors of all tokens, those of `table` and others.
+    pub(super) fn rope<'a>(&'a self, table: Slice<'a>, table_rows: usize, rotary_dim: usize) -> Result<RopeRows<'a>> {
+        let of_tokens = self.slice(&self.sections.rope_rows, DType::U32)?;
+        let others = self.slice(&self.sections.rope, DType::F32)?;
+        let other_rows = others.len().checked_div(rotary_dim).unwrap_or(0);
+        Ok(RopeRows { of_tokens, table, table_rows, others, other_rows })
     }
 
     /// [`attention_span`]s as words.
@@ -249,9 +307,9 @@ impl Step {
         self.sections.has_trees
     }
 
-    /// Page tables of all spans: the whole tail of the memory, as far as a replay of a recorded step may reach.
-    pub(super) fn page_table(&self) -> Result<Slice<'_>> {
-        self.slice(&(self.sections.tail..self.memory.len()), DType::U32)
+    /// Page tables of all spans.
+    pub(super) fn page_table(&self) -> Slice<'_> {
+        self.pages.memory.slice()
     }
 
     /// Rows whose logits are wanted, those of `rows`.

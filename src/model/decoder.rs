@@ -14,6 +14,7 @@ use crate::ops::{
 };
 
 use super::checkpoint::Checkpoint;
+use super::rope_table::RopeTable;
 use super::spec::ArchSpec;
 use super::weights::{Layer, Weights};
 
@@ -73,13 +74,14 @@ pub struct Limits {
 const LOGIT_BYTES: usize = 64 << 20;
 
 impl Limits {
-    /// Bytes that activations take at the most: all of them in f32.
+    /// Bytes that activations and rotary factors take at the most: all of them in f32.
     pub fn activation_bytes(&self, spec: &ArchSpec) -> u64 {
         let heads = spec.heads * spec.head_dim;
         let qkv = heads + 2 * spec.kv_heads * spec.head_dim;
         let of_token = 4 * spec.hidden_size + 3 * heads + qkv + spec.intermediate_size;
         let logits = LOGIT_BYTES.max(DType::F32.size() * spec.vocab_size);
-        (self.batch_tokens * of_token * DType::F32.size() + logits) as u64
+        let rope = spec.rope.table(spec.context).table_rows() * spec.rope.rotary_dim * DType::F32.size();
+        (self.batch_tokens * of_token * DType::F32.size() + logits + rope) as u64
     }
 }
 
@@ -88,6 +90,7 @@ pub struct Decoder<O: Ops> {
     ops: Arc<O>,
     spec: ArchSpec,
     weights: Weights<O>,
+    rope: RopeTable<O>,
     cache: O::Cache,
     /// Pages of the cache in the host's memory.
     host: Vec<Vec<u8>>,
@@ -155,12 +158,14 @@ impl<O: Ops> Decoder<O> {
             query: ops.buffer(dtype, tokens * heads)?,
             logits: ops.buffer(DType::F32, logit_rows * spec.vocab_size)?,
         };
+        let rope = RopeTable::new(&ops, spec.rope.table(spec.context), spec.rope.rotary_dim)?;
         let cache = ops.cache(limits.cache)?;
         let step = ops.step()?;
         Ok(Self {
             ops: Arc::new(ops),
             spec: spec.clone(),
             weights,
+            rope,
             cache,
             host: Vec::new(),
             cache_shape: limits.cache,
@@ -193,14 +198,20 @@ impl<O: Ops> Decoder<O> {
     fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
         batch.check_tokens(self.spec.vocab_size)?;
         if batch.layout == 0 || batch.layout != self.prepared {
-            batch.check_places(&self.cache_shape)?;
+            self.check_places(batch)?;
         }
+        self.rope.reach(&self.ops, batch)?;
         self.ops.upload(batch, &mut self.step)
+    }
+
+    fn check_places(&self, batch: &Batch) -> Result<()> {
+        batch.check_places(&self.cache_shape)?;
+        self.rope.check(batch)
     }
 
     /// All layers up to the last attention, for the uploaded step.
     fn layers(&mut self, tokens: usize) -> Result<()> {
-        let Self { ops, spec, weights, cache, step, activations: a, .. } = self;
+        let Self { ops, spec, weights, rope, cache, step, activations: a, .. } = self;
         let hidden = spec.hidden_size;
         ops.embedding(step, &weights.embedding, &mut a.stream.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {
@@ -219,6 +230,7 @@ impl<O: Ops> Decoder<O> {
                     kv_heads: spec.kv_heads,
                     head_dim: spec.head_dim,
                     rotary_dim: spec.rope.rotary_dim,
+                    rope: rope.view(),
                     qk_norm: layer.qk_norm.as_ref().map(|(query, key)| QkNorm { query, key, eps: spec.norm_eps }),
                 },
             )?;
@@ -356,7 +368,7 @@ impl<O: Ops> Forward for Decoder<O> {
     }
 
     fn prepare(&mut self, batch: &Batch) -> Result<()> {
-        batch.check_places(&self.cache_shape)?;
+        self.check_places(batch)?;
         self.ops.prepare(batch, &mut self.step)?;
         self.prepared = batch.layout;
         Ok(())

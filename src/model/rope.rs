@@ -5,6 +5,7 @@
 //! Powers, sines and cosines are taken in float64 and rounded once, so that every machine gets the same bits.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 /// How positions become angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,16 @@ pub struct RopeSpec {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
     pub kind: RopeKind,
+}
+
+/// Which sequences are stretched, of a model whose configuration says `yarn`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RopeScaling {
+    /// All, as `transformers` does. Those that the model could hold without it lose by it.
+    #[default]
+    Always,
+    /// Those that may hold more tokens, prompt and `max_tokens` together, than the model was trained with.
+    WhenNeeded,
 }
 
 /// How the frequencies of a model are stretched beyond the context that it was trained with.
@@ -40,6 +51,8 @@ pub enum RopeKind {
         original_context: usize,
         /// Whether the borders of the blend are rounded outward to whole dimensions.
         truncate: bool,
+        /// Sequences that never hold more than `original_context` tokens are left as the model was trained with them.
+        when_needed: bool,
     },
 }
 
@@ -57,15 +70,40 @@ impl RopeKind {
 }
 
 impl RopeSpec {
-    /// The frequencies of this kind, ready to give factors.
-    pub fn table(&self) -> Rope {
-        let attention_factor = match self.kind {
-            RopeKind::Yarn { attention_factor, .. } => attention_factor as f32,
-            _ => 1.0,
+    /// The frequencies of this kind, ready to give factors. `context` is the length of the longest sequence.
+    pub fn table(&self, context: usize) -> Rope {
+        let (frequencies, scale) = match self.kind {
+            RopeKind::Yarn { attention_factor, .. } => (self.frequencies(), attention_factor as f32),
+            _ => (self.frequencies(), 1.0),
         };
-        let frequencies = self.frequencies();
-        let stretched = (0, frequencies.clone());
-        Rope { spec: self.clone(), frequencies, stretched, attention_factor, rows: Vec::new() }
+        let mut angles = vec![Angles { frequencies, scale }];
+        if matches!(self.kind, RopeKind::Yarn { when_needed: true, .. }) {
+            let plain = Self { kind: RopeKind::Default, ..self.clone() };
+            angles.push(Angles { frequencies: plain.frequencies(), scale: 1.0 });
+        }
+        let stretched = (0, angles[0].clone());
+        Rope { spec: self.clone(), positions: context.min(POSITIONS), angles, stretched }
+    }
+
+    /// Says which sequences are stretched: false where nothing can be said of this kind but [`RopeScaling::Always`].
+    pub fn scale(&mut self, scaling: RopeScaling) -> bool {
+        match (&mut self.kind, scaling) {
+            (RopeKind::Yarn { when_needed, .. }, scaling) => *when_needed = scaling == RopeScaling::WhenNeeded,
+            (_, RopeScaling::Always) => {}
+            (_, RopeScaling::WhenNeeded) => return false,
+        }
+        true
+    }
+
+    /// A number that differs for sequences whose angles differ at the same positions: one of `prompt_len` tokens that will
+    /// hold `longest` at the most.
+    pub fn stretch(&self, prompt_len: usize, longest: usize) -> usize {
+        match self.kind {
+            // Every angle depends on the prompt's length.
+            RopeKind::Dynamic { context, .. } if prompt_len > context => prompt_len,
+            RopeKind::Yarn { original_context, when_needed: true, .. } if longest <= original_context => 1,
+            _ => 0,
+        }
     }
 
     /// `[rotary_dim / 2]` radians per position, for sequences within the context of the configuration.
@@ -146,58 +184,100 @@ impl RopeSpec {
     }
 }
 
-/// Positions whose factors are kept: 32 MiB of them with heads of 128. Sines are most of what preparing a step takes.
-const KEPT: usize = 1 << 16;
+/// Positions that a table holds at the most: 128 MiB with heads of 128.
+const POSITIONS: usize = 1 << 18;
 
-/// Rotary factors of single positions. Not shared between threads: it remembers what it computed.
+/// Rotary factors: of most positions in a table that is made once, as sines are most of what preparing a step would take;
+/// of others one by one.
 #[derive(Clone, Debug)]
 pub struct Rope {
     spec: RopeSpec,
+    /// Of the table.
+    positions: usize,
+    /// Those of the kind; and, where some sequences are not stretched, theirs.
+    angles: Vec<Angles>,
+    /// The last length that `dynamic` stretched to, and its angles.
+    stretched: (usize, Angles),
+}
+
+#[derive(Clone, Debug)]
+struct Angles {
+    /// Radians per position.
     frequencies: Vec<f32>,
-    /// The last length that `dynamic` stretched to, and its frequencies.
-    stretched: (usize, Vec<f32>),
-    attention_factor: f32,
-    /// Factors of the first positions, `[positions, 2, rotary_dim / 2]`, as far as they were asked for.
-    rows: Vec<f32>,
+    /// Of cosines and sines.
+    scale: f32,
 }
 
 impl Rope {
-    /// Appends the factors of one token to `out`: `rotary_dim / 2` cosines, then as many sines, already multiplied by
-    /// the kind's attention factor.
+    /// Rows of the table: a position's is its own, or, for sequences that are not stretched, so many positions behind.
+    pub fn table_rows(&self) -> usize {
+        self.positions * self.angles.len()
+    }
+
+    /// Rows after which the positions begin anew.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// These rows of the table, `[rows, 2, rotary_dim / 2]`: cosines, then sines, already multiplied by the kind's
+    /// attention factor.
+    pub fn factors(&self, rows: Range<usize>) -> Vec<f32> {
+        let mut out = Vec::with_capacity(rows.len() * self.spec.rotary_dim);
+        rows.for_each(|row| self.angles[row / self.positions].append(row % self.positions, &mut out));
+        out
+    }
+
+    /// Adds a token to a batch's [rows](crate::ops::Batch::rope_rows), and its factors to the batch's
+    /// [others](crate::ops::Batch::rope) where the table lacks them.
     ///
     /// `sequence_len` is the length of the sequence in this forward pass: the whole prompt while it is read, however
     /// it is cut into chunks, and `position + 1` for a generated token. Only `dynamic` looks at it, as
-    /// `transformers`' `dynamic_frequency_update` does.
-    pub fn append(&mut self, position: u32, sequence_len: usize, out: &mut Vec<f32>) {
-        let (position, width) = (position as usize, 2 * self.frequencies.len());
-        match self.spec.kind {
+    /// `transformers`' `dynamic_frequency_update` does. The sequence will hold `longest` tokens at the most, which counts
+    /// where it is stretched [when needed](RopeKind::Yarn).
+    pub fn append(
+        &mut self,
+        position: usize,
+        sequence_len: usize,
+        longest: usize,
+        rows: &mut Vec<u32>,
+        others: &mut Vec<f32>,
+    ) {
+        let width = self.spec.rotary_dim;
+        let plain = matches!(self.spec.kind, RopeKind::Yarn { .. }) && self.spec.stretch(0, longest) > 0;
+        let angles = match self.spec.kind {
             RopeKind::Dynamic { factor, context } if sequence_len > context => {
                 if self.stretched.0 != sequence_len {
-                    self.stretched = (sequence_len, self.spec.stretched(factor, context, sequence_len));
+                    let frequencies = self.spec.stretched(factor, context, sequence_len);
+                    self.stretched = (sequence_len, Angles { frequencies, scale: 1.0 });
                 }
-                append_row(position, &self.stretched.1, self.attention_factor, out);
+                &self.stretched.1
             }
-            _ if position >= KEPT => append_row(position, &self.frequencies, self.attention_factor, out),
-            _ => {
-                for next in self.rows.len() / width.max(1)..=position {
-                    append_row(next, &self.frequencies, self.attention_factor, &mut self.rows);
+            _ if position < self.positions => {
+                rows.push((position + usize::from(plain) * self.positions) as u32);
+                if !others.is_empty() {
+                    others.resize(rows.len() * width, 0.0);
                 }
-                out.extend_from_slice(&self.rows[position * width..(position + 1) * width]);
+                return;
             }
-        }
+            _ => &self.angles[usize::from(plain)],
+        };
+        others.resize(rows.len() * width, 0.0);
+        rows.push((self.table_rows() + rows.len()) as u32);
+        angles.append(position, others);
     }
 }
 
-/// Factors of one position: cosines, then sines.
-fn append_row(position: usize, frequencies: &[f32], attention_factor: f32, out: &mut Vec<f32>) {
-    let start = out.len();
-    let half = frequencies.len();
-    out.resize(start + 2 * half, 0.0);
-    let (cosines, sines) = out[start..].split_at_mut(half);
-    for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
-        let angle = position as f32 * frequency;
-        let (s, c) = f64::from(angle).sin_cos();
-        *cosine = c as f32 * attention_factor;
-        *sine = s as f32 * attention_factor;
+impl Angles {
+    /// Factors of one position: cosines, then sines.
+    fn append(&self, position: usize, out: &mut Vec<f32>) {
+        let (start, half) = (out.len(), self.frequencies.len());
+        out.resize(start + 2 * half, 0.0);
+        let (cosines, sines) = out[start..].split_at_mut(half);
+        for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
+            let angle = position as f32 * frequency;
+            let (s, c) = f64::from(angle).sin_cos();
+            *cosine = c as f32 * self.scale;
+            *sine = s as f32 * self.scale;
+        }
     }
 }

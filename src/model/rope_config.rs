@@ -131,6 +131,14 @@ fn yarn(rope: &Fields, original_context: usize, max_positions: usize) -> Result<
         return Err(rope.error("beta_fast", format_args!("at least beta_slow ({beta_slow})"), beta_fast));
     }
     let truncate = rope.flag("truncate")?.unwrap_or(true);
-    let kind = RopeKind::Yarn { factor, attention_factor, beta_fast, beta_slow, original_context, truncate };
+    let kind = RopeKind::Yarn {
+        factor,
+        attention_factor,
+        beta_fast,
+        beta_slow,
+        original_context,
+        truncate,
+        when_needed: false,
+    };
     Ok((kind, factor))
 }

@@ -1,7 +1,7 @@
 //! One step, as it is described to a device.
 
 use super::sampling::SampleRow;
-use super::{AttentionMask, CacheShape};
+use super::{AttentionMask, CacheShape, PageTable};
 use crate::error::{Error, Result};
 
 /// One sequence's share of a batch.
@@ -25,14 +25,16 @@ pub struct Batch {
     pub layout: u64,
     /// Token ids, `[tokens]`.
     pub tokens: Vec<u32>,
-    /// Position of each token in its sequence, `[tokens]`.
-    pub positions: Vec<u32>,
     /// Where each token's key and value go: `page * page_size + position % page_size`, `[tokens]`.
     pub slots: Vec<u32>,
-    /// Rotary factors of each token, `[tokens, 2, rotary_dim / 2]`: cosines, then sines, already scaled.
+    /// The row of each token's rotary factors, `[tokens]`: its position, in the model's table; or the number of the table's
+    /// rows and that of the token, in `rope`.
+    pub rope_rows: Vec<u32>,
+    /// Rotary factors that the table lacks, `[tokens, 2, rotary_dim / 2]`: cosines, then sines, already scaled. Empty where
+    /// no token needs any.
     pub rope: Vec<f32>,
     pub spans: Vec<Span>,
-    pub page_table: Vec<u32>,
+    pub page_table: PageTable,
     /// What each token sees, `[tokens]`; empty where all see every position up to their own.
     pub masks: Vec<AttentionMask>,
     /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
@@ -44,21 +46,21 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Spans lie one after another and cover all tokens; positions count up to `kv_len - 1`; no two tokens share a slot.
+    /// Spans lie one after another and cover all tokens; no two tokens share a slot.
     ///
     /// # Errors
     /// They do not, or fields do not belong together.
     pub(crate) fn check(&self) -> Result<()> {
         const OP: &str = "upload";
         let tokens = self.tokens.len();
-        for (field, len) in [("positions", self.positions.len()), ("slots", self.slots.len())] {
+        if !self.rope.len().is_multiple_of(tokens.max(1)) {
+            let expected = format!("cosines and sines for {tokens} tokens");
+            return Err(Error::operator(OP, "rope", expected, format!("{} factors", self.rope.len())));
+        }
+        for (field, len) in [("slots", self.slots.len()), ("rope_rows", self.rope_rows.len())] {
             if len != tokens {
                 return Err(Error::operator(OP, field, format!("{tokens} entries"), len));
             }
-        }
-        if !self.rope.len().is_multiple_of(2 * tokens.max(1)) {
-            let expected = format!("cosines and sines for {tokens} tokens");
-            return Err(Error::operator(OP, "rope", expected, format!("{} factors", self.rope.len())));
         }
         let mut end = 0usize;
         for (i, span) in self.spans.iter().enumerate() {
@@ -66,12 +68,6 @@ impl Batch {
             if span.start != end || span.len == 0 || span.kv_len < span.len || next.is_none_or(|next| next > tokens) {
                 let expected = format!("tokens from {end}, at least one, no more than kv_len or {tokens} in all");
                 return Err(Error::operator(OP, "spans", expected, format!("{span:?} as span {i}")));
-            }
-            let first = span.kv_len - span.len;
-            let positions = &self.positions[span.start..span.start + span.len];
-            if let Some(at) = (0..span.len).find(|&at| positions[at] as usize != first + at) {
-                let found = format!("{} at token {}", positions[at], span.start + at);
-                return Err(Error::operator(OP, "positions", first + at, found));
             }
             if !self.masks.is_empty() {
                 let Some(masks) = self.masks.get(span.start..span.start + span.len) else {
@@ -118,6 +114,20 @@ impl Batch {
         self.samples.iter().try_for_each(|row| row.check(vocab))
     }
 
+    /// Rotary factors are in a table of `table` rows or in `rope`.
+    ///
+    /// # Errors
+    /// One is not; `rope` is of another shape.
+    pub(crate) fn check_rope(&self, table: usize, rotary_dim: usize) -> Result<()> {
+        let all = self.tokens.len() * rotary_dim;
+        if !self.rope.is_empty() && self.rope.len() != all {
+            let expected = format!("none or {all} factors");
+            return Err(Error::operator("upload", "rope", expected, self.rope.len()));
+        }
+        let rows = if self.rope.is_empty() { 0 } else { self.tokens.len() };
+        if rotary_dim == 0 { Ok(()) } else { check_below("rope_rows", &self.rope_rows, table + rows) }
+    }
+
     /// Slots and pages are those of the cache.
     ///
     /// # Errors
@@ -125,7 +135,9 @@ impl Batch {
     pub(crate) fn check_places(&self, cache: &CacheShape) -> Result<()> {
         const OP: &str = "upload";
         check_below("slots", &self.slots, cache.pages * cache.page_size)?;
-        check_below("page_table", &self.page_table, cache.pages)?;
+        if let Some(page) = self.page_table.highest().filter(|&page| page as usize >= cache.pages) {
+            return Err(Error::operator(OP, "page_table", format!("below {}", cache.pages), page));
+        }
         for (i, span) in self.spans.iter().enumerate() {
             let end = span.pages.checked_add(span.kv_len.div_ceil(cache.page_size));
             if end.is_none_or(|end| end > self.page_table.len()) {
@@ -161,6 +173,8 @@ pub struct StepShape {
 pub struct RecordingKey {
     /// Sequences that the recorded work has room for.
     pub bucket: usize,
+    /// Whether it has room for [their own rotary factors](Batch::rope).
+    pub has_rope: bool,
     /// Counts how often the step's addresses have changed; recordings of earlier ones are of no use any more.
     pub generation: u64,
 }

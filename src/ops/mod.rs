@@ -11,6 +11,7 @@
 mod attention;
 mod batch;
 mod mask;
+mod page_table;
 mod pages;
 mod sampling;
 
@@ -23,6 +24,8 @@ use crate::error::{Error, Result};
 pub use attention::{Attention, AttentionMask, Scoring};
 pub use batch::{Batch, RecordingKey, Span, StepShape};
 pub use mask::{Mask, MaskPromise};
+pub use page_table::PageTable;
+pub(crate) use page_table::PageTableMark;
 pub use pages::PageMoves;
 pub(crate) use pages::check_page_copies;
 pub use sampling::{LogitEdits, SampleRow, Sampled};
@@ -123,8 +126,16 @@ pub struct RotaryKvWrite<'a, O: Ops> {
     pub head_dim: usize,
     /// Leading dimensions of a head that rotate; element `i` pairs with `i + rotary_dim / 2`.
     pub rotary_dim: usize,
+    pub rope: RopeTable<'a, O>,
     /// Per-head RMS norm of queries and keys before the rotation: gains of `[head_dim]` and epsilon.
     pub qk_norm: Option<QkNorm<'a, O>>,
+}
+
+/// Rotary factors by position; those that it lacks come with [the batch](Batch::rope).
+pub struct RopeTable<'a, O: Ops> {
+    /// f32 `[rows, 2, rotary_dim / 2]`: cosines, then sines, already scaled.
+    pub factors: &'a O::Buffer,
+    pub rows: usize,
 }
 
 /// Gains of the per-head norm of queries and keys.
@@ -272,6 +283,9 @@ pub trait Ops: Send + Sync + Sized + 'static {
 
     /// Puts back what [`read_page`](Self::read_page) gave, here or elsewhere in the cache.
     fn write_page(&self, cache: &mut Self::Cache, page: u32, from: &[u8]) -> Result<()>;
+
+    /// Writes elements `start` and on of an f32 buffer.
+    fn write_floats(&self, x: &mut Self::Buffer, start: usize, values: &[f32]) -> Result<()>;
 
     /// Lets the host change row `row` of an f32 `[rows, width]`, after all work so far.
     fn edit_row(&self, x: &mut Self::Buffer, row: usize, width: usize, edit: &mut dyn FnMut(&mut [f32])) -> Result<()>;

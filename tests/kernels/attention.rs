@@ -2,7 +2,9 @@ use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, Isa};
 use burrstone::device::{Memory, SimOptions, Stream};
 use burrstone::kernels::Gpu;
-use burrstone::ops::{Attention, AttentionMask, Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Scoring, Span};
+use burrstone::ops::{
+    Attention, AttentionMask, Batch, CacheShape, Ops, QkNorm, RopeTable, RotaryKvWrite, Scoring, Span,
+};
 use half::f16;
 use proptest::prelude::*;
 
@@ -100,7 +102,7 @@ impl Case {
             for position in from..to {
                 let page = self.page(pages + position / self.page_size);
                 batch.tokens.push(0);
-                batch.positions.push(position as u32);
+                batch.rope_rows.push(position as u32);
                 batch.slots.push((page * self.page_size + position % self.page_size) as u32);
                 if self.options.masks != Masks::None {
                     batch.masks.push(self.options.masks.of(position, past, to));
@@ -111,7 +113,7 @@ impl Case {
             }
             pages += (past + len).div_ceil(self.page_size);
         }
-        batch.page_table = (0..pages).map(|i| self.page(i) as u32).collect();
+        batch.page_table = (0..pages).map(|i| self.page(i) as u32).collect::<Vec<_>>().into();
         batch
     }
 
@@ -238,6 +240,7 @@ fn write<D: Lab>(case: &Case, device: &D, step: &D::Step, qkv: &[f32], cache: &m
         kv_heads: case.kv_heads,
         head_dim: case.head_dim,
         rotary_dim: 0,
+        rope: RopeTable { factors: &device.buffer(DType::F32, 0).unwrap(), rows: 0 },
         qk_norm: None,
     };
     device.rotary_kv_write(step, args).unwrap();
@@ -508,10 +511,10 @@ fn wrong_shapes_are_refused() {
     let tilted = Scoring { slopes: Some(&slopes), ..Scoring::scaled(1.0) };
     assert_refused(attend_as(&tree, 1, 4, 96, tilted), "attention", "slopes");
     let mut short = good.clone();
-    short.page_table.pop();
+    short.page_table = good.page_table.pages()[1..].to_vec().into();
     assert_refused(attend(&short, 1, 4, 96, None), "attention", "page_table");
     let mut beyond = good.clone();
-    beyond.page_table[1] = 2;
+    beyond.page_table.write(1, &[2]);
     assert_refused(attend(&beyond, 1, 4, 96, None), "attention", "page_table");
 
     let spoilt = |spoil: fn(&mut Batch)| {
@@ -519,10 +522,9 @@ fn wrong_shapes_are_refused() {
         spoil(&mut batch);
         attend(&batch, 1, 4, 96, None)
     };
-    assert_refused(spoilt(|b| b.positions[3] = 9), "upload", "positions");
-    assert_refused(spoilt(|b| b.positions.push(0)), "upload", "positions");
+    assert_refused(spoilt(|b| b.rope_rows.push(0)), "upload", "rope_rows");
     assert_refused(spoilt(|b| b.slots[3] = b.slots[0]), "upload", "slots");
-    assert_refused(spoilt(|b| b.spans[0].len = 5), "upload", "positions");
+    assert_refused(spoilt(|b| b.spans[0].len = 5), "upload", "spans");
     assert_refused(spoilt(|b| b.spans[0].len = 0), "upload", "spans");
     assert_refused(spoilt(|b| b.spans[0].len = usize::MAX), "upload", "spans");
     assert_refused(spoilt(|b| b.spans.clear()), "upload", "spans");
@@ -565,6 +567,7 @@ fn a_norm_of_the_wrong_length_is_refused() {
         kv_heads: 1,
         head_dim: 4,
         rotary_dim: 0,
+        rope: RopeTable { factors: &cpu.buffer(DType::F32, 0).unwrap(), rows: 0 },
         qk_norm: Some(QkNorm { query: &good, key: &bad, eps: 1e-6 }),
     };
     assert_refused(cpu.rotary_kv_write(&step, args), "rotary_kv_write", "qk_norm.key");

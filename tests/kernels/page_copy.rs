@@ -1,6 +1,6 @@
 use burrstone::DType;
 use burrstone::cpu::{Cache, Cpu, Isa};
-use burrstone::ops::{CacheShape, Ops, RotaryKvWrite};
+use burrstone::ops::{CacheShape, Ops, RopeTable, RotaryKvWrite};
 use proptest::prelude::*;
 
 use crate::reference::page_copy::page_copy;
@@ -26,6 +26,7 @@ fn filled(cpu: &Cpu, shape: CacheShape) -> Cache {
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
             rotary_dim: 0,
+            rope: RopeTable { factors: &cpu.buffer(DType::F32, 0).unwrap(), rows: 0 },
             qk_norm: None,
         };
         cpu.rotary_kv_write(&step, args).unwrap();

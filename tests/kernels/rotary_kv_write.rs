@@ -1,6 +1,6 @@
 use burrstone::DType;
 use burrstone::cpu::Isa;
-use burrstone::ops::{Batch, CacheShape, Ops, QkNorm, RotaryKvWrite, Span};
+use burrstone::ops::{Batch, CacheShape, Ops, QkNorm, RopeTable, RotaryKvWrite, Span};
 use proptest::prelude::*;
 
 use crate::problems::rotary_kv_write::PROBLEMS;
@@ -26,6 +26,32 @@ fn assert_stored(what: &str, dtype: DType, d: usize, got: &[f32], exact: &[f64])
     }
 }
 
+/// Rotary factors as the kernel takes them.
+struct Rows {
+    rope_rows: Vec<u32>,
+    table: Vec<f32>,
+    others: Vec<f32>,
+}
+
+/// The factors of some tokens (bits of `own`) are their own, those of the others in a table of as many rows, in another order.
+fn rows(rope: &[f32], tokens: usize, rotary: usize, own: u64) -> Rows {
+    let (mut table, mut others) = (vec![0.0; tokens * rotary], Vec::new());
+    let mut rope_rows = Vec::new();
+    for t in 0..tokens {
+        let factors = &rope[t * rotary..][..rotary];
+        if own >> (t % 64) & 1 == 1 {
+            others.resize(tokens * rotary, 0.0);
+            others[t * rotary..][..rotary].copy_from_slice(factors);
+            rope_rows.push((tokens + t) as u32);
+        } else {
+            let row = tokens - 1 - t;
+            table[row * rotary..][..rotary].copy_from_slice(factors);
+            rope_rows.push(row as u32);
+        }
+    }
+    Rows { rope_rows, table, others }
+}
+
 proptest! {
     #![proptest_config(cases(60))]
 
@@ -38,22 +64,24 @@ proptest! {
         dtype in any_dtype(),
         stored in any_cache_dtype(),
         norm in any::<bool>(),
+        own in any::<u64>(),
     ) {
         let cpu = cpu(isa, threads);
         let width = (heads + 2 * kv_heads) * d;
         let x = numbers(1, tokens * width, DType::F32);
         let rope = numbers(2, tokens * rotary, DType::F32);
+        let Rows { rope_rows, table, others } = rows(&rope, tokens, rotary, own);
         let gains = [numbers(3, d, DType::F32), numbers(4, d, DType::F32)];
         let page_size = 4;
         let pages = tokens.div_ceil(page_size);
         let batch = Batch {
             tokens: vec![0; tokens],
-            positions: (0..tokens as u32).collect(),
             // From the last page to the first.
             slots: (0..tokens).map(|t| ((pages - 1 - t / page_size) * page_size + t % page_size) as u32).collect(),
-            rope: rope.clone(),
+            rope_rows,
+            rope: others,
             spans: vec![Span { start: 0, len: tokens, kv_len: tokens, pages: 0 }],
-            page_table: (0..pages as u32).rev().collect(),
+            page_table: (0..pages as u32).rev().collect::<Vec<_>>().into(),
             ..Batch::default()
         };
         let mut step = cpu.step().unwrap();
@@ -71,6 +99,7 @@ proptest! {
             kv_heads,
             head_dim: d,
             rotary_dim: rotary,
+            rope: RopeTable { factors: &buffer(&cpu, DType::F32, &table), rows: tokens },
             qk_norm: norm.then_some(QkNorm { query: &query_gain, key: &key_gain, eps: 1e-6 }),
         };
         cpu.rotary_kv_write(&step, args).unwrap();
@@ -123,16 +152,15 @@ proptest! {
 fn wrong_shapes_are_refused() {
     let cpu = cpu(Isa::best(), 1);
     let shape = CacheShape { layers: 1, pages: 1, page_size: 4, kv_heads: 1, head_dim: 4, dtype: DType::F32 };
-    let attempt = |slot: u32, rope: usize, layer: usize, heads: usize, head_dim: usize, rotary_dim: usize| {
+    let attempt = |slot: u32, row: u32, layer: usize, heads: usize, head_dim: usize, rotary_dim: usize| {
         let mut cache = cpu.cache(shape).unwrap();
         let mut step = cpu.step().unwrap();
         let batch = Batch {
             tokens: vec![0],
-            positions: vec![0],
             slots: vec![slot],
-            rope: vec![0.0; rope],
+            rope_rows: vec![row],
             spans: vec![Span { start: 0, len: 1, kv_len: 1, pages: 0 }],
-            page_table: vec![0],
+            page_table: vec![0].into(),
             ..Batch::default()
         };
         cpu.upload(&batch, &mut step).unwrap();
@@ -145,19 +173,20 @@ fn wrong_shapes_are_refused() {
             kv_heads: 1,
             head_dim,
             rotary_dim,
+            rope: RopeTable { factors: &buffer(&cpu, DType::F32, &[0.0; 6]), rows: 1 },
             qk_norm: None,
         };
         cpu.rotary_kv_write(&step, args)
     };
     const OP: &str = "rotary_kv_write";
-    attempt(3, 4, 0, 2, 4, 4).unwrap();
-    assert_refused(attempt(4, 4, 0, 2, 4, 4), OP, "slots");
-    assert_refused(attempt(3, 2, 0, 2, 4, 4), OP, "rope");
-    assert_refused(attempt(3, 4, 1, 2, 4, 4), OP, "layer");
-    assert_refused(attempt(3, 4, 0, 3, 4, 4), OP, "qkv");
-    assert_refused(attempt(3, 4, 0, 2, 2, 2), OP, "cache");
-    assert_refused(attempt(3, 4, 0, 2, 4, 6), OP, "rotary_dim");
-    assert_refused(attempt(3, 4, 0, 2, 4, 3), OP, "rotary_dim");
+    attempt(3, 0, 0, 2, 4, 4).unwrap();
+    assert_refused(attempt(4, 0, 0, 2, 4, 4), OP, "slots");
+    assert_refused(attempt(3, 1, 0, 2, 4, 4), "upload", "rope_rows");
+    assert_refused(attempt(3, 0, 1, 2, 4, 4), OP, "layer");
+    assert_refused(attempt(3, 0, 0, 3, 4, 4), OP, "qkv");
+    assert_refused(attempt(3, 0, 0, 2, 2, 2), OP, "cache");
+    assert_refused(attempt(3, 0, 0, 2, 4, 6), OP, "rotary_dim");
+    assert_refused(attempt(3, 0, 0, 2, 4, 3), OP, "rotary_dim");
     let odd = CacheShape { page_size: 3, ..shape };
     assert_refused(cpu.cache(odd), "cache", "page_size");
     assert_refused(cpu.cache(CacheShape { pages: usize::MAX, ..shape }), "cache", "shape");
@@ -166,7 +195,7 @@ fn wrong_shapes_are_refused() {
 #[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
-    use burrstone::kernels::{KvCacheMut, KvScalesMut, QkGains, RotaryKvWrite};
+    use burrstone::kernels::{KvCacheMut, KvScalesMut, QkGains, RopeRows, RotaryKvWrite};
 
     use super::*;
     use crate::device::{Placed, assert_scale, decode, is_untouched, named, stream, variants};
@@ -236,6 +265,11 @@ mod on_the_device {
             slots
         }
 
+        /// Whether there are rotary factors for a token.
+        fn has_row(&self, t: usize) -> bool {
+            self.rotary == 0 || bits(self.seed, 2000 + t as u64) % 8 > 0
+        }
+
         /// Runs the kernel over tokens from `first` on.
         fn run(&self, stream: &Stream, variant: &'static Variant, first: usize) -> Written {
             let Case { heads, kv_heads, d, rotary, page_size, dtype, cache, offset, shifts, .. } = *self;
@@ -248,7 +282,15 @@ mod on_the_device {
             let mut key_scales = Placed::untouched(stream, DType::F32, entries, 1);
             let mut value_scales = Placed::untouched(stream, DType::F32, entries, 2);
             let slots = Placed::indices(stream, &self.slots()[first..], 1);
-            let rope = Placed::of(stream, DType::F32, &self.rope()[first * rotary..], shifts[0]);
+            // A row that neither has is like a slot that the cache lacks.
+            let Rows { rope_rows, table, others } = rows(&self.rope(), self.tokens, rotary, self.seed);
+            let of_tokens: Vec<u32> = (first..self.tokens)
+                .map(|t| if self.has_row(t) { rope_rows[t] } else { 2 * self.tokens as u32 })
+                .collect();
+            let of_tokens = Placed::indices(stream, &of_tokens, 1);
+            let table = Placed::of(stream, DType::F32, &table, shifts[0]);
+            let other_rows = others.len() / rotary.max(1);
+            let others = Placed::of(stream, DType::F32, &others, shifts[0]);
             let gains = self.gains().map(|gain| Placed::of(stream, dtype, &gain, shifts[3]));
             let scales = match cache {
                 DType::I8 => KvScalesMut::Entry { keys: key_scales.slice_mut(), values: value_scales.slice_mut() },
@@ -261,7 +303,13 @@ mod on_the_device {
                 query: query.slice_mut(),
                 cache: KvCacheMut { keys: keys.slice_mut(), values: values.slice_mut(), scales, pages, page_size },
                 slots: slots.slice(),
-                rope: rope.slice(),
+                rope: RopeRows {
+                    of_tokens: of_tokens.slice(),
+                    table: table.slice(),
+                    table_rows: self.tokens,
+                    others: others.slice(),
+                    other_rows,
+                },
                 gains: self.norm.then_some(gains_there),
                 tokens,
                 heads,
@@ -296,7 +344,7 @@ mod on_the_device {
             for (t, slot) in self.slots().into_iter().enumerate() {
                 let slot = slot as usize;
                 let own = t * heads * d..(t + 1) * heads * d;
-                if slot >= self.pages() * page_size {
+                if slot >= self.pages() * page_size || !self.has_row(t) {
                     assert!(is_untouched(&written.query[own.start * 2..own.end * 2]), "{what}: token {t} has no slot");
                     continue;
                 }
@@ -397,14 +445,21 @@ mod on_the_device {
             let (mut keys, mut values) =
                 (Placed::untouched(&stream, stored, 16, 0), Placed::untouched(&stream, stored, 16, 0));
             let slots = Placed::indices(&stream, &[0], 0);
-            let rope = Placed::untouched(&stream, DType::F32, rope_len, 0);
+            let (rope, none) =
+                (Placed::untouched(&stream, DType::F32, rope_len, 0), Placed::of(&stream, DType::F32, &[], 0));
             let scales = if layer_scale { KvScalesMut::Layer { key: 1.0, value: 1.0 } } else { KvScalesMut::None };
             let args = RotaryKvWrite {
                 qkv: qkv.slice(),
                 query: query.slice_mut(),
                 cache: KvCacheMut { keys: keys.slice_mut(), values: values.slice_mut(), scales, pages, page_size: 4 },
                 slots: slots.slice(),
-                rope: rope.slice(),
+                rope: RopeRows {
+                    of_tokens: slots.slice(),
+                    table: rope.slice(),
+                    table_rows: 1,
+                    others: none.slice(),
+                    other_rows: 0,
+                },
                 gains: None,
                 tokens: 1,
                 heads: 2,
@@ -422,7 +477,7 @@ mod on_the_device {
         assert_refused(attempt(16, DType::F16, true, 4, 4, 1), OP, "scales");
         assert_refused(attempt(16, DType::E5M2, false, 4, 4, 1), OP, "scales");
         assert_refused(attempt(16, DType::I8, true, 4, 4, 1), OP, "scales");
-        assert_refused(attempt(16, DType::F16, false, 3, 4, 1), OP, "rope");
+        assert_refused(attempt(16, DType::F16, false, 3, 4, 1), OP, "rope.table");
         assert_refused(attempt(16, DType::F16, false, 4, 3, 1), OP, "rotary_dim");
         assert_refused(attempt(16, DType::F16, false, 6, 6, 1), OP, "rotary_dim");
         assert_refused(attempt(16, DType::F16, false, 4, 4, 2), OP, "keys");

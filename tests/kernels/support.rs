@@ -142,10 +142,10 @@ fn batch_of(tokens: &[u32], logit_rows: &[u32]) -> Batch {
     let n = tokens.len();
     Batch {
         tokens: tokens.to_vec(),
-        positions: (0..n as u32).collect(),
         slots: (0..n as u32).collect(),
+        rope_rows: (0..n as u32).collect(),
         spans: vec![Span { start: 0, len: n, kv_len: n, pages: 0 }],
-        page_table: vec![0],
+        page_table: vec![0].into(),
         logit_rows: logit_rows.to_vec(),
         ..Batch::default()
     }

@@ -128,8 +128,8 @@ proptest! {
         // Whatever is accepted can be computed with.
         if let Ok(checkpoint) = folder.open() {
             let spec = checkpoint.spec();
-            let mut factors = Vec::new();
-            spec.rope.table().append(100_000, 100_001, &mut factors);
+            let (mut rows, mut factors) = (Vec::new(), Vec::new());
+            spec.rope.table(0).append(100_000, 100_001, 100_001, &mut rows, &mut factors);
             prop_assert_eq!(factors.len(), spec.rope.rotary_dim);
             prop_assert!(factors.iter().all(|x| x.is_finite()), "{:?}: {:?}", spec.rope, factors);
         }

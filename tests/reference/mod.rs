@@ -7,6 +7,7 @@ pub mod embedding;
 pub mod gather_rows;
 pub mod matmul;
 pub mod page_copy;
+pub mod page_table_update;
 pub mod rms_norm;
 pub mod rotary_kv_write;
 pub mod sample;

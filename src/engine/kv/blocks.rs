@@ -64,6 +64,8 @@ pub struct Blocks {
     used: u64,
     /// Sources of copies that the step under way makes.
     copied: Vec<u32>,
+    /// Numbers that tables were given.
+    tables: u64,
     /// Blocks that have scores.
     scored: usize,
     /// Where idle blocks go that are given up.
@@ -88,6 +90,7 @@ impl Blocks {
             floor: 0,
             used: 0,
             copied: Vec::new(),
+            tables: 0,
             scored: 0,
             host: Host::new(0),
             fetch: 0,
@@ -198,6 +201,12 @@ impl Blocks {
             }
         }
         blocks
+    }
+
+    /// A number that no table has.
+    pub(super) fn number(&mut self) -> u64 {
+        self.tables += 1;
+        self.tables
     }
 
     /// Keeps the source of a copy from being taken until [`settle`](Self::settle).

@@ -9,12 +9,19 @@ pub struct Table {
     blocks: Vec<u32>,
     /// So many in front lie behind the window, and are no longer held.
     gone: usize,
+    number: u64,
 }
 
 impl Table {
     /// Entry `p / block_size` holds position `p`. Entries behind the window are those of blocks that may be anyone's.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks
+    }
+
+    /// A number that goes with the blocks: another one means other blocks, the same one the same, but for more at the end
+    /// and those behind the window.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 }
 
@@ -49,7 +56,7 @@ impl Blocks {
             };
             blocks.push(block);
         }
-        Table { blocks, gone: 0 }
+        Table { blocks, gone: 0, number: self.number() }
     }
 
     /// Makes room for positions `from..to` to be written. Where others hold the block of `from` too, a fresh one takes its
@@ -67,16 +74,20 @@ impl Blocks {
         {
             let old = std::mem::replace(block, fresh);
             self.keep_copied(old);
+            table.number = self.number();
             copies.push([old, fresh]);
         }
         table.blocks.extend((0..more).map_while(|_| self.take()));
+        if table.number == 0 {
+            table.number = self.number();
+        }
         true
     }
 
     /// Another table of the same blocks.
     pub fn fork(&mut self, table: &Table) -> Table {
         table.blocks[table.gone..].iter().for_each(|&block| self.hold(block));
-        Table { blocks: table.blocks.clone(), gone: table.gone }
+        Table { blocks: table.blocks.clone(), gone: table.gone, number: self.number() }
     }
 
     /// Gives back the blocks that hold no position from `first` on.

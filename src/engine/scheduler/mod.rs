@@ -194,8 +194,12 @@ pub struct View<'a> {
     /// Prompt and generated tokens; the last is no token yet where a step under way is to choose it.
     pub tokens: &'a [u32],
     pub prompt_len: usize,
+    /// Tokens that it may hold at the most.
+    pub longest: usize,
     /// Entry `p / block_size` holds position `p`, for positions within the window.
     pub blocks: &'a [u32],
+    /// Another number means other blocks; the same one means the same, but for more at the end.
+    pub table: u64,
 }
 
 pub struct Scheduler {
@@ -309,8 +313,9 @@ impl Scheduler {
     /// A sequence that has not ended.
     pub fn view(&self, id: SequenceId) -> Option<View<'_>> {
         let sequence = self.sequences.get(id)?;
-        let blocks = sequence.table.blocks();
-        Some(View { tokens: &sequence.tokens, prompt_len: sequence.prompt_len, blocks })
+        let (blocks, table) = (sequence.table.blocks(), sequence.table.number());
+        let (prompt_len, longest) = (sequence.prompt_len, sequence.prompt_len.saturating_add(sequence.max_tokens));
+        Some(View { tokens: &sequence.tokens, prompt_len, longest, blocks, table })
     }
 
     /// Sequences that begin where this one's prompt ends; none once they have begun.

@@ -86,9 +86,10 @@ impl Fake {
     fn seen(&self, batch: &Batch, row: u32) -> Vec<u32> {
         let row = row as usize;
         let span = batch.spans.iter().find(|span| (span.start..span.start + span.len).contains(&row)).unwrap();
-        let at =
-            |p: usize| self.slots[batch.page_table[span.pages + p / PAGE_SIZE] as usize * PAGE_SIZE + p % PAGE_SIZE];
-        (0..=batch.positions[row] as usize).map(at).collect()
+        let at = |p: usize| {
+            self.slots[batch.page_table.pages()[span.pages + p / PAGE_SIZE] as usize * PAGE_SIZE + p % PAGE_SIZE]
+        };
+        (0..=span.kv_len - span.len + row - span.start).map(at).collect()
     }
 }
 
@@ -231,7 +232,7 @@ impl Lab {
         let policy = Policy { step_tokens: 32, max_running: 8, min_chunk: 8, reserve: 4, ..Policy::default() };
         let cache = CacheSize { blocks: PAGES, block_size: PAGE_SIZE, window: None, balance: 100 };
         let (commands, receiver) = mpsc::channel();
-        let runner = Runner::new(Box::new(faults), Batcher::new(rope.table(), PAGE_SIZE)).unwrap();
+        let runner = Runner::new(Box::new(faults), Batcher::new(rope.table(1000), PAGE_SIZE)).unwrap();
         let (sender, incidents) = mpsc::channel();
         let incident: OnIncident = Arc::new(move |incident| {
             // The lab may be gone.
