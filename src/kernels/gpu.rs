@@ -76,6 +76,24 @@ impl Gpu {
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
+
+    fn product(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory, accumulate: bool) -> Result<()> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let args = MatMul {
+            x: x.slice(),
+            weight: weight.weight.slice(),
+            bias: weight.bias.as_ref().map(Memory::slice),
+            gate: None,
+            out: out.slice_mut(),
+            accumulate,
+            scale: None,
+            workspace: Some(workspace.slice_mut()),
+            m: rows,
+            n: weight.n,
+            k: weight.k,
+        };
+        args.launch(&self.stream)
+    }
 }
 
 impl Ops for Gpu {
@@ -207,20 +225,11 @@ impl Ops for Gpu {
     }
 
     fn matmul(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory) -> Result<()> {
-        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        let args = MatMul {
-            x: x.slice(),
-            weight: weight.weight.slice(),
-            bias: weight.bias.as_ref().map(Memory::slice),
-            gate: None,
-            out: out.slice_mut(),
-            scale: None,
-            workspace: Some(workspace.slice_mut()),
-            m: rows,
-            n: weight.n,
-            k: weight.k,
-        };
-        args.launch(&self.stream)
+        self.product(rows, x, weight, out, false)
+    }
+
+    fn matmul_add(&self, rows: usize, x: &Memory, weight: &Matrix, residual: &mut Memory) -> Result<()> {
+        self.product(rows, x, weight, residual, true)
     }
 
     fn gated_matmul(
@@ -238,6 +247,7 @@ impl Ops for Gpu {
             bias: weight.bias.as_ref().map(Memory::slice),
             gate: Some(activation),
             out: out.slice_mut(),
+            accumulate: false,
             scale: None,
             workspace: Some(workspace.slice_mut()),
             m: rows,

@@ -19,6 +19,8 @@ pub struct MatMulShape {
     pub n: usize,
     pub k: usize,
     pub gated: bool,
+    /// Whether the result is added to what is there.
+    pub accumulate: bool,
 }
 
 /// How a product is computed.
@@ -217,7 +219,8 @@ impl Tile {
     /// What the launch takes. Beside the machine's assumptions:
     /// - the block with the most spans decides;
     /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
-    ///   are not are not read, but multiplied; results go to memory, where there is a gate half as many;
+    ///   are not are not read, but multiplied; results go to memory, where there is a gate half as many; what they are added
+    ///   to comes from there, and a block that is done with its products waits for it;
     /// - what a pair shares comes from the L2 cache once, and its way to both costs nothing more; the blocks of a pair wait for
     ///   each other twice, a latency of the L2 cache each;
     /// - of shared memory each warp reads its rows of the weight and its tokens;
@@ -244,7 +247,8 @@ impl Tile {
         };
         let meeting = if pair.is_some() { 2.0 * Machine::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / processors).min(1.0);
-        let unique = 2.0 * k * (m + rows) + m * n * shape.out.size() as f64;
+        let passes = if shape.accumulate { 2.0 } else { 1.0 };
+        let unique = 2.0 * k * (m + rows) + passes * m * n * shape.out.size() as f64;
         let from_memory = unique / (machine.memory_bandwidth * busy);
         let from_cache = blocks * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
         let rounds = (blocks / (processors * f64::from(self.resident(machine)))).ceil();
@@ -258,6 +262,7 @@ impl Tile {
         } else {
             0.0
         };
-        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding + meeting
+        let waiting = if shape.accumulate { rounds * Machine::LATENCY } else { 0.0 };
+        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding + meeting + waiting
     }
 }

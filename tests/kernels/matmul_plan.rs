@@ -23,7 +23,7 @@ fn layers() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
-    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false };
+    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false };
     (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
