@@ -39,9 +39,14 @@ struct DecodeStates {
 
 /// Enough for half a million positions with 32 heads of 128; 16 MiB. Beyond, sequences are many enough to be walked by
 /// one block each.
-const PARTIALS: usize = 1 << 22;
+const PARTIALS: usize = (128 + 2) << 15;
 /// One for each record of the shortest heads that are common.
 const COUNTERS: usize = PARTIALS / 64;
+
+/// States of rows that there is room for.
+pub(super) fn records(head_dim: usize) -> usize {
+    SplitStates::room(COUNTERS, PARTIALS, head_dim)
+}
 
 impl Gpu {
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.

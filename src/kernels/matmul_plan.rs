@@ -3,7 +3,7 @@
 use super::MatMul;
 use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_SPAN};
 use super::call::named;
-use super::cost::Machine;
+use super::cost::{Floor, Machine};
 use super::tables::MATMUL;
 use crate::device::{Value, Variant};
 use crate::dtype::DType;
@@ -73,6 +73,19 @@ impl MatMulShape {
         if self.gated { MatMul::gated_rows(self.n) } else { self.n }
     }
 
+    /// x and the weight are read once, results are written, and read before where they are added to.
+    fn bytes(&self) -> f64 {
+        let [m, n, k, rows] = [self.m, self.n, self.k, self.weight_rows()].map(|size| size as f64);
+        let passes = if self.accumulate { 2.0 } else { 1.0 };
+        k * (m + rows) * self.dtype.size() as f64 + passes * m * n * self.out.size() as f64
+    }
+
+    /// What no plan can be faster than.
+    pub fn floor(&self, machine: &Machine) -> Floor {
+        let [m, rows, k] = [self.m, self.weight_rows(), self.k].map(|size| size as f64);
+        machine.floor(self.bytes(), m * rows * k)
+    }
+
     /// Spans that k is cut into.
     pub fn spans(&self) -> usize {
         self.k.div_ceil(SPAN)
@@ -88,6 +101,15 @@ impl MatMulPlan {
         let plan = |variant| Self::of(machine, shape, workspace, variant);
         let variant = MATMUL.best(machine.arch, &shape.key(machine.arch), |variant| plan(variant).seconds)?;
         Ok(plan(variant))
+    }
+
+    /// The cheapest use of each of those variants, cheapest first: what [`choose`](Self::choose) takes comes first.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn ranked(machine: &Machine, shape: &MatMulShape, workspace: usize) -> Result<Vec<Self>> {
+        let plan = |variant| Self::of(machine, shape, workspace, variant);
+        MATMUL.ranked(machine.arch, &shape.key(machine.arch), plan, |plan| plan.seconds)
     }
 
     /// The cheapest use of one variant.
@@ -198,13 +220,19 @@ impl Tile {
         self.by_warpgroups && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
     }
 
-    fn tiles(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> usize {
+    /// Tiles along the tokens, and along the rows of the weight.
+    fn grid(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> [usize; 2] {
         let [m, n] = [shape.m.div_ceil(self.m), shape.weight_rows().div_ceil(self.n)];
         match pair {
-            None => m.saturating_mul(n),
-            Some(MatMulPair::X) => m.saturating_mul(n.next_multiple_of(2)),
-            Some(MatMulPair::Weight) => m.next_multiple_of(2).saturating_mul(n),
+            None => [m, n],
+            Some(MatMulPair::X) => [m, n.next_multiple_of(2)],
+            Some(MatMulPair::Weight) => [m.next_multiple_of(2), n],
         }
+    }
+
+    fn tiles(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> usize {
+        let [m, n] = self.grid(shape, pair);
+        m.saturating_mul(n)
     }
 
     /// Words for the arrivals at each tile, and for the sums of each span of it.
@@ -218,8 +246,8 @@ impl Tile {
 
     /// What the launch takes. Beside the machine's assumptions:
     /// - the block with the most spans decides;
-    /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
-    ///   are not are not read, but multiplied; results go to memory, where there is a gate half as many; what they are added
+    /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows that there are not
+    ///   are not read, but multiplied; results go to memory, where there is a gate half as many; what they are added
     ///   to comes from there, and a block that is done with its products waits for it;
     /// - what a pair shares comes from the L2 cache once, and its way to both costs nothing more; the blocks of a pair wait for
     ///   each other twice, a latency of the L2 cache each;
@@ -227,7 +255,7 @@ impl Tile {
     /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
     ///   of each thread in flight; three latencies are spent on the arrival.
     fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
-        let [m, n, k, rows] = [shape.m, shape.n, shape.k, shape.weight_rows()].map(|size| size as f64);
+        let [m, rows] = [shape.m, shape.weight_rows()].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
         let processors = f64::from(machine.processors);
         let tiles = self.tiles(shape, pair) as f64;
@@ -240,17 +268,16 @@ impl Tile {
         let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
         let computing = (blocks / processors).ceil() * cycles / machine.clock;
 
+        let [of_weight, of_x] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let copied = match pair {
-            None => tile_n + tile_m.min(m),
-            Some(MatMulPair::X) => tile_n + tile_m.min(m) / 2.0,
-            Some(MatMulPair::Weight) => tile_n / 2.0 + tile_m.min(m),
+            None => of_weight * rows + of_x * m,
+            Some(MatMulPair::X) => of_weight * rows + of_x * m / 2.0,
+            Some(MatMulPair::Weight) => of_weight * rows / 2.0 + of_x * m,
         };
         let meeting = if pair.is_some() { 2.0 * Machine::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / processors).min(1.0);
-        let passes = if shape.accumulate { 2.0 } else { 1.0 };
-        let unique = 2.0 * k * (m + rows) + passes * m * n * shape.out.size() as f64;
-        let from_memory = unique / (machine.memory_bandwidth * busy);
-        let from_cache = blocks * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
+        let from_memory = shape.bytes() / (machine.memory_bandwidth * busy);
+        let from_cache = splits as f64 * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
         let rounds = (blocks / (processors * f64::from(self.resident(machine)))).ceil();
         let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);
