@@ -189,6 +189,8 @@ struct Tile {
     shared_bytes: u32,
     /// Hopper's form: a warpgroup copies, the others multiply, and blocks take item after item.
     by_warpgroups: bool,
+    /// Units of eight tokens that there are not are not multiplied; workers have them in turns.
+    skips: bool,
     /// Warps, or warpgroups, that multiply: along the tokens, and along the rows of the weight.
     workers: [usize; 2],
 }
@@ -198,14 +200,15 @@ impl Tile {
         // Every variant has these axes, and none of them is 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
-        let by_warpgroups = variant.value("instruction") == Some(Value::Text("m64k16"));
+        let is = |instruction| variant.value("instruction") == Some(Value::Text(instruction));
+        let (by_warpgroups, skips) = (is("m64k16"), is("m16n8k16") && m > 32);
         let threads = if by_warpgroups { threads.saturating_sub(WARPGROUP).max(WARPGROUP) } else { threads };
         let workers = match m {
             _ if by_warpgroups => [1, threads / WARPGROUP],
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, skips, workers }
     }
 
     /// Blocks that a multiprocessor holds. A thread that multiplies has twice its sums in registers, and 64 more.
@@ -230,6 +233,17 @@ impl Tile {
         }
     }
 
+    /// Elements of k that a block multiplies at the most.
+    fn depth(&self, shape: &MatMulShape, splits: usize) -> f64 {
+        (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64
+    }
+
+    /// Tokens that are multiplied in the last tiles along them.
+    fn last_tokens(&self, shape: &MatMulShape) -> usize {
+        let left = shape.m.saturating_sub(1) % self.m + 1;
+        if self.skips { left.next_multiple_of(8 * self.workers[0]).min(self.m) } else { self.m }
+    }
+
     fn tiles(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> usize {
         let [m, n] = self.grid(shape, pair);
         m.saturating_mul(n)
@@ -244,14 +258,35 @@ impl Tile {
         shape.spans().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
     }
 
-    /// What the launch takes. Beside the machine's assumptions:
-    /// - the block with the most spans decides;
+    /// Seconds of the multiply-adds, or of reading their operands from shared memory:
+    /// - rows that there are not are multiplied too, but for units of tokens that the kernel leaves out;
+    /// - each warp reads its rows of the weight and its tokens;
+    /// - the block with the most spans decides; where the last tiles along the tokens have less to do than the others, the last
+    ///   block begins at the latest when all multiprocessors have done the same.
+    fn computing(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
+        let [tile_m, tile_n] = [self.m, self.n].map(|size| size as f64);
+        let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
+        let processors = f64::from(machine.processors);
+        let depth = self.depth(shape, splits);
+        let cycles = |tokens: f64| {
+            let products = depth * tokens * tile_n / machine.tensor_rate;
+            let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m + tokens * workers_n);
+            products.max(shared / Machine::SHARED_BANDWIDTH)
+        };
+        let [rows, columns] = self.grid(shape, pair).map(|tiles| tiles as f64);
+        let row = columns * splits as f64;
+        let (blocks, whole, last) = (rows * row, cycles(tile_m), cycles(self.last_tokens(shape) as f64));
+        let even = (blocks / processors).ceil() * if rows > 1.0 { whole } else { last };
+        let uneven = ((blocks - row) * whole + row * last + (processors - 1.0) * whole) / processors;
+        even.min(uneven) / machine.clock
+    }
+
+    /// What the launch takes. Beside the machine's assumptions, and what [`computing`](Self::computing) takes for granted:
     /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows that there are not
-    ///   are not read, but multiplied; results go to memory, where there is a gate half as many; what they are added
-    ///   to comes from there, and a block that is done with its products waits for it;
+    ///   are not read; results go to memory, where there is a gate half as many; what they are added to comes from there, and
+    ///   a block that is done with its products waits for it;
     /// - what a pair shares comes from the L2 cache once, and its way to both costs nothing more; the blocks of a pair wait for
     ///   each other twice, a latency of the L2 cache each;
-    /// - of shared memory each warp reads its rows of the weight and its tokens;
     /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
     ///   of each thread in flight; three latencies are spent on the arrival.
     fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
@@ -260,19 +295,14 @@ impl Tile {
         let processors = f64::from(machine.processors);
         let tiles = self.tiles(shape, pair) as f64;
         let blocks = tiles * splits as f64;
-        let depth = (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64;
+        let depth = self.depth(shape, splits);
+        let computing = self.computing(machine, shape, splits, pair);
 
-        let products = depth * tile_m * tile_n / machine.tensor_rate;
-        let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
-        let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m * (workers_n + 1.0));
-        let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
-        let computing = (blocks / processors).ceil() * cycles / machine.clock;
-
-        let [of_weight, of_x] = self.grid(shape, pair).map(|tiles| tiles as f64);
+        let [tiles_m, tiles_n] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let copied = match pair {
-            None => of_weight * rows + of_x * m,
-            Some(MatMulPair::X) => of_weight * rows + of_x * m / 2.0,
-            Some(MatMulPair::Weight) => of_weight * rows / 2.0 + of_x * m,
+            None => tiles_m * rows + tiles_n * m,
+            Some(MatMulPair::X) => tiles_m * rows + tiles_n * m / 2.0,
+            Some(MatMulPair::Weight) => tiles_m * rows / 2.0 + tiles_n * m,
         };
         let meeting = if pair.is_some() { 2.0 * Machine::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / processors).min(1.0);
