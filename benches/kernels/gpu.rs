@@ -85,8 +85,19 @@ impl Bench for Gpu {
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE).expect("a workspace");
         Some(Box::new(move |m, x, out| {
             let (x, weight, workspace) = (x.slice(), weight.slice(), Some(workspace.slice_mut()));
-            let args =
-                MatMul { x, weight, bias: None, gate: None, out: out.slice_mut(), scale: None, workspace, m, n, k };
+            let args = MatMul {
+                x,
+                weight,
+                bias: None,
+                gate: None,
+                out: out.slice_mut(),
+                accumulate: false,
+                scale: None,
+                workspace,
+                m,
+                n,
+                k,
+            };
             args.launch_cublas_lt(&library)
         }))
     }

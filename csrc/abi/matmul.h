@@ -25,7 +25,8 @@
 
 /* out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
  * of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
- * is rounded to x's type first, if out is not f32. */
+ * is rounded to x's type first, if out is not f32. With accumulate, which goes with neither an activation nor codes, what
+ * out would be is rounded to its type, and added to what it holds. */
 typedef struct matmul_args {
     /* x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
      * 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere. */
@@ -50,7 +51,8 @@ typedef struct matmul_args {
     /* One of the types above that results of x's type are rounded to, saturating: then columns, and the address of out,
      * are multiples of 4; or 0. */
     uint32_t codes;
-    uint32_t padding[12];
+    uint32_t accumulate; /* 1 where results are added to what out holds; or 0 */
+    uint32_t padding[11];
 } matmul_args;
 
 #endif

@@ -23,12 +23,15 @@ template <class V> struct matmul_shared<V, false> {
     };
 };
 
-// The sums of the item's stages of k; calls f(sums, span) where a span ends.
-template <class V, class F>
-BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, const MatmulItem<V> &item, F f) {
+// The sums of the item's stages of k; calls f(sums, span) where a span ends. RAGGED: those of units that have some of so many
+// tokens; a loop of its own, for whole tiles want none of its branches.
+template <class V, bool RAGGED, class F>
+BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, const MatmulItem<V> &item,
+                                      uint32_t tokens, F f) {
     using T = typename V::dtype;
     using Tile = MatmulTile<V>;
     const uint32_t count = item.end - item.first;
+    const int units = RAGGED ? Tile::units_of(tokens) : Tile::UNITS_M;
 
     MatmulSums<V> sums;
     sums.clear();
@@ -54,7 +57,7 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
             const uint32_t next = done + V::stages - 1;
             if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
             cp_async_commit();
-            multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE);
+            multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE, units);
             end_stage(done);
         }
     } else {
@@ -67,7 +70,7 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
             const uint32_t next = done + 1;
             sync_block();
             if (next < count) copies.read(grains, start_of(next));
-            multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE);
+            multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE, units);
             end_stage(done);
             if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), grains);
         }
@@ -83,10 +86,16 @@ template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_
         const MatmulCopies<V> copies(args, item);
         MatmulSums<V> result;
         result.clear();
-        multiply_stages<V>(copies, shared, item, [&](MatmulSums<V> &sums, uint32_t span) {
+        const auto end_span = [&](MatmulSums<V> &sums, uint32_t span) {
             if (args.splits == 1) result.add(sums);
             else store_partial<V>(args, uint64_t(item.tile) * item.spans + span, sums);
-        });
+        };
+        using Tile = MatmulTile<V>;
+        const uint32_t tokens = args.m - item.first_m;
+        if (Tile::SKIPS && tokens + Tile::WORKERS_M * Tile::UNIT_M <= uint32_t(V::m))
+            multiply_stages<V, Tile::SKIPS>(copies, shared, item, tokens, end_span);
+        else
+            multiply_stages<V, false>(copies, shared, item, tokens, end_span);
         if (args.splits == 1) {
             // The rows of the result take the place of the stages.
             sync_block();

@@ -63,6 +63,11 @@ template <class V> BURRSTONE_DEVICE void add_partials(const matmul_args &args, c
     }
 }
 
+// A result is rounded before it is added, and the sum is rounded: as if the result had been stored.
+template <class Out> BURRSTONE_DEVICE Out accumulated(Out before, Out result) {
+    return from_float<Out>(to_float(before) + to_float(result));
+}
+
 // Results of the activations' own type can be gates, and can be quantized.
 template <class V> constexpr bool IS_ACTIVATION = sizeof(typename V::out) == sizeof(typename V::dtype);
 
@@ -77,7 +82,7 @@ template <class V> struct MatmulOut {
     // `codes`: args.codes, or 0.
     BURRSTONE_DEVICE MatmulOut(const matmul_args &args, uint32_t codes) : first(args.out), codes(codes) {
         if (!codes) return;
-        scale = load(pointer<const float>(args.scale));
+        scale = burrstone::load(pointer<const float>(args.scale));
         inverse = 1.0f / scale;
     }
 
@@ -90,6 +95,11 @@ template <class V> struct MatmulOut {
         burrstone::store(pointer<vec<uint8_t, N>>(first + at), bytes);
     }
 
+    // What is there, of results that are no codes.
+    template <int N> BURRSTONE_DEVICE vec<Out, N> load(uint64_t at) const {
+        return burrstone::load(pointer<const vec<Out, N>>(first + at * sizeof(Out)));
+    }
+
   private:
     BURRSTONE_DEVICE uint8_t code(Out result) const {
         // The quotient, rounded once (Markstein, 1990): a division of each result would be half of the kernel. What overflows
@@ -100,14 +110,53 @@ template <class V> struct MatmulOut {
     }
 };
 
+// The results that a thread stores, four neighbours at a time: of a tile of so many columns.
+template <class V, int COLUMNS> struct MatmulPieces {
+    static constexpr int PIECE = 4, PIECES = V::m * COLUMNS / PIECE;
+    static constexpr int COUNT = (PIECES + V::threads - 1) / V::threads;
+
+    const matmul_args &args;
+    uint64_t first_row, first_column;
+
+    // Calls f(i, row, column, place) for those that there are, copied out so many together: where they are in the tile, and
+    // in out.
+    template <int TOGETHER, class F> BURRSTONE_DEVICE void each(F f) const {
+        BURRSTONE_UNROLL_BY(TOGETHER)
+        for (int i = 0; i < COUNT; ++i) {
+            const unsigned index = i * V::threads + thread_index();
+            if (PIECES % V::threads != 0 && index >= PIECES) continue;
+            const unsigned row = index / (COLUMNS / PIECE), column = index % (COLUMNS / PIECE) * PIECE;
+            const uint64_t m = first_row + row, to_column = first_column + column;
+            if (m < args.m && to_column < args.columns) f(i, row, column, m * args.columns + to_column);
+        }
+    }
+};
+
 // The item's tile. Its rows of four leave side by side. GATED: in shared memory gates lie before what they let through.
 // CODES: results may be codes.
 template <class V, bool GATED, bool CODES>
 BURRSTONE_DEVICE void store_rows(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums, MatmulRows<V> &rows) {
     using T = typename V::dtype;
     using Out = typename V::out;
-    constexpr int PIECE = 4, COLUMNS = GATED ? V::n / 2 : V::n, PIECES = V::m * COLUMNS / PIECE;
+    constexpr int COLUMNS = GATED ? V::n / 2 : V::n;
+    using Pieces = MatmulPieces<V, COLUMNS>;
+    constexpr int PIECE = Pieces::PIECE;
     constexpr unsigned GATES = BURRSTONE_MATMUL_GATES;
+    constexpr bool ACCUMULATES = !GATED && !CODES;
+    // Activations and codes are long: one copy of them is enough.
+    constexpr int TOGETHER = ACCUMULATES ? Pieces::COUNT : 1;
+    const Pieces pieces{args, item.first_m, item.first_n / (V::n / COLUMNS)};
+    const MatmulOut<V> to(args, CODES ? args.codes : 0);
+    const bool whole = to.codes || (args.out | args.columns * sizeof(Out)) % (PIECE * sizeof(Out)) == 0;
+
+    // What results are added to comes while their sums go through shared memory.
+    [[maybe_unused]] vec<Out, PIECE> before[TOGETHER] = {};
+    if constexpr (ACCUMULATES) {
+        if (args.accumulate && whole)
+            pieces.template each<TOGETHER>([&](int i, unsigned, unsigned, uint64_t place) {
+                before[i] = to.template load<PIECE>(place);
+            });
+    }
 
     BURRSTONE_UNROLL
     for (int i = 0; i < MatmulSums<V>::COUNT; ++i) {
@@ -131,18 +180,7 @@ BURRSTONE_DEVICE void store_rows(const matmul_args &args, const MatmulItem<V> &i
         for (int e = 0; e < PIECE; ++e) rounded.v[e] = from_float<Out>(sum.v[e]);
         return rounded;
     };
-    const uint64_t first_column = item.first_n / (V::n / COLUMNS);
-    const MatmulOut<V> to(args, CODES ? args.codes : 0);
-    const bool whole = to.codes || (args.out | args.columns * sizeof(Out)) % (PIECE * sizeof(Out)) == 0;
-    // Activations and codes are long: one copy of them is enough.
-    [[maybe_unused]] constexpr int TOGETHER = GATED || CODES ? 1 : (PIECES + V::threads - 1) / V::threads;
-    BURRSTONE_UNROLL_BY(TOGETHER)
-    for (int p = 0; p < PIECES; p += V::threads) {
-        const unsigned index = p + thread_index();
-        if (PIECES % V::threads != 0 && index >= PIECES) continue;
-        const unsigned row = index / (COLUMNS / PIECE), column = index % (COLUMNS / PIECE) * PIECE;
-        const uint64_t m = item.first_m + row, to_column = first_column + column;
-        if (m >= args.m || to_column >= args.columns) continue;
+    pieces.template each<TOGETHER>([&](int i, unsigned row, unsigned column, uint64_t place) {
         const unsigned at = row * MatmulRows<V>::STRIDE + column;
         const uint64_t n = item.first_n + (GATED ? column / GATES * (2 * GATES) + column % GATES : column);
         vec<Out, PIECE> result = rounded(at, n);
@@ -151,15 +189,22 @@ BURRSTONE_DEVICE void store_rows(const matmul_args &args, const MatmulItem<V> &i
             BURRSTONE_UNROLL
             for (int e = 0; e < PIECE; ++e) result.v[e] = from_float<Out>(gated(args.activation, result.v[e], ups.v[e]));
         }
-        const uint64_t place = m * args.columns + to_column;
         if (whole) {
+            if constexpr (ACCUMULATES) {
+                BURRSTONE_UNROLL
+                for (int e = 0; e < PIECE; ++e)
+                    if (args.accumulate) result.v[e] = accumulated(before[i].v[e], result.v[e]);
+            }
             to.store(place, result);
         } else {
             BURRSTONE_UNROLL
-            for (int e = 0; e < PIECE; ++e)
-                if (to_column + e < args.columns) store(pointer<Out>(args.out) + place + e, result.v[e]);
+            for (int e = 0; e < PIECE; ++e) {
+                if (pieces.first_column + column + e >= args.columns) continue;
+                Out *out = pointer<Out>(args.out) + place + e;
+                store(out, ACCUMULATES && args.accumulate ? accumulated(load(out), result.v[e]) : result.v[e]);
+            }
         }
-    }
+    });
 }
 
 template <class V>

@@ -52,7 +52,17 @@ template <class V> struct MatmulTile {
     // Of the thread's worker: its first row of the weight and its first token in the tile.
     static BURRSTONE_DEVICE unsigned worker() { return warp_index() / (GROUP ? 4 : 1); }
     static BURRSTONE_DEVICE unsigned worker_n() { return worker() % WORKERS_N * (V::n / WORKERS_N); }
-    static BURRSTONE_DEVICE unsigned worker_m() { return worker() / WORKERS_N * (V::m / WORKERS_M); }
+    static BURRSTONE_DEVICE unsigned worker_m() { return worker() / WORKERS_N; }
+
+    // The first token of the worker's unit `j`. Workers that share rows of the weight have units in turns: where tokens end
+    // inside a tile, each has its part of them.
+    static BURRSTONE_DEVICE unsigned unit_m(unsigned j) { return (j * WORKERS_M + worker_m()) * UNIT_M; }
+    // How many of its units have tokens, where the tile has so many.
+    static BURRSTONE_DEVICE int units_of(uint32_t tokens) {
+        return int((tokens + (WORKERS_M - worker_m()) * UNIT_M - 1) / (WORKERS_M * UNIT_M));
+    }
+    // Whether units without tokens are left out: in tall tiles whose copies run beside the warps.
+    static constexpr bool SKIPS = ASYNC && !GROUP && V::m > 32;
 
     // Which row of the weight and which token of the tile the thread's sum number `index` belongs to.
     static BURRSTONE_DEVICE Element place_of_sum(int index) {
@@ -66,7 +76,7 @@ template <class V> struct MatmulTile {
             // Row r of product q is held by lane 4q + r % 4 + 16 (r / 4), which took the row of its own number.
             if (BY_ROWS) at.row = lane / 4 % 4 * 4 + at.row % 4 + at.row / 4 * 16;
         }
-        return {int(worker_n()) + i * UNIT_N + at.row, int(worker_m()) + j * UNIT_M + at.column};
+        return {int(worker_n()) + i * UNIT_N + at.row, int(unit_m(j)) + at.column};
     }
 
     // Elements of k that fragments hold at a time, and the instructions for them.
@@ -248,10 +258,10 @@ template <class V> struct MatmulFragments {
     uint32_t a[Tile::UNITS_N][Tile::PARTS][S::A_WORDS];
     uint32_t b[Tile::UNITS_M][Tile::PARTS][S::B_WORDS];
 
-    // From DEPTH * step on, of the stage at element `stage` of `tiles`.
-    template <class Tiles> BURRSTONE_DEVICE void load(const Tiles &tiles, unsigned stage, int step) {
+    // From DEPTH * step on, of the stage at element `stage` of `tiles`; of the first `units` of x.
+    template <class Tiles> BURRSTONE_DEVICE void load(const Tiles &tiles, unsigned stage, int step, int units) {
         const unsigned lane = lane_index();
-        const unsigned first_n = Tile::worker_n(), first_m = V::n + Tile::worker_m();
+        const unsigned first_n = Tile::worker_n();
         if constexpr (Tile::BY_ROWS) {
             // Of the weight each lane takes its own row: four products' rows, eight of which are never in one bank.
             BURRSTONE_UNROLL
@@ -259,7 +269,7 @@ template <class V> struct MatmulFragments {
                 deal(a[i], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
             BURRSTONE_UNROLL
             for (int j = 0; j < Tile::UNITS_M; ++j) {
-                const unsigned row = first_m + j * Tile::UNIT_M + S::b(lane, 0).column;
+                const unsigned row = V::n + Tile::unit_m(j) + S::b(lane, 0).column;
                 deal(b[j], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(row, step)));
             }
         } else {
@@ -268,29 +278,31 @@ template <class V> struct MatmulFragments {
             for (int i = 0; i < Tile::UNITS_N; ++i)
                 deal(a[i], ldmatrix<4>(tiles.address(
                                stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane % 16, step * 2 + lane / 16))));
-            // Eight tokens with all 16 of k, then the next eight.
+            // Eight tokens with all 16 of k, then those of the next unit.
             BURRSTONE_UNROLL
             for (int j = 0; j < Tile::UNITS_M / 2 * 2; j += 2) {
-                const unsigned row = first_m + j * Tile::UNIT_M + lane % 8 + lane / 16 * 8;
+                if (j >= units) continue;
+                const unsigned row = V::n + Tile::unit_m(j + lane / 16) + lane % 8;
                 const auto words = ldmatrix<4>(tiles.address(stage + matmul_place<V>(row, step * 2 + lane / 8 % 2)));
                 deal(b[j], vec<uint32_t, 2>{words.v[0], words.v[1]});
                 deal(b[j + 1], vec<uint32_t, 2>{words.v[2], words.v[3]});
             }
             if constexpr (Tile::UNITS_M % 2 == 1) {
                 constexpr int LAST = Tile::UNITS_M - 1;
-                const unsigned row = first_m + LAST * Tile::UNIT_M + lane % 8;
+                const unsigned row = V::n + Tile::unit_m(LAST) + lane % 8;
                 deal(b[LAST], ldmatrix<2>(tiles.address(stage + matmul_place<V>(row, step * 2 + lane / 8 % 2))));
             }
         }
     }
 
-    BURRSTONE_DEVICE void multiply(MatmulSums<V> &sums) const {
+    BURRSTONE_DEVICE void multiply(MatmulSums<V> &sums, int units) const {
         BURRSTONE_UNROLL
         for (int p = 0; p < Tile::PARTS; ++p) {
             BURRSTONE_UNROLL
             for (int i = 0; i < Tile::UNITS_N; ++i) {
                 BURRSTONE_UNROLL
-                for (int j = 0; j < Tile::UNITS_M; ++j) mma<S, T>(sums.v[i * Tile::UNITS_M + j], a[i][p], b[j][p]);
+                for (int j = 0; j < Tile::UNITS_M; ++j)
+                    if (j < units) mma<S, T>(sums.v[i * Tile::UNITS_M + j], a[i][p], b[j][p]);
             }
         }
     }
@@ -306,18 +318,19 @@ template <class V> struct MatmulFragments {
     }
 };
 
-// Adds a warp's products with the stage at element `stage` of `tiles`. While fragments are multiplied the next ones are
-// loaded, where copies leave registers for them.
-template <class V, class Tiles> BURRSTONE_DEVICE void multiply_stage(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage) {
+// Adds a warp's products with the stage at element `stage` of `tiles`, of its first `units` of x. While fragments are
+// multiplied the next ones are loaded, where copies leave registers for them.
+template <class V, class Tiles>
+BURRSTONE_DEVICE void multiply_stage(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage, int units) {
     using Tile = MatmulTile<V>;
     constexpr int STEPS = Tile::K / Tile::DEPTH, AHEAD = Tile::ASYNC ? 1 : 0;
     MatmulFragments<V> fragments[1 + AHEAD];
-    if (AHEAD) fragments[0].load(tiles, stage, 0);
+    if (AHEAD) fragments[0].load(tiles, stage, 0, units);
     BURRSTONE_UNROLL
     for (int step = 0; step < STEPS; ++step) {
         const int next = step + AHEAD;
-        if (next < STEPS) fragments[next % (1 + AHEAD)].load(tiles, stage, next);
-        fragments[step % (1 + AHEAD)].multiply(sums);
+        if (next < STEPS) fragments[next % (1 + AHEAD)].load(tiles, stage, next, units);
+        fragments[step % (1 + AHEAD)].multiply(sums, units);
     }
 }
 

@@ -128,8 +128,9 @@ template <class V> struct MatmulStore {
     using Out = typename V::out;
     static constexpr int PIECE = 4;
 
-    // Of out.
+    // Of out, and whether results are added to what it holds.
     uint32_t columns;
+    bool accumulate;
     // The thread's first row and first token, and how many of the tile's there are from there on.
     uint64_t row, token;
     int rows, tokens;
@@ -138,6 +139,7 @@ template <class V> struct MatmulStore {
     BURRSTONE_DEVICE MatmulStore(const matmul_args &args, const MatmulItem<V> &item) {
         const Element place = MatmulTile<V>::place_of_sum(0);
         columns = args.columns;
+        accumulate = args.accumulate;
         row = item.first_n + unsigned(place.row);
         token = item.first_m + unsigned(place.column);
         rows = left(args.n, row, V::n);
@@ -163,10 +165,17 @@ template <class V> struct MatmulStore {
         Out *to = out + token * columns + row;
         BURRSTONE_UNROLL
         for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
+            const auto there = [&](int e) { return eight * 8 + e % 2 < tokens && e / 2 * 8 < rows; };
+            const auto at = [&](int e) { return to + e % 2 * uint64_t(columns) + e / 2 * 8; };
+            Out before[4] = {};
             BURRSTONE_UNROLL
             for (int e = 0; e < 4; ++e)
-                if (eight * 8 + e % 2 < tokens && e / 2 * 8 < rows)
-                    store(to + e % 2 * uint64_t(columns) + e / 2 * 8, rounded(sums, eight, e / 2, e % 2));
+                if (accumulate && there(e)) before[e] = load(at(e));
+            BURRSTONE_UNROLL
+            for (int e = 0; e < 4; ++e) {
+                const Out result = rounded(sums, eight, e / 2, e % 2);
+                if (there(e)) store(at(e), accumulate ? accumulated(before[e], result) : result);
+            }
         }
     }
 
@@ -177,6 +186,14 @@ template <class V> struct MatmulStore {
         const bool odd = lane % 2 == 1, high = lane / 2 % 2 == 1;
         const int first = high * 8 + int(lane) / 4 * PIECE - int(lane);
         uint64_t to = (token + odd) * columns + row + first;
+        const auto there = [&](int eight) { return eight * 8 + odd < tokens && first < rows; };
+        // What results are added to, all of it on its way at once.
+        vec<Out, PIECE> before[V::m / 8] = {};
+        if (accumulate) {
+            BURRSTONE_UNROLL
+            for (int eight = 0; eight < V::m / 8; ++eight)
+                if (there(eight)) before[eight] = out.template load<PIECE>(to + eight * 8 * uint64_t(columns));
+        }
         const auto exchange = [](vec<Out, 2> given, unsigned flip) {
             return bit_cast<vec<Out, 2>>(shfl_xor(bit_cast<uint32_t>(given), flip));
         };
@@ -191,8 +208,11 @@ template <class V> struct MatmulStore {
             const vec<Out, 2> behind{odd ? other.v[1] : own.v[1], odd ? own.v[1] : other.v[1]};
             const vec<Out, 2> kept = high ? behind : low, got = exchange(high ? low : behind, 8);
             const vec<Out, 2> left = high ? got : kept, right = high ? kept : got;
-            if (eight * 8 + odd < tokens && first < rows)
-                out.store(to, vec<Out, PIECE>{left.v[0], left.v[1], right.v[0], right.v[1]});
+            vec<Out, PIECE> results{left.v[0], left.v[1], right.v[0], right.v[1]};
+            BURRSTONE_UNROLL
+            for (int e = 0; e < PIECE; ++e)
+                if (accumulate) results.v[e] = accumulated(before[eight].v[e], results.v[e]);
+            if (there(eight)) out.store(to, results);
         }
     }
 
@@ -233,9 +253,10 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
     using Tile = MatmulTile<V>;
     MatmulPlace<V> place;
     MatmulSums<V> sums, result;
-    sums.clear();
     const uint32_t others = args.pair ? cluster_address(ring.empty.address(0), cluster_rank() ^ 1) : 0;
     each_item<V>(args, [&](const MatmulItem<V> &item) {
+        // Nothing of it lasts while a tile is stored: that has its registers.
+        sums.clear();
         result.clear();
         BURRSTONE_ROLLED
         for (uint32_t first = item.first; first < item.end; first += Tile::SPAN) {

@@ -1,17 +1,18 @@
 //! `burrstone simulate`
 
+mod kernels;
+mod shapes;
+
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burrstone::device::Card;
 use burrstone::model::ArchSpec;
-use burrstone::model::source::resolve;
 use burrstone::scheduler::{Plan, Policy, Submission};
 use burrstone::simulation::{Arrival, Costs, GpuModel, Run, simulate};
 use burrstone::{Prompt, Request};
 use clap::builder::PossibleValuesParser;
-use clap::{Args, ValueEnum as _};
+use clap::{Args, Subcommand, ValueEnum as _};
 use serde::Serialize;
 
 use super::bench::mix::{Done, Mix};
@@ -24,18 +25,20 @@ use super::{exit, output, values};
 /// The scheduler is the engine's own; a step takes what the cost model of the kernels says, which is optimistic. Of the
 /// model only its config.json is read. The requests are the same in every run.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
   burrstone simulate
   burrstone simulate ./Llama-3.1-8B/config.json --gpu a100 --workload conversations --rate 20
   burrstone simulate ./Qwen3-0.6B --gpu t4 --requests 2000 --max-sequences 64 --json")]
 pub struct Simulate {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// A folder in Hugging Face format, its config.json alone, or a hub id in the cache [default: the built-in model]
     model: Option<String>,
 
-    /// The GPU
-    #[arg(long, value_name = "CARD", default_value = "h100")]
-    #[arg(value_parser = PossibleValuesParser::new(Card::ALL.map(|card| card.name)))]
-    gpu: String,
+    #[command(flatten)]
+    card: CardArg,
 
     /// Mixes of requests [default: all]
     #[arg(long, value_name = "MIX", value_enum, value_delimiter = ',')]
@@ -70,11 +73,31 @@ pub struct Simulate {
     json: bool,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    Kernels(kernels::Kernels),
+}
+
+/// A GPU that is not here.
+#[derive(Args)]
+struct CardArg {
+    /// The GPU
+    #[arg(long, value_name = "CARD", default_value = "h100")]
+    #[arg(value_parser = PossibleValuesParser::new(Card::ALL.map(|card| card.name)))]
+    gpu: String,
+}
+
+impl CardArg {
+    fn card(&self) -> Result<&'static Card> {
+        Card::named(&self.gpu).ok_or_else(|| exit::bad_input("--gpu", "one of those in --help", &self.gpu))
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     version: &'static str,
     model: String,
-    gpu: String,
+    gpu: &'static str,
     /// True: nothing here was measured.
     modelled: bool,
     dtype: &'static str,
@@ -96,9 +119,10 @@ struct Simulated {
 
 impl Simulate {
     pub fn run(self) -> Result<()> {
-        let Some(card) = Card::named(&self.gpu) else {
-            return Err(exit::bad_input("--gpu", "one of those in --help", &self.gpu));
-        };
+        if let Some(Command::Kernels(command)) = self.command {
+            return command.run();
+        }
+        let card = self.card.card()?;
         if self.step_tokens < self.max_sequences {
             let expected = format!("at least --max-sequences, {}", self.max_sequences);
             return Err(exit::bad_input("--step-tokens", expected, self.step_tokens));
@@ -128,7 +152,7 @@ impl Simulate {
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             model: self.model.as_deref().unwrap_or("built-in").to_owned(),
-            gpu: self.gpu.clone(),
+            gpu: card.name,
             modelled: true,
             dtype: gpu.dtype().name(),
             weight_bytes: gpu.weight_bytes(),
@@ -140,19 +164,13 @@ impl Simulate {
     }
 
     fn spec(&self) -> Result<ArchSpec> {
-        let file = match &self.model {
-            Some(model) if Path::new(model).is_file() => PathBuf::from(model),
-            Some(model) if Path::new(model).is_dir() => Path::new(model).join("config.json"),
-            Some(model) => resolve(model, true, &mut output::Downloads::new(true))?.join("config.json"),
+        match &self.model {
+            Some(model) => shapes::configured(model),
             #[cfg(feature = "builtin-model")]
-            None => return Ok(burrstone::model::Checkpoint::builtin()?.spec().clone()),
+            None => Ok(burrstone::model::Checkpoint::builtin()?.spec().clone()),
             #[cfg(not(feature = "builtin-model"))]
-            None => return Err(exit::bad_input("MODEL", "a folder or a hub id", "none, and this build has no model")),
-        };
-        let text = std::fs::read(&file).map_err(|cause| {
-            exit::bad_input("MODEL", "a readable config.json", format!("{}: {cause}", file.display()))
-        })?;
-        Ok(ArchSpec::from_config(&file, &text, None)?)
+            None => Err(exit::bad_input("MODEL", "a folder or a hub id", "none, and this build has no model")),
+        }
     }
 
     /// The requests, and when they come: as in a Poisson process.

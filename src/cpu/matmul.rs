@@ -1,14 +1,16 @@
-//! `out = x · weightᵀ + bias`.
+//! `out = x · weightᵀ + bias`, or that added to what is there.
 //!
 //! The rows of the weight are shared out to tasks, which multiply them on one of two walks: see [`Walk`].
 //!
 //! In a gated product a task multiplies rows of the gate and the same rows of what it lets through, keeps both results
-//! to itself, and writes what they make.
+//! to itself, and writes what they make. So does a task whose results are added to others: those are not touched before the
+//! results are whole.
 
 use crate::cpu::act_mul::ActMul;
 use crate::cpu::buffer::{Block, Buffer, GatedMatrix, Matrix, Pages};
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::Isa;
+use crate::cpu::rms_norm::add;
+use crate::cpu::simd::{Isa, Kernel, Simd};
 use crate::cpu::walk::{Columns, PACKED_COLUMNS, Part, Walk};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -49,6 +51,22 @@ pub(crate) fn matmul(
     x.check(OP, "x", rows.checked_mul(weight.k()))?;
     out.check_wide(OP, "out", rows.checked_mul(weight.n()))?;
     let target = Target::Products { out: out.as_mut_ptr().cast(), n: weight.n() };
+    multiply(isa, pool, scratch, rows, x, weight, target)
+}
+
+pub(crate) fn matmul_add(
+    isa: Isa,
+    pool: &Pool,
+    scratch: &mut Scratch,
+    rows: usize,
+    x: &Buffer,
+    weight: &Matrix,
+    residual: &mut Buffer,
+) -> Result<()> {
+    const OP: &str = "matmul_add";
+    x.check(OP, "x", rows.checked_mul(weight.k()))?;
+    residual.check_wide(OP, "residual", rows.checked_mul(weight.n()))?;
+    let target = Target::Added { to: residual.as_mut_ptr().cast(), n: weight.n() };
     multiply(isa, pool, scratch, rows, x, weight, target)
 }
 
@@ -129,6 +147,8 @@ unsafe impl Sync for Call<'_> {}
 enum Target {
     /// `[rows, n]`, those of all blocks.
     Products { out: *mut f32, n: usize },
+    /// The same, added to what is there.
+    Added { to: *mut f32, n: usize },
     /// `activation(gate) · up` of the two blocks: `[rows, width]` of `dtype`.
     Gated { out: *mut u8, dtype: DType, width: usize, activation: Activation },
 }
@@ -138,6 +158,7 @@ impl Target {
     fn skip_rows(self, rows: usize) -> Self {
         match self {
             Self::Products { out, n } => Self::Products { out: out.wrapping_add(rows * n), n },
+            Self::Added { to, n } => Self::Added { to: to.wrapping_add(rows * n), n },
             Self::Gated { out, dtype, width, activation } => {
                 Self::Gated { out: out.wrapping_add(rows * width * dtype.size()), dtype, width, activation }
             }
@@ -160,6 +181,7 @@ impl Call<'_> {
         let width = self.share(most, tile, pool.threads());
         let sums = match self.target {
             Target::Products { .. } => 0,
+            Target::Added { .. } => rows * width * size_of::<f32>(),
             Target::Gated { .. } => rows * 2 * width * size_of::<f32>(),
         };
         for pages in columns.iter_mut() {
@@ -176,12 +198,13 @@ impl Call<'_> {
     /// The blocks whose rows are shared out: of a gate and what it lets through, a task has the same rows.
     fn shared(&self) -> &[&Block] {
         match self.target {
-            Target::Products { .. } => self.blocks,
+            Target::Products { .. } | Target::Added { .. } => self.blocks,
             Target::Gated { .. } => &self.blocks[..1],
         }
     }
 
-    /// A task: rows of a block, by way of `room`; of a gated call of both blocks, whose results have a place at `sums`.
+    /// A task: rows of a block, by way of `room`; of a gated call of both blocks. Results that are not written as they are
+    /// have a place at `sums`.
     fn multiply(&self, block: usize, first: usize, count: usize, room: *mut u8, sums: *mut f32) {
         let Walk { isa, rows, .. } = self.walk;
         let few = rows <= FEW_ROWS;
@@ -191,9 +214,17 @@ impl Call<'_> {
                 let block = self.blocks[block];
                 self.walk.part(part(Columns { block, out: out.wrapping_add(block.start), stride: n }));
             }
+            Target::Added { to, n } => {
+                let block = self.blocks[block];
+                // The task's rows of the block come first.
+                self.walk.part(part(Columns { block, out: sums.wrapping_sub(first), stride: count }));
+                for row in 0..rows {
+                    let to = to.wrapping_add(row * n + block.start + first);
+                    isa.run(Add { from: sums.wrapping_add(row * count), to, n: count });
+                }
+            }
             Target::Gated { out, dtype, width, activation } => {
                 for (i, &block) in self.blocks.iter().enumerate() {
-                    // The task's rows of the block come first.
                     let out = sums.wrapping_add(i * count).wrapping_sub(first);
                     self.walk.part(part(Columns { block, out, stride: 2 * count }));
                 }
@@ -227,5 +258,22 @@ impl Call<'_> {
             task -= tasks;
         }
         (0, 0, 0)
+    }
+}
+
+/// `n` elements at `from`, added to those at `to`: this task's alone.
+struct Add {
+    from: *const f32,
+    to: *mut f32,
+    n: usize,
+}
+
+impl Kernel for Add {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: both have `n` elements, by the room that `run` makes and the check of the residual.
+        unsafe { add(s, self.to, self.from, self.n) };
     }
 }

@@ -175,6 +175,10 @@ impl Ops for Cpu {
         matmul::matmul(self.isa, &self.pool, &mut self.scratch().matmul, rows, x, weight, out)
     }
 
+    fn matmul_add(&self, rows: usize, x: &Buffer, weight: &Matrix, residual: &mut Buffer) -> Result<()> {
+        matmul::matmul_add(self.isa, &self.pool, &mut self.scratch().matmul, rows, x, weight, residual)
+    }
+
     fn gated_matmul(
         &self,
         rows: usize,

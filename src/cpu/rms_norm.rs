@@ -90,10 +90,12 @@ impl Kernel for Norm<'_> {
     }
 }
 
+/// `x += y`.
+///
 /// # Safety
 /// `n` elements are readable at `y` and writable at `x`.
 #[inline(always)]
-unsafe fn add<S: Simd>(s: S, x: *mut f32, y: *const f32, n: usize) {
+pub(crate) unsafe fn add<S: Simd>(s: S, x: *mut f32, y: *const f32, n: usize) {
     let whole = n - n % S::LANES;
     let mut i = 0;
     while i < whole {

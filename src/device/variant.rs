@@ -81,6 +81,26 @@ impl Kernel {
         best.map(|(variant, _)| variant).ok_or_else(|| self.missing(arch, key))
     }
 
+    /// What `plan` makes of each of them, cheapest first; equals as [`best`](Self::best) has them.
+    ///
+    /// # Errors
+    /// As [`pick`](Self::pick).
+    pub fn ranked<T>(
+        &'static self,
+        arch: u32,
+        key: &[(&str, Value)],
+        plan: impl Fn(&'static Variant) -> T,
+        cost: impl Fn(&T) -> f64,
+    ) -> Result<Vec<T>> {
+        let built = self.fitting(arch, key).filter(|variant| variant.fallback);
+        let mut plans: Vec<T> = built.map(plan).collect();
+        if plans.is_empty() {
+            return Err(self.missing(arch, key));
+        }
+        plans.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+        Ok(plans)
+    }
+
     fn fitting(&'static self, arch: u32, key: &[(&str, Value)]) -> impl Iterator<Item = &'static Variant> {
         self.variants.iter().filter(move |variant| {
             variant.archs.contains(&arch) && key.iter().all(|(axis, value)| variant.value(axis) == Some(*value))

@@ -370,7 +370,8 @@ const _: () = {
 };
 /// out = x weight^T + bias. With an activation, out = activation(gate) * up, where gate and up are the results for rows
 /// of the weight that alternate: BURRSTONE_MATMUL_GATES gates, as many ups, and so on; the last ones are filled up. Each
-/// is rounded to x's type first, if out is not f32.
+/// is rounded to x's type first, if out is not f32. With accumulate, which goes with neither an activation nor codes, what
+/// out would be is rounded to its type, and added to what it holds.
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -406,7 +407,9 @@ pub struct matmul_args {
     /// One of the types above that results of x's type are rounded to, saturating: then columns, and the address of out,
     /// are multiples of 4; or 0.
     pub codes: u32,
-    pub padding: [u32; 12usize],
+    /// 1 where results are added to what out holds; or 0
+    pub accumulate: u32,
+    pub padding: [u32; 11usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -428,7 +431,8 @@ const _: () = {
     ["Offset of field: matmul_args::activation"][::core::mem::offset_of!(matmul_args, activation) - 324usize];
     ["Offset of field: matmul_args::pair"][::core::mem::offset_of!(matmul_args, pair) - 328usize];
     ["Offset of field: matmul_args::codes"][::core::mem::offset_of!(matmul_args, codes) - 332usize];
-    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 336usize];
+    ["Offset of field: matmul_args::accumulate"][::core::mem::offset_of!(matmul_args, accumulate) - 336usize];
+    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 340usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]

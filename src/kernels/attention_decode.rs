@@ -31,7 +31,12 @@ pub struct SplitStates<'a> {
 impl SplitStates<'_> {
     /// States of rows after a split that there is room for.
     pub fn records(&self, head_dim: usize) -> usize {
-        self.counters.len().min(self.partials.len() / (head_dim.next_multiple_of(2) + 2))
+        Self::room(self.counters.len(), self.partials.len(), head_dim)
+    }
+
+    /// The same of so many elements.
+    pub(super) fn room(counters: usize, partials: usize, head_dim: usize) -> usize {
+        counters.min(partials / (head_dim.next_multiple_of(2) + 2))
     }
 }
 

@@ -4,11 +4,14 @@
 use super::attention::{Heads, by_warpgroups, key_of, row_tiles, rows_of};
 use super::attention_decode::SPLIT;
 use super::call::pieces;
-use super::cost::Machine;
+use super::cost::{Floor, Machine};
+use super::gpu::records;
+use super::step::TILE_QUERIES;
 use super::tables::{ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::device::{Value, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::CacheShape;
 
 /// A step's attention, as far as the choice goes by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,19 @@ impl AttentionPlan {
         Ok(plan(ATTENTION_PREFILL.best(machine.arch, &shape.key(), |variant| plan(variant).seconds)?))
     }
 
+    /// Both kernels' variants that every build has, cheapest first: what [`choose`](Self::choose) takes comes first, or as
+    /// cheap.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn ranked(machine: &Machine, shape: &AttentionShape) -> Result<Vec<Self>> {
+        let (arch, key, seconds) = (machine.arch, shape.key(), |plan: &Self| plan.seconds);
+        let mut plans = ATTENTION_PREFILL.ranked(arch, &key, |v| Self::prefill(machine, shape, v), seconds)?;
+        plans.extend(ATTENTION_DECODE.ranked(arch, &key, |v| Self::decode(machine, shape, v), seconds)?);
+        plans.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        Ok(plans)
+    }
+
     /// The use of a variant of prefill's kernel: every block walks the longest sequence, though a mask may hide half of
     /// it.
     pub fn prefill(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
@@ -136,6 +152,31 @@ impl AttentionPlan {
 }
 
 impl AttentionShape {
+    /// What [`Gpu`](super::Gpu) asks for in a step of so many sequences, which share the tokens equally and have `kv_len`
+    /// positions each with them.
+    pub fn of_step(dtype: DType, cache: DType, heads: Heads, sequences: usize, kv_len: usize) -> Self {
+        let tiles = sequences * heads.tokens.div_ceil(sequences.max(1)).div_ceil(TILE_QUERIES);
+        let (spans, tile_queries, records) = (sequences, TILE_QUERIES, records(heads.head_dim));
+        Self { dtype, cache, heads, spans, tiles, tile_queries, kv_len, records }
+    }
+
+    /// What no plan can be faster than, where queries see all positions up to their own.
+    pub fn floor(&self, machine: &Machine) -> Floor {
+        let Self { heads: Heads { tokens, heads, head_dim, .. }, spans, kv_len, .. } = *self;
+        let queries = tokens / spans.max(1);
+        // The last query sees all positions, each one before it one less.
+        let pairs = tokens * kv_len - spans * (queries * queries.saturating_sub(1) / 2);
+        machine.floor(self.bytes(spans), (2 * pairs * heads * head_dim) as f64)
+    }
+
+    /// Of so many of the sequences: keys and values, queries and results.
+    fn bytes(&self, spans: usize) -> f64 {
+        let Heads { tokens, heads, kv_heads, head_dim } = self.heads;
+        let page = CacheShape { layers: 1, pages: 1, page_size: 1, kv_heads, head_dim, dtype: self.cache };
+        let rows = 2 * tokens.div_ceil(self.spans.max(1)) * heads * head_dim * self.dtype.size();
+        spans as f64 * (self.kv_len * page.bytes() + rows) as f64
+    }
+
     fn key(&self) -> [(&'static str, Value); 3] {
         key_of(self.dtype, self.cache, self.heads.head_dim)
     }
@@ -148,8 +189,8 @@ impl AttentionShape {
 ///   for the first;
 /// - by warpgroups scores are weighed while the tile before is multiplied by its values; by two they are weighed while
 ///   the other multiplies anything;
-/// - each sequence's keys and values come from memory once, and from the L2 cache for every block; nothing is on its
-///   way while the last tile is computed.
+/// - each sequence's keys, values and queries come from memory once, and its results go there; keys and values come from
+///   the L2 cache for every block; nothing is on its way while the last tile is computed.
 fn walk(
     machine: &Machine,
     shape: &AttentionShape,
@@ -163,9 +204,8 @@ fn walk(
     let rows = rows_of(variant);
     // Who reads keys and values from shared memory on its own.
     let readers = if by_warpgroups { rows / 64 } else { row_tiles };
-    let unique = spans.saturating_mul(shape.heads.kv_heads).saturating_mul(shape.kv_len);
-    let sizes = [rows, shape.heads.head_dim, positions, share, readers, items, unique];
-    let [rows, head_dim, positions, share, readers, items, unique] = sizes.map(|size| size as f64);
+    let sizes = [rows, shape.heads.head_dim, positions, share, readers, items];
+    let [rows, head_dim, positions, share, readers, items] = sizes.map(|size| size as f64);
     let processors = f64::from(machine.processors);
 
     // Of a position: each of the two products, and what is done with its scores.
@@ -189,7 +229,7 @@ fn walk(
     let busy = (items / processors).min(1.0);
     let entry = 2.0 * head_dim * shape.cache.size() as f64;
     let from_cache = items * positions * entry / (machine.cache_bandwidth * busy);
-    let from_memory = unique * entry / (machine.memory_bandwidth * busy);
+    let from_memory = shape.bytes(spans) / (machine.memory_bandwidth * busy);
     let last = TILE * cycles / machine.clock;
     computing.max(walking).max(from_cache).max(from_memory) + last
 }
@@ -243,6 +283,24 @@ mod tests {
 
     fn choose(machine: &Machine, shape: &AttentionShape) -> AttentionPlan {
         AttentionPlan::choose(machine, shape).unwrap()
+    }
+
+    /// What no launch can be faster than no plan is; and they come in order.
+    #[test]
+    fn plans_are_ranked_above_the_floor() {
+        every(|machine, heads, (queries, kv_len)| {
+            for sequences in [1, 16] {
+                let shape = shape(heads, sequences, queries, kv_len);
+                let plans = AttentionPlan::ranked(machine, &shape).unwrap();
+                assert!(plans.is_sorted_by(|a, b| a.seconds <= b.seconds), "{machine:?}, {shape:?}");
+                assert_eq!(plans[0].seconds, choose(machine, &shape).seconds, "{machine:?}, {shape:?}");
+                let floor = shape.floor(machine);
+                assert!(floor.seconds() > 0.0 && floor.seconds() < plans[0].seconds, "{machine:?}, {shape:?}");
+            }
+            // A prompt sees half of what as many queries behind it would.
+            let [prompt, behind] = [4096, 8192].map(|kv_len| shape(heads, 1, 4096, kv_len).floor(machine).products);
+            assert!((2.99..3.0).contains(&(behind / prompt)), "{machine:?}, {heads:?}: {prompt} {behind}");
+        });
     }
 
     /// Where more than half of the multiprocessors are left over, nothing else would have used more of them for less.

@@ -34,6 +34,22 @@ pub struct Machine {
     pub threads: u32,
 }
 
+/// What no launch can be faster than: the machine at its best, and nothing done twice.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Floor {
+    /// Seconds in which each operand comes from memory once, and each result goes there.
+    pub memory: f64,
+    /// Seconds of the multiply-adds on all tensor cores.
+    pub products: f64,
+}
+
+impl Floor {
+    /// The larger one of the two.
+    pub fn seconds(&self) -> f64 {
+        self.memory.max(self.products)
+    }
+}
+
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 65_536;
 
@@ -76,6 +92,12 @@ impl Machine {
             shared_bytes: card.shared_kib << 10,
             threads: card.threads,
         }
+    }
+
+    /// Of a launch that needs so many bytes and multiply-adds.
+    pub fn floor(&self, bytes: f64, products: f64) -> Floor {
+        let rate = self.tensor_rate * self.clock * f64::from(self.processors);
+        Floor { memory: bytes / self.memory_bandwidth, products: products / rate }
     }
 
     /// Blocks that a multiprocessor holds at once: at least one, for what is launched fits.

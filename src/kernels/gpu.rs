@@ -39,9 +39,14 @@ struct DecodeStates {
 
 /// Enough for half a million positions with 32 heads of 128; 16 MiB. Beyond, sequences are many enough to be walked by
 /// one block each.
-const PARTIALS: usize = 1 << 22;
+const PARTIALS: usize = (128 + 2) << 15;
 /// One for each record of the shortest heads that are common.
 const COUNTERS: usize = PARTIALS / 64;
+
+/// States of rows that there is room for.
+pub(super) fn records(head_dim: usize) -> usize {
+    SplitStates::room(COUNTERS, PARTIALS, head_dim)
+}
 
 impl Gpu {
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
@@ -75,6 +80,24 @@ impl Gpu {
 
     pub fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    fn product(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory, accumulate: bool) -> Result<()> {
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let args = MatMul {
+            x: x.slice(),
+            weight: weight.weight.slice(),
+            bias: weight.bias.as_ref().map(Memory::slice),
+            gate: None,
+            out: out.slice_mut(),
+            accumulate,
+            scale: None,
+            workspace: Some(workspace.slice_mut()),
+            m: rows,
+            n: weight.n,
+            k: weight.k,
+        };
+        args.launch(&self.stream)
     }
 }
 
@@ -211,20 +234,11 @@ impl Ops for Gpu {
     }
 
     fn matmul(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory) -> Result<()> {
-        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        let args = MatMul {
-            x: x.slice(),
-            weight: weight.weight.slice(),
-            bias: weight.bias.as_ref().map(Memory::slice),
-            gate: None,
-            out: out.slice_mut(),
-            scale: None,
-            workspace: Some(workspace.slice_mut()),
-            m: rows,
-            n: weight.n,
-            k: weight.k,
-        };
-        args.launch(&self.stream)
+        self.product(rows, x, weight, out, false)
+    }
+
+    fn matmul_add(&self, rows: usize, x: &Memory, weight: &Matrix, residual: &mut Memory) -> Result<()> {
+        self.product(rows, x, weight, residual, true)
     }
 
     fn gated_matmul(
@@ -242,6 +256,7 @@ impl Ops for Gpu {
             bias: weight.bias.as_ref().map(Memory::slice),
             gate: Some(activation),
             out: out.slice_mut(),
+            accumulate: false,
             scale: None,
             workspace: Some(workspace.slice_mut()),
             m: rows,

@@ -1,4 +1,4 @@
-//! `out = x · weightᵀ + bias`, or `activation(gate) · up` of two such products.
+//! `out = x · weightᵀ + bias`, added to what is there or not, or `activation(gate) · up` of two such products.
 
 #[cfg(feature = "cuda")]
 use super::abi::BURRSTONE_MATMUL_COUNTERS;
@@ -36,6 +36,9 @@ pub struct MatMul<'a> {
     /// `[m, n]`, of the same dtype or, without a gate, f32. Or quantized, e4m3 or i8, with `n` and the address multiples of
     /// 4: what would be there otherwise, in x's dtype, divided by `scale`, rounded to nearest (ties to even), saturating.
     pub out: SliceMut<'a>,
+    /// Adds to what `out` holds, a residual stream, what would be there otherwise: both are of `out`'s dtype, and so is their
+    /// sum. Without a gate, and of an `out` that is not quantized.
+    pub accumulate: bool,
     /// f32 `[1]`, above 0: of a quantized `out` and only there, as checkpoints with static scales of activations have it. What
     /// codes are multiplied by to get results back.
     pub scale: Option<Slice<'a>>,
@@ -75,9 +78,9 @@ impl MatMul<'_> {
         self.launch_plan(stream, &plan)
     }
 
-    /// The same by NVIDIA's library, without a gate or a scale, and with a bias only where `out` is of x's dtype. Nothing
-    /// here ever chooses it: its bits are its own, and those of a row may depend on the rows beside it. It loads its kernels
-    /// when it first needs them, so what a graph is to capture should have run once before.
+    /// The same by NVIDIA's library, without a gate or a scale, to an `out` that is overwritten, and with a bias only where
+    /// `out` is of x's dtype. Nothing here ever chooses it: its bits are its own, and those of a row may depend on the rows
+    /// beside it. It loads its kernels when it first needs them, so what a graph is to capture should have run once before.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the library has nothing for the problem, or failed.
@@ -85,11 +88,11 @@ impl MatMul<'_> {
     pub fn launch_cublas_lt(self, library: &CublasLt) -> Result<()> {
         let shape = self.shape()?;
         self.check_operands(&shape)?;
-        let Self { x, weight, bias, gate, out, scale, workspace, m, n, k } = self;
+        let Self { x, weight, bias, gate, out, accumulate, scale, workspace, m, n, k } = self;
         let (dtype, out_dtype) = (x.dtype(), out.dtype());
         let legal = [dtype, DType::F32];
         CHECK.dtype("out", out_dtype, if bias.is_some() { &legal[..1] } else { &legal })?;
-        for (field, found) in [("gate", gate.is_some()), ("scale", scale.is_some())] {
+        for (field, found) in [("gate", gate.is_some()), ("accumulate", accumulate), ("scale", scale.is_some())] {
             if found {
                 return Err(Error::operator(CHECK.0, field, "none for cuBLASLt", "one"));
             }
@@ -137,7 +140,12 @@ impl MatMul<'_> {
         CHECK.dtype("x", dtype, &[DType::BF16, DType::F16])?;
         let legal = [DType::F32, dtype, DType::E4M3, DType::I8];
         CHECK.dtype("out", out, if self.gate.is_some() { &legal[1..] } else { &legal })?;
-        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated: self.gate.is_some() })
+        let (gated, accumulate) = (self.gate.is_some(), self.accumulate);
+        if accumulate && (gated || out.size() == 1) {
+            let found = if gated { "one with a gate".to_owned() } else { format!("one to {out}") };
+            return Err(Error::operator(CHECK.0, "accumulate", "a product without a gate, of numbers", found));
+        }
+        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated, accumulate })
     }
 
     /// The same with a plan of the caller's choice, for tuning and tests. All that a device can run give the same bits.
@@ -150,7 +158,7 @@ impl MatMul<'_> {
         let (shape, &MatMulPlan { variant, splits, pair, .. }) = (self.shape()?, plan);
         self.check_operands(&shape)?;
         let rows = shape.weight_rows();
-        let Self { x, weight, bias, gate, out, scale, workspace, m, n, k } = self;
+        let Self { x, weight, bias, gate, out, accumulate, scale, workspace, m, n, k } = self;
         let (codes, scale) = quantized(&out, scale, n)?;
         let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;
@@ -208,7 +216,8 @@ impl MatMul<'_> {
                 Some(MatMulPair::Weight) => BURRSTONE_MATMUL_PAIR_WEIGHT,
             },
             codes,
-            padding: [0; 12],
+            accumulate: u32::from(accumulate),
+            padding: [0; 11],
         };
         CHECK.rows("tiles", plan.items(&shape))?;
         let blocks = [plan.blocks(&Machine::of(stream.info()), &shape), 1, 1];

@@ -3,7 +3,7 @@
 use super::MatMul;
 use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_SPAN};
 use super::call::named;
-use super::cost::Machine;
+use super::cost::{Floor, Machine};
 use super::tables::MATMUL;
 use crate::device::{Value, Variant};
 use crate::dtype::DType;
@@ -19,6 +19,8 @@ pub struct MatMulShape {
     pub n: usize,
     pub k: usize,
     pub gated: bool,
+    /// Whether the result is added to what is there.
+    pub accumulate: bool,
 }
 
 /// How a product is computed.
@@ -71,6 +73,19 @@ impl MatMulShape {
         if self.gated { MatMul::gated_rows(self.n) } else { self.n }
     }
 
+    /// x and the weight are read once, results are written, and read before where they are added to.
+    fn bytes(&self) -> f64 {
+        let [m, n, k, rows] = [self.m, self.n, self.k, self.weight_rows()].map(|size| size as f64);
+        let passes = if self.accumulate { 2.0 } else { 1.0 };
+        k * (m + rows) * self.dtype.size() as f64 + passes * m * n * self.out.size() as f64
+    }
+
+    /// What no plan can be faster than.
+    pub fn floor(&self, machine: &Machine) -> Floor {
+        let [m, rows, k] = [self.m, self.weight_rows(), self.k].map(|size| size as f64);
+        machine.floor(self.bytes(), m * rows * k)
+    }
+
     /// Spans that k is cut into.
     pub fn spans(&self) -> usize {
         self.k.div_ceil(SPAN)
@@ -86,6 +101,15 @@ impl MatMulPlan {
         let plan = |variant| Self::of(machine, shape, workspace, variant);
         let variant = MATMUL.best(machine.arch, &shape.key(machine.arch), |variant| plan(variant).seconds)?;
         Ok(plan(variant))
+    }
+
+    /// The cheapest use of each of those variants, cheapest first: what [`choose`](Self::choose) takes comes first.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub fn ranked(machine: &Machine, shape: &MatMulShape, workspace: usize) -> Result<Vec<Self>> {
+        let plan = |variant| Self::of(machine, shape, workspace, variant);
+        MATMUL.ranked(machine.arch, &shape.key(machine.arch), plan, |plan| plan.seconds)
     }
 
     /// The cheapest use of one variant.
@@ -165,6 +189,8 @@ struct Tile {
     shared_bytes: u32,
     /// Hopper's form: a warpgroup copies, the others multiply, and blocks take item after item.
     by_warpgroups: bool,
+    /// Units of eight tokens that there are not are not multiplied; workers have them in turns.
+    skips: bool,
     /// Warps, or warpgroups, that multiply: along the tokens, and along the rows of the weight.
     workers: [usize; 2],
 }
@@ -174,14 +200,15 @@ impl Tile {
         // Every variant has these axes, and none of them is 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
-        let by_warpgroups = variant.value("instruction") == Some(Value::Text("m64k16"));
+        let is = |instruction| variant.value("instruction") == Some(Value::Text(instruction));
+        let (by_warpgroups, skips) = (is("m64k16"), is("m16n8k16") && m > 32);
         let threads = if by_warpgroups { threads.saturating_sub(WARPGROUP).max(WARPGROUP) } else { threads };
         let workers = match m {
             _ if by_warpgroups => [1, threads / WARPGROUP],
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, skips, workers }
     }
 
     /// Blocks that a multiprocessor holds. A thread that multiplies has twice its sums in registers, and 64 more.
@@ -196,13 +223,30 @@ impl Tile {
         self.by_warpgroups && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
     }
 
-    fn tiles(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> usize {
+    /// Tiles along the tokens, and along the rows of the weight.
+    fn grid(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> [usize; 2] {
         let [m, n] = [shape.m.div_ceil(self.m), shape.weight_rows().div_ceil(self.n)];
         match pair {
-            None => m.saturating_mul(n),
-            Some(MatMulPair::X) => m.saturating_mul(n.next_multiple_of(2)),
-            Some(MatMulPair::Weight) => m.next_multiple_of(2).saturating_mul(n),
+            None => [m, n],
+            Some(MatMulPair::X) => [m, n.next_multiple_of(2)],
+            Some(MatMulPair::Weight) => [m.next_multiple_of(2), n],
         }
+    }
+
+    /// Elements of k that a block multiplies at the most.
+    fn depth(&self, shape: &MatMulShape, splits: usize) -> f64 {
+        (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64
+    }
+
+    /// Tokens that are multiplied in the last tiles along them.
+    fn last_tokens(&self, shape: &MatMulShape) -> usize {
+        let left = shape.m.saturating_sub(1) % self.m + 1;
+        if self.skips { left.next_multiple_of(8 * self.workers[0]).min(self.m) } else { self.m }
+    }
+
+    fn tiles(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> usize {
+        let [m, n] = self.grid(shape, pair);
+        m.saturating_mul(n)
     }
 
     /// Words for the arrivals at each tile, and for the sums of each span of it.
@@ -214,39 +258,56 @@ impl Tile {
         shape.spans().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
     }
 
-    /// What the launch takes. Beside the machine's assumptions:
-    /// - the block with the most spans decides;
-    /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows of x that there
-    ///   are not are not read, but multiplied; results go to memory, where there is a gate half as many;
+    /// Seconds of the multiply-adds, or of reading their operands from shared memory:
+    /// - rows that there are not are multiplied too, but for units of tokens that the kernel leaves out;
+    /// - each warp reads its rows of the weight and its tokens;
+    /// - the block with the most spans decides; where the last tiles along the tokens have less to do than the others, the last
+    ///   block begins at the latest when all multiprocessors have done the same.
+    fn computing(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
+        let [tile_m, tile_n] = [self.m, self.n].map(|size| size as f64);
+        let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
+        let processors = f64::from(machine.processors);
+        let depth = self.depth(shape, splits);
+        let cycles = |tokens: f64| {
+            let products = depth * tokens * tile_n / machine.tensor_rate;
+            let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m + tokens * workers_n);
+            products.max(shared / Machine::SHARED_BANDWIDTH)
+        };
+        let [rows, columns] = self.grid(shape, pair).map(|tiles| tiles as f64);
+        let row = columns * splits as f64;
+        let (blocks, whole, last) = (rows * row, cycles(tile_m), cycles(self.last_tokens(shape) as f64));
+        let even = (blocks / processors).ceil() * if rows > 1.0 { whole } else { last };
+        let uneven = ((blocks - row) * whole + row * last + (processors - 1.0) * whole) / processors;
+        even.min(uneven) / machine.clock
+    }
+
+    /// What the launch takes. Beside the machine's assumptions, and what [`computing`](Self::computing) takes for granted:
+    /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows that there are not
+    ///   are not read; results go to memory, where there is a gate half as many; what they are added to comes from there, and
+    ///   a block that is done with its products waits for it;
     /// - what a pair shares comes from the L2 cache once, and its way to both costs nothing more; the blocks of a pair wait for
     ///   each other twice, a latency of the L2 cache each;
-    /// - of shared memory each warp reads its rows of the weight and its tokens;
     /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
     ///   of each thread in flight; three latencies are spent on the arrival.
     fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
-        let [m, n, k, rows] = [shape.m, shape.n, shape.k, shape.weight_rows()].map(|size| size as f64);
+        let [m, rows] = [shape.m, shape.weight_rows()].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
         let processors = f64::from(machine.processors);
         let tiles = self.tiles(shape, pair) as f64;
         let blocks = tiles * splits as f64;
-        let depth = (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64;
+        let depth = self.depth(shape, splits);
+        let computing = self.computing(machine, shape, splits, pair);
 
-        let products = depth * tile_m * tile_n / machine.tensor_rate;
-        let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
-        let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m * (workers_n + 1.0));
-        let cycles = products.max(shared / Machine::SHARED_BANDWIDTH);
-        let computing = (blocks / processors).ceil() * cycles / machine.clock;
-
+        let [tiles_m, tiles_n] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let copied = match pair {
-            None => tile_n + tile_m.min(m),
-            Some(MatMulPair::X) => tile_n + tile_m.min(m) / 2.0,
-            Some(MatMulPair::Weight) => tile_n / 2.0 + tile_m.min(m),
+            None => tiles_m * rows + tiles_n * m,
+            Some(MatMulPair::X) => tiles_m * rows + tiles_n * m / 2.0,
+            Some(MatMulPair::Weight) => tiles_m * rows / 2.0 + tiles_n * m,
         };
         let meeting = if pair.is_some() { 2.0 * Machine::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / processors).min(1.0);
-        let unique = 2.0 * k * (m + rows) + m * n * shape.out.size() as f64;
-        let from_memory = unique / (machine.memory_bandwidth * busy);
-        let from_cache = blocks * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
+        let from_memory = shape.bytes() / (machine.memory_bandwidth * busy);
+        let from_cache = splits as f64 * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
         let rounds = (blocks / (processors * f64::from(self.resident(machine)))).ceil();
         let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);
@@ -258,6 +319,7 @@ impl Tile {
         } else {
             0.0
         };
-        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding + meeting
+        let waiting = if shape.accumulate { rounds * Machine::LATENCY } else { 0.0 };
+        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding + meeting + waiting
     }
 }

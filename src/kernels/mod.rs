@@ -37,7 +37,7 @@ pub use attention::{Heads, KvCache, KvScales, Scoring};
 pub use attention_decode::{AttentionDecode, SplitStates};
 pub use attention_plan::{AttentionPlan, AttentionShape};
 pub use attention_prefill::AttentionPrefill;
-pub use cost::Machine;
+pub use cost::{Floor, Machine};
 pub use embedding::Embedding;
 pub use gpu::Gpu;
 pub use matmul::MatMul;

@@ -78,7 +78,7 @@ impl Limits {
     pub fn activation_bytes(&self, spec: &ArchSpec) -> u64 {
         let heads = spec.heads * spec.head_dim;
         let qkv = heads + 2 * spec.kv_heads * spec.head_dim;
-        let of_token = 4 * spec.hidden_size + 3 * heads + qkv + spec.intermediate_size;
+        let of_token = 3 * spec.hidden_size + 3 * heads + qkv + spec.intermediate_size;
         let logits = LOGIT_BYTES.max(DType::F32.size() * spec.vocab_size);
         let rope = spec.rope.table(spec.context).table_rows() * spec.rope.rotary_dim * DType::F32.size();
         (self.batch_tokens * of_token * DType::F32.size() + logits + rope) as u64
@@ -127,8 +127,6 @@ struct Stream<O: Ops> {
 
 /// Room for the second half of a layer, a row for each token.
 struct Work<O: Ops> {
-    /// What a sublayer adds to the residual stream; the next norm adds it.
-    delta: O::Buffer,
     normed: O::Buffer,
     gated: O::Buffer,
 }
@@ -150,7 +148,6 @@ impl<O: Ops> Decoder<O> {
             stream: stream(tokens)?,
             wanted: stream(logit_rows)?,
             work: Work {
-                delta: ops.buffer(wide, tokens * spec.hidden_size)?,
                 normed: ops.buffer(dtype, tokens * spec.hidden_size)?,
                 gated: ops.buffer(dtype, tokens * spec.intermediate_size)?,
             },
@@ -178,7 +175,7 @@ impl<O: Ops> Decoder<O> {
         })
     }
 
-    /// The second half of a layer, after attention, for `rows` rows. Its result is left in `work.delta`.
+    /// The second half of a layer, after attention, for `rows` rows.
     fn finish_layer(
         ops: &O,
         spec: &ArchSpec,
@@ -188,11 +185,11 @@ impl<O: Ops> Decoder<O> {
         work: &mut Work<O>,
     ) -> Result<()> {
         let (hidden, eps) = (spec.hidden_size, spec.norm_eps);
-        let Work { delta, normed, gated } = work;
-        ops.matmul(rows, &stream.attended, &layer.output, delta)?;
-        ops.rms_norm(rows, hidden, &mut stream.residual, Some(delta), &layer.mlp_norm, eps, normed)?;
+        let Work { normed, gated } = work;
+        ops.matmul_add(rows, &stream.attended, &layer.output, &mut stream.residual)?;
+        ops.rms_norm(rows, hidden, &mut stream.residual, None, &layer.mlp_norm, eps, normed)?;
         ops.gated_matmul(rows, normed, &layer.gate_up, spec.activation, gated)?;
-        ops.matmul(rows, gated, &layer.down, delta)
+        ops.matmul_add(rows, gated, &layer.down, &mut stream.residual)
     }
 
     fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
@@ -215,9 +212,8 @@ impl<O: Ops> Decoder<O> {
         let hidden = spec.hidden_size;
         ops.embedding(step, &weights.embedding, &mut a.stream.residual)?;
         for (index, layer) in weights.layers.iter().enumerate() {
-            let delta = (index > 0).then_some(&a.work.delta);
             let (residual, normed) = (&mut a.stream.residual, &mut a.work.normed);
-            ops.rms_norm(tokens, hidden, residual, delta, &layer.attention_norm, spec.norm_eps, normed)?;
+            ops.rms_norm(tokens, hidden, residual, None, &layer.attention_norm, spec.norm_eps, normed)?;
             ops.matmul(tokens, normed, &layer.qkv, &mut a.qkv)?;
             ops.rotary_kv_write(
                 step,
@@ -261,8 +257,8 @@ impl<O: Ops> Decoder<O> {
         ops.gather_rows(step, rows.clone(), hidden, &a.stream.residual, &mut a.wanted.residual)?;
         ops.gather_rows(step, rows, heads, &a.stream.attended, &mut a.wanted.attended)?;
         Self::finish_layer(ops, spec, layer, len, &mut a.wanted, &mut a.work)?;
-        let (residual, delta, normed) = (&mut a.wanted.residual, Some(&a.work.delta), &mut a.work.normed);
-        ops.rms_norm(len, hidden, residual, delta, &weights.final_norm, spec.norm_eps, normed)?;
+        let (residual, normed) = (&mut a.wanted.residual, &mut a.work.normed);
+        ops.rms_norm(len, hidden, residual, None, &weights.final_norm, spec.norm_eps, normed)?;
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         ops.matmul(len, normed, head, &mut a.logits)
     }

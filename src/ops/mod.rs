@@ -247,6 +247,16 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// `out = x · weightᵀ + bias` for the first `rows` rows: `[rows, k] → [rows, n]`.
     fn matmul(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) -> Result<()>;
 
+    /// `residual += x · weightᵀ + bias` for the first `rows` rows of all, `[rows, n]`: the bits of [`matmul`](Self::matmul)
+    /// in [`Ops::wide_dtype`], added as [`rms_norm`](Self::rms_norm) adds its delta.
+    fn matmul_add(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Matrix,
+        residual: &mut Self::Buffer,
+    ) -> Result<()>;
+
     /// `out = activation(gate) * up` for the first `rows` rows: `[rows, k] → [rows, width]`. `gate` and `up` are the
     /// products of `x` with the two projections, as [`matmul`](Self::matmul) gives them in [`Ops::wide_dtype`].
     fn gated_matmul(

@@ -2,7 +2,7 @@ use crate::support::run;
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 12] = [
         &[],
         &["generate"],
         &["score"],
@@ -13,6 +13,7 @@ fn every_command_explains_itself_with_examples() {
         &["bench", "latency"],
         &["bench", "throughput"],
         &["simulate"],
+        &["simulate", "kernels"],
         &["completions"],
     ];
     for command in commands {

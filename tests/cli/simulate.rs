@@ -56,3 +56,58 @@ fn what_cannot_be_simulated_is_refused() {
     let model = Checkpoint::golden("llama-gqa");
     run(&["simulate", model.path(), "--requests", "3", "--workload", "fixed"]).ok();
 }
+
+/// Every choice is no faster than the machine, and no slower than the next one.
+#[test]
+fn kernels_are_ranked_for_a_card() {
+    let args = ["simulate", "kernels", "qwen3-0.6b", "llama-3-70b", "--rows", "1,129,8192", "--json"];
+    for gpu in ["t4", "a100", "h100"] {
+        let report = run(&[&args[..], &["--gpu", gpu]].concat()).json();
+        assert_eq!((report["modelled"].as_bool(), report["gpu"].as_str()), (Some(true), Some(gpu)));
+        assert_eq!(report["machine"]["memory_latency_s"], 700e-9);
+        let models = report["models"].as_array().unwrap();
+        let names: Vec<&str> = models.iter().map(|model| model["model"].as_str().unwrap()).collect();
+        assert_eq!(names, ["qwen3-0.6b", "llama-3-70b"]);
+        for model in models {
+            assert_eq!(model["dtype"], if gpu == "t4" { "f16" } else { "bf16" });
+            let [products, attention] = ["products", "attention"].map(|part| model[part].as_array().unwrap());
+            assert_eq!((products.len(), attention.len()), (5 * 3, 16));
+            for row in products.iter().chain(attention) {
+                let number = |field: &str| row[field].as_f64().unwrap();
+                let (seconds, floor) = (number("seconds"), number("floor_s"));
+                assert!(0.0 < floor && floor <= seconds, "{gpu}: {row}");
+                assert!((number("of_floor") * seconds / floor - 1.0).abs() < 1e-9, "{gpu}: {row}");
+                let ratio = row["runner_up"]["ratio"].as_f64().unwrap();
+                assert!(ratio >= 1.0 || row["step"] == "decode", "{gpu}: {row}");
+            }
+        }
+        let [down, many] = [9, 11].map(|i| models[1]["products"][i].clone());
+        assert_eq!((down["layer"].as_str(), down["rows"].as_u64()), (Some("down"), Some(1)));
+        assert_eq!((down["n"].as_u64(), down["k"].as_u64()), (Some(8192), Some(28672)));
+        assert_eq!([&down["bound"], &many["bound"]], ["memory", "products"]);
+        assert_eq!(many["pair"].is_null(), gpu != "h100");
+    }
+}
+
+#[test]
+fn the_table_of_kernels_says_that_it_is_modelled() {
+    let table = run(&["simulate", "kernels", "--gpu", "h200", "--rows", "16"]).ok();
+    assert!(table.starts_with(concat!(
+        "burrstone ",
+        env!("CARGO_PKG_VERSION"),
+        ": kernels on h200, modelled, not measured\n"
+    )));
+    for model in ["llama-3-8b", "llama-3-70b", "qwen3-0.6b", "qwen3-8b", "qwen3-32b"] {
+        assert!(table.contains(&format!("\n{model} in bf16, modelled\n")), "{model}: {table}");
+    }
+    for part in
+        ["4800 GB/s of memory", "gate_up [57344, 8192]", "decode of 128", "prefill of 8", " matmul__bf16_bf16_m64k16_"]
+    {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    for argument in ["qwen9", "/nowhere"] {
+        assert!(run(&["simulate", "kernels", argument]).error(2).contains(argument));
+    }
+    assert!(run(&["simulate", "kernels", "--rows", "0"]).error(2).contains("--rows"));
+    assert!(run(&["simulate", "kernels", "--gpu", "abacus"]).error(2).contains("abacus"));
+}

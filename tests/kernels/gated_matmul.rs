@@ -148,7 +148,19 @@ mod on_devices {
             let mut out = Placed::untouched(stream, dtype, m * n, shifts[2]);
             let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
             let (gate, workspace) = (Some(activation), Some(workspace.slice_mut()));
-            let args = MatMul { x, weight, bias, gate, out: out.slice_mut(), scale: None, workspace, m, n, k };
+            let args = MatMul {
+                x,
+                weight,
+                bias,
+                gate,
+                out: out.slice_mut(),
+                accumulate: false,
+                scale: None,
+                workspace,
+                m,
+                n,
+                k,
+            };
             args.launch_plan(stream, plan).unwrap();
             out.bytes()
         }
@@ -161,7 +173,7 @@ mod on_devices {
             let mut out = Placed::untouched(stream, dtype, m * width, 0);
             let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
             let (n, to) = (2 * width, gate_up.slice_mut());
-            MatMul { x, weight, bias, gate: None, out: to, scale: None, workspace: None, m, n, k }
+            MatMul { x, weight, bias, gate: None, out: to, accumulate: false, scale: None, workspace: None, m, n, k }
                 .launch(stream)
                 .unwrap();
             let (gate_up, to) = (gate_up.slice(), out.slice_mut());
@@ -301,8 +313,20 @@ mod on_devices {
             let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
             let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
             let (x, weight, bias, gate) = (x.slice(), weight.slice(), Some(bias.slice()), Some(Activation::Gelu));
-            MatMul { x, weight, bias, gate, out: out.slice_mut(), scale: None, workspace: None, m: 2, n, k: 4 }
-                .launch(&stream)
+            MatMul {
+                x,
+                weight,
+                bias,
+                gate,
+                out: out.slice_mut(),
+                accumulate: false,
+                scale: None,
+                workspace: None,
+                m: 2,
+                n,
+                k: 4,
+            }
+            .launch(&stream)
         };
         const OP: &str = "matmul";
         attempt(64, 16, DType::F16, 3).unwrap();

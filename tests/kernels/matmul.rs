@@ -63,6 +63,29 @@ proptest! {
         assert_close(&format!("{isa}"), DType::F32, &got, &plain, &exact);
     }
 
+    /// What is there gets the bits of the product, rows of several blocks and few and many of them.
+    #[test]
+    fn a_product_is_added_to_what_is_there(
+        isa in any_isa(),
+        threads in 1usize..4,
+        rows in prop_oneof![1usize..20, Just(70), Just(520)],
+        sizes in proptest::collection::vec(1usize..120, 1..3),
+        k in prop_oneof![1usize..100, 500usize..530, Just(2100)],
+        dtype in any_dtype(),
+        biased in any::<bool>(),
+    ) {
+        let (layer, n) = (layer(isa, &sizes, k, dtype, biased), sizes.iter().sum::<usize>());
+        let x = numbers(1, rows * k, dtype);
+        let product = product(isa, threads, rows, &x, dtype, &layer.matrix);
+        let before = numbers(2, (rows + 1) * n, DType::F32);
+        let cpu = cpu(isa, threads);
+        let mut residual = buffer(&cpu, DType::F32, &before);
+        cpu.matmul_add(rows, &buffer(&cpu, dtype, &x), &layer.matrix, &mut residual).unwrap();
+        // A row further nothing changes.
+        let after = before.iter().enumerate().map(|(i, before)| before + product.get(i).copied().unwrap_or_default());
+        assert_same_bits(&format!("{isa}"), &residual.read((rows + 1) * n).unwrap(), &after.collect::<Vec<_>>());
+    }
+
     /// A row's bits are the same alone, among few, among many, and on any number of threads.
     #[test]
     fn rows_do_not_depend_on_company(
@@ -128,6 +151,8 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.matmul(usize::MAX, &x, &matrix, &mut out), "matmul", "x");
     let mut narrow = cpu.buffer(DType::BF16, 6).unwrap();
     assert_refused(cpu.matmul(2, &x, &matrix, &mut narrow), "matmul", "out");
+    assert_refused(cpu.matmul_add(3, &x, &matrix, &mut out), "matmul_add", "x");
+    assert_refused(cpu.matmul_add(2, &x, &matrix, &mut narrow), "matmul_add", "residual");
 
     assert_refused(cpu.matrix(Vec::new(), Vec::new()), "matrix", "blocks");
     let mut bent = w.clone();

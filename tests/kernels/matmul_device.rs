@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use burrstone::device::sim::{SiteStats, Space};
 use burrstone::device::{SimOptions, Stream, Value, Variant};
 use burrstone::kernels::{MatMul, MatMulPair, MatMulPlan};
+use burrstone::ops::Activation;
 
 use super::*;
 use crate::device::{Placed, assert_no_waste, counting_stream, decode, named, planned, stream, variants};
@@ -17,6 +18,8 @@ struct Case {
     dtype: DType,
     out: DType,
     biased: bool,
+    /// Added to what is there.
+    accumulate: bool,
     /// Elements away from the best alignment: x, weight, out.
     shifts: [usize; 3],
 }
@@ -24,7 +27,7 @@ struct Case {
 impl Case {
     /// The product of x's rows from `first` on, with a plan; without one, as `launch` chooses.
     fn run(&self, stream: &Stream, plan: Option<MatMulPlan>, first: usize) -> Vec<u8> {
-        let Case { n, k, dtype, shifts, .. } = *self;
+        let Case { n, k, dtype, accumulate, shifts, .. } = *self;
         let m = self.m - first;
         let x = Placed::of(stream, dtype, &numbers(1, self.m * k, dtype)[first * k..], shifts[0]);
         let weight = Placed::of(stream, dtype, &numbers(2, n * k, dtype), shifts[1]);
@@ -32,9 +35,13 @@ impl Case {
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
         let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
         let mut launch = || {
-            let mut out = Placed::untouched(stream, self.out, m * n, shifts[2]);
-            let workspace = Some(workspace.slice_mut());
-            let args = MatMul { x, weight, bias, gate: None, out: out.slice_mut(), scale: None, workspace, m, n, k };
+            let mut out = if accumulate {
+                Placed::of(stream, self.out, &self.before()[first * n..], shifts[2])
+            } else {
+                Placed::untouched(stream, self.out, m * n, shifts[2])
+            };
+            let (to, scale, workspace) = (out.slice_mut(), None, Some(workspace.slice_mut()));
+            let args = MatMul { x, weight, bias, gate: None, out: to, accumulate, scale, workspace, m, n, k };
             match plan {
                 Some(plan) => args.launch_plan(stream, &plan),
                 None => args.launch(stream),
@@ -47,6 +54,17 @@ impl Case {
             assert!(launch() == first, "a launch leaves the workspace as it found it");
         }
         first
+    }
+
+    /// What results are added to.
+    fn before(&self) -> Vec<f32> {
+        numbers(4, self.m * self.n, self.out)
+    }
+
+    /// The bits of results, added: rounded once more.
+    fn added(&self, results: &[u8]) -> Vec<f32> {
+        let sums = self.before().into_iter().zip(decode(self.out, results)).map(|(before, result)| before + result);
+        sums.map(|sum| round(sum, self.out)).collect()
     }
 
     fn variants(&self) -> Vec<&'static Variant> {
@@ -66,12 +84,18 @@ impl Case {
             let instruction = variant.value("instruction").expect("an axis");
             for splits in [1, 2, spans].into_iter().filter(|&s| s <= spans).collect::<BTreeSet<_>>() {
                 let got = self.run(&stream, Some(planned(variant, splits, None)), 0);
-                assert_close(variant.name, out, &decode(out, &got), &plain, &exact);
                 // Whatever the tile and the split: small steps and large ones meet in one batch of requests.
-                match firsts.iter().find(|(own, _)| *own == instruction) {
-                    Some((_, first)) => assert!(*first == got, "{} in {splits} differs", variant.name),
-                    None => firsts.push((instruction, got)),
+                if let Some((_, first)) = firsts.iter().find(|(own, _)| *own == instruction) {
+                    assert!(*first == got, "{} in {splits} differs", variant.name);
+                    continue;
                 }
+                let alone = Self { accumulate: false, ..self.clone() };
+                let results = alone.run(&stream, Some(planned(variant, splits, None)), 0);
+                assert_close(variant.name, out, &decode(out, &results), &plain, &exact);
+                if self.accumulate {
+                    assert_same_bits(variant.name, &decode(out, &got), &self.added(&results));
+                }
+                firsts.push((instruction, got));
             }
         }
         // What is chosen for the last row alone.
@@ -89,9 +113,10 @@ impl Case {
 fn any_case(shape: impl Strategy<Value = (usize, usize, usize)>) -> impl Strategy<Value = Case> {
     let dtype = proptest::sample::select(vec![DType::BF16, DType::F16]);
     let shifts = proptest::sample::select(vec![[0, 0, 0], [8, 16, 8], [1, 0, 1], [0, 3, 2]]);
-    (shape, dtype, any::<bool>(), any::<bool>(), shifts).prop_map(|((m, n, k), dtype, wide, biased, shifts)| {
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>());
+    (shape, dtype, switches, shifts).prop_map(|((m, n, k), dtype, (wide, biased, accumulate), shifts)| {
         let out = if wide { DType::F32 } else { dtype };
-        Case { m, n, k, dtype, out, biased, shifts }
+        Case { m, n, k, dtype, out, biased, accumulate, shifts }
     })
 }
 
@@ -140,7 +165,7 @@ proptest! {
 fn a_row_does_not_depend_on_company() {
     let (n, k, dtype) = (136, 1096, DType::F16);
     for arch in [70, 75, 80, 90] {
-        let case = Case { m: 300, n, k, dtype, out: DType::F32, biased: true, shifts: [0; 3] };
+        let case = Case { m: 300, n, k, dtype, out: DType::F32, biased: true, accumulate: true, shifts: [0; 3] };
         let runs = |variant: &&Variant| variant.archs.contains(&arch);
         let variant = case.variants().into_iter().find(runs).expect("a variant");
         let Some(stream) = arch_stream(variant, arch) else { continue };
@@ -156,7 +181,7 @@ fn a_row_does_not_depend_on_company() {
 fn a_block_that_stays_computes_what_many_do() {
     for (k, shift) in [(1096, 0), (1099, 1)] {
         let (dtype, out) = (DType::F16, DType::F16);
-        let case = Case { m: 20, n: 200, k, dtype, out, biased: true, shifts: [shift; 3] };
+        let case = Case { m: 20, n: 200, k, dtype, out, biased: true, accumulate: true, shifts: [shift; 3] };
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         for variant in hopper {
             let sim = |processors| Stream::sim(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
@@ -173,8 +198,8 @@ fn a_block_that_stays_computes_what_many_do() {
 /// of both widths.
 #[test]
 fn pairs_compute_what_single_blocks_do() {
-    for (m, n, out) in [(200, 200, DType::F16), (97, 300, DType::F32)] {
-        let case = Case { m, n, k: 584, dtype: DType::F16, out, biased: true, shifts: [0, 8, 1] };
+    for (m, n, out, accumulate) in [(200, 200, DType::F16, true), (97, 300, DType::F32, false)] {
+        let case = Case { m, n, k: 584, dtype: DType::F16, out, biased: true, accumulate, shifts: [0, 8, 1] };
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         let mut plain: Option<Vec<u8>> = None;
         for variant in hopper.filter(|variant| variant.int("m").is_some_and(|m| m >= 64)) {
@@ -199,7 +224,8 @@ fn pairs_compute_what_single_blocks_do() {
 /// Of a pair's launch too every access fills its sectors, and no bank is asked twice.
 #[test]
 fn pairs_use_memory_to_the_full() {
-    let case = Case { m: 128, n: 256, k: 128, dtype: DType::F16, out: DType::F16, biased: false, shifts: [0; 3] };
+    let (dtype, biased, accumulate, shifts) = (DType::F16, false, true, [0; 3]);
+    let case = Case { m: 128, n: 256, k: 128, dtype, out: dtype, biased, accumulate, shifts };
     for variant in case.variants().into_iter().filter(|variant| variant.archs.contains(&90)) {
         if variant.int("m") == Some(64) {
             let stream = counting_stream(variant);
@@ -219,14 +245,15 @@ fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
 }
 
 /// Tiles are loaded in whole sectors, no bank of shared memory is asked twice while they are multiplied, and results leave
-/// in whole sectors, through banks that Volta's fragments alone share.
+/// in whole sectors, through banks that Volta's fragments alone share. So does what they are added to come.
 #[test]
 fn tiles_use_memory_to_the_full() {
     let in_loop = |site: &SiteStats| site.place.file.ends_with("matmul_tile.cuh");
     for out in [DType::F16, DType::F32] {
-        let case = Case { m: 64, n: 128, k: 576, dtype: DType::F16, out, biased: false, shifts: [0; 3] };
-        for variant in case.variants() {
-            for splits in [1, 2] {
+        for (splits, accumulate) in [(1, true), (2, false)] {
+            let (dtype, biased, shifts) = (DType::F16, false, [0; 3]);
+            let case = Case { m: 64, n: 128, k: 576, dtype, out, biased, accumulate, shifts };
+            for variant in case.variants() {
                 let by_rows = variant.value("instruction") == Some(Value::Text("m8n8k4"));
                 let stream = counting_stream(variant);
                 case.run(&stream, Some(planned(variant, splits, None)), 0);
@@ -238,7 +265,8 @@ fn tiles_use_memory_to_the_full() {
 
 #[test]
 fn nothing_times_nothing_is_the_bias() {
-    let case = Case { m: 2, n: 3, k: 0, dtype: DType::F16, out: DType::F32, biased: true, shifts: [0; 3] };
+    let (dtype, out, biased, accumulate, shifts) = (DType::F16, DType::F32, true, false, [0; 3]);
+    let case = Case { m: 2, n: 3, k: 0, dtype, out, biased, accumulate, shifts };
     for variant in case.variants() {
         let Some(stream) = stream(variant, 1) else { continue };
         let bias = numbers(3, 3, DType::F16);
@@ -259,8 +287,20 @@ fn wrong_shapes_are_refused() {
         let bias = Placed::untouched(&stream, DType::F16, bias_len, 0);
         let mut out = Placed::untouched(&stream, out_dtype, 6, 0);
         let (x, weight, bias) = (x.slice(), weight.slice(), Some(bias.slice()));
-        MatMul { x, weight, bias, gate: None, out: out.slice_mut(), scale: None, workspace: None, m, n: 3, k: 4 }
-            .launch(&stream)
+        MatMul {
+            x,
+            weight,
+            bias,
+            gate: None,
+            out: out.slice_mut(),
+            accumulate: false,
+            scale: None,
+            workspace: None,
+            m,
+            n: 3,
+            k: 4,
+        }
+        .launch(&stream)
     };
     const OP: &str = "matmul";
     attempt(8, DType::F16, 3, DType::F16, 2).unwrap();
@@ -281,7 +321,7 @@ fn wrong_shapes_are_refused() {
         let mut workspace = stream.alloc(dtype, words).unwrap();
         let workspace = workspace.slice_mut().range(from..words);
         let (x, weight, out) = (x.slice(), weight.slice(), out.slice_mut());
-        MatMul { x, weight, bias: None, gate: None, out, scale: None, workspace, m, n, k }
+        MatMul { x, weight, bias: None, gate: None, out, accumulate: false, scale: None, workspace, m, n, k }
             .launch_plan(&stream, &planned(variant, splits, None))
     };
     let words = 4096 + 2 * variant.int("m").unwrap() as usize * variant.int("n").unwrap() as usize;
@@ -293,6 +333,22 @@ fn wrong_shapes_are_refused() {
     assert_refused(split(2, DType::U32, words + 1, 1), OP, "workspace");
     assert_refused(split(2, DType::U32, 0, 1), OP, "workspace");
 
+    // Sums with what is there: of numbers, without a gate.
+    let accumulate = |gate, out: DType| {
+        let (m, n, k) = (1, 8, 8);
+        let x = Placed::untouched(&stream, DType::F16, m * k, 0);
+        let weight = Placed::untouched(&stream, DType::F16, 2 * n * k, 0);
+        let scale = Placed::of(&stream, DType::F32, &[1.0], 0);
+        let mut to = Placed::untouched(&stream, out, m * n, 0);
+        let (x, weight, scale, to) =
+            (x.slice(), weight.slice(), (out.size() == 1).then(|| scale.slice()), to.slice_mut());
+        MatMul { x, weight, bias: None, gate, out: to, accumulate: true, scale, workspace: None, m, n, k }
+            .launch(&stream)
+    };
+    accumulate(None, DType::F32).unwrap();
+    assert_refused(accumulate(Some(Activation::Silu), DType::F16), OP, "accumulate");
+    assert_refused(accumulate(None, DType::I8), OP, "accumulate");
+
     // Pairs: on Hopper, where rows are boxes, with one split.
     let attempt = |variant: &'static Variant, arch, splits, k, shift| {
         let (m, n) = (64, 64);
@@ -302,7 +358,8 @@ fn wrong_shapes_are_refused() {
         let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
         let (x, weight, out, workspace) = (x.slice(), weight.slice(), out.slice_mut(), Some(workspace.slice_mut()));
-        let args = MatMul { x, weight, bias: None, gate: None, out, scale: None, workspace, m, n, k };
+        let args =
+            MatMul { x, weight, bias: None, gate: None, out, accumulate: false, scale: None, workspace, m, n, k };
         args.launch_plan(&stream, &planned(variant, splits, Some(MatMulPair::X)))
     };
     let all = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]);
@@ -341,7 +398,19 @@ fn a_library_may_multiply() {
         let mut to = Placed::untouched(&stream, out, m * n, 0);
         let (x, weight, bias) = (x.slice(), w.slice(), biased.then(|| b.slice()));
         let workspace = Some(workspace.slice_mut());
-        let args = MatMul { x, weight, bias, gate: None, out: to.slice_mut(), scale: None, workspace, m, n, k };
+        let args = MatMul {
+            x,
+            weight,
+            bias,
+            gate: None,
+            out: to.slice_mut(),
+            accumulate: false,
+            scale: None,
+            workspace,
+            m,
+            n,
+            k,
+        };
         args.launch_cublas_lt(&library).unwrap();
         assert_close("cuBLASLt", out, &to.read(), &plain, &exact);
     }

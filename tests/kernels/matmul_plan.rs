@@ -1,5 +1,7 @@
 //! What the cost model chooses for products, on every card.
 
+use std::collections::{BTreeSet, HashMap};
+
 use burrstone::device::Card;
 use burrstone::kernels::{Machine, MatMul, MatMulPair, MatMulPlan, MatMulShape};
 
@@ -23,7 +25,7 @@ fn layers() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
-    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false };
+    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false };
     (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
@@ -49,32 +51,69 @@ fn no_wave_is_empty_that_could_be_full() {
     }
 }
 
-/// Twice the rows take at most twice the time. Between the powers of two a tile more can start a wave of its own; then too
-/// no number of rows has less than 0.55 of the rate of a smaller one.
+/// Numbers of rows up to some tiles of every height, with one more than fills them, and powers of two beyond.
+fn batches() -> Vec<usize> {
+    let tiles = (1..16).chain((16..400).step_by(16)).chain([17, 33, 65, 129, 193, 257, 385]);
+    tiles.chain((0..14).map(|power| 1 << power)).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Twice the rows take at most twice the time. Between the powers of two a row more can begin a tile that is nearly empty,
+/// which reads as much of the weight as a full one, and a wave of its own: of all batches few lose much by it against a
+/// smaller one.
 #[test]
 fn throughput_does_not_fall_with_the_batch() {
     for card in &Card::ALL {
         let machine = Machine::from(card);
+        let (mut least, mut below, mut all) = (1.0f64, 0, 0);
         for (n, k) in layers() {
-            let seconds = |m| plan(&machine, m, n, k).0.seconds;
-            let times: Vec<f64> = (0..14).map(|power| seconds(1 << power)).collect();
-            for (power, pair) in times.windows(2).enumerate() {
-                assert!(
-                    pair[1] <= 2.0 * pair[0],
-                    "{}: [{n}, {k}]: {} rows and twice as many: {pair:?}",
-                    card.name,
-                    1 << power
-                );
+            let mut best: f64 = 0.0;
+            let mut times = HashMap::new();
+            for m in batches() {
+                let seconds = plan(&machine, m, n, k).0.seconds;
+                times.insert(m, seconds);
+                if let Some(half) = times.get(&(m / 2)).filter(|_| m.is_power_of_two()) {
+                    assert!(seconds <= 2.0 * half, "{}: [{n}, {k}]: {m} rows: {seconds:e}, half: {half:e}", card.name);
+                }
+                let throughput = m as f64 / seconds;
+                (least, all) = (least.min(throughput / best.max(throughput)), all + 1);
+                below += usize::from(throughput < 0.9 * best);
+                best = best.max(throughput);
             }
-            for m in (1..16).chain((16..400).step_by(16)).chain([17, 33, 65, 129, 193, 257, 385]) {
-                let throughput = m as f64 / seconds(m);
-                let before = times.iter().enumerate().filter(|(power, _)| 1 << power <= m);
-                let best = before.map(|(power, seconds)| f64::from(1 << power) / seconds).fold(0.0, f64::max);
-                assert!(
-                    throughput >= 0.55 * best,
-                    "{}: [{n}, {k}]: {m} rows: {throughput:e} after {best:e}",
-                    card.name
-                );
+        }
+        // What was reached when this was written; where waves are as large as batches, as on A100, a wave more is most.
+        let [most_lost, often] = match card.name {
+            "v100" => [0.67, 0.12],
+            "t4" => [0.64, 0.09],
+            "a100" => [0.61, 0.10],
+            "3090" => [0.72, 0.14],
+            "4090" => [0.67, 0.11],
+            _ => [0.75, 0.03],
+        };
+        let share = below as f64 / f64::from(all);
+        assert!(least >= most_lost && share <= often, "{}: {least} at the least, {share} below 0.9", card.name);
+    }
+}
+
+/// What no launch can be faster than no plan is; and they come in order.
+#[test]
+fn plans_are_ranked_above_the_floor() {
+    for card in &Card::ALL {
+        let machine = Machine::from(card);
+        for (n, k) in layers() {
+            for m in batches() {
+                let shape = plan(&machine, m, n, k).1;
+                let shapes = [shape, MatMulShape { accumulate: true, ..shape }, MatMulShape { gated: true, ..shape }];
+                for shape in shapes {
+                    let plans = MatMulPlan::ranked(&machine, &shape, MatMul::WORKSPACE).unwrap();
+                    let chosen = MatMulPlan::choose(&machine, &shape, MatMul::WORKSPACE).unwrap();
+                    assert_eq!((plans[0].variant.name, plans[0].splits), (chosen.variant.name, chosen.splits));
+                    assert!(plans.is_sorted_by(|a, b| a.seconds <= b.seconds), "{}: {shape:?}", card.name);
+                    let floor = shape.floor(&machine);
+                    assert!(plans[0].seconds > floor.seconds(), "{}: {shape:?}: {floor:?}", card.name);
+                }
+                let [of, sum, _] = shapes.map(|shape| shape.floor(&machine));
+                let read = (2 * m * n) as f64 / machine.memory_bandwidth;
+                assert!(((sum.memory - of.memory) / read - 1.0).abs() < 1e-6 && sum.products == of.products);
             }
         }
     }

@@ -56,6 +56,7 @@ impl Case {
             bias: self.biased.then(|| bias.slice()),
             gate,
             out: to.slice_mut(),
+            accumulate: false,
             scale: scale.as_ref().map(Placed::slice),
             workspace: Some(workspace.slice_mut()),
             m,
@@ -138,7 +139,19 @@ fn what_is_no_number_has_a_code_on_devices() {
             let scale = Placed::of(&stream, DType::F32, &[0.25], 0);
             let mut out = Placed::untouched(&stream, codes, 4, 0);
             let (x, weight, to, scale) = (x.slice(), weight.slice(), out.slice_mut(), Some(scale.slice()));
-            let args = MatMul { x, weight, bias: None, gate: None, out: to, scale, workspace: None, m: 1, n: 4, k: 8 };
+            let args = MatMul {
+                x,
+                weight,
+                bias: None,
+                gate: None,
+                out: to,
+                accumulate: false,
+                scale,
+                workspace: None,
+                m: 1,
+                n: 4,
+                k: 8,
+            };
             args.launch_plan(&stream, &planned(variant, 1, None)).unwrap();
             let expected: [u8; 4] = if codes == DType::I8 { [127, 0x80, 0, 0] } else { [0x7e, 0xfe, 0x7f, 0] };
             assert_eq!(out.bytes(), expected, "{}", variant.name);
@@ -155,7 +168,8 @@ fn a_scale_on_devices_belongs_to_a_quantized_output() {
         let scale = scale.map(|(dtype, len)| Placed::new(&stream, dtype, &vec![1; len * dtype.size()], 0));
         let mut out = Placed::untouched(&stream, out, 2 * n, from);
         let (x, weight, to, scale) = (x.slice(), weight.slice(), out.slice_mut(), scale.as_ref().map(Placed::slice));
-        MatMul { x, weight, bias: None, gate: None, out: to, scale, workspace: None, m: 2, n, k: 4 }.launch(&stream)
+        MatMul { x, weight, bias: None, gate: None, out: to, accumulate: false, scale, workspace: None, m: 2, n, k: 4 }
+            .launch(&stream)
     };
     const OP: &str = "matmul";
     attempt(DType::E4M3, Some((DType::F32, 1)), 8, 0).unwrap();

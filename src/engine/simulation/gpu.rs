@@ -32,6 +32,20 @@ pub struct GpuModel {
 const LAYER_LAUNCHES: f64 = 3.0;
 const STEP_LAUNCHES: f64 = 4.0;
 
+/// A layer's products with so many rows: queries, keys and values; the output projection; gate and up; down.
+pub fn layer_products(spec: &ArchSpec, dtype: DType, m: usize) -> [MatMulShape; 4] {
+    let [qkv, output, [_, hidden], down] = spec.products();
+    let of = |[n, k]: [usize; 2], gated, accumulate| MatMulShape { dtype, out: dtype, m, n, k, gated, accumulate };
+    let gated = of([spec.intermediate_size, hidden], true, false);
+    [of(qkv, false, false), of(output, false, true), gated, of(down, false, true)]
+}
+
+/// The output projection behind the last layer.
+pub fn head_product(spec: &ArchSpec, dtype: DType, m: usize) -> MatMulShape {
+    let [n, k] = [spec.vocab_size, spec.hidden_size];
+    MatMulShape { dtype, out: DType::F32, m, n, k, gated: false, accumulate: false }
+}
+
 impl GpuModel {
     /// `kv_dtype` is that of the activations where nobody asks for another.
     ///
@@ -48,7 +62,7 @@ impl GpuModel {
             products: HashMap::new(),
             heads: HashMap::new(),
         };
-        model.product(1, [spec.hidden_size, spec.hidden_size], model.dtype, false)?;
+        model.product(layer_products(spec, dtype, 1)[0])?;
         Ok(model)
     }
 
@@ -103,8 +117,7 @@ impl GpuModel {
         }
     }
 
-    fn product(&self, m: usize, [n, k]: [usize; 2], out: DType, gated: bool) -> Result<f64> {
-        let shape = MatMulShape { dtype: self.dtype, out, m, n, k, gated };
+    fn product(&self, shape: MatMulShape) -> Result<f64> {
         Ok(MatMulPlan::choose(&self.machine, &shape, MatMul::WORKSPACE)?.seconds)
     }
 
@@ -112,11 +125,9 @@ impl GpuModel {
         if let Some(&seconds) = self.products.get(&rows) {
             return seconds;
         }
+        let shapes = layer_products(&self.spec, self.dtype, rows);
         // `new` has seen that there is a variant.
-        let of = |shape, gated| self.product(rows, shape, self.dtype, gated).unwrap_or(f64::INFINITY);
-        let [qkv, output, [_, hidden], down] = self.spec.products();
-        let gated = of([self.spec.intermediate_size, hidden], true);
-        let seconds = of(qkv, false) + of(output, false) + gated + of(down, false);
+        let seconds = shapes.map(|shape| self.product(shape).unwrap_or(f64::INFINITY)).iter().sum();
         self.products.insert(rows, seconds);
         seconds
     }
@@ -128,8 +139,7 @@ impl GpuModel {
         if let Some(&seconds) = self.heads.get(&rows) {
             return seconds;
         }
-        let shape = [self.spec.vocab_size, self.spec.hidden_size];
-        let seconds = self.product(rows, shape, DType::F32, false).unwrap_or(f64::INFINITY);
+        let seconds = self.product(head_product(&self.spec, self.dtype, rows)).unwrap_or(f64::INFINITY);
         self.heads.insert(rows, seconds);
         seconds
     }
@@ -138,8 +148,8 @@ impl GpuModel {
     fn small_kernels(&self, rows: usize) -> f64 {
         let hidden = self.spec.hidden_size;
         let heads = (self.spec.heads + 2 * self.spec.kv_heads) * self.spec.head_dim;
-        // Two norms read residual and delta, and write residual and result.
-        let elements = rows * (2 * 4 * hidden + 2 * heads);
+        // Two norms read the residual stream, and write what they make of it.
+        let elements = rows * (2 * 2 * hidden + 2 * heads);
         LAYER_LAUNCHES * Machine::LAUNCH + (elements * self.dtype.size()) as f64 / self.machine.memory_bandwidth
     }
 

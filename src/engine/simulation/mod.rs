@@ -12,7 +12,7 @@ use super::scheduler::{
     CacheSize, End, Outcome, Plan, Policy, Receipt, Refused, Scheduler, SequenceId, Stats, Submission,
 };
 
-pub use gpu::GpuModel;
+pub use gpu::{GpuModel, head_product, layer_products};
 
 /// A request, and when it comes.
 #[derive(Clone, Debug)]
