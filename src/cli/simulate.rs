@@ -7,7 +7,7 @@ use anyhow::Result;
 use burrstone::device::Card;
 use burrstone::model::ArchSpec;
 use burrstone::model::source::resolve;
-use burrstone::scheduler::{Plan, Policy, Submission};
+use burrstone::scheduler::{Plan, Policy, Scheduler, Submission};
 use burrstone::simulation::{Arrival, Costs, GpuModel, Run, simulate};
 use burrstone::{Prompt, Request};
 use clap::builder::PossibleValuesParser;
@@ -122,7 +122,7 @@ impl Simulate {
         for (round, &workload) in (0..).zip(mixes) {
             let arrivals = self.arrivals(workload.requests(self.requests, spec.vocab_size, context, round));
             let costs = Costs { step: |plan: &Plan| gpu.seconds(plan), submit: 0.0 };
-            let run = simulate(policy, cache, costs, &arrivals, usize::MAX);
+            let run = simulate(Scheduler::new(policy, cache), costs, &arrivals, usize::MAX);
             simulated.push(Simulated::of(workload, &run, &arrivals));
         }
         let report = Report {
