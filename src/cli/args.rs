@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::constraint::ConstraintArgs;
 use super::output;
-use super::values::{self, KvPrecision, Precision};
+use super::values::{self, KvPrecision, OnPreemption, Precision};
 
 /// Which model, and how it runs.
 #[derive(Args, Debug)]
@@ -51,6 +51,10 @@ pub struct ModelArgs {
     /// Bytes of the host's memory for what the KV cache gives up
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     pub host_kv_memory: Option<u64>,
+
+    /// How a sequence that had to give its place up gets back what it had [default: auto]
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub preemption: Option<OnPreemption>,
 
     /// Tokens of the KV cache
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
@@ -105,6 +109,9 @@ impl ModelArgs {
         if let Some(bytes) = self.host_kv_memory {
             builder = builder.host_kv_memory(bytes);
         }
+        if let Some(preemption) = self.preemption {
+            builder = builder.preemption(preemption.preemption());
+        }
         if let Some(tokens) = self.kv_tokens {
             builder = builder.kv_tokens(tokens);
         }
@@ -114,7 +121,11 @@ impl ModelArgs {
         if let Some(tokens) = self.step_tokens {
             builder = builder.step_tokens(tokens);
         }
-        Ok(builder.build()?)
+        let engine = builder.build()?;
+        if !self.quiet {
+            engine.report().warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
+        }
+        Ok(engine)
     }
 
     fn builder(&self) -> Result<EngineBuilder> {

@@ -19,8 +19,9 @@ use super::budget::KvBudget;
 use super::constraint::Masks;
 use super::incident::{Incident, OnIncident};
 use super::loader::{Loader, Opened, Target};
+use super::report::warnings;
 use super::runner::Runner;
-use super::scheduler::{CacheSize, Policy, Scheduler};
+use super::scheduler::{CacheSize, Policy, Preemption, Scheduler};
 use super::watchdog::Watchdog;
 use super::worker::Worker;
 use super::{Engine, Inner, LoadReport};
@@ -83,6 +84,7 @@ pub struct EngineBuilder {
     context: Option<usize>,
     budget: KvBudget,
     host_kv_memory: u64,
+    preemption: Option<Preemption>,
     max_sequences: Option<usize>,
     step_tokens: Option<usize>,
     policy: Policy,
@@ -107,6 +109,7 @@ impl EngineBuilder {
             context: None,
             budget: KvBudget::default(),
             host_kv_memory: 0,
+            preemption: None,
             max_sequences: None,
             step_tokens: None,
             policy: Policy::default(),
@@ -182,6 +185,13 @@ impl EngineBuilder {
         self
     }
 
+    /// How a sequence that had to give its place up gets back what it had. [`Preemption::Swap`] needs
+    /// [`host_kv_memory`](Self::host_kv_memory).
+    pub fn preemption(mut self, preemption: Preemption) -> Self {
+        self.preemption = Some(preemption);
+        self
+    }
+
     /// Sequences that run at a time; others wait.
     pub fn max_sequences(mut self, sequences: usize) -> Self {
         self.max_sequences = Some(sequences);
@@ -195,7 +205,8 @@ impl EngineBuilder {
     }
 
     /// How requests are scheduled. `step_tokens` and `max_running` are set by [`step_tokens`](Self::step_tokens) and
-    /// [`max_sequences`](Self::max_sequences) where those are given, and by what the device does well where not.
+    /// [`max_sequences`](Self::max_sequences) where those are given, and by what the device does well where not;
+    /// [`preemption`](Self::preemption) goes before `preemption`.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -251,21 +262,18 @@ impl EngineBuilder {
         let (target, opened) = self.target()?;
         let dtype = self.dtype.unwrap_or_else(|| opened.default_dtype(spec.dtype));
         let context = self.context_for(spec.context)?;
-        let per_token = CacheShape {
-            layers: spec.layers,
-            pages: 0,
-            page_size: PAGE_SIZE,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-            dtype: self.kv_dtype.unwrap_or(dtype),
-        };
+        let per_token = spec.cache_shape(0, PAGE_SIZE, self.kv_dtype.unwrap_or(dtype));
         let max_running = self.max_sequences.unwrap_or_else(|| opened.max_sequences());
         let step_tokens = self.step_tokens.unwrap_or(self.policy.step_tokens.max(max_running));
         if !(1..=step_tokens).contains(&max_running) {
             let expected = format!("from 1 to {step_tokens}, the tokens of a step");
             return Err(Error::request("max sequences", expected, max_running));
         }
-        let policy = Policy { step_tokens, max_running, ..self.policy };
+        let preemption = self.preemption.unwrap_or(self.policy.preemption);
+        if preemption == Preemption::Swap && self.host_kv_memory == 0 {
+            return Err(Error::request("preemption", "memory of the host to swap to", "none"));
+        }
+        let policy = Policy { step_tokens, max_running, preemption, ..self.policy };
         let limits = Limits { batch_tokens: step_tokens, cache: per_token };
         let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
         let activation_bytes = limits.activation_bytes(&spec);
@@ -293,11 +301,13 @@ impl EngineBuilder {
         // The simulator computes slower than anything can be fetched.
         let is_fetched = host_blocks > 0 && self.device != Device::Sim;
         let fetch = if is_fetched { fetch_tokens(&spec, runner.forward()?)? } else { 0 };
+        let context = context.min(shape.pages * PAGE_SIZE);
         let report = LoadReport {
             model: name,
             device: runner.device().to_owned(),
             dtype,
             kv_dtype: shape.dtype,
+            kv_shape: shape,
             load_s: 0.0,
             weight_bytes,
             kv_bytes: shape.bytes() as u64,
@@ -307,7 +317,8 @@ impl EngineBuilder {
             activation_bytes,
             step_tokens,
             max_sequences: max_running,
-            context: context.min(shape.pages * PAGE_SIZE),
+            context,
+            warnings: warnings(&spec, context),
         };
         let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks, fetch);
         let (commands, receiver) = mpsc::channel();

@@ -2,6 +2,8 @@
 
 use super::budget::KvLimit;
 use crate::dtype::DType;
+use crate::model::{ArchSpec, RopeKind};
+use crate::ops::CacheShape;
 
 /// What was loaded, and what it takes.
 #[derive(Clone, Debug)]
@@ -15,6 +17,7 @@ pub struct LoadReport {
     pub dtype: DType,
     /// Precision of the KV cache.
     pub kv_dtype: DType,
+    pub kv_shape: CacheShape,
     /// Seconds from the start of [`EngineBuilder::build`](super::EngineBuilder::build) to its end.
     pub load_s: f64,
     /// Bytes of the weights, as stored.
@@ -35,4 +38,28 @@ pub struct LoadReport {
     pub max_sequences: usize,
     /// Tokens that one sequence may hold.
     pub context: usize,
+    /// What whoever runs it should know, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl LoadReport {
+    /// Sequences of so many tokens, prompt and output, that run at a time where they have nothing in common. What a window
+    /// lets go of is not counted as free.
+    pub fn sequences_of(&self, tokens: usize) -> usize {
+        let pages = tokens.div_ceil(self.kv_shape.page_size).max(1);
+        self.max_sequences.min(self.kv_shape.pages / pages)
+    }
+}
+
+/// What is to be said of a model that serves sequences of up to `context` tokens.
+pub(super) fn warnings(spec: &ArchSpec, context: usize) -> Vec<String> {
+    match spec.rope.kind {
+        RopeKind::Yarn { factor, original_context, .. } if factor > 1.0 && context <= original_context => {
+            vec![format!(
+                "rope_type yarn stretches positions by {factor} at any length, and sequences here are of up to {context} \
+                 tokens: the model is better without rope_scaling up to {original_context}"
+            )]
+        }
+        _ => Vec::new(),
+    }
 }

@@ -93,14 +93,7 @@ impl GpuModel {
     }
 
     fn cache_shape(&self) -> CacheShape {
-        CacheShape {
-            layers: self.spec.layers,
-            pages: 0,
-            page_size: PAGE_SIZE,
-            kv_heads: self.spec.kv_heads,
-            head_dim: self.spec.head_dim,
-            dtype: self.kv_dtype,
-        }
+        self.spec.cache_shape(0, PAGE_SIZE, self.kv_dtype)
     }
 
     fn product(&self, m: usize, [n, k]: [usize; 2], out: DType, gated: bool) -> Result<f64> {
