@@ -1,7 +1,7 @@
 //! Options that several commands share.
 
 use anyhow::Result;
-use burrstone::{Device, Dry, Engine, EngineBuilder, Guidance, Prompt, Request, Sampling};
+use burrstone::{Device, Dry, Engine, EngineBuilder, Guidance, Prompt, RepetitionDetection, Request, Sampling};
 use clap::Args;
 
 use super::constraint::ConstraintArgs;
@@ -215,6 +215,21 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     stop: Vec<String>,
 
+    /// End where the last tokens are a pattern of up to so many tokens, --repetition-min-count times over
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_min_count")]
+    #[arg(allow_negative_numbers = true)]
+    repetition_max_pattern_size: Option<usize>,
+
+    /// Tokens of the shortest such pattern [default: 1]
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_max_pattern_size")]
+    #[arg(allow_negative_numbers = true)]
+    repetition_min_pattern_size: Option<usize>,
+
+    /// How often such a pattern comes; at least 2
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_max_pattern_size")]
+    #[arg(allow_negative_numbers = true)]
+    repetition_min_count: Option<usize>,
+
     /// Go on past the model's end tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -252,12 +267,21 @@ impl SamplingArgs {
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            repetition_detection: self.repetition_detection(),
             constraint: self.constraint.read()?,
             guidance: self
                 .guidance_scale
                 .map(|scale| Guidance { scale, negative_prompt: self.negative_prompt.clone().map(Prompt::Text) }),
             ignore_eos: self.ignore_eos,
             ..request
+        })
+    }
+
+    fn repetition_detection(&self) -> Option<RepetitionDetection> {
+        Some(RepetitionDetection {
+            min_pattern_size: self.repetition_min_pattern_size.unwrap_or(1),
+            max_pattern_size: self.repetition_max_pattern_size?,
+            min_count: self.repetition_min_count?,
         })
     }
 

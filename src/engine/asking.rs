@@ -13,6 +13,7 @@ use super::constraint::{Constraint, Guide};
 use super::generation::Generation;
 use super::logits::Guidance;
 use super::repetition::Repetition;
+use super::repetition_detection::Detector;
 use super::request::{Prompt, Request};
 use super::rules::Rules;
 use super::sampling::Resolved;
@@ -51,6 +52,9 @@ impl Engine {
             None if request.stop.is_empty() => None,
             _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
+        let detector =
+            request.repetition_detection.map(|detection| detection.check().map(|()| Detector::new(detection)));
+        let detector = detector.transpose()?;
         let repetition = Repetition::new(&request.sampling, sampling.no_repeat_ngram_size, || self.tokenizer());
         let repetition = Arc::new(repetition?);
         let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
@@ -64,6 +68,7 @@ impl Engine {
             let rules = Rules {
                 guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
                 repetition: Arc::clone(&repetition),
+                detector: detector.clone(),
                 sampling: Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
                 max_tokens,
                 min_tokens: request.min_tokens,

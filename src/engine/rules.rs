@@ -9,6 +9,7 @@ use crate::ops::SampleRow;
 use super::constraint::Guide;
 use super::logits::LogitsProcessor;
 use super::repetition::{Repetition, ban};
+use super::repetition_detection::Detector;
 use super::request::FinishReason;
 use super::sampling::Resolved;
 use super::scheduler::View;
@@ -16,6 +17,7 @@ use super::scheduler::View;
 pub(super) struct Rules {
     pub sampling: Resolved,
     pub repetition: Arc<Repetition>,
+    pub detector: Option<Detector>,
     pub max_tokens: usize,
     pub min_tokens: usize,
     /// Tokens that end it.
@@ -70,18 +72,22 @@ impl Rules {
         !self.ignore_eos && self.eos.contains(&token)
     }
 
-    /// Takes `token`, the sequence's `generated`th, and says why it ends with it, if it does.
+    /// Takes the token after those that were `generated` so far, and says why the sequence ends with it, if it does.
     ///
     /// # Errors
     /// The constraint does not go on.
-    pub fn take(&mut self, token: u32, generated: usize) -> Result<Option<FinishReason>> {
+    pub fn take(&mut self, token: u32, generated: &[u32]) -> Result<Option<FinishReason>> {
         let fulfilled = match &mut self.guide {
             Some(guide) => guide.advance(token)?,
             None => false,
         };
-        if fulfilled || self.is_end(token) {
-            return Ok(Some(FinishReason::Stop));
-        }
-        Ok((generated == self.max_tokens).then_some(FinishReason::Length))
+        let circles = self.detector.as_mut().is_some_and(|detector| detector.take(generated, token));
+        let count = generated.len() + 1;
+        Ok(match () {
+            () if fulfilled || self.is_end(token) => Some(FinishReason::Stop),
+            () if count == self.max_tokens => Some(FinishReason::Length),
+            () if circles && count >= self.min_tokens => Some(FinishReason::Repetition),
+            () => None,
+        })
     }
 }

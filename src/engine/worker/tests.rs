@@ -296,6 +296,7 @@ impl Lab {
         let rules = Rules {
             sampling: sampling.resolve(&GenerationConfig::default(), 1000).unwrap(),
             repetition: Arc::default(),
+            detector: None,
             max_tokens,
             min_tokens: 0,
             eos: (0..10).collect(),
