@@ -28,6 +28,9 @@ pub struct GpuModel {
     heads: HashMap<usize, f64>,
 }
 
+/// Where a sequence's part of a step begins, and of how many tokens it is.
+pub(super) type Span = (usize, usize);
+
 /// Launches of a layer beside its products and attention (two norms and a rotation), and of a step beside its layers.
 const LAYER_LAUNCHES: f64 = 3.0;
 const STEP_LAUNCHES: f64 = 4.0;
@@ -83,11 +86,17 @@ impl GpuModel {
 
     /// What a step takes.
     pub fn seconds(&mut self, plan: &Plan) -> f64 {
-        let rows = plan.tokens();
         let wanted = plan.chunks.iter().filter(|chunk| chunk.sample).count();
+        let spans: Vec<Span> = plan.chunks.iter().map(|chunk| (chunk.start, chunk.len)).collect();
+        self.seconds_of(&spans, wanted)
+    }
+
+    /// What a step of these takes, after which so many tokens are chosen.
+    pub(super) fn seconds_of(&mut self, spans: &[Span], wanted: usize) -> f64 {
+        let rows = spans.iter().map(|(_, len)| len).sum();
         let layers = self.spec.layers as f64;
         layers * (self.layer_products(rows) + self.small_kernels(rows))
-            + self.attention(plan)
+            + self.attention(spans)
             + self.head(wanted)
             + STEP_LAUNCHES * Machine::LAUNCH
     }
@@ -137,19 +146,19 @@ impl GpuModel {
     }
 
     /// Of all layers.
-    fn attention(&self, plan: &Plan) -> f64 {
+    fn attention(&self, spans: &[Span]) -> f64 {
         let machine = &self.machine;
         let rate = machine.tensor_rate * f64::from(machine.processors) * machine.clock;
         let position = CacheShape { layers: 1, ..self.cache_shape() }.bytes_per_token() as f64;
         let pair = (2 * self.spec.heads * self.spec.head_dim) as f64;
         let of_layer = |window: &Option<usize>| {
             let (mut positions, mut pairs) = (0, 0);
-            for chunk in &plan.chunks {
-                let end = chunk.start + chunk.len;
+            for &(start, len) in spans {
+                let end = start + len;
                 let seen = window.unwrap_or(end);
-                positions += end.min(seen + chunk.len - 1);
+                positions += end.min(seen + len - 1);
                 // The last query sees the most, the first the least.
-                pairs += chunk.len * ((chunk.start + 1).min(seen) + end.min(seen)) / 2;
+                pairs += len * ((start + 1).min(seen) + end.min(seen)) / 2;
             }
             let reading = positions as f64 * position / machine.memory_bandwidth;
             let computing = pairs as f64 * pair / rate;
@@ -160,13 +169,13 @@ impl GpuModel {
 }
 
 #[cfg(all(test, feature = "sim"))]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::scheduler::{Scheduler, Submission};
     use std::path::Path;
     use std::time::Duration;
 
-    fn llama_8b() -> ArchSpec {
+    pub fn llama_8b() -> ArchSpec {
         let config = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
             "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": false,

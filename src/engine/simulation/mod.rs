@@ -3,6 +3,7 @@
 //! [`simulate`] drives the [`Scheduler`] as an engine does, request by request and step by step; a step takes what a cost
 //! model says, [`GpuModel::seconds`] for example. Nothing is computed, and nobody waits: an hour of a GPU is seconds.
 
+mod capacity;
 mod gpu;
 
 use std::collections::HashMap;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use super::scheduler::{End, Outcome, Plan, Receipt, Refused, Scheduler, SequenceId, Stats, Submission};
 
+pub use capacity::Capacity;
 pub use gpu::GpuModel;
 
 /// A request, and when it comes.
