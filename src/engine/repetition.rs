@@ -233,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn dry_is_what_was_written_down(
+        fn issue_7842_dry_is_what_was_written_down(
             tokens in prop::collection::vec(0u32..4, 0..60),
             allowed in 1usize..4,
             breakers in prop::collection::vec(0u32..6, 0..2),
@@ -245,7 +245,7 @@ mod tests {
 
         /// Of what is not banned, nothing makes a stretch that was there; of what is, everything does.
         #[test]
-        fn no_stretch_comes_twice(tokens in prop::collection::vec(0u32..4, 0..40), ngram in 1usize..5) {
+        fn issue_7842_no_stretch_comes_twice(tokens in prop::collection::vec(0u32..4, 0..40), ngram in 1usize..5) {
             let repetition = Repetition { ngram, ..Repetition::default() };
             let banned: Vec<u32> = biases(&repetition, &tokens, 0).into_iter().map(|(token, _)| token).collect();
             for next in 0..4 {
