@@ -12,7 +12,7 @@ use crate::text::StopMatcher;
 use super::constraint::{Constraint, Guide};
 use super::generation::Generation;
 use super::logits::Guidance;
-use super::repetition::Repetition;
+use super::repetition::{Repetition, Stretches};
 use super::repetition_detection::Detector;
 use super::request::{Prompt, Request};
 use super::rules::Rules;
@@ -55,8 +55,9 @@ impl Engine {
         let detector =
             request.repetition_detection.map(|detection| detection.check().map(|()| Detector::new(detection)));
         let detector = detector.transpose()?;
-        let repetition = Repetition::new(&request.sampling, sampling.no_repeat_ngram_size, || self.tokenizer());
-        let repetition = Arc::new(repetition?);
+        let repetition = Arc::new(Repetition::new(&request.sampling, || self.tokenizer())?);
+        let ngram = Some(sampling.no_repeat_ngram_size).filter(|&ngram| ngram > 0);
+        let stretches = ngram.map(|ngram| Stretches::new(ngram, &prompt));
         let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
         // One beyond all time is none.
         let deadline = request.deadline.and_then(|after| at.checked_add(after));
@@ -68,6 +69,7 @@ impl Engine {
             let rules = Rules {
                 guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
                 repetition: Arc::clone(&repetition),
+                stretches: stretches.clone(),
                 detector: detector.clone(),
                 sampling: Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
                 max_tokens,

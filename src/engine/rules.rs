@@ -8,7 +8,7 @@ use crate::ops::SampleRow;
 
 use super::constraint::Guide;
 use super::logits::LogitsProcessor;
-use super::repetition::{Repetition, ban};
+use super::repetition::{Repetition, Stretches, ban};
 use super::repetition_detection::Detector;
 use super::request::FinishReason;
 use super::sampling::Resolved;
@@ -17,6 +17,7 @@ use super::scheduler::View;
 pub(super) struct Rules {
     pub sampling: Resolved,
     pub repetition: Arc<Repetition>,
+    pub stretches: Option<Stretches>,
     pub detector: Option<Detector>,
     pub max_tokens: usize,
     pub min_tokens: usize,
@@ -54,7 +55,7 @@ impl Rules {
 
     fn biases(&self, view: View<'_>) -> Vec<(u32, f32)> {
         let may_end = self.ignore_eos || view.tokens.len() - view.prompt_len >= self.min_tokens;
-        if may_end && self.repetition.is_none() {
+        if may_end && self.repetition.is_none() && self.stretches.is_none() {
             return self.sampling.logit_bias.clone();
         }
         let mut biases = BTreeMap::new();
@@ -62,6 +63,9 @@ impl Rules {
             *biases.entry(token).or_default() += bias;
         }
         self.repetition.apply(view.tokens, view.prompt_len, &mut biases);
+        if let Some(stretches) = &self.stretches {
+            stretches.followers().iter().for_each(|&token| ban(&mut biases, token));
+        }
         if !may_end {
             self.eos.iter().for_each(|&token| ban(&mut biases, token));
         }
@@ -81,13 +85,15 @@ impl Rules {
             Some(guide) => guide.advance(token)?,
             None => false,
         };
+        self.stretches.iter_mut().for_each(|stretches| stretches.push(token));
         let circles = self.detector.as_mut().is_some_and(|detector| detector.take(generated, token));
         let count = generated.len() + 1;
-        Ok(match () {
-            () if fulfilled || self.is_end(token) => Some(FinishReason::Stop),
-            () if count == self.max_tokens => Some(FinishReason::Length),
-            () if circles && count >= self.min_tokens => Some(FinishReason::Repetition),
-            () => None,
+        Ok(if fulfilled || self.is_end(token) {
+            Some(FinishReason::Stop)
+        } else if count == self.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            (circles && count >= self.min_tokens).then_some(FinishReason::Repetition)
         })
     }
 }

@@ -107,6 +107,7 @@ impl Lab {
         let rules = Rules {
             sampling: sampling.resolve(&GenerationConfig::default(), 1000).unwrap(),
             repetition: Arc::default(),
+            stretches: None,
             detector: None,
             max_tokens,
             min_tokens: 0,
