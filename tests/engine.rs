@@ -266,6 +266,7 @@ fn issue_9474_what_there_is_room_for_is_said_and_kept() {
     let (spec, shape) = (engine.spec(), report.kv_shape);
     let per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * 2;
     assert_eq!((shape.bytes_per_token(), report.kv_bytes), (per_token, 640 * per_token as u64));
+    assert_eq!((report.typical, report.tokens_per_s), ([240, 80], None));
     assert_eq!([1, 64, 96, 97, 640, 641].map(|tokens| report.sequences_of(tokens)), [6, 6, 6, 5, 1, 0]);
     assert_eq!(build(Some(DType::E4M3)).report().kv_shape.bytes_per_token(), per_token / 2);
     // Of 200 tokens each, two; others wait.
@@ -276,7 +277,7 @@ fn issue_9474_what_there_is_room_for_is_said_and_kept() {
     let status = engine.status().unwrap();
     assert_eq!((status.running, status.waiting), (2, 1));
     let wrong = refused(Engine::builtin().preemption(Preemption::Swap).build());
-    assert_eq!(wrong, "preemption: expected memory of the host to swap to, found none");
+    assert_eq!(wrong, "preemption: expected memory of the host to swap to, found 0 bytes");
 }
 
 #[test]

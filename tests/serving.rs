@@ -217,6 +217,7 @@ fn issue_6879_a_step_is_one_copy_and_one_replay_on_the_device() {
     checkpoint::case("qwen3").write(folder.path());
     let builder = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).max_sequences(4);
     let engine = builder.kv_tokens(512).step_tokens(64).build().unwrap();
+    assert!(engine.report().tokens_per_s.unwrap() > 0.0);
     let request = Request::tokens(vec![41, 78, 259]).max_tokens(40).ignore_eos(true).temperature(1.0).seed(1);
     let mut asked = engine.generate_several(request, 3).unwrap();
     for generation in &mut asked {

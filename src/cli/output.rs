@@ -155,10 +155,12 @@ pub fn memory_table(report: &LoadReport) {
         note(format_args!("{owner:<12} {:>10}  {why}", size(bytes)));
     }
     let all = report.sequences_of(context);
-    let typical = TYPICAL.min(context.div_ceil(2));
+    let typical = report.typical.iter().sum();
     let more = report.sequences_of(typical);
+    let modelled = report.tokens_per_s.map(|rate| format!(", {rate:.0} tokens/s by the kernels' cost model"));
+    let modelled = modelled.unwrap_or_default();
     note(format_args!(
-        "{:<12} {all:>10}  at a time of {context} tokens, the whole context; {more} of {typical}",
+        "{:<12} {all:>10}  at a time of {context} tokens, the whole context; {more} of {typical}{modelled}",
         "sequences"
     ));
 }
@@ -177,9 +179,6 @@ pub fn preemptions(report: &LoadReport, stats: &Stats) {
         ));
     }
 }
-
-/// Tokens of a request, prompt and output, by which a capacity is judged where nothing is known of requests.
-const TYPICAL: usize = 1024;
 
 /// Bytes in binary units.
 pub fn size(bytes: u64) -> String {

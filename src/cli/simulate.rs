@@ -247,7 +247,10 @@ impl fmt::Display for Report {
         for Simulated { mix, tokens_per_step, refused, .. } in &self.mixes {
             writeln!(f, "{mix} {tokens_per_step:>11.1} {refused:>7}")?;
         }
-        writeln!(f, "\nto be expected: sequences at a time of the median length and of one in twenty, and tokens/s")?;
+        writeln!(
+            f,
+            "\nto be expected: tokens/s, and sequences at a time of the median length and of the 95th percentile"
+        )?;
         for Simulated { mix, capacity, .. } in &self.mixes {
             let Capacity { median_tokens, median_sequences, p95_tokens, p95_sequences, tokens_per_s } = capacity;
             let (median, p95) =

@@ -19,9 +19,10 @@ use super::budget::KvBudget;
 use super::constraint::Masks;
 use super::incident::{Incident, OnIncident};
 use super::loader::{Loader, Opened, Target};
-use super::report::warnings;
+use super::report::{typical_request, warnings};
 use super::runner::Runner;
 use super::scheduler::{CacheSize, Policy, Preemption, Scheduler};
+use super::simulation::GpuModel;
 use super::watchdog::Watchdog;
 use super::worker::Worker;
 use super::{Engine, Inner, LoadReport};
@@ -270,13 +271,10 @@ impl EngineBuilder {
             return Err(Error::request("max sequences", expected, max_running));
         }
         let preemption = self.preemption.unwrap_or(self.policy.preemption);
-        if preemption == Preemption::Swap && self.host_kv_memory == 0 {
-            return Err(Error::request("preemption", "memory of the host to swap to", "none"));
-        }
         let policy = Policy { step_tokens, max_running, preemption, ..self.policy };
         let limits = Limits { batch_tokens: step_tokens, cache: per_token };
         let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let activation_bytes = limits.activation_bytes(&spec);
+        let activation_bytes = limits.activation_bytes(&spec) + opened.workspace_bytes();
         let most = max_running.saturating_mul(context.next_multiple_of(PAGE_SIZE));
         let (tokens, kv_limit) = self.budget.tokens(
             per_token.bytes_per_token() as u64,
@@ -288,6 +286,19 @@ impl EngineBuilder {
         let shape = CacheShape { pages: (tokens / PAGE_SIZE).max(1), ..per_token };
         let limits = Limits { cache: shape, ..limits };
 
+        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
+        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
+        if preemption == Preemption::Swap && host_blocks == 0 {
+            let found = format!("{} bytes", self.host_kv_memory);
+            return Err(Error::request("preemption", "memory of the host to swap to", found));
+        }
+        let context = context.min(shape.pages * PAGE_SIZE);
+        let cache = cache_size(&spec, shape.pages);
+        let typical @ [prompt, output] = typical_request(context);
+        // What a device has no kernels for it refuses itself, as the model is loaded.
+        let model = opened.gpu().and_then(|info| GpuModel::of_device(&spec, info, [dtype, shape.dtype]).ok());
+        let tokens_per_s = model.map(|mut model| model.capacity(&policy, cache, prompt, output).tokens_per_s);
+
         let tokenizer = match checkpoint.file("tokenizer.json")? {
             Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
             None => None,
@@ -296,12 +307,9 @@ impl EngineBuilder {
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
         let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(), PAGE_SIZE))?;
-        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
-        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
         // The simulator computes slower than anything can be fetched.
         let is_fetched = host_blocks > 0 && self.device != Device::Sim;
         let fetch = if is_fetched { fetch_tokens(&spec, runner.forward()?)? } else { 0 };
-        let context = context.min(shape.pages * PAGE_SIZE);
         let report = LoadReport {
             model: name,
             device: runner.device().to_owned(),
@@ -318,9 +326,11 @@ impl EngineBuilder {
             step_tokens,
             max_sequences: max_running,
             context,
+            typical,
+            tokens_per_s,
             warnings: warnings(&spec, context),
         };
-        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks, fetch);
+        let scheduler = Scheduler::new(policy, cache).with_host(host_blocks, fetch);
         let (commands, receiver) = mpsc::channel();
         let failed = |e| Error::Device { device: report.device.clone(), reason: format!("a thread of its own: {e}") };
         let incident = Arc::clone(&self.incident);

@@ -30,7 +30,7 @@ pub struct LoadReport {
     pub kv_limit: KvLimit,
     /// Bytes that what the KV cache gives up may take of the host's memory, as they are needed.
     pub host_kv_bytes: u64,
-    /// Bytes of the activations of one step, at the most.
+    /// Bytes of the activations of one step, at the most, and of what a GPU's kernels work in.
     pub activation_bytes: u64,
     /// Tokens of a step.
     pub step_tokens: usize,
@@ -38,6 +38,11 @@ pub struct LoadReport {
     pub max_sequences: usize,
     /// Tokens that one sequence may hold.
     pub context: usize,
+    /// Tokens of the prompt and of the output of a request by which a capacity is judged while there is none.
+    pub typical: [usize; 2],
+    /// What the kernels' cost model expects to be generated of such requests while they do not run out, on this GPU or the one
+    /// that the simulator stands in for; nobody knows of the CPU.
+    pub tokens_per_s: Option<f64>,
     /// What whoever runs it should know, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -49,6 +54,13 @@ impl LoadReport {
         let pages = tokens.div_ceil(self.kv_shape.page_size).max(1);
         self.max_sequences.min(self.kv_shape.pages / pages)
     }
+}
+
+/// See [`LoadReport::typical`]: 1024 tokens, or half of a shorter context, a quarter of them generated.
+pub(super) fn typical_request(context: usize) -> [usize; 2] {
+    let tokens = 1024.min(context.div_ceil(2));
+    let output = tokens.div_ceil(4);
+    [tokens - output, output]
 }
 
 /// What is to be said of a model that serves sequences of up to `context` tokens.

@@ -176,9 +176,8 @@ impl Blocks {
 
     /// How many of a sequence's first blocks are taken rather than computed: all that are known, or fewer where the last of
     /// them, which the host has, take longer to come from there than to compute. While one comes, `fetch` tokens at the start
-    /// of a sequence could be computed.
+    /// of a sequence could be computed; `usize::MAX` for none to come.
     pub(super) fn worthwhile(&self, names: &[BlockHash], fetch: usize) -> usize {
-        // What takes as long as nothing else is never fetched.
         let fetch = i64::try_from((fetch as u64).saturating_mul(ONE)).unwrap_or(i64::MAX);
         let of_block = |(i, &name): (usize, &BlockHash)| {
             let fetched = match self.find(name) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::device::Card;
+use crate::device::{Card, DeviceInfo};
 use crate::dtype::DType;
 use crate::engine::budget::KvBudget;
 use crate::engine::builder::{PAGE_SIZE, cache_size};
@@ -42,15 +42,17 @@ impl GpuModel {
     /// This build has no matrix product for the card's architecture.
     pub fn new(spec: &ArchSpec, card: &Card, kv_dtype: Option<DType>) -> Result<Self> {
         let dtype = Gpu::default_dtype(card.arch, spec.dtype);
-        let model = Self {
-            spec: spec.clone(),
-            machine: Machine::from(card),
-            memory_bytes: u64::from(card.memory_gib) << 30,
-            dtype,
-            kv_dtype: kv_dtype.unwrap_or(dtype),
-            products: HashMap::new(),
-            heads: HashMap::new(),
-        };
+        Self::on(spec, Machine::from(card), u64::from(card.memory_gib) << 30, [dtype, kv_dtype.unwrap_or(dtype)])
+    }
+
+    /// On a GPU that is here, or what stands for one; precisions of activations and of the KV cache.
+    pub(in crate::engine) fn of_device(spec: &ArchSpec, info: &DeviceInfo, dtypes: [DType; 2]) -> Result<Self> {
+        Self::on(spec, Machine::of(info), info.memory_bytes, dtypes)
+    }
+
+    fn on(spec: &ArchSpec, machine: Machine, memory_bytes: u64, [dtype, kv_dtype]: [DType; 2]) -> Result<Self> {
+        let (products, heads) = (HashMap::new(), HashMap::new());
+        let model = Self { spec: spec.clone(), machine, memory_bytes, dtype, kv_dtype, products, heads };
         model.product(1, [spec.hidden_size, spec.hidden_size], model.dtype, false)?;
         Ok(model)
     }
@@ -74,7 +76,8 @@ impl GpuModel {
     pub fn cache(&self, policy: &Policy, most: usize) -> Result<CacheSize> {
         let shape = self.cache_shape();
         let limits = Limits { batch_tokens: policy.step_tokens, cache: shape };
-        let (weights, activations) = (self.weight_bytes(), limits.activation_bytes(&self.spec));
+        let activations = limits.activation_bytes(&self.spec) + Gpu::WORKSPACE_BYTES;
+        let weights = self.weight_bytes();
         let free = self.memory_bytes.checked_sub(weights.saturating_add(activations)).ok_or_else(|| {
             let expected = format!("{weights} bytes of weights and {activations} of activations");
             Error::request("memory", expected, format!("{} bytes", self.memory_bytes))
