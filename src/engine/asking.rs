@@ -66,7 +66,7 @@ impl Engine {
             let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
             let (consumer, events) = channel::channel();
             let more = i + 1 < n;
-            let rules = Rules {
+            let rules = Box::new(Rules {
                 guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
                 repetition: Arc::clone(&repetition),
                 stretches: stretches.clone(),
@@ -78,7 +78,7 @@ impl Engine {
                 ignore_eos: request.ignore_eos,
                 guidance: scale,
                 processors: request.logits_processors.clone(),
-            };
+            });
             jobs.push(Job { key, kind: Kind::Generate { rules, consumer } });
             generations.push(Generation::new(Arc::clone(&self.0), key, events, prompt.clone(), text.clone()));
         }

@@ -67,7 +67,7 @@ pub(super) struct Job {
 }
 
 pub(super) enum Kind {
-    Generate { rules: Rules, consumer: Sender<Event> },
+    Generate { rules: Box<Rules>, consumer: Sender<Event> },
     Score { logprobs: Vec<f32>, reply: mpsc::Sender<Result<Vec<f32>>> },
 }
 

@@ -104,7 +104,7 @@ impl Lab {
         self.keys += 1;
         let (consumer, events) = channel();
         let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
-        let rules = Rules {
+        let rules = Box::new(Rules {
             sampling: sampling.resolve(&GenerationConfig::default(), 1000).unwrap(),
             repetition: Arc::default(),
             stretches: None,
@@ -116,7 +116,7 @@ impl Lab {
             guide: None,
             guidance,
             processors,
-        };
+        });
         (Job { key: self.keys, kind: Kind::Generate { rules, consumer } }, events)
     }
 
