@@ -21,7 +21,7 @@ impl GpuModel {
         if blocks(output) > cache.blocks {
             return Capacity { sequences: 0, tokens_per_s: 0.0 };
         }
-        let held: usize = (0..output).map(|age| blocks((age + policy.reserve).clamp(1, output))).sum();
+        let held: usize = (0..output).map(|age| blocks(age.saturating_add(policy.reserve).clamp(1, output))).sum();
         let room = policy.max_running.min(cache.blocks * output / held);
         let (prompt, output, budget) = (prompt as f64, output as f64, policy.step_tokens as f64);
         // As many prompts are computed as sequences end: a step has so many tokens of them for each that generates.
