@@ -17,8 +17,8 @@ pub mod text;
 pub use dtype::DType;
 pub use engine::{
     Constraint, ConstraintState, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Guidance, Incident,
-    KvLimit, LoadReport, LogitsContext, LogitsProcessor, Prompt, Request, Sampling, Score, SlowStep, Status, StepSize,
-    Timings, Token, TokenStream, Usage, batching, kv, scheduler, simulation,
+    KvLimit, LoadReport, LogitsContext, LogitsProcessor, Prompt, RepetitionDetection, Request, Sampling, Score,
+    SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, batching, kv, scheduler, simulation,
 };
 pub use error::{Error, Result};
 

@@ -125,7 +125,7 @@ fn valid(value: &Value, schema: &Value) -> bool {
 
 /// Each of several answers to each of random schemas parses, and is what the schema describes.
 #[test]
-fn outputs_are_what_the_schema_describes() {
+fn issue_3714_outputs_are_what_the_schema_describes() {
     let engine = engine();
     let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = proptest::test_runner::TestRunner::new(config);
@@ -145,7 +145,7 @@ fn outputs_are_what_the_schema_describes() {
 }
 
 #[test]
-fn objects_choices_expressions_and_grammars_are_kept_to() {
+fn issue_3714_objects_choices_expressions_and_grammars_are_kept_to() {
     let engine = engine();
     for seed in 0..8 {
         let (text, finish) = answer(&engine, wild(Constraint::JsonObject, seed)).unwrap();

@@ -13,12 +13,16 @@ use burrstone::ops::{Batch, CacheShape, LogitEdits, SampleRow, Sampled, Span};
 
 const PAGE_SIZE: usize = 8;
 const PAGES_EACH: usize = 65;
+const MEMORY: u64 = 1 << 30;
 
 /// A model on the simulator, and sequences that have their pages in turns, so that neighbours' pages alternate.
 struct Lab {
     decoder: Decoder<Gpu>,
     rope: Rope,
     sequences: Vec<Vec<u32>>,
+    stream: Stream,
+    /// Bytes that all this was reckoned to take.
+    reckoned: u64,
     /// Steps so far; every other is prepared before its tokens are known.
     steps: u64,
 }
@@ -38,10 +42,13 @@ impl Lab {
             dtype: DType::BF16,
         };
         let limits = Limits { batch_tokens: PAGE_SIZE * PAGES_EACH, cache };
-        let stream = Stream::sim(SimOptions { memory_bytes: 1 << 30, ..SimOptions::default() }).unwrap();
-        let gpu = Gpu::new(stream, DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
+        let stream = Stream::sim(SimOptions { memory_bytes: MEMORY, ..SimOptions::default() }).unwrap();
+        let gpu = Gpu::new(stream.clone(), DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
         let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
-        Self { decoder, rope: spec.rope.table(spec.context), sequences: prompts.to_vec(), steps: 0 }
+        let weights: u64 = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
+        let reckoned = weights + limits.activation_bytes(&spec) + Gpu::WORKSPACE_BYTES + cache.bytes() as u64;
+        let rope = spec.rope.table(spec.context);
+        Self { decoder, rope, sequences: prompts.to_vec(), stream, reckoned, steps: 0 }
     }
 
     /// Runs the last `new[i]` tokens of each sequence in one step, and appends the tokens that are chosen.
@@ -112,6 +119,18 @@ fn sequences_of_a_step_do_not_disturb_each_other() {
             assert_eq!(found[which].logprob.to_bits(), expected[0].logprob.to_bits(), "sequence {which}, step {step}");
         }
     }
+}
+
+/// #20256: what a model takes of a device is what was reckoned before, and no more.
+#[test]
+fn issue_20256_a_model_takes_what_was_reckoned_on_the_device() {
+    let mut lab = Lab::new(&[vec![20; 40], vec![21; 3]]);
+    let taken = |lab: &Lab| MEMORY - lab.stream.free_bytes().unwrap();
+    let loaded = taken(&lab);
+    assert!(loaded <= lab.reckoned && loaded > lab.reckoned / 2, "{loaded} of {}", lab.reckoned);
+    lab.step(&[40, 3], row);
+    (0..3).for_each(|_| drop(lab.step(&[1, 1], row)));
+    assert!(taken(&lab) <= lab.reckoned, "{} of {}", taken(&lab), lab.reckoned);
 }
 
 /// What was recorded for a short sequence serves a longer one: here the next split of the cache begins meanwhile.

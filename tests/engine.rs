@@ -1,8 +1,9 @@
 //! The engine as a Rust program meets it, on the built-in model.
 #![cfg(feature = "builtin-model")]
 
+use burrstone::scheduler::Preemption;
 use burrstone::text::Message;
-use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Guidance, Prompt, Request};
+use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Guidance, Prompt, RepetitionDetection, Request};
 
 fn engine() -> Engine {
     Engine::builtin().threads(2).build().unwrap()
@@ -44,9 +45,9 @@ fn the_same_request_gives_the_same_tokens_in_any_engine_and_on_any_number_of_thr
     assert_ne!(ids(&engine(), sampled().seed(6)), expected);
 }
 
-/// Greedy choice goes round in circles; with these it does not.
+/// #7842: greedy choice goes round in circles; with these it does not.
 #[test]
-fn what_was_said_is_not_said_again() {
+fn issue_7842_what_was_said_is_not_said_again() {
     let engine = engine();
     let request = || Request::text("And the king said").temperature(0.0).max_tokens(150).ignore_eos(true);
     let repeated = |ids: &[u32], n: usize| {
@@ -71,6 +72,37 @@ fn what_was_said_is_not_said_again() {
     assert_eq!(ids(&engine, request.clone().no_repeat_ngram_size(1)), [9; 4]);
     let all = request.logit_bias(9, f32::NEG_INFINITY);
     assert_eq!(refused(engine.generate(all)), "logit_bias: expected a token that is left, found a ban of all");
+}
+
+/// #7842: where it may go round in circles, it ends.
+#[test]
+fn issue_7842_a_generation_that_goes_round_in_circles_ends() {
+    let engine = engine();
+    let request = || Request::text("And the king said").temperature(0.0).max_tokens(300).ignore_eos(true);
+    let free = ids(&engine, request());
+    let detection = RepetitionDetection { min_pattern_size: 3, max_pattern_size: 50, min_count: 2 };
+    let ends = |request: Request| {
+        let mut generation = engine.generate(request.repetition_detection(detection)).unwrap();
+        let found: Vec<u32> = generation.by_ref().map(|token| token.unwrap().id).collect();
+        assert!(free.starts_with(&found));
+        (found, generation.finish_reason())
+    };
+    let (found, finish) = ends(request());
+    assert_eq!(finish, Some(FinishReason::Repetition));
+    assert_eq!(finish.unwrap().to_string(), "repetition");
+    let is_twice = |tokens: &[u32]| {
+        (3..=50.min(tokens.len() / 2)).any(|n| tokens[tokens.len() - n..] == tokens[tokens.len() - 2 * n..][..n])
+    };
+    let first = (1..=free.len()).find(|&len| is_twice(&free[..len])).unwrap();
+    assert_eq!(found.len(), first);
+    let (found, finish) = ends(request().min_tokens(first + 5));
+    assert_eq!(finish, Some(FinishReason::Repetition));
+    assert!(found.len() >= first + 5 && is_twice(&found));
+    let (found, finish) = ends(request().max_tokens(first));
+    assert_eq!((found.len(), finish), (first, Some(FinishReason::Length)));
+    let none = RepetitionDetection { min_count: 1, ..detection };
+    let wrong = refused(engine.generate(request().repetition_detection(none)));
+    assert_eq!(wrong, "repetition_detection: min_count: expected at least 2, found 1");
 }
 
 /// Bans all but one token, which follows from those before.
@@ -123,8 +155,9 @@ fn logits_processors_get_their_own_rows_on_the_simulator() {
     processors_get_their_own_rows(&engine.unwrap());
 }
 
+/// #15839: see also `tests/golden/guidance.rs`, for the numbers.
 #[test]
-fn guidance_keeps_away_from_the_negative_prompt() {
+fn issue_15839_guidance_keeps_away_from_the_negative_prompt() {
     let engine = engine();
     let negative = |text: &str| Some(Prompt::Text(text.to_owned()));
     let guided = |scale, negative_prompt| greedy("And the king said").guidance(Guidance { scale, negative_prompt });
@@ -224,6 +257,29 @@ fn a_request_that_finds_the_cache_full_waits_for_its_turn() {
     assert!(error.contains("at most 256 tokens") && error.contains("257 tokens"), "{error}");
 }
 
+/// #9474, #6623, #20256: what is said of an engine before the first request is what is there.
+#[test]
+fn issue_9474_what_there_is_room_for_is_said_and_kept() {
+    let build = |kv| Engine::builtin().kv_tokens(640).max_sequences(6).kv_dtype(kv).build().unwrap();
+    let engine = build(None);
+    let report = engine.report();
+    let (spec, shape) = (engine.spec(), report.kv_shape);
+    let per_token = 2 * spec.layers * spec.kv_heads * spec.head_dim * 2;
+    assert_eq!((shape.bytes_per_token(), report.kv_bytes), (per_token, 640 * per_token as u64));
+    assert_eq!((report.typical, report.tokens_per_s), ([240, 80], None));
+    assert_eq!([1, 64, 96, 97, 640, 641].map(|tokens| report.sequences_of(tokens)), [6, 6, 6, 5, 1, 0]);
+    assert_eq!(build(Some(DType::E4M3)).report().kv_shape.bytes_per_token(), per_token / 2);
+    // Of 200 tokens each, two; others wait.
+    assert_eq!(report.sequences_of(300), 2);
+    let long = |token| Request::tokens(vec![token; 200]).temperature(0.0).max_tokens(101).ignore_eos(true);
+    let mut asked: Vec<_> = (5..8).map(|token| engine.generate(long(token)).unwrap()).collect();
+    asked.iter_mut().take(2).for_each(|generation| assert!(generation.next().is_some()));
+    let status = engine.status().unwrap();
+    assert_eq!((status.running, status.waiting), (2, 1));
+    let wrong = refused(Engine::builtin().preemption(Preemption::Swap).build());
+    assert_eq!(wrong, "preemption: expected memory of the host to swap to, found 0 bytes");
+}
+
 #[test]
 fn the_context_ends_a_generation() {
     let engine = Engine::builtin().context(40).build().unwrap();
@@ -296,9 +352,9 @@ fn scores_agree_with_the_log_probabilities_of_generation() {
     assert_eq!(engine.score(&all[..1]).unwrap().perplexity, None);
 }
 
-/// A text is scored again, or goes on, for the price of what is new, with the same bits.
+/// #13409: a text is scored again, or goes on, for the price of what is new, with the same bits.
 #[test]
-fn known_scores_are_not_computed_again() {
+fn issue_13409_known_scores_are_not_computed_again() {
     let engine = engine();
     let text: Vec<u32> = (0..200).map(|i| 100 + i * 37 % 1500).collect();
     let computed = || engine.status().unwrap().stats.computed_tokens;
@@ -325,9 +381,9 @@ fn the_precision_of_activations_is_a_choice() {
     }
 }
 
-/// What a cache of eight bits takes is what it says, and what it costs in precision is bounded.
+/// #14381, the part of precision: what a cache of eight bits takes is what it says, and what it costs is bounded.
 #[test]
-fn the_precision_of_the_cache_is_a_choice() {
+fn issue_14381_the_precision_of_the_cache_is_a_choice() {
     let tokens = engine().tokenizer().unwrap().encode("In the beginning God created the heaven", true).unwrap();
     let engine = |kv| Engine::builtin().dtype(Some(DType::F32)).kv_dtype(kv).kv_tokens(1024).build().unwrap();
     let exact = engine(None);

@@ -139,8 +139,9 @@ fn check(builder: impl Fn() -> EngineBuilder, vocab: u32, cases: u32, size: usiz
     (preempted.get(), cached.get())
 }
 
+/// #9609, but for speculation: concurrency changes nothing.
 #[test]
-fn every_request_gets_the_bits_that_it_gets_alone() {
+fn issue_9609_every_request_gets_the_bits_that_it_gets_alone() {
     let (preempted, cached) = check(|| Engine::builtin().threads(2).context(256), 2048, 8, 20);
     assert!(preempted > 0 && cached > 0, "{preempted} preemptions, {cached} cached tokens");
 }
@@ -246,6 +247,38 @@ fn what_was_given_up_comes_back_from_the_host() {
         let status = engine.status().unwrap();
         assert_eq!((status.stats.fetched_blocks, status.blocks.host), (2, 4), "{device} {kv:?}");
     }
+}
+
+/// #6879, #4702 and the eager mode of #9474: what a step of single tokens takes of the host is one copy and one replay,
+/// whatever the number of sequences.
+#[test]
+#[cfg(feature = "sim")]
+fn issue_6879_a_step_is_one_copy_and_one_replay_on_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::case("qwen3").write(folder.path());
+    let builder = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).max_sequences(4);
+    let engine = builder.kv_tokens(512).step_tokens(64).build().unwrap();
+    assert!(engine.report().tokens_per_s.unwrap() > 0.0);
+    let request = Request::tokens(vec![41, 78, 259]).max_tokens(40).ignore_eos(true).temperature(1.0).seed(1);
+    let mut asked = engine.generate_several(request, 3).unwrap();
+    for generation in &mut asked {
+        // The first steps are launched one by one, and recorded.
+        assert_eq!(generation.by_ref().take(4).map(Result::unwrap).count(), 4);
+    }
+    let before = engine.status().unwrap();
+    asked.into_iter().for_each(|generation| assert_eq!(generation.map(Result::unwrap).count(), 36));
+    let after = engine.status().unwrap();
+    let steps = after.stats.steps - before.stats.steps;
+    // They had gone on meanwhile, but not to the end, with pages that were not theirs before.
+    assert!(steps > 10, "{steps}");
+    let (a, b) = (before.counters, after.counters);
+    assert_eq!(
+        (b.replays - a.replays, b.launches, b.allocations, b.syncs),
+        (steps, a.launches, a.allocations, a.syncs)
+    );
+    assert!(b.uploads - a.uploads <= steps, "{a:?} {b:?}");
+    // One more for the step that was under way before.
+    assert!(b.waits - a.waits <= steps + 1, "{a:?} {b:?}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Options that several commands share.
 
 use anyhow::Result;
-use burrstone::{Device, Dry, Engine, EngineBuilder, Guidance, Prompt, Request, Sampling};
+use burrstone::{Device, Dry, Engine, EngineBuilder, Guidance, Prompt, RepetitionDetection, Request, Sampling};
 use clap::Args;
 
 use super::constraint::ConstraintArgs;
 use super::output;
-use super::values::{self, KvPrecision, Precision, Scaling};
+use super::values::{self, KvPrecision, OnPreemption, Precision, Scaling};
 
 /// Which model, and how it runs.
 #[derive(Args, Debug)]
@@ -55,6 +55,10 @@ pub struct ModelArgs {
     /// Bytes of the host's memory for what the KV cache gives up
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     pub host_kv_memory: Option<u64>,
+
+    /// How a sequence that had to give its place up gets back what it had [default: auto]
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub preemption: Option<OnPreemption>,
 
     /// Tokens of the KV cache
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
@@ -109,6 +113,9 @@ impl ModelArgs {
         if let Some(bytes) = self.host_kv_memory {
             builder = builder.host_kv_memory(bytes);
         }
+        if let Some(preemption) = self.preemption {
+            builder = builder.preemption(preemption.preemption());
+        }
         if let Some(tokens) = self.kv_tokens {
             builder = builder.kv_tokens(tokens);
         }
@@ -118,7 +125,11 @@ impl ModelArgs {
         if let Some(tokens) = self.step_tokens {
             builder = builder.step_tokens(tokens);
         }
-        Ok(builder.build()?)
+        let engine = builder.build()?;
+        if !self.quiet {
+            engine.report().warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
+        }
+        Ok(engine)
     }
 
     fn builder(&self) -> Result<EngineBuilder> {
@@ -208,6 +219,21 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     stop: Vec<String>,
 
+    /// End where the last tokens are a pattern of up to so many tokens, --repetition-min-count times over
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_min_count")]
+    #[arg(allow_negative_numbers = true)]
+    repetition_max_pattern_size: Option<usize>,
+
+    /// Tokens of the shortest such pattern [default: 1]
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_max_pattern_size")]
+    #[arg(allow_negative_numbers = true)]
+    repetition_min_pattern_size: Option<usize>,
+
+    /// How often such a pattern comes; at least 2
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_max_pattern_size")]
+    #[arg(allow_negative_numbers = true)]
+    repetition_min_count: Option<usize>,
+
     /// Go on past the model's end tokens
     #[arg(long)]
     ignore_eos: bool,
@@ -245,12 +271,21 @@ impl SamplingArgs {
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            repetition_detection: self.repetition_detection(),
             constraint: self.constraint.read()?,
             guidance: self
                 .guidance_scale
                 .map(|scale| Guidance { scale, negative_prompt: self.negative_prompt.clone().map(Prompt::Text) }),
             ignore_eos: self.ignore_eos,
             ..request
+        })
+    }
+
+    fn repetition_detection(&self) -> Option<RepetitionDetection> {
+        Some(RepetitionDetection {
+            min_pattern_size: self.repetition_min_pattern_size.unwrap_or(1),
+            max_pattern_size: self.repetition_max_pattern_size?,
+            min_count: self.repetition_min_count?,
         })
     }
 

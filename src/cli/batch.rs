@@ -73,6 +73,7 @@ impl Batch {
                 totals.completion_tokens,
                 totals.completion_tokens as f64 / seconds,
             ));
+            output::preemptions(engine.report(), &engine.status()?.stats);
         }
         Ok(())
     }

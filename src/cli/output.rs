@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use burrstone::model::source::Progress;
+use burrstone::ops::CacheShape;
+use burrstone::scheduler::Stats;
 use burrstone::{KvLimit, LoadReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -128,9 +130,9 @@ impl Drop for Working {
     }
 }
 
-/// Where memory goes, and why so much.
+/// Where memory goes, and why so much; and for how many sequences that is.
 pub fn memory_table(report: &LoadReport) {
-    let LoadReport { step_tokens, max_sequences, context, kv_tokens, .. } = *report;
+    let LoadReport { step_tokens, max_sequences, context, kv_tokens, kv_shape, .. } = *report;
     let kv = match report.kv_limit {
         KvLimit::Asked => "as asked for".to_owned(),
         KvLimit::Memory => "what --memory leaves".to_owned(),
@@ -138,15 +140,43 @@ pub fn memory_table(report: &LoadReport) {
         KvLimit::Free(free) => format!("half of {} that are free", size(free)),
         _ => String::new(),
     };
+    let CacheShape { layers, kv_heads, head_dim, dtype, .. } = kv_shape;
+    let scale = if kv_shape.has_scales() { " and a scale" } else { "" };
+    let token = format!("keys and values: 2 x {layers} layers x {kv_heads} heads x {head_dim} of {dtype}{scale}");
     let host = report.host_kv_bytes;
     let owners = [
         ("weights", report.weight_bytes, "as stored".to_owned()),
         ("activations", report.activation_bytes, format!("at the most, for {step_tokens} tokens of a step")),
         ("KV cache", report.kv_bytes, format!("{kv_tokens} tokens: {kv}")),
+        ("of a token", kv_shape.bytes_per_token() as u64, token),
         ("host's KV", host, "at the most, for what the cache gives up: as asked for".to_owned()),
     ];
     for (owner, bytes, why) in owners.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
         note(format_args!("{owner:<12} {:>10}  {why}", size(bytes)));
+    }
+    let all = report.sequences_of(context);
+    let typical = report.typical.iter().sum();
+    let more = report.sequences_of(typical);
+    let modelled = report.tokens_per_s.map(|rate| format!(", {rate:.0} tokens/s by the kernels' cost model"));
+    let modelled = modelled.unwrap_or_default();
+    note(format_args!(
+        "{:<12} {all:>10}  at a time of {context} tokens, the whole context; {more} of {typical}{modelled}",
+        "sequences"
+    ));
+}
+
+/// What the cache being too small has cost, if it was.
+pub fn preemptions(report: &LoadReport, stats: &Stats) {
+    let block = (report.kv_shape.page_size * report.kv_shape.bytes_per_token()) as u64;
+    if stats.preemptions > 0 || stats.stored_blocks > 0 {
+        note(format_args!(
+            "{} preemptions, {} tokens computed again, {:.1} s until all was as before | to the host's memory {}, back {}",
+            stats.preemptions,
+            stats.recomputed_tokens,
+            stats.stalled.as_secs_f64(),
+            size(stats.stored_blocks * block),
+            size(stats.fetched_blocks * block),
+        ));
     }
 }
 

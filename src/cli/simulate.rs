@@ -8,8 +8,8 @@ use std::fmt;
 use anyhow::Result;
 use burrstone::device::Card;
 use burrstone::model::ArchSpec;
-use burrstone::scheduler::{Plan, Policy, Submission};
-use burrstone::simulation::{Arrival, Costs, GpuModel, Run, simulate};
+use burrstone::scheduler::{Plan, Policy, Scheduler, Submission};
+use burrstone::simulation::{self, Arrival, Costs, GpuModel, Run, simulate};
 use burrstone::{Prompt, Request};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum as _};
@@ -111,10 +111,23 @@ struct Report {
 struct Simulated {
     #[serde(flatten)]
     mix: Mix,
+    capacity: Capacity,
     steps: usize,
     tokens_per_step: f64,
     /// Requests that the cache could never hold.
     refused: usize,
+}
+
+/// What was to be expected.
+#[derive(Serialize)]
+struct Capacity {
+    /// Prompt and output of a request, and how many such sequences run at a time where they have nothing in common.
+    median_tokens: usize,
+    median_sequences: usize,
+    p95_tokens: usize,
+    p95_sequences: usize,
+    /// Of requests of the mean lengths that never run out.
+    tokens_per_s: f64,
 }
 
 impl Simulate {
@@ -145,9 +158,11 @@ impl Simulate {
         let mut simulated = Vec::new();
         for (round, &workload) in (0..).zip(mixes) {
             let arrivals = self.arrivals(workload.requests(self.requests, spec.vocab_size, context, round));
+            let capacity = Capacity::of(&arrivals, |prompt, output| gpu.capacity(&policy, cache, prompt, output));
+            self.warn(workload, &arrivals, &capacity);
             let costs = Costs { step: |plan: &Plan| gpu.seconds(plan), submit: 0.0 };
-            let run = simulate(policy, cache, costs, &arrivals, usize::MAX);
-            simulated.push(Simulated::of(workload, &run, &arrivals));
+            let run = simulate(Scheduler::new(policy, cache), costs, &arrivals, usize::MAX);
+            simulated.push(Simulated::of(workload, &run, &arrivals, capacity));
         }
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -161,6 +176,16 @@ impl Simulate {
             mixes: simulated,
         };
         if self.json { output::print_json(&report) } else { output::print(report.to_string()) }
+    }
+
+    /// Says so where more is asked for than there is to be had.
+    fn warn(&self, workload: Workload, arrivals: &[Arrival], capacity: &Capacity) {
+        let tokens = arrivals.iter().map(|arrival| arrival.output).sum::<usize>() as f64;
+        let asked = self.rate.map_or(0.0, |rate| rate * tokens / arrivals.len().max(1) as f64);
+        if asked > capacity.tokens_per_s {
+            let (name, most) = (workload.name(), capacity.tokens_per_s);
+            output::note(format_args!("warning: {name}: {asked:.1} tokens/s are asked for, {most:.1} are to be had"));
+        }
     }
 
     fn spec(&self) -> Result<ArchSpec> {
@@ -191,8 +216,26 @@ impl Simulate {
     }
 }
 
+impl Capacity {
+    /// Of requests, by what is to be had with those of one length.
+    fn of(arrivals: &[Arrival], mut with: impl FnMut(usize, usize) -> simulation::Capacity) -> Self {
+        let mut lengths: Vec<(usize, usize)> =
+            arrivals.iter().map(|arrival| (arrival.submission.prompt.len(), arrival.output)).collect();
+        lengths.sort_by_key(|(prompt, output)| prompt + output);
+        let count = lengths.len().max(1);
+        let mut at = |share: f64| {
+            let (prompt, output) = lengths.get(((count - 1) as f64 * share) as usize).copied().unwrap_or_default();
+            (prompt + output, with(prompt, output).sequences)
+        };
+        let ((median_tokens, median_sequences), (p95_tokens, p95_sequences)) = (at(0.5), at(0.95));
+        let mean = |of: fn(&(usize, usize)) -> usize| lengths.iter().map(of).sum::<usize>().div_ceil(count);
+        let tokens_per_s = with(mean(|(prompt, _)| *prompt), mean(|(_, output)| *output)).tokens_per_s;
+        Self { median_tokens, median_sequences, p95_tokens, p95_sequences, tokens_per_s }
+    }
+}
+
 impl Simulated {
-    fn of(workload: Workload, run: &Run, arrivals: &[Arrival]) -> Self {
+    fn of(workload: Workload, run: &Run, arrivals: &[Arrival], capacity: Capacity) -> Self {
         let done = |(record, arrival): (&burrstone::simulation::Record, &Arrival)| {
             let (_, receipt) = record.end?;
             Some(Done { receipt, prompt: arrival.submission.prompt.len(), tokens: record.tokens.len() })
@@ -201,6 +244,7 @@ impl Simulated {
         let tokens: usize = run.steps.iter().map(|step| step.tokens).sum();
         Self {
             mix: Mix::of(workload, run.seconds(), &done),
+            capacity,
             steps: run.steps.len(),
             tokens_per_step: tokens as f64 / run.steps.len().max(1) as f64,
             refused: run.records.iter().filter(|record| record.refused.is_some()).count(),
@@ -220,6 +264,16 @@ impl fmt::Display for Report {
         writeln!(f, "{} {:>11} {:>7}", Mix::header(), "tokens/step", "refused")?;
         for Simulated { mix, tokens_per_step, refused, .. } in &self.mixes {
             writeln!(f, "{mix} {tokens_per_step:>11.1} {refused:>7}")?;
+        }
+        writeln!(
+            f,
+            "\nto be expected: tokens/s, and sequences at a time of the median length and of the 95th percentile"
+        )?;
+        for Simulated { mix, capacity, .. } in &self.mixes {
+            let Capacity { median_tokens, median_sequences, p95_tokens, p95_sequences, tokens_per_s } = capacity;
+            let (median, p95) =
+                (format!("{median_sequences} of {median_tokens}"), format!("{p95_sequences} of {p95_tokens}"));
+            writeln!(f, "{:<14} {tokens_per_s:>19.1} {median:>17} {p95:>17}", mix.workload)?;
         }
         Ok(())
     }

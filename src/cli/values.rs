@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use burrstone::DType;
 use burrstone::model::RopeScaling;
+use burrstone::scheduler::Preemption;
 use clap::ValueEnum;
 
 /// A list of token ids: `1,2,3`.
@@ -85,6 +86,27 @@ impl KvPrecision {
             Self::Fp8E5m2 => DType::E5M2,
             Self::Int8 => DType::I8,
         })
+    }
+}
+
+/// How a sequence that had to give its place up gets back what it had.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnPreemption {
+    /// Compute it again
+    Recompute,
+    /// Fetch what the host's memory has of it
+    Swap,
+    /// The faster of the two
+    Auto,
+}
+
+impl OnPreemption {
+    pub fn preemption(self) -> Preemption {
+        match self {
+            Self::Recompute => Preemption::Recompute,
+            Self::Swap => Preemption::Swap,
+            Self::Auto => Preemption::Auto,
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::text::StopMatcher;
 use super::constraint::{Constraint, Guide};
 use super::generation::Generation;
 use super::logits::Guidance;
-use super::repetition::Repetition;
+use super::repetition::{Repetition, Stretches};
+use super::repetition_detection::Detector;
 use super::request::{Prompt, Request};
 use super::rules::Rules;
 use super::sampling::Resolved;
@@ -50,8 +51,12 @@ impl Engine {
             None if request.stop.is_empty() => None,
             _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
         };
-        let repetition = Repetition::new(&request.sampling, sampling.no_repeat_ngram_size, || self.tokenizer());
-        let repetition = Arc::new(repetition?);
+        let detector =
+            request.repetition_detection.map(|detection| detection.check().map(|()| Detector::new(detection)));
+        let detector = detector.transpose()?;
+        let repetition = Arc::new(Repetition::new(&request.sampling, || self.tokenizer())?);
+        let ngram = Some(sampling.no_repeat_ngram_size).filter(|&ngram| ngram > 0);
+        let stretches = ngram.map(|ngram| Stretches::new(ngram, &prompt));
         let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
         // One beyond all time is none.
         let deadline = request.deadline.and_then(|after| at.checked_add(after));
@@ -60,9 +65,11 @@ impl Engine {
             let key = self.0.requests.fetch_add(1, Ordering::Relaxed);
             let (consumer, events) = channel::channel();
             let more = i + 1 < n;
-            let rules = Rules {
+            let rules = Box::new(Rules {
                 guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
                 repetition: Arc::clone(&repetition),
+                stretches: stretches.clone(),
+                detector: detector.clone(),
                 sampling: Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
                 max_tokens,
                 min_tokens: request.min_tokens,
@@ -70,7 +77,7 @@ impl Engine {
                 ignore_eos: request.ignore_eos,
                 guidance: scale,
                 processors: request.logits_processors.clone(),
-            };
+            });
             jobs.push(Job { key, kind: Kind::Generate { rules, consumer } });
             generations.push(Generation::new(Arc::clone(&self.0), key, events, prompt.clone(), text.clone()));
         }

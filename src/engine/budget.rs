@@ -88,15 +88,18 @@ fn cgroup_room() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::model::ArchSpec;
 
     const GIB: u64 = 1 << 30;
     const NOTHING: KvBudget = KvBudget { memory: None, kv_memory: None, kv_tokens: None };
 
-    /// #33263 of vLLM, and the 71 GB of a 1B model of its #20256: a machine with much memory does not lose it to a cache
-    /// that no number of sequences could fill.
+    /// #33263, and the 71 GB of a 1B model of #20256: a machine with much memory does not lose it to a cache that no number of
+    /// sequences could fill.
     #[test]
-    fn the_cache_is_never_more_than_all_sequences_fill() {
+    fn issue_20256_the_cache_is_never_more_than_all_sequences_fill() {
         let most = 16 * 4096;
         let of = |budget: KvBudget, free| budget.tokens(32 << 10, 2 * GIB, GIB, free, most).unwrap();
         assert_eq!(of(NOTHING, Some(80 * GIB)), (most, KvLimit::Sequences));
@@ -108,8 +111,28 @@ mod tests {
         assert_eq!(of(ample, Some(80 * GIB)), (most, KvLimit::Sequences));
     }
 
+    /// #6623: a cache of the same bytes held a quarter of the tokens of another model, and nobody said why. The language model
+    /// of Llava-1.5-7B has keys and values for each of its 32 heads, Llama-3-8B for 8.
     #[test]
-    fn what_is_asked_for_is_given_or_refused_with_the_numbers() {
+    fn issue_6623_a_token_takes_what_its_heads_take() {
+        let tokens = |vocab: usize, inner: usize, kv_heads: usize| {
+            let config = format!(
+                r#"{{"model_type": "llama", "vocab_size": {vocab}, "hidden_size": 4096, "intermediate_size": {inner},
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": {kv_heads},
+                "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "torch_dtype": "float16"}}"#
+            );
+            let spec = ArchSpec::from_config(Path::new("config.json"), config.as_bytes(), None).unwrap();
+            let per_token = spec.cache_shape(0, 32, spec.dtype).bytes_per_token() as u64;
+            let budget = KvBudget { memory: Some(24 * GIB), ..NOTHING };
+            (per_token, budget.tokens(per_token, 14 * GIB, GIB, Some(24 * GIB), usize::MAX).unwrap().0)
+        };
+        let ((llava, fewer), (llama, more)) = (tokens(32_064, 11_008, 32), tokens(128_256, 14_336, 8));
+        assert_eq!((llava, llama), (512 << 10, 128 << 10));
+        assert_eq!((fewer as u64 * llava, more as u64 * llama), (9 * GIB, 9 * GIB));
+    }
+
+    #[test]
+    fn issue_20256_what_is_asked_for_is_given_or_refused_with_the_numbers() {
         let tokens = KvBudget { kv_tokens: Some(1000), ..NOTHING };
         assert_eq!(tokens.tokens(1024, GIB, GIB, Some(GIB), 10).unwrap(), (1000, KvLimit::Asked));
         let bytes = KvBudget { kv_memory: Some(GIB), ..NOTHING };

@@ -19,8 +19,10 @@ use super::budget::KvBudget;
 use super::constraint::Masks;
 use super::incident::{Incident, OnIncident};
 use super::loader::{Loader, Opened, Target};
+use super::report::{typical_request, warnings};
 use super::runner::Runner;
-use super::scheduler::{CacheSize, Policy, Scheduler};
+use super::scheduler::{CacheSize, Policy, Preemption, Scheduler};
+use super::simulation::GpuModel;
 use super::watchdog::Watchdog;
 use super::worker::Worker;
 use super::{Engine, Inner, LoadReport};
@@ -84,6 +86,7 @@ pub struct EngineBuilder {
     rope_scaling: RopeScaling,
     budget: KvBudget,
     host_kv_memory: u64,
+    preemption: Option<Preemption>,
     max_sequences: Option<usize>,
     step_tokens: Option<usize>,
     policy: Policy,
@@ -109,6 +112,7 @@ impl EngineBuilder {
             rope_scaling: RopeScaling::Always,
             budget: KvBudget::default(),
             host_kv_memory: 0,
+            preemption: None,
             max_sequences: None,
             step_tokens: None,
             policy: Policy::default(),
@@ -190,6 +194,13 @@ impl EngineBuilder {
         self
     }
 
+    /// How a sequence that had to give its place up gets back what it had. [`Preemption::Swap`] needs
+    /// [`host_kv_memory`](Self::host_kv_memory).
+    pub fn preemption(mut self, preemption: Preemption) -> Self {
+        self.preemption = Some(preemption);
+        self
+    }
+
     /// Sequences that run at a time; others wait.
     pub fn max_sequences(mut self, sequences: usize) -> Self {
         self.max_sequences = Some(sequences);
@@ -203,7 +214,8 @@ impl EngineBuilder {
     }
 
     /// How requests are scheduled. `step_tokens` and `max_running` are set by [`step_tokens`](Self::step_tokens) and
-    /// [`max_sequences`](Self::max_sequences) where those are given, and by what the device does well where not.
+    /// [`max_sequences`](Self::max_sequences) where those are given, and by what the device does well where not;
+    /// [`preemption`](Self::preemption) goes before `preemption`.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -262,24 +274,18 @@ impl EngineBuilder {
         let (target, opened) = self.target()?;
         let dtype = self.dtype.unwrap_or_else(|| opened.default_dtype(spec.dtype));
         let context = self.context_for(spec.context)?;
-        let per_token = CacheShape {
-            layers: spec.layers,
-            pages: 0,
-            page_size: PAGE_SIZE,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-            dtype: self.kv_dtype.unwrap_or(dtype),
-        };
+        let per_token = spec.cache_shape(0, PAGE_SIZE, self.kv_dtype.unwrap_or(dtype));
         let max_running = self.max_sequences.unwrap_or_else(|| opened.max_sequences());
         let step_tokens = self.step_tokens.unwrap_or(self.policy.step_tokens.max(max_running));
         if !(1..=step_tokens).contains(&max_running) {
             let expected = format!("from 1 to {step_tokens}, the tokens of a step");
             return Err(Error::request("max sequences", expected, max_running));
         }
-        let policy = Policy { step_tokens, max_running, ..self.policy };
+        let preemption = self.preemption.unwrap_or(self.policy.preemption);
+        let policy = Policy { step_tokens, max_running, preemption, ..self.policy };
         let limits = Limits { batch_tokens: step_tokens, cache: per_token };
         let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let activation_bytes = limits.activation_bytes(&spec);
+        let activation_bytes = limits.activation_bytes(&spec) + opened.workspace_bytes();
         let most = max_running.saturating_mul(context.next_multiple_of(PAGE_SIZE));
         let (tokens, kv_limit) = self.budget.tokens(
             per_token.bytes_per_token() as u64,
@@ -291,6 +297,19 @@ impl EngineBuilder {
         let shape = CacheShape { pages: (tokens / PAGE_SIZE).max(1), ..per_token };
         let limits = Limits { cache: shape, ..limits };
 
+        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
+        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
+        if preemption == Preemption::Swap && host_blocks == 0 {
+            let found = format!("{} bytes", self.host_kv_memory);
+            return Err(Error::request("preemption", "memory of the host to swap to", found));
+        }
+        let context = context.min(shape.pages * PAGE_SIZE);
+        let cache = cache_size(&spec, shape.pages);
+        let typical @ [prompt, output] = typical_request(context);
+        // What a device has no kernels for it refuses itself, as the model is loaded.
+        let model = opened.gpu().and_then(|info| GpuModel::of_device(&spec, info, [dtype, shape.dtype]).ok());
+        let tokens_per_s = model.map(|mut model| model.capacity(&policy, cache, prompt, output).tokens_per_s);
+
         let tokenizer = match checkpoint.file("tokenizer.json")? {
             Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
             None => None,
@@ -299,8 +318,6 @@ impl EngineBuilder {
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
         let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(spec.context), PAGE_SIZE))?;
-        let host_blocks = self.host_kv_memory / (PAGE_SIZE * shape.bytes_per_token()).max(1) as u64;
-        let host_blocks = usize::try_from(host_blocks).unwrap_or(usize::MAX);
         // The simulator computes slower than anything can be fetched.
         let is_fetched = host_blocks > 0 && self.device != Device::Sim;
         let fetch = if is_fetched { fetch_tokens(&spec, runner.forward()?)? } else { 0 };
@@ -309,6 +326,7 @@ impl EngineBuilder {
             device: runner.device().to_owned(),
             dtype,
             kv_dtype: shape.dtype,
+            kv_shape: shape,
             load_s: 0.0,
             weight_bytes,
             kv_bytes: shape.bytes() as u64,
@@ -318,9 +336,12 @@ impl EngineBuilder {
             activation_bytes,
             step_tokens,
             max_sequences: max_running,
-            context: context.min(shape.pages * PAGE_SIZE),
+            context,
+            typical,
+            tokens_per_s,
+            warnings: warnings(&spec, context),
         };
-        let scheduler = Scheduler::new(policy, cache_size(&spec, shape.pages)).with_host(host_blocks, fetch);
+        let scheduler = Scheduler::new(policy, cache).with_host(host_blocks, fetch);
         let (commands, receiver) = mpsc::channel();
         let failed = |e| Error::Device { device: report.device.clone(), reason: format!("a thread of its own: {e}") };
         let incident = Arc::clone(&self.incident);

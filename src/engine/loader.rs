@@ -4,7 +4,7 @@
 use crate::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "sim")]
 use crate::device::SimOptions;
-use crate::device::{Kernel, Stream};
+use crate::device::{DeviceInfo, Kernel, Stream};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::{self, Gpu};
@@ -46,6 +46,19 @@ impl Opened {
             Self::Gpu(stream) if stream.info().device == "sim" => 4,
             Self::Gpu(_) => 256,
         }
+    }
+
+    /// What it is, of a GPU or what stands for one.
+    pub fn gpu(&self) -> Option<&DeviceInfo> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(stream) => Some(stream.info()),
+        }
+    }
+
+    /// Bytes that its kernels work in, whatever the model is.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.gpu().map_or(0, |_| Gpu::WORKSPACE_BYTES)
     }
 
     /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.

@@ -1,6 +1,6 @@
 //! Penalties that look at how the text so far went on: the host computes them for each token, as biases.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::text::{Piece, Tokenizer};
@@ -54,8 +54,6 @@ impl Dry {
 /// What one request asks for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Repetition {
-    /// No stretch of so many tokens comes twice; 0 for no such rule.
-    pub ngram: usize,
     pub dry: Option<DryTokens>,
     /// None of these sequences is generated; none is empty.
     pub bad_words: Vec<Vec<u32>>,
@@ -140,7 +138,7 @@ fn lowered(bias: f32, penalty: f32) -> f32 {
 impl Repetition {
     /// # Errors
     /// Texts are given, and there is no tokenizer, or an empty one among them.
-    pub fn new<'a>(sampling: &Sampling, ngram: usize, tokenizer: impl Fn() -> Result<&'a Tokenizer>) -> Result<Self> {
+    pub fn new<'a>(sampling: &Sampling, tokenizer: impl Fn() -> Result<&'a Tokenizer>) -> Result<Self> {
         let dry = sampling.dry.as_ref().filter(|dry| dry.multiplier > 0.0);
         // Without a tokenizer there are no texts that could break anything.
         let dry = dry.map(|dry| DryTokens::new(dry, tokenizer().ok())).transpose()?;
@@ -155,23 +153,17 @@ impl Repetition {
             }
         }
         bad_words.retain(|word| !word.is_empty());
-        Ok(Self { ngram, dry, bad_words })
+        Ok(Self { dry, bad_words })
     }
 
     pub fn is_none(&self) -> bool {
-        self.ngram == 0 && self.dry.is_none() && self.bad_words.is_empty()
+        self.dry.is_none() && self.bad_words.is_empty()
     }
 
     /// Adds what the token after `tokens`, of which `prompt_len` are the prompt's, gets for what came before.
     pub fn apply(&self, tokens: &[u32], prompt_len: usize, biases: &mut BTreeMap<u32, f32>) {
         if let Some(dry) = &self.dry {
             dry.apply(tokens, biases);
-        }
-        if let Some(start) = self.ngram.checked_sub(1).and_then(|known| tokens.len().checked_sub(known)) {
-            let end = &tokens[start..];
-            for stretch in tokens.windows(self.ngram).filter(|stretch| stretch.starts_with(end)) {
-                ban(biases, stretch[self.ngram - 1]);
-            }
         }
         for word in &self.bad_words {
             if let [known @ .., last] = word.as_slice()
@@ -180,6 +172,48 @@ impl Repetition {
                 ban(biases, *last);
             }
         }
+    }
+}
+
+/// No stretch of so many tokens comes twice: what followed each stretch of one less, so that a token costs the same however
+/// many there were before.
+#[derive(Clone, Debug)]
+pub(super) struct Stretches {
+    /// Tokens of a stretch less the last.
+    len: usize,
+    followers: HashMap<Box<[u32]>, Vec<u32>>,
+    /// The last tokens, `len` of them once there are as many.
+    end: Vec<u32>,
+}
+
+impl Stretches {
+    /// Of `ngram` tokens, at least 1, behind a prompt.
+    pub fn new(ngram: usize, prompt: &[u32]) -> Self {
+        let mut stretches = Self { len: ngram.saturating_sub(1), followers: HashMap::new(), end: Vec::new() };
+        prompt.iter().for_each(|&token| stretches.push(token));
+        stretches
+    }
+
+    pub fn push(&mut self, token: u32) {
+        if self.end.len() == self.len {
+            match self.followers.get_mut(&self.end[..]) {
+                Some(followers) => followers.push(token),
+                None => {
+                    self.followers.insert(self.end.as_slice().into(), vec![token]);
+                }
+            }
+            if self.len == 0 {
+                return;
+            }
+            self.end.remove(0);
+        }
+        self.end.push(token);
+    }
+
+    /// Tokens that would make a stretch that was there.
+    pub fn followers(&self) -> &[u32] {
+        let is_whole = self.end.len() == self.len;
+        self.followers.get(&self.end[..]).filter(|_| is_whole).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -233,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn dry_is_what_was_written_down(
+        fn issue_7842_dry_is_what_was_written_down(
             tokens in prop::collection::vec(0u32..4, 0..60),
             allowed in 1usize..4,
             breakers in prop::collection::vec(0u32..6, 0..2),
@@ -245,9 +279,12 @@ mod tests {
 
         /// Of what is not banned, nothing makes a stretch that was there; of what is, everything does.
         #[test]
-        fn no_stretch_comes_twice(tokens in prop::collection::vec(0u32..4, 0..40), ngram in 1usize..5) {
-            let repetition = Repetition { ngram, ..Repetition::default() };
-            let banned: Vec<u32> = biases(&repetition, &tokens, 0).into_iter().map(|(token, _)| token).collect();
+        fn issue_7842_no_stretch_comes_twice(tokens in prop::collection::vec(0u32..4, 0..40), ngram in 1usize..5) {
+            // Some are the prompt's, others generated.
+            let (prompt, generated) = tokens.split_at(tokens.len() / 2);
+            let mut stretches = Stretches::new(ngram, prompt);
+            generated.iter().for_each(|&token| stretches.push(token));
+            let banned = stretches.followers();
             for next in 0..4 {
                 let longer: Vec<u32> = tokens.iter().copied().chain([next]).collect();
                 let last = &longer[longer.len().saturating_sub(ngram)..];

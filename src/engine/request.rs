@@ -8,6 +8,7 @@ use crate::text::Message;
 use super::constraint::Constraint;
 use super::logits::{Guidance, LogitsContext, LogitsProcessor};
 use super::repetition::Dry;
+use super::repetition_detection::RepetitionDetection;
 use super::sampling::Sampling;
 
 /// What to continue.
@@ -40,6 +41,7 @@ pub struct Request {
     pub min_tokens: usize,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
+    pub repetition_detection: Option<RepetitionDetection>,
     /// What the text must look like. What ends it may be an end token even where those are ignored.
     pub constraint: Option<Constraint>,
     pub guidance: Option<Guidance>,
@@ -75,6 +77,7 @@ impl Request {
             max_tokens: None,
             min_tokens: 0,
             stop: Vec::new(),
+            repetition_detection: None,
             constraint: None,
             guidance: None,
             logits_processors: Vec::new(),
@@ -168,6 +171,11 @@ impl Request {
         self
     }
 
+    pub fn repetition_detection(mut self, detection: RepetitionDetection) -> Self {
+        self.repetition_detection = Some(detection);
+        self
+    }
+
     pub fn constraint(mut self, constraint: Constraint) -> Self {
         self.constraint = Some(constraint);
         self
@@ -228,6 +236,8 @@ pub enum FinishReason {
     Length,
     /// Its deadline passed.
     Deadline,
+    /// It went round in circles, as [`RepetitionDetection`] has it.
+    Repetition,
 }
 
 impl std::fmt::Display for FinishReason {
@@ -236,6 +246,7 @@ impl std::fmt::Display for FinishReason {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::Deadline => "deadline",
+            Self::Repetition => "repetition",
         })
     }
 }

@@ -8,7 +8,8 @@ use crate::ops::SampleRow;
 
 use super::constraint::Guide;
 use super::logits::LogitsProcessor;
-use super::repetition::{Repetition, ban};
+use super::repetition::{Repetition, Stretches, ban};
+use super::repetition_detection::Detector;
 use super::request::FinishReason;
 use super::sampling::Resolved;
 use super::scheduler::View;
@@ -16,6 +17,8 @@ use super::scheduler::View;
 pub(super) struct Rules {
     pub sampling: Resolved,
     pub repetition: Arc<Repetition>,
+    pub stretches: Option<Stretches>,
+    pub detector: Option<Detector>,
     pub max_tokens: usize,
     pub min_tokens: usize,
     /// Tokens that end it.
@@ -52,7 +55,7 @@ impl Rules {
 
     fn biases(&self, view: View<'_>) -> Vec<(u32, f32)> {
         let may_end = self.ignore_eos || view.tokens.len() - view.prompt_len >= self.min_tokens;
-        if may_end && self.repetition.is_none() {
+        if may_end && self.repetition.is_none() && self.stretches.is_none() {
             return self.sampling.logit_bias.clone();
         }
         let mut biases = BTreeMap::new();
@@ -60,6 +63,9 @@ impl Rules {
             *biases.entry(token).or_default() += bias;
         }
         self.repetition.apply(view.tokens, view.prompt_len, &mut biases);
+        if let Some(stretches) = &self.stretches {
+            stretches.followers().iter().for_each(|&token| ban(&mut biases, token));
+        }
         if !may_end {
             self.eos.iter().for_each(|&token| ban(&mut biases, token));
         }
@@ -70,18 +76,24 @@ impl Rules {
         !self.ignore_eos && self.eos.contains(&token)
     }
 
-    /// Takes `token`, the sequence's `generated`th, and says why it ends with it, if it does.
+    /// Takes the token after those that were `generated` so far, and says why the sequence ends with it, if it does.
     ///
     /// # Errors
     /// The constraint does not go on.
-    pub fn take(&mut self, token: u32, generated: usize) -> Result<Option<FinishReason>> {
+    pub fn take(&mut self, token: u32, generated: &[u32]) -> Result<Option<FinishReason>> {
         let fulfilled = match &mut self.guide {
             Some(guide) => guide.advance(token)?,
             None => false,
         };
-        if fulfilled || self.is_end(token) {
-            return Ok(Some(FinishReason::Stop));
-        }
-        Ok((generated == self.max_tokens).then_some(FinishReason::Length))
+        self.stretches.iter_mut().for_each(|stretches| stretches.push(token));
+        let circles = self.detector.as_mut().is_some_and(|detector| detector.take(generated, token));
+        let count = generated.len() + 1;
+        Ok(if fulfilled || self.is_end(token) {
+            Some(FinishReason::Stop)
+        } else if count == self.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            (circles && count >= self.min_tokens).then_some(FinishReason::Repetition)
+        })
     }
 }

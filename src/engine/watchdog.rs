@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_beyond_its_time_is_reported_once_while_it_runs() {
+    fn issue_20950_a_step_beyond_its_time_is_reported_once_while_it_runs() {
         let (sender, reports) = mpsc::channel();
         let report = Arc::new(move |slow| sender.send(slow).unwrap());
         let mut watchdog = Watchdog::with_least(Duration::from_millis(80), report).unwrap();

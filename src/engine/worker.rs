@@ -67,7 +67,7 @@ pub(super) struct Job {
 }
 
 pub(super) enum Kind {
-    Generate { rules: Rules, consumer: Sender<Event> },
+    Generate { rules: Box<Rules>, consumer: Sender<Event> },
     Score { logprobs: Vec<f32>, reply: mpsc::Sender<Result<Vec<f32>>> },
 }
 
@@ -305,7 +305,8 @@ impl Worker {
             // As above.
             let Some(view) = self.scheduler.view(id) else { continue };
             let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &mut self.live[id.slot()] else { continue };
-            let generated = view.tokens.len() - view.prompt_len;
+            // The last one is this.
+            let generated = &view.tokens[view.prompt_len..view.tokens.len() - 1];
             let finish = verdict.and_then(|()| rules.take(sampled.token, generated));
             let last = !matches!(finish, Ok(None));
             outcomes.push(Outcome { sequence: id, token: sampled.token, last });

@@ -49,6 +49,9 @@ pub(super) fn records(head_dim: usize) -> usize {
 }
 
 impl Gpu {
+    /// Bytes of the device's memory that kernels work in, whatever the model is.
+    pub const WORKSPACE_BYTES: u64 = 4 * (MatMul::WORKSPACE + COUNTERS + PARTIALS) as u64;
+
     /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
     /// `batch_tokens` is the size of the largest step, `vocab` that of the model's vocabulary.
     ///

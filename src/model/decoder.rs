@@ -79,9 +79,14 @@ impl Limits {
         let heads = spec.heads * spec.head_dim;
         let qkv = heads + 2 * spec.kv_heads * spec.head_dim;
         let of_token = 3 * spec.hidden_size + 3 * heads + qkv + spec.intermediate_size;
-        let logits = LOGIT_BYTES.max(DType::F32.size() * spec.vocab_size);
-        let rope = spec.rope.table(spec.context).table_rows() * spec.rope.rotary_dim * DType::F32.size();
-        (self.batch_tokens * of_token * DType::F32.size() + logits + rope) as u64
+        let logits = self.logit_rows(spec) * spec.vocab_size;
+        let rope = spec.rope.table(spec.context).table_rows() * spec.rope.rotary_dim;
+        ((self.batch_tokens * of_token + logits + rope) * DType::F32.size()) as u64
+    }
+
+    /// Rows of logits that are computed at a time.
+    fn logit_rows(&self, spec: &ArchSpec) -> usize {
+        (LOGIT_BYTES / DType::F32.size() / spec.vocab_size).clamp(1, self.batch_tokens)
     }
 }
 
@@ -139,7 +144,7 @@ impl<O: Ops> Decoder<O> {
         let wide = ops.wide_dtype(dtype);
         let tokens = limits.batch_tokens;
         let heads = spec.heads * spec.head_dim;
-        let logit_rows = (LOGIT_BYTES / DType::F32.size() / spec.vocab_size).clamp(1, tokens);
+        let logit_rows = limits.logit_rows(spec);
         let stream = |rows: usize| -> Result<Stream<O>> {
             let residual = ops.buffer(wide, rows * spec.hidden_size)?;
             Ok(Stream { residual, attended: ops.buffer(dtype, rows * heads)? })

@@ -1,7 +1,7 @@
 //! An architecture as data: everything the decoder needs to know, and nothing it must guess.
 
 use crate::dtype::DType;
-use crate::ops::Activation;
+use crate::ops::{Activation, CacheShape};
 
 use super::rope::RopeSpec;
 
@@ -47,5 +47,11 @@ impl ArchSpec {
         let (hidden, inner, heads) = (self.hidden_size, self.intermediate_size, self.heads * self.head_dim);
         let qkv = heads + 2 * self.kv_heads * self.head_dim;
         [[qkv, hidden], [hidden, heads], [2 * inner, hidden], [hidden, inner]]
+    }
+
+    /// A KV cache of so many pages.
+    pub fn cache_shape(&self, pages: usize, page_size: usize, dtype: DType) -> CacheShape {
+        let Self { layers, kv_heads, head_dim, .. } = *self;
+        CacheShape { layers, pages, page_size, kv_heads, head_dim, dtype }
     }
 }

@@ -158,6 +158,62 @@ fn a_killed_run_goes_on_where_it_was() {
     killed.run(&["--model", "/nowhere"]).ok();
 }
 
+/// #15253: what preemption costs is said, and how sequences come back is a choice that changes no answer.
+#[test]
+fn issue_15253_a_cache_that_is_too_small_is_spoken_of() {
+    let ask = |i: usize| {
+        let body = json!({"prompt": format!("Chapter {i}"), "max_tokens": 300, "temperature": 0, "ignore_eos": true});
+        completion(&format!("r{i}"), body)
+    };
+    let asks: Vec<Value> = (0..8).map(ask).collect();
+    let answer = |more: &[&str]| {
+        let files = Files::new(&asks);
+        let (input, output) = (files.input(), files.output());
+        let io = ["batch", "--input", input.to_str().unwrap(), "--output", output.to_str().unwrap()];
+        let ran = run(&[&io, more].concat());
+        let said = ran.err.clone();
+        ran.ok();
+        let text = |(id, answer): (String, Value)| (id, answer["body"]["choices"][0]["text"].clone());
+        (said, files.answers().into_iter().map(text).collect::<Vec<_>>())
+    };
+    let (said, expected) = answer(&[]);
+    assert!(!said.contains("preemptions"), "{said}");
+    let small = ["--kv-tokens", "640", "--host-kv-memory", "64MiB", "--preemption"];
+    for (how, back) in [("swap", false), ("recompute", true)] {
+        let (said, found) = answer(&[&small[..], &[how]].concat());
+        assert_eq!(found, expected, "{how}");
+        let line = said.lines().find(|line| line.contains(" preemptions, ")).unwrap();
+        assert!(!line.starts_with("0 preemptions") && !line.contains("memory 0 B"), "{line}");
+        assert_eq!(line.ends_with("back 0 B"), back, "{line}");
+    }
+    let refused = Files::new(&asks).run(&["--preemption", "swap"]);
+    assert!(refused.error(2).contains("preemption: expected memory of the host"), "{refused:?}");
+}
+
+/// #7842: as vLLM's field.
+#[test]
+fn issue_7842_circles_end_an_answer() {
+    let ask = |id: &str, detection: Value| {
+        let body = json!({"prompt": "And the king said", "max_tokens": 300, "temperature": 0, "ignore_eos": true,
+            "repetition_detection": detection});
+        completion(id, body)
+    };
+    let files = Files::new(&[
+        ask("circle", json!({"max_pattern_size": 50, "min_pattern_size": 3, "min_count": 2})),
+        ask("none", json!({"max_pattern_size": 0})),
+        ask("wrong", json!({"max_pattern_size": 50})),
+    ]);
+    files.run(&[]).ok();
+    let answers = files.answers();
+    let finish = |id: &str| answers[id]["body"]["choices"][0]["finish_reason"].clone();
+    assert_eq!((finish("circle"), finish("none")), (json!("repetition"), json!("length")));
+    assert_eq!(answers["wrong"]["status_code"], 400);
+    let flags = ["--repetition-max-pattern-size", "50", "--repetition-min-pattern-size", "3", "--repetition-min-count"];
+    let args = ["generate", "And the king said", "--max-tokens", "300", "--temperature", "0", "--ignore-eos", "--json"];
+    assert_eq!(run(&[&args[..], &flags[..], &["2"]].concat()).json()["finish_reason"], "repetition");
+    run(&[&args[..], &flags[..2]].concat()).error(2);
+}
+
 #[test]
 fn files_that_are_none_are_refused() {
     let ask = completion("a", json!({"prompt": "x"}));

@@ -58,7 +58,11 @@ fn throughput_reports_batches_and_mixes() {
     }
     let ran = run(&[&args[..], &["--workload", "fixed", "--kv-tokens", "4096", "--host-kv-memory", "1MiB"]].concat());
     // Where memory goes, and why.
-    for part in ["weights", "activations", "for 512 tokens of a step", "4096 tokens: as asked for", "host's KV"] {
+    // #6623: what a token takes, and why.
+    let (why, room) = ("keys and values: 2 x ", "4  at a time of 1024 tokens, the whole context; 8 of 512");
+    for part in
+        ["weights", "activations", "for 512 tokens of a step", "4096 tokens: as asked for", "host's KV", why, room]
+    {
         assert!(ran.err.contains(part), "{part}: {}", ran.err);
     }
     let table = ran.ok();

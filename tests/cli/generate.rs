@@ -234,6 +234,24 @@ fn a_checkpoint_without_a_tokenizer_takes_and_gives_ids() {
     assert!(refused.error(2).contains("no tokenizer.json"), "{refused:?}");
 }
 
+/// #18728: frequencies that are stretched for contexts that are not used cost quality, and that is said.
+#[test]
+fn issue_18728_a_stretch_that_is_not_used_is_spoken_of() {
+    let model = Checkpoint::golden("rope-yarn");
+    let said = |more: &[&str]| {
+        let args = ["generate", "--model", model.path(), "--token-ids", "5,6,7", "--max-tokens", "1"];
+        let ran = run(&[&args, more].concat());
+        let said = ran.err.clone();
+        ran.ok();
+        said
+    };
+    // The model was trained with 64.
+    assert!(said(&["--context", "64"]).starts_with("warning: rope_type yarn stretches positions by 4 "));
+    for more in [&["--context", "65"][..], &[], &["--context", "64", "--quiet"]] {
+        assert!(!said(more).contains("yarn"), "{more:?}");
+    }
+}
+
 #[test]
 fn the_context_bounds_the_text() {
     let report = greedy(&["--token-ids", "5,6,7,8,9", "--context", "12", "--max-tokens", "50", "--ignore-eos"]);

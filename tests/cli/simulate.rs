@@ -37,6 +37,25 @@ fn requests_go_through_the_scheduler_as_fast_as_the_card() {
     assert!(rare["queue_s"]["p99"].as_f64().unwrap() < 0.05 && rare["seconds"].as_f64().unwrap() > 20.0, "{rare}");
 }
 
+/// #9474: what is said of a card before the first request is about what comes of many.
+#[test]
+fn issue_9474_the_capacity_stands_beside_what_comes_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.json");
+    std::fs::write(&config, LLAMA_8B).unwrap();
+    let args = [config.to_str().unwrap(), "--gpu", "a100", "--workload", "fixed", "--requests", "2000"];
+    let mix = mix(&[&args[..], &["--max-sequences", "96"]].concat());
+    let capacity = &mix["capacity"];
+    assert_eq!((capacity["median_tokens"].as_u64(), capacity["p95_tokens"].as_u64()), (Some(192), Some(192)));
+    assert_eq!((capacity["median_sequences"].as_u64(), capacity["p95_sequences"].as_u64()), (Some(96), Some(96)));
+    let ratio = mix["tokens_per_s"].as_f64().unwrap() / capacity["tokens_per_s"].as_f64().unwrap();
+    assert!((0.9..1.1).contains(&ratio), "{mix}");
+    // More than it can do is asked of it.
+    let args = ["simulate", "--workload", "fixed", "--requests", "20", "--max-sequences", "1", "--rate"];
+    assert!(run(&[&args[..], &["1000000"]].concat()).err.contains("warning: fixed: 64000000.0 tokens/s are asked for"));
+    assert_eq!(run(&[&args[..], &["0.1"]].concat()).err, "");
+}
+
 #[test]
 fn every_mix_is_in_the_table() {
     let table = run(&["simulate", "--requests", "20"]).ok();

@@ -13,7 +13,7 @@ struct Case {
 }
 
 #[test]
-fn guidance_chooses_the_same_tokens() {
+fn issue_15839_guidance_chooses_the_same_tokens() {
     let engine = Engine::builtin().device(Device::Cpu).dtype(Some(DType::F32)).build().unwrap();
     let cases: Vec<Case> = serde_json::from_str(include_str!("guidance.json")).unwrap();
     let request = |case: &Case| {

@@ -64,9 +64,9 @@ impl Lab {
         let letter = self.random.below(2) as u32;
         let tokens = vec![letter; self.random.below(5 * SIZE)];
         let names = self.names(&tokens);
-        let (hits, idle) = self.blocks.peek(&names);
+        let (hits, idle) = self.blocks.peek(&names, 0);
         let before = self.blocks.counts();
-        let table = self.blocks.table_of(&names);
+        let table = self.blocks.table_of(&names, 0);
         assert_eq!(table.blocks().len(), hits);
         assert_eq!(self.blocks.counts().idle, before.idle - idle);
         let tokens = tokens[..hits * SIZE].to_vec();
@@ -230,9 +230,9 @@ fn salts_keep_prefixes_apart() {
     let (mut blocks, hasher) = (Blocks::new(8, SIZE, 64), BlockHasher::default());
     publish(&mut blocks, &hasher, 1, 2);
     let other = hasher.next(hasher.root(2), &[0; SIZE]);
-    assert_eq!(blocks.peek(&[other]), (0, 0));
+    assert_eq!(blocks.peek(&[other], 0), (0, 0));
     let same = hasher.next(hasher.root(1), &[0; SIZE]);
-    assert_eq!(blocks.peek(&[same]), (1, 1));
+    assert_eq!(blocks.peek(&[same], 0), (1, 1));
 }
 
 /// A device that computes six tokens while a block comes from the host, and a text of six blocks which the device has
@@ -261,8 +261,10 @@ fn what_the_host_has_is_fetched_where_that_is_faster() {
         (14, 2, 2),
         (100, 6, 6),
         (100, 3, 3),
+        // Never.
+        (usize::MAX, 2, 2),
     ] {
-        let mut blocks = Blocks::new(6, SIZE, 8).with_host(100, fetch);
+        let mut blocks = Blocks::new(6, SIZE, 8).with_host(100);
         let mut table = Table::default();
         assert!(blocks.extend(&mut table, 0, tokens.len(), &mut Vec::new()));
         table.blocks().iter().zip(&names).for_each(|(&block, &name)| blocks.publish(block, name));
@@ -272,8 +274,8 @@ fn what_the_host_has_is_fetched_where_that_is_faster() {
         assert!(blocks.extend(&mut others, 0, (6 - left) * SIZE, &mut Vec::new()));
         blocks.release(&mut others);
         assert_eq!(blocks.counts().host, 6 - left);
-        let (hits, taken) = blocks.peek(&names);
+        let (hits, taken) = blocks.peek(&names, fetch);
         assert_eq!((hits, taken), (expected, expected), "{fetch} {left}");
-        assert_eq!(blocks.table_of(&names).blocks().len(), expected);
+        assert_eq!(blocks.table_of(&names, fetch).blocks().len(), expected);
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use burrstone::scheduler::{CacheSize, Contrast, End, Mechanisms, Policy, Refused, Scheduler, SequenceId, Submission};
+use burrstone::scheduler::{
+    CacheSize, Contrast, End, Mechanisms, Policy, Preemption, Refused, Scheduler, SequenceId, Submission,
+};
 
 use crate::blocks::Random;
 use crate::device::{Device, guided, next_token};
@@ -23,6 +25,8 @@ struct Live {
 /// Returns how many blocks came back from the host's memory, which some seeds have, and how many steps were planned ahead.
 fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: bool) -> (u64, u64) {
     let mut random = Random(seed);
+    let preemption = [Preemption::Auto, Preemption::Swap, Preemption::Recompute][seed as usize % 5 % 3];
+    let policy = Policy { preemption, ..policy };
     let scheduler = Scheduler::new(policy, CacheSize { blocks, block_size: SIZE, window, balance: 64 });
     // The later ones take longer to fetch the first block of a sequence than to compute it.
     let mut scheduler = scheduler.with_host([0, 5, 100][seed as usize % 3], seed as usize / 7);

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use burrstone::scheduler::{End, Mechanisms, Outcome, Policy, Refused, Scheduler, Submission};
+use burrstone::scheduler::{End, Mechanisms, Outcome, Plan, Policy, Preemption, Refused, Scheduler, Submission};
 
 use crate::blocks::Random;
 use crate::simulation::{Arrival, Cost, cache, first, gaps, preemptions, prompt, quantile, request, simulate};
-use burrstone::simulation::Run;
+use burrstone::simulation::{self, Costs, Run};
 
 fn mean(values: &[f64]) -> f64 {
     assert!(!values.is_empty());
@@ -277,4 +277,45 @@ fn issue_15253_preemption_is_counted_and_rare() {
     assert!(without.records.iter().any(|record| record.end.is_some_and(|(_, r)| r.preemptions > 1)));
     assert!(share(&without) > 2.0 * share(&with), "{} {}", share(&without), share(&with));
     assert!(with.records.iter().all(|record| matches!(record.end, Some((End::Finished, _)))));
+}
+
+/// #15253: swapping and computing again were the same thing. They are two, and of links to the host that are fast, slow and
+/// in between, the scheduler's own choice is the better one.
+#[test]
+fn issue_15253_the_faster_way_back_is_taken() {
+    let begin = |i| {
+        let mut arrival = request(0.0, prompt(i, 1500), 500);
+        arrival.submission.max_tokens = 1200;
+        arrival
+    };
+    let requests: Vec<Arrival> = (0..60).map(begin).collect();
+    // Prompts are what takes time, and are begun where there is no room for them: many give their place up.
+    let cost = Cost { weights: 1e-3, position: 10e-9, ..Cost::GPU };
+    let mechanisms = Mechanisms { whole_prompt: false, hysteresis: false, ..Mechanisms::default() };
+    let mut ways = Vec::new();
+    // Seconds of a block from the host; to compute one takes a millisecond.
+    for fetch in [0.1e-3, 0.5e-3, 1e-3, 2e-3, 10e-3] {
+        let run = |preemption| {
+            let policy = Policy { max_running: 64, reserve: 0, preemption, mechanisms, ..Policy::default() };
+            let scheduler = Scheduler::new(policy, cache(640)).with_host(4000, (fetch / cost.token) as usize);
+            let step = |plan: &Plan| cost.step(plan) + fetch * plan.moves.from_host.len() as f64;
+            let run = simulation::simulate(scheduler, Costs { step, submit: 0.0 }, &requests, 100_000);
+            assert!(run.done() && run.stats.preemptions > 0 && run.stats.stored_blocks > 0);
+            let receipts = || run.records.iter().map(|record| record.end.unwrap().1);
+            assert_eq!(receipts().map(|receipt| receipt.stalled).sum::<Duration>(), run.stats.stalled);
+            assert!(receipts().all(|receipt| (receipt.preemptions > 0) == (receipt.stalled > Duration::ZERO)));
+            run
+        };
+        let [auto, swap, recompute] = [Preemption::Auto, Preemption::Swap, Preemption::Recompute].map(run);
+        for (name, run) in [("auto", &auto), ("swap", &swap), ("recompute", &recompute)] {
+            println!("{fetch} {name}: {} s, {:?}", run.seconds(), run.stats);
+        }
+        assert_eq!(recompute.stats.fetched_blocks, 0);
+        assert!(swap.stats.fetched_blocks > 0 && swap.stats.recomputed_tokens < recompute.stats.recomputed_tokens);
+        let (auto, swap, recompute) = (auto.seconds(), swap.seconds(), recompute.seconds());
+        assert!(auto <= 1.05 * swap.min(recompute), "{fetch}: {auto}, {swap}, {recompute}");
+        ways.push(swap / recompute);
+    }
+    // There is a choice.
+    assert!(ways[0] < 0.95 && ways[4] > 1.05, "{ways:?}");
 }

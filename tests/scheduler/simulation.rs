@@ -1,6 +1,6 @@
 //! The library's virtual clock, with steps that take what a GPU in outline takes.
 
-use burrstone::scheduler::{CacheSize, Plan, Policy, Submission};
+use burrstone::scheduler::{CacheSize, Plan, Policy, Scheduler, Submission};
 use burrstone::simulation::{self, Costs, Record, Run};
 
 pub use burrstone::simulation::Arrival;
@@ -21,7 +21,7 @@ impl Cost {
     /// the weights.
     pub const GPU: Self = Self { weights: 8e-3, token: 32e-6, position: 65e-9, submit: 0.0 };
 
-    fn step(&self, plan: &Plan) -> f64 {
+    pub fn step(&self, plan: &Plan) -> f64 {
         let positions: usize = plan.chunks.iter().map(|chunk| chunk.start + chunk.len).sum();
         self.weights.max(self.token * plan.tokens() as f64) + self.position * positions as f64
     }
@@ -70,5 +70,5 @@ pub fn cache(blocks: usize) -> CacheSize {
 /// Runs the requests, ordered by arrival, to their end, or for so many steps.
 pub fn simulate(policy: Policy, cache: CacheSize, cost: Cost, requests: &[Arrival], most_steps: usize) -> Run {
     let costs = Costs { step: |plan: &Plan| cost.step(plan), submit: cost.submit };
-    simulation::simulate(policy, cache, costs, requests, most_steps)
+    simulation::simulate(Scheduler::new(policy, cache), costs, requests, most_steps)
 }

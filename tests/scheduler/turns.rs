@@ -155,6 +155,7 @@ fn a_large_request_is_passed_by_so_often_and_no_more() {
     assert!(ended.contains(&holder) && ended.contains(&large), "{ended:?}");
 }
 
+/// #9474, among others: the queue has an end.
 #[test]
 fn what_cannot_be_taken_is_refused_at_once() {
     let policy = Policy { max_waiting: 2, max_running: 4, ..Policy::default() };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burrstone::text::Message;
-use burrstone::{Constraint, Dry, Engine, Error, Guidance, Prompt, Request};
+use burrstone::{Constraint, Dry, Engine, Error, Guidance, Prompt, RepetitionDetection, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -52,6 +52,7 @@ struct Body {
     seed: Option<u64>,
     n: Option<usize>,
     stop: Option<Stop>,
+    repetition_detection: Option<Detection>,
     response_format: Option<ResponseFormat>,
     structured_outputs: Option<Structured>,
     guided_json: Option<Schema>,
@@ -104,6 +105,18 @@ enum Text {
 enum Stop {
     One(String),
     Several(Vec<String>),
+}
+
+/// As vLLM has it: a largest size of 0 finds nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detection {
+    #[serde(default)]
+    max_pattern_size: usize,
+    #[serde(default)]
+    min_pattern_size: usize,
+    #[serde(default)]
+    min_count: usize,
 }
 
 /// A line of the output.
@@ -260,6 +273,7 @@ impl Body {
             Some(Stop::One(text)) => vec![text],
             Some(Stop::Several(texts)) => texts,
         };
+        request.repetition_detection = self.repetition_detection.and_then(Detection::read);
         request.constraint = one(
             "response_format",
             [
@@ -288,6 +302,14 @@ impl Body {
         sampling.frequency_penalty = self.frequency_penalty.unwrap_or(0.0);
         sampling.logit_bias = self.logit_bias.into_iter().flatten().collect();
         Ok((request, self.n.unwrap_or(1)))
+    }
+}
+
+impl Detection {
+    fn read(self) -> Option<RepetitionDetection> {
+        let Self { max_pattern_size, min_pattern_size, min_count } = self;
+        let min_pattern_size = min_pattern_size.max(1);
+        (max_pattern_size > 0).then_some(RepetitionDetection { min_pattern_size, max_pattern_size, min_count })
     }
 }
 

@@ -23,8 +23,7 @@ pub struct Cost {
 impl Cost {
     /// With a KV cache of this dtype.
     pub fn of(spec: &ArchSpec, dtype: DType) -> Self {
-        let (kv_heads, head_dim) = (spec.kv_heads, spec.head_dim);
-        let position = CacheShape { layers: 1, pages: 1, page_size: 1, kv_heads, head_dim, dtype };
+        let position = CacheShape { layers: 1, ..spec.cache_shape(1, 1, dtype) };
         let [qkv, output, gate_up, down] = spec.products().map(|[n, k]| (n * k) as u64);
         let tail = output + gate_up + down;
         Self {

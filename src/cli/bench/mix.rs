@@ -10,7 +10,7 @@ use super::workload::Workload;
 /// Measured, or modelled.
 #[derive(Serialize)]
 pub struct Mix {
-    workload: String,
+    pub workload: String,
     requests: usize,
     prompt_tokens: usize,
     cached_tokens: usize,

@@ -4,7 +4,6 @@ use std::fmt;
 
 use burrstone::DType;
 use burrstone::model::{ArchSpec, Checkpoint, TensorInfo};
-use burrstone::ops::CacheShape;
 use serde::{Serialize, Serializer};
 
 use super::census::{Amount, Census, Owner, parameters};
@@ -124,8 +123,7 @@ impl Report {
 
 /// Bytes of keys and values that a token takes over all layers.
 fn kv_bytes(spec: &ArchSpec, dtype: DType) -> usize {
-    let (layers, kv_heads, head_dim) = (spec.layers, spec.kv_heads, spec.head_dim);
-    CacheShape { layers, pages: 1, page_size: 1, kv_heads, head_dim, dtype }.bytes_per_token()
+    spec.cache_shape(1, 1, dtype).bytes_per_token()
 }
 
 impl Architecture {

@@ -70,8 +70,6 @@ pub struct Blocks {
     scored: usize,
     /// Where idle blocks go that are given up.
     host: Host,
-    /// Tokens at the start of a sequence that are computed while a block comes back from there.
-    fetch: usize,
 }
 
 impl Blocks {
@@ -93,14 +91,12 @@ impl Blocks {
             tables: 0,
             scored: 0,
             host: Host::new(0),
-            fetch: 0,
         }
     }
 
-    /// With room for so many blocks in the host's memory, for those that are given up. While one comes back, `fetch` tokens
-    /// at the start of a sequence could be computed.
-    pub fn with_host(self, blocks: usize, fetch: usize) -> Self {
-        Self { host: Host::new(blocks), fetch, ..self }
+    /// With room for so many blocks in the host's memory, for those that are given up.
+    pub fn with_host(self, blocks: usize) -> Self {
+        Self { host: Host::new(blocks), ..self }
     }
 
     /// Tokens of a block.
@@ -182,16 +178,18 @@ impl Blocks {
     }
 
     /// How many of a sequence's first blocks are taken rather than computed: all that are known, or fewer where the last of
-    /// them, which the host has, take longer to come from there than to compute.
-    pub(super) fn worthwhile(&self, names: &[BlockHash]) -> usize {
+    /// them, which the host has, take longer to come from there than to compute. While one comes, `fetch` tokens at the start
+    /// of a sequence could be computed; `usize::MAX` for none to come.
+    pub(super) fn worthwhile(&self, names: &[BlockHash], fetch: usize) -> usize {
+        let fetch = i64::try_from((fetch as u64).saturating_mul(ONE)).unwrap_or(i64::MAX);
         let of_block = |(i, &name): (usize, &BlockHash)| {
             let fetched = match self.find(name) {
                 Some(_) => 0,
-                None if self.in_host(name) => self.fetch as u64 * ONE,
+                None if self.in_host(name) => fetch,
                 None => return None,
             };
             let computed = self.block_size as u64 * self.cost((i * self.block_size) as u64);
-            Some(computed as i64 - fetched as i64)
+            Some(computed as i64 - fetched)
         };
         let (mut blocks, mut saved, mut most) = (0, 0i64, 0);
         for (i, saving) in names.iter().enumerate().map_while(of_block).enumerate() {

@@ -32,17 +32,19 @@ impl Blocks {
     }
 
     /// The known blocks of a prefix, from its start, as far as that saves time, and how many of those that can be taken they
-    /// take: idle ones, and one for each that the host has.
-    pub fn peek(&self, names: &[BlockHash]) -> (usize, usize) {
-        let hits = self.worthwhile(names);
+    /// take: idle ones, and one for each that the host has. While one comes from there, `fetch` tokens at the start of a
+    /// sequence could be computed.
+    pub fn peek(&self, names: &[BlockHash], fetch: usize) -> (usize, usize) {
+        let hits = self.worthwhile(names, fetch);
         let is_taken = |&&name: &&BlockHash| self.find(name).is_none_or(|block| self.holders(block) == 0);
         (hits, names[..hits].iter().filter(is_taken).count())
     }
 
     /// A table of the known blocks of a prefix, from its start, as far as that saves time. Those that the host has come back
-    /// with the next step.
-    pub fn table_of(&mut self, names: &[BlockHash]) -> Table {
-        let known: Vec<Option<u32>> = names[..self.worthwhile(names)].iter().map(|&name| self.find(name)).collect();
+    /// with the next step. `fetch` as for [`peek`](Self::peek).
+    pub fn table_of(&mut self, names: &[BlockHash], fetch: usize) -> Table {
+        let known = names[..self.worthwhile(names, fetch)].iter().map(|&name| self.find(name));
+        let known: Vec<Option<u32>> = known.collect();
         // Before any is taken for others.
         known.iter().flatten().for_each(|&block| self.hold(block));
         let mut blocks = Vec::with_capacity(known.len());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sequence::{QueueKey, Sequence, State};
-use super::{Mechanisms, Scheduler, SequenceId};
+use super::{Mechanisms, Preemption, Scheduler, SequenceId};
 use crate::engine::kv::BlockHash;
 
 impl Scheduler {
@@ -118,7 +118,7 @@ impl Scheduler {
         }
         // Idle blocks that it takes are available no more.
         let taken = |sequence: &Sequence| {
-            let (hits, idle) = self.blocks.peek(self.reusable(sequence));
+            let (hits, idle) = self.blocks.peek(self.reusable(sequence), self.fetch_of(sequence));
             needed(sequence, hits) + if count_hits { idle } else { 0 }
         };
         taken(sequence) + contrast.map_or(0, taken) <= available
@@ -141,6 +141,15 @@ impl Scheduler {
         let names: &[BlockHash] = if sequence.reuse { &sequence.names } else { &[] };
         let scored = names.iter().take_while(|&&name| self.blocks.scores(name).is_some()).count();
         &names[..scored.saturating_sub(1)]
+    }
+
+    /// Tokens that a block in the host's memory is taken to cost.
+    fn fetch_of(&self, sequence: &Sequence) -> usize {
+        match self.policy.preemption {
+            Preemption::Recompute if sequence.receipt.preemptions > 0 => usize::MAX,
+            Preemption::Swap if sequence.receipt.preemptions > 0 => 0,
+            _ => self.fetch,
+        }
     }
 
     /// Scores of the tokens after the first, up to that of the first one behind so many blocks.
@@ -167,7 +176,8 @@ impl Scheduler {
         let sequence = self.sequences.get(id)?;
         let names = self.reusable(sequence).to_vec();
         let known_scores = if sequence.scored { self.scores_before(sequence, names.len()) } else { Vec::new() };
-        let hits = self.blocks.table_of(&names);
+        let fetch = self.fetch_of(sequence);
+        let hits = self.blocks.table_of(&names, fetch);
         let tokens = self.first_tokens(self.sequences.get(id)?, hits.blocks().len());
         let sequence = self.sequences.get_mut(id)?;
         let key: QueueKey = (sequence.order, id);

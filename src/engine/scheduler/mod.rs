@@ -12,7 +12,7 @@
 //! cache already holds not counted, beside what the running ones are expected to grow by. Where they grow by more, the
 //! last to come gives up its blocks and is computed again later: at most once, as it then waits for all that it may
 //! still need. Where the host has room, what of it is known by name waits there, and is fetched instead where that is the
-//! faster of the two.
+//! faster of the two, or as the policy says.
 //!
 //! After a step that failed for what one of its sequences is, each of them runs alone until the step that failed is
 //! passed: only the one to blame ends.
@@ -29,7 +29,7 @@ use std::time::Duration;
 use crate::engine::kv::{BlockHasher, Blocks, Counts};
 use crate::ops::PageMoves;
 use outcome::UnderWay;
-pub use policy::{Mechanisms, Policy};
+pub use policy::{Mechanisms, Policy, Preemption};
 use sequence::{Pair, QueueKey, Sequence, Sequences, State};
 pub use sequence::{Receipt, SequenceId};
 
@@ -179,9 +179,13 @@ pub struct Stats {
     pub computed_tokens: u64,
     /// Prompt tokens that the cache had.
     pub cached_tokens: u64,
-    /// Blocks that came back from the host's memory.
+    /// Blocks that went to the host's memory.
+    pub stored_blocks: u64,
+    /// Blocks that came back from there.
     pub fetched_blocks: u64,
     pub preemptions: u64,
+    /// From each preemption until the sequence had again what it had then, or ended.
+    pub stalled: Duration,
     /// Tokens that were computed again after a preemption or a failure.
     pub recomputed_tokens: u64,
     /// Sequences that were given a second chance after a failed step.
@@ -206,6 +210,8 @@ pub struct Scheduler {
     policy: Policy,
     window: Option<usize>,
     blocks: Blocks,
+    /// Tokens at the start of a sequence that are computed while a block comes back from the host's memory.
+    fetch: usize,
     hasher: BlockHasher,
     sequences: Sequences,
     waiting: BTreeSet<QueueKey>,
@@ -226,6 +232,7 @@ impl Scheduler {
             policy,
             window: cache.window,
             blocks: Blocks::new(cache.blocks, cache.block_size, cache.balance),
+            fetch: 0,
             hasher: BlockHasher::default(),
             sequences: Sequences::default(),
             waiting: BTreeSet::new(),
@@ -243,7 +250,7 @@ impl Scheduler {
     /// With room for so many blocks in the host's memory, for those that the cache gives up. While one comes back, `fetch`
     /// tokens at the start of a sequence could be computed.
     pub fn with_host(self, blocks: usize, fetch: usize) -> Self {
-        Self { blocks: self.blocks.with_host(blocks, fetch), ..self }
+        Self { blocks: self.blocks.with_host(blocks), fetch, ..self }
     }
 
     /// Takes a request. Its branches follow one another in the result; the first stands for all while the prompt is

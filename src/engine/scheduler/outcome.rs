@@ -17,6 +17,7 @@ impl Scheduler {
     /// The plan is being carried out, and the next one can be made.
     pub fn begin(&mut self) {
         self.stats.steps += u64::from(!self.plan.chunks.is_empty());
+        self.stats.stored_blocks += self.plan.moves.to_host.len() as u64;
         self.stats.fetched_blocks += self.plan.moves.from_host.len() as u64;
         let under_way = self.take_plan();
         for chunk in &under_way.chunks {
@@ -160,6 +161,9 @@ impl Scheduler {
         if let Some(window) = self.window {
             self.blocks.slide(&mut sequence.table, (sequence.settled + 1).saturating_sub(window));
         }
+        if sequence.settled >= sequence.lost {
+            self.stats.stalled += sequence.resume(now);
+        }
         if sequence.settled + usize::from(sequence.awaited) < sequence.tokens.len() {
             return;
         }
@@ -189,7 +193,8 @@ impl Scheduler {
 
     /// Ends a sequence, and gives back what it has; a contrast ends with it, and is not spoken of.
     pub(super) fn end(&mut self, now: Duration, id: SequenceId, end: End) {
-        let Some(sequence) = self.remove(id) else { return };
+        let Some(mut sequence) = self.remove(id) else { return };
+        self.stats.stalled += sequence.resume(now);
         if let Some(Pair::With(contrast)) = sequence.pair {
             self.remove(contrast);
         }

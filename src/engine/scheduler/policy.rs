@@ -25,7 +25,21 @@ pub struct Policy {
     pub patience: usize,
     /// Requests that the driver submits between two steps at most.
     pub ingest: usize,
+    pub preemption: Preemption,
     pub mechanisms: Mechanisms,
+}
+
+/// How a sequence that gave its place up gets back what it had. What the device's cache still has of it is taken in any
+/// case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preemption {
+    /// It is computed again.
+    Recompute,
+    /// What the host's memory has of it comes from there; the rest is computed again.
+    Swap,
+    /// Of what the host's memory has, so much comes from there as takes less time than to compute it.
+    #[default]
+    Auto,
 }
 
 /// Parts of the scheduler that each answer to a report of something that went wrong without it. They are switched off
@@ -81,6 +95,7 @@ impl Default for Policy {
             candidates: 16,
             patience: 64,
             ingest: 16,
+            preemption: Preemption::default(),
             mechanisms: Mechanisms::default(),
         }
     }

@@ -37,6 +37,8 @@ pub struct Receipt {
     pub preemptions: usize,
     /// Tokens that were computed again after preemptions.
     pub recomputed_tokens: usize,
+    /// From each time that it gave its place up to others until it had again what it had then.
+    pub stalled: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,8 @@ pub(super) struct Sequence {
     pub settled: usize,
     /// What `computed` was when it was preempted.
     pub lost: usize,
+    /// When that was, until it has as much again.
+    pub preempted: Option<Duration>,
     /// Parked sequences that wait for its prompt.
     pub branches: Vec<SequenceId>,
     /// How often others went first though it was the queue's first.
@@ -139,6 +143,7 @@ impl Sequence {
             computed: 0,
             settled: 0,
             lost: 0,
+            preempted: None,
             branches: Vec::new(),
             passed_by: 0,
             submitted,
@@ -182,6 +187,13 @@ impl Sequence {
         if std::mem::take(&mut self.awaited) {
             self.tokens.pop();
         }
+    }
+
+    /// It has again what it had when it was preempted, or needs it no more. Returns how long that took.
+    pub fn resume(&mut self, now: Duration) -> Duration {
+        let stalled = self.preempted.take().map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        self.receipt.stalled += stalled;
+        stalled
     }
 
     /// Names the blocks that `tokens` has filled by now.

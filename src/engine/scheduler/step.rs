@@ -24,7 +24,7 @@ impl Scheduler {
         // Of a plan that came to nothing.
         self.blocks.forgo_copies(&mut self.plan.copies);
         let on_trial = self.running.iter().copied().find(|&id| self.is_on_trial(id));
-        if self.under_way.is_some() && on_trial.is_some() || !self.secure_all() {
+        if self.under_way.is_some() && on_trial.is_some() || !self.secure_all(now) {
             return;
         }
         let of_one = |id: &&SequenceId| self.sequences.get(**id).is_some_and(|sequence| sequence.remaining() == 1);
@@ -64,7 +64,7 @@ impl Scheduler {
 
     /// Sees to it that every running sequence has the blocks for its part of the step, those in front first; where there
     /// are none, the last gives its own up; unless a step is under way, which may set some free. False then.
-    fn secure_all(&mut self) -> bool {
+    fn secure_all(&mut self, now: Duration) -> bool {
         let mut at = 0;
         while let Some(&id) = self.running.get(at) {
             if self.secure(id) {
@@ -72,7 +72,7 @@ impl Scheduler {
             } else if self.under_way.is_some() {
                 return false;
             } else {
-                self.preempt_last();
+                self.preempt_last(now);
             }
         }
         true
@@ -86,9 +86,13 @@ impl Scheduler {
     }
 
     /// The last running sequence gives its blocks up and waits, where it arrived, to be computed again.
-    fn preempt_last(&mut self) {
+    fn preempt_last(&mut self, now: Duration) {
         let Some(id) = self.running.pop() else { return };
         self.put_back(id);
+        let lead = self.sequences.lead(id);
+        if let Some(sequence) = self.sequences.get_mut(lead) {
+            sequence.preempted.get_or_insert(now);
+        }
         self.stats.preemptions += 1;
     }
 

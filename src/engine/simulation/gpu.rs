@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::device::Card;
+use crate::device::{Card, DeviceInfo};
 use crate::dtype::DType;
 use crate::engine::budget::KvBudget;
 use crate::engine::builder::{PAGE_SIZE, cache_size};
@@ -27,6 +27,9 @@ pub struct GpuModel {
     products: HashMap<usize, f64>,
     heads: HashMap<usize, f64>,
 }
+
+/// Where a sequence's part of a step begins, and of how many tokens it is.
+pub(super) type Span = (usize, usize);
 
 /// Launches of a layer beside its products and attention (two norms and a rotation), and of a step beside its layers.
 const LAYER_LAUNCHES: f64 = 3.0;
@@ -53,15 +56,17 @@ impl GpuModel {
     /// This build has no matrix product for the card's architecture.
     pub fn new(spec: &ArchSpec, card: &Card, kv_dtype: Option<DType>) -> Result<Self> {
         let dtype = Gpu::default_dtype(card.arch, spec.dtype);
-        let model = Self {
-            spec: spec.clone(),
-            machine: Machine::from(card),
-            memory_bytes: u64::from(card.memory_gib) << 30,
-            dtype,
-            kv_dtype: kv_dtype.unwrap_or(dtype),
-            products: HashMap::new(),
-            heads: HashMap::new(),
-        };
+        Self::on(spec, Machine::from(card), u64::from(card.memory_gib) << 30, [dtype, kv_dtype.unwrap_or(dtype)])
+    }
+
+    /// On a GPU that is here, or what stands for one; precisions of activations and of the KV cache.
+    pub(in crate::engine) fn of_device(spec: &ArchSpec, info: &DeviceInfo, dtypes: [DType; 2]) -> Result<Self> {
+        Self::on(spec, Machine::of(info), info.memory_bytes, dtypes)
+    }
+
+    fn on(spec: &ArchSpec, machine: Machine, memory_bytes: u64, [dtype, kv_dtype]: [DType; 2]) -> Result<Self> {
+        let (products, heads) = (HashMap::new(), HashMap::new());
+        let model = Self { spec: spec.clone(), machine, memory_bytes, dtype, kv_dtype, products, heads };
         model.product(layer_products(spec, dtype, 1)[0])?;
         Ok(model)
     }
@@ -85,7 +90,8 @@ impl GpuModel {
     pub fn cache(&self, policy: &Policy, most: usize) -> Result<CacheSize> {
         let shape = self.cache_shape();
         let limits = Limits { batch_tokens: policy.step_tokens, cache: shape };
-        let (weights, activations) = (self.weight_bytes(), limits.activation_bytes(&self.spec));
+        let activations = limits.activation_bytes(&self.spec) + Gpu::WORKSPACE_BYTES;
+        let weights = self.weight_bytes();
         let free = self.memory_bytes.checked_sub(weights.saturating_add(activations)).ok_or_else(|| {
             let expected = format!("{weights} bytes of weights and {activations} of activations");
             Error::request("memory", expected, format!("{} bytes", self.memory_bytes))
@@ -97,24 +103,23 @@ impl GpuModel {
 
     /// What a step takes.
     pub fn seconds(&mut self, plan: &Plan) -> f64 {
-        let rows = plan.tokens();
         let wanted = plan.chunks.iter().filter(|chunk| chunk.sample).count();
+        let spans: Vec<Span> = plan.chunks.iter().map(|chunk| (chunk.start, chunk.len)).collect();
+        self.seconds_of(&spans, wanted)
+    }
+
+    /// What a step of these takes, after which so many tokens are chosen.
+    pub(super) fn seconds_of(&mut self, spans: &[Span], wanted: usize) -> f64 {
+        let rows = spans.iter().map(|(_, len)| len).sum();
         let layers = self.spec.layers as f64;
         layers * (self.layer_products(rows) + self.small_kernels(rows))
-            + self.attention(plan)
+            + self.attention(spans)
             + self.head(wanted)
             + STEP_LAUNCHES * Machine::LAUNCH
     }
 
     fn cache_shape(&self) -> CacheShape {
-        CacheShape {
-            layers: self.spec.layers,
-            pages: 0,
-            page_size: PAGE_SIZE,
-            kv_heads: self.spec.kv_heads,
-            head_dim: self.spec.head_dim,
-            dtype: self.kv_dtype,
-        }
+        self.spec.cache_shape(0, PAGE_SIZE, self.kv_dtype)
     }
 
     fn product(&self, shape: MatMulShape) -> Result<f64> {
@@ -154,19 +159,19 @@ impl GpuModel {
     }
 
     /// Of all layers.
-    fn attention(&self, plan: &Plan) -> f64 {
+    fn attention(&self, spans: &[Span]) -> f64 {
         let machine = &self.machine;
         let rate = machine.tensor_rate * f64::from(machine.processors) * machine.clock;
         let position = CacheShape { layers: 1, ..self.cache_shape() }.bytes_per_token() as f64;
         let pair = (2 * self.spec.heads * self.spec.head_dim) as f64;
         let of_layer = |window: &Option<usize>| {
             let (mut positions, mut pairs) = (0, 0);
-            for chunk in &plan.chunks {
-                let end = chunk.start + chunk.len;
+            for &(start, len) in spans {
+                let end = start + len;
                 let seen = window.unwrap_or(end);
-                positions += end.min(seen + chunk.len - 1);
+                positions += end.min(seen + len - 1);
                 // The last query sees the most, the first the least.
-                pairs += chunk.len * ((chunk.start + 1).min(seen) + end.min(seen)) / 2;
+                pairs += len * ((start + 1).min(seen) + end.min(seen)) / 2;
             }
             let reading = positions as f64 * position / machine.memory_bandwidth;
             let computing = pairs as f64 * pair / rate;
@@ -177,13 +182,13 @@ impl GpuModel {
 }
 
 #[cfg(all(test, feature = "sim"))]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::scheduler::{Scheduler, Submission};
     use std::path::Path;
     use std::time::Duration;
 
-    fn llama_8b() -> ArchSpec {
+    pub fn llama_8b() -> ArchSpec {
         let config = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
             "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": false,

@@ -3,15 +3,15 @@
 //! [`simulate`] drives the [`Scheduler`] as an engine does, request by request and step by step; a step takes what a cost
 //! model says, [`GpuModel::seconds`] for example. Nothing is computed, and nobody waits: an hour of a GPU is seconds.
 
+mod capacity;
 mod gpu;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::scheduler::{
-    CacheSize, End, Outcome, Plan, Policy, Receipt, Refused, Scheduler, SequenceId, Stats, Submission,
-};
+use super::scheduler::{End, Outcome, Plan, Receipt, Refused, Scheduler, SequenceId, Stats, Submission};
 
+pub use capacity::Capacity;
 pub use gpu::{GpuModel, head_product, layer_products};
 
 /// A request, and when it comes.
@@ -42,6 +42,8 @@ pub struct Step {
     pub tokens: usize,
     /// Sequences that had generated something before.
     pub decodes: usize,
+    /// Sequences that held blocks.
+    pub running: usize,
     /// Requests that had to wait.
     pub waiting: usize,
 }
@@ -80,21 +82,20 @@ pub struct Costs<F> {
     pub submit: f64,
 }
 
-/// Runs requests, ordered by arrival and each of one branch, to their end, or for so many steps.
+/// Puts requests, ordered by arrival and each of one branch, through a scheduler that has done nothing yet: to their end,
+/// or for so many steps.
 pub fn simulate(
-    policy: Policy,
-    cache: CacheSize,
+    mut scheduler: Scheduler,
     mut costs: Costs<impl FnMut(&Plan) -> f64>,
     requests: &[Arrival],
     most_steps: usize,
 ) -> Run {
-    let mut scheduler = Scheduler::new(policy, cache);
     let mut records: Vec<Record> = requests.iter().map(|r| Record { at: r.at, ..Record::default() }).collect();
     let mut of: HashMap<SequenceId, usize> = HashMap::new();
     let mut arrivals = requests.iter().enumerate().peekable();
     let (mut now, mut steps) = (0.0, Vec::new());
     while steps.len() < most_steps {
-        for _ in 0..policy.ingest {
+        for _ in 0..scheduler.policy().ingest {
             let Some((i, request)) = arrivals.next_if(|(_, request)| request.at <= now) else { break };
             now += costs.submit;
             match scheduler.submit(Duration::from_secs_f64(request.at), request.submission.clone()) {
@@ -113,7 +114,8 @@ pub fn simulate(
         }
         let decodes = plan.chunks.iter().filter(|c| !records[of[&c.sequence]].tokens.is_empty()).count();
         let seconds = (costs.step)(plan);
-        steps.push(Step { at: now, seconds, tokens: plan.tokens(), decodes, waiting: scheduler.waiting() });
+        let (tokens, running, waiting) = (plan.tokens(), scheduler.running(), scheduler.waiting());
+        steps.push(Step { at: now, seconds, tokens, decodes, running, waiting });
         now += seconds;
         let mut outcomes = Vec::new();
         for chunk in plan.chunks.iter().filter(|chunk| chunk.sample) {
