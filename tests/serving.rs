@@ -272,10 +272,9 @@ fn issue_6879_a_step_is_one_copy_and_one_replay_on_the_device() {
     // They had gone on meanwhile, but not to the end, with pages that were not theirs before.
     assert!(steps > 10, "{steps}");
     let (a, b) = (before.counters, after.counters);
-    assert_eq!(
-        (b.replays - a.replays, b.launches, b.allocations, b.syncs),
-        (steps, a.launches, a.allocations, a.syncs)
-    );
+    assert_eq!((b.replays - a.replays, b.allocations, b.syncs), (steps, a.allocations, a.syncs));
+    // In one of these steps all three begin a page.
+    assert!(b.launches - a.launches <= 1, "{a:?} {b:?}");
     assert!(b.uploads - a.uploads <= steps, "{a:?} {b:?}");
     // One more for the step that was under way before.
     assert!(b.waits - a.waits <= steps + 1, "{a:?} {b:?}");

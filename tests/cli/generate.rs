@@ -247,7 +247,8 @@ fn issue_18728_a_stretch_that_is_not_used_is_spoken_of() {
     };
     // The model was trained with 64.
     assert!(said(&["--context", "64"]).starts_with("warning: rope_type yarn stretches positions by 4 "));
-    for more in [&["--context", "65"][..], &[], &["--context", "64", "--quiet"]] {
+    let unstretched = ["--context", "64", "--rope-scaling", "when-needed"];
+    for more in [&["--context", "65"][..], &[], &["--context", "64", "--quiet"], &unstretched] {
         assert!(!said(more).contains("yarn"), "{more:?}");
     }
 }
