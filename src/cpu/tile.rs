@@ -8,7 +8,7 @@ use super::simd::{Product, Simd, Weight};
 
 /// Bytes of a prepared row in one block of `k`: enough to hide the sum over lanes, little enough that a panel of each
 /// operand fits the first-level cache.
-const BLOCK_BYTES: usize = 2048;
+const BLOCK_BYTES: usize = 3072;
 
 /// Bytes of one step of one prepared row.
 pub(crate) const fn step_bytes<S: Simd>() -> usize {

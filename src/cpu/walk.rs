@@ -175,29 +175,30 @@ impl Walk {
             let depth = block_steps::<S>().min(steps - from);
             let k = (depth * P::STEP).min(self.k - from * P::STEP);
             let ends = Ends { first: from == 0, last: from + depth == steps };
-            let mut n = 0;
-            while n < count {
-                let source = |r: usize| {
-                    let element = (first + n + r) * self.k + from * P::STEP;
-                    to.block.data.as_ptr().wrapping_add(element * W::SIZE)
-                };
-                // SAFETY: rows `first + n..` up to `first + count` are rows of the block with `k` elements from `from`
-                // on; `room` begins with that for a block of all of them, rounded up to tiles.
-                unsafe { pack::<S, P, W>(s, source, NR.min(count - n), NR, k, room.add(n * depth * bytes)) };
-                n += NR;
-            }
             for panel in 0..panels {
                 let offset = (from * panels * MR + depth * panel * MR) * bytes;
                 let mut n = 0;
                 while n < count {
-                    // SAFETY: the panel is where `prepare` put it, the columns where the loop above did, both `depth`
-                    // steps deep; the tile's sums have their place behind the columns.
+                    let source = |r: usize| {
+                        let element = (first + n + r) * self.k + from * P::STEP;
+                        to.block.data.as_ptr().wrapping_add(element * W::SIZE)
+                    };
+                    // SAFETY: rows `first + n..` up to `first + count` are rows of the block with `k` elements from `from`
+                    // on; `room` begins with that for a block of all of them, rounded up to tiles, which the first panel
+                    // finds in the first-level cache. The panel is where `prepare` put it, both `depth` steps deep; the
+                    // tile's sums have their place behind the columns.
                     unsafe {
                         let (a, b) = (self.prepared.add(offset), room.add(n * depth * bytes));
-                        let tile = sums.add(panel * MR * PACKED_COLUMNS + n * MR);
-                        add_tile(s, &packed::<S, P, MR, NR>(s, a, b, depth), tile, ends.first);
+                        if panel == 0 {
+                            pack::<S, P, W>(s, source, NR.min(count - n), NR, k, b);
+                        }
+                        let tile = sums.add(panel * MR * PACKED_COLUMNS + n * MR).cast::<[[f32; NR]; MR]>();
+                        let before = if ends.first { None } else { Some(*tile) };
+                        let total = add_tile(s, &packed::<S, P, MR, NR>(s, a, b, depth), before);
                         if ends.last {
-                            self.emit_tile::<MR, NR>(to, panel * MR, first + n, count - n, tile);
+                            self.emit_tile(to, panel * MR, first + n, count - n, &total);
+                        } else {
+                            *tile = total;
                         }
                     }
                     n += NR;
@@ -207,24 +208,20 @@ impl Walk {
         }
     }
 
-    /// Writes a finished tile, `[MR, NR]`, to its columns as far as they go.
-    ///
-    /// # Safety
-    /// The tile is readable; its columns are this task's.
+    /// Writes a finished tile to its columns as far as they go.
     #[inline(always)]
-    unsafe fn emit_tile<const MR: usize, const NR: usize>(
+    fn emit_tile<const MR: usize, const NR: usize>(
         &self,
         to: Columns<'_>,
         m: usize,
         n: usize,
         columns: usize,
-        tile: *const f32,
+        tile: &[[f32; NR]; MR],
     ) {
         let ends = Ends { first: true, last: true };
-        for r in 0..MR.min(self.rows - m) {
-            for c in 0..NR.min(columns) {
-                // SAFETY: the element lies in the tile.
-                self.emit(to, m + r, n + c, unsafe { *tile.add(r * NR + c) }, ends);
+        for (r, row) in tile.iter().enumerate().take(self.rows - m) {
+            for (c, &sum) in row.iter().enumerate().take(columns) {
+                self.emit(to, m + r, n + c, sum, ends);
             }
         }
     }
@@ -247,30 +244,25 @@ impl Walk {
     }
 }
 
-/// Adds the sums of a tile over one block of `k` to those of the blocks before.
-///
-/// # Safety
-/// `MR · NR` elements, a multiple of four, are at `to`.
+/// The sums of a tile over one block of `k`, added to those of the blocks before. `MR · NR` is a multiple of four.
 #[inline(always)]
-unsafe fn add_tile<S: Simd, const MR: usize, const NR: usize>(
+fn add_tile<S: Simd, const MR: usize, const NR: usize>(
     s: S,
     sums: &[[S::V; NR]; MR],
-    to: *mut f32,
-    first: bool,
-) {
-    let mut i = 0;
-    while i < MR * NR {
-        let [a, b, c, d] = [i, i + 1, i + 2, i + 3];
-        let four = s.sum4([sums[a / NR][a % NR], sums[b / NR][b % NR], sums[c / NR][c % NR], sums[d / NR][d % NR]]);
-        for (j, sum) in four.into_iter().enumerate() {
-            // SAFETY: the element lies in the tile.
-            unsafe {
-                let to = to.add(i + j);
-                *to = if first { sum } else { *to + sum };
-            }
-        }
-        i += 4;
+    before: Option<[[f32; NR]; MR]>,
+) -> [[f32; NR]; MR] {
+    let mut total = [[0.0; NR]; MR];
+    let (of_lanes, of_tile) = (sums.as_flattened(), total.as_flattened_mut());
+    for i in (0..MR * NR).step_by(4) {
+        let four = s.sum4([of_lanes[i], of_lanes[i + 1], of_lanes[i + 2], of_lanes[i + 3]]);
+        of_tile[i..i + 4].copy_from_slice(&four);
     }
+    if let Some(before) = before {
+        for (total, before) in of_tile.iter_mut().zip(before.as_flattened()) {
+            *total += before;
+        }
+    }
+    total
 }
 
 /// Whether a block of `k` is the first or the last.
