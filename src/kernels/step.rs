@@ -121,8 +121,7 @@ impl Step {
             let expected = format!("at most {}", self.largest);
             return Err(Error::operator("upload", "tokens", expected, batch.tokens.len()));
         }
-        // Buckets are powers of two, and the largest batch, whatever its size.
-        let bucket = decodes.then(|| batch.spans.len().next_power_of_two().min(self.largest));
+        let bucket = decodes.then(|| recorded_rows(batch.spans.len()).min(self.largest));
         self.lay_out(batch, bucket);
         self.layout = batch.layout;
         Ok(())
@@ -372,6 +371,13 @@ impl Step {
     }
 }
 
+/// Rows that a step of so many sequences is recorded with, each of which has one token: four sizes between a power of two
+/// and the next, as a recording takes the time of some steps, and rows that only pad are multiplied like all others.
+pub(crate) fn recorded_rows(sequences: usize) -> usize {
+    let octave = sequences.next_power_of_two();
+    if sequences <= 8 { octave } else { sequences.next_multiple_of(octave / 8) }
+}
+
 /// What sampling works on.
 pub(super) struct Sampling<'a> {
     pub rows: Slice<'a>,
@@ -411,4 +417,19 @@ fn tiles(batch: &Batch) -> Vec<attention_tile> {
         std::cmp::Reverse(span.kv_len - span.len + tile.first as usize)
     });
     tiles
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::recorded_rows;
+
+    #[test]
+    fn few_recordings_serve_all_batches_and_few_rows_pad() {
+        let rows: Vec<usize> = (0..=256).map(recorded_rows).collect();
+        assert!(rows.is_sorted() && (1..=256).all(|n| rows[n] >= n && rows[rows[n]] == rows[n]));
+        assert!((8..=256).all(|n| 4 * rows[n] <= 5 * n), "{rows:?}");
+        assert_eq!(rows[1..].iter().collect::<BTreeSet<_>>().len(), 24);
+    }
 }

@@ -8,7 +8,7 @@ use crate::engine::budget::KvBudget;
 use crate::engine::builder::{PAGE_SIZE, cache_size};
 use crate::engine::scheduler::{CacheSize, Plan, Policy};
 use crate::error::{Error, Result};
-use crate::kernels::{Gpu, Machine, MatMul, MatMulPlan, MatMulShape};
+use crate::kernels::{Gpu, Machine, MatMul, MatMulPlan, MatMulShape, recorded_rows};
 use crate::model::{ArchSpec, Limits};
 use crate::ops::CacheShape;
 
@@ -110,7 +110,10 @@ impl GpuModel {
 
     /// What a step of these takes, after which so many tokens are chosen.
     pub(super) fn seconds_of(&mut self, spans: &[Span], wanted: usize) -> f64 {
-        let rows = spans.iter().map(|(_, len)| len).sum();
+        // A step of single tokens is a recorded one, of a size that there is.
+        let rows: usize = spans.iter().map(|(_, len)| len).sum();
+        let is_recorded = wanted > 0 && wanted == rows;
+        let (rows, wanted) = if is_recorded { (recorded_rows(rows), recorded_rows(rows)) } else { (rows, wanted) };
         let layers = self.spec.layers as f64;
         layers * (self.layer_products(rows) + self.small_kernels(rows))
             + self.attention(spans)
