@@ -83,7 +83,8 @@ pub(crate) fn rotary_kv_write(isa: Isa, pool: &Pool, step: &Step, args: RotaryKv
     Ok(())
 }
 
-/// `qkv` and `query` have a row for each token, `rope` two of `half` for each of `rope_rows`, the table's first; `keys` and `values` are one layer's, and every slot
+/// `qkv` and `query` have a row for each token, `rope` two of `half` for each of `rope_rows`, the table's first; `keys` and
+/// `values` are one layer's, and every slot
 /// lies inside them and belongs to one token.
 struct Call<'a> {
     qkv: Shareable<f32>,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Numbers of pages, in the order of the positions that they hold, of many sequences. It knows what changed of late, so that
-/// who has a copy need not take all of it again: a thousand sequences' pages are more than a step's time to bring along.
+/// who has a copy need not take all of it again.
 pub struct PageTable {
     /// No other table has it.
     id: u64,
