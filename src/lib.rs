@@ -18,7 +18,7 @@ pub use dtype::DType;
 pub use engine::{
     Constraint, ConstraintState, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Guidance, Incident,
     KvLimit, LoadReport, LogitsContext, LogitsProcessor, Prompt, RepetitionDetection, Request, Sampling, Score,
-    SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, batching, kv, scheduler, simulation,
+    SlowStep, Status, StepSize, Timings, Token, TokenStream, Usage, batching, capacity, kv, scheduler, simulation,
 };
 pub use error::{Error, Result};
 

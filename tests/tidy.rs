@@ -132,7 +132,7 @@ fn the_top_level_has_no_strangers() {
 /// A room uses only what is below it.
 #[test]
 fn floors_hold() {
-    const ENGINE: [&str; 4] = ["engine", "kv", "scheduler", "simulation"];
+    const ENGINE: [&str; 6] = ["engine", "batching", "capacity", "kv", "scheduler", "simulation"];
     let floors: [(&str, &[&str]); 6] = [
         ("model", &["kernels", "cpu"]),
         ("kernels", &["model", "cpu", "text"]),
@@ -150,6 +150,28 @@ fn floors_hold() {
             for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
                 for above in ENGINE.iter().chain(others) {
                     let found = [";", "::", "{"].iter().any(|end| line.contains(&format!("crate::{above}{end}")));
+                    assert!(!found, "{}: {line}", file.display());
+                }
+            }
+        }
+    }
+}
+
+/// The engine's rooms, from the bottom up: each uses only those before it.
+#[test]
+fn floors_of_the_engine_hold() {
+    let rooms = ["kv", "scheduler", "sampling", "capacity", "step", "request", "load", "simulation"];
+    for (floor, room) in rooms.iter().enumerate() {
+        let mut files = Vec::new();
+        files_below(&root().join("src/engine").join(room), &["rs"], &mut files);
+        assert!(!files.is_empty(), "src/engine/{room} has no files");
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            // Unit tests come last, and may look further.
+            let code = text.split("#[cfg(test)]").next().unwrap().split("#[cfg(all(test").next().unwrap();
+            for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+                for above in &rooms[floor + 1..] {
+                    let found = ["engine::", "crate::"].iter().any(|path| line.contains(&format!("{path}{above}::")));
                     assert!(!found, "{}: {line}", file.display());
                 }
             }

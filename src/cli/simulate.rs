@@ -6,10 +6,11 @@ mod shapes;
 use std::fmt;
 
 use anyhow::Result;
+use burrstone::capacity::{self, GpuModel};
 use burrstone::device::Card;
 use burrstone::model::ArchSpec;
 use burrstone::scheduler::{Plan, Policy, Scheduler, Submission};
-use burrstone::simulation::{self, Arrival, Costs, GpuModel, Run, simulate};
+use burrstone::simulation::{Arrival, Costs, Run, simulate};
 use burrstone::{Prompt, Request};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum as _};
@@ -218,7 +219,7 @@ impl Simulate {
 
 impl Capacity {
     /// Of requests, by what is to be had with those of one length.
-    fn of(arrivals: &[Arrival], mut with: impl FnMut(usize, usize) -> simulation::Capacity) -> Self {
+    fn of(arrivals: &[Arrival], mut with: impl FnMut(usize, usize) -> capacity::Capacity) -> Self {
         let mut lengths: Vec<(usize, usize)> =
             arrivals.iter().map(|arrival| (arrival.submission.prompt.len(), arrival.output)).collect();
         lengths.sort_by_key(|(prompt, output)| prompt + output);

@@ -22,14 +22,13 @@ use crate::ops::Activation;
 use super::families::{self, Bias, FAMILIES, Family, Windows};
 use super::fields::{Fields, parse_object};
 use super::rope_config;
-use super::spec::ArchSpec;
+use super::spec::{ArchSpec, MAX_CONTEXT};
 
 // Sizes beyond any model there is. They keep products of sizes within 64 bits, and hostile numbers from allocating.
 const MAX_WIDTH: usize = 1 << 28;
 const MAX_LAYERS: usize = 1 << 14;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1 << 14;
-pub(super) const MAX_CONTEXT: usize = 1 << 31;
 
 impl ArchSpec {
     /// Reads the text of a `config.json`. `file` names it in errors; `stored` is the dtype that the weights have, for

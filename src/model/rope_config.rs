@@ -2,10 +2,10 @@
 
 use crate::error::Result;
 
-use super::config::MAX_CONTEXT;
 use super::families::ROPE_THETA;
 use super::fields::Fields;
 use super::rope::{RopeKind, RopeSpec};
+use super::spec::MAX_CONTEXT;
 
 /// The rotary embedding and the number of tokens that a sequence may hold.
 ///

@@ -4,9 +4,9 @@ use std::fmt;
 
 use anyhow::Result;
 use burrstone::DType;
+use burrstone::capacity::{head_product, layer_products};
 use burrstone::kernels::{AttentionPlan, AttentionShape, Floor, Gpu, Heads, Machine, MatMul, MatMulPair, MatMulPlan};
 use burrstone::model::ArchSpec;
-use burrstone::simulation::{head_product, layer_products};
 use clap::Args;
 use serde::Serialize;
 
