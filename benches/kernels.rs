@@ -17,6 +17,7 @@ mod problems {
     include!(concat!(env!("OUT_DIR"), "/problems.rs"));
 }
 
+// Kernels, by `burrstone-codegen lists`:
 #[path = "kernels/act_mul.rs"]
 mod act_mul;
 #[path = "kernels/attention.rs"]
@@ -39,11 +40,13 @@ mod rotary_kv_write;
 mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
+// End of kernels.
 
 fn all<D: support::Bench>(device: D) {
     let mut criterion = criterion::Criterion::default().configure_from_args();
     let mut lab = support::Lab::new(device);
     for bench in [
+        // Benches, by `burrstone-codegen lists`:
         act_mul::bench,
         attention::bench,
         embedding::bench,
@@ -55,6 +58,7 @@ fn all<D: support::Bench>(device: D) {
         rotary_kv_write::bench,
         sample::bench,
         target_logprobs::bench,
+        // End of benches.
     ] {
         lab.probe();
         bench(&mut criterion, &lab);

@@ -15,20 +15,17 @@ mod problems {
 #[path = "reference/mod.rs"]
 mod reference;
 
+// Kernels, by `burrstone-codegen lists`:
 #[path = "kernels/act_mul.rs"]
 mod act_mul;
 #[path = "kernels/attention.rs"]
 mod attention;
 #[path = "kernels/attention_decode.rs"]
 mod attention_decode;
-#[path = "kernels/attention_masks.rs"]
-mod attention_masks;
 #[path = "kernels/attention_prefill.rs"]
 mod attention_prefill;
 #[path = "kernels/embedding.rs"]
 mod embedding;
-#[path = "kernels/gated_matmul.rs"]
-mod gated_matmul;
 #[path = "kernels/gather_rows.rs"]
 mod gather_rows;
 #[path = "kernels/matmul.rs"]
@@ -37,11 +34,6 @@ mod matmul;
 mod page_copy;
 #[path = "kernels/page_table_update.rs"]
 mod page_table_update;
-#[path = "kernels/paged_attention.rs"]
-mod paged_attention;
-#[cfg(feature = "sim")]
-#[path = "kernels/quantized_matmul.rs"]
-mod quantized_matmul;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]
@@ -50,3 +42,14 @@ mod rotary_kv_write;
 mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
+// End of kernels.
+
+#[path = "kernels/attention_masks.rs"]
+mod attention_masks;
+#[path = "kernels/gated_matmul.rs"]
+mod gated_matmul;
+#[path = "kernels/paged_attention.rs"]
+mod paged_attention;
+#[cfg(feature = "sim")]
+#[path = "kernels/quantized_matmul.rs"]
+mod quantized_matmul;

@@ -68,28 +68,6 @@ fn every_kernel_is_in_every_room() {
     }
 }
 
-/// Rust asks for a list of modules; a kernel that is missing from one would be neither tested nor measured.
-#[test]
-fn every_kernel_is_in_every_list() {
-    let specs = specs();
-    for (list, names) in [
-        ("src/cpu/mod.rs", &specs.ops),
-        ("src/kernels/mod.rs", &specs.on_devices),
-        ("tests/kernels.rs", &specs.kernels),
-        ("tests/reference/mod.rs", &specs.ops),
-        ("benches/kernels.rs", &specs.ops),
-    ] {
-        let text = fs::read_to_string(root().join(list)).unwrap();
-        for name in names {
-            assert!(text.contains(&format!("mod {name};\n")), "{list} lacks {name}");
-        }
-    }
-    let benches = fs::read_to_string(root().join("benches/kernels.rs")).unwrap();
-    for op in &specs.ops {
-        assert!(benches.contains(&format!("{op}::bench,")), "benches/kernels.rs does not run {op}");
-    }
-}
-
 /// What is tested or measured under a kernel's name has a specification, so that nothing stands outside the plan.
 #[test]
 fn oracles_tests_and_benches_belong_to_a_kernel() {

@@ -6,30 +6,33 @@
 //!
 //! [`Stream`]: crate::device::Stream
 
-#[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
-mod abi;
+// Kernels, by `burrstone-codegen lists`:
 mod act_mul;
-mod attention;
 mod attention_decode;
-mod attention_plan;
 mod attention_prefill;
-mod call;
-mod converted;
-mod cost;
 mod embedding;
-mod gpu;
-mod kv_cache;
 mod matmul;
-mod matmul_plan;
 mod page_copy;
 mod page_table_update;
-mod rates;
 mod rms_norm;
 mod rotary_kv_write;
 mod sample;
+mod target_logprobs;
+// End of kernels.
+
+#[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
+mod abi;
+mod attention;
+mod attention_plan;
+mod call;
+mod converted;
+mod cost;
+mod gpu;
+mod kv_cache;
+mod matmul_plan;
+mod rates;
 mod step;
 mod tables;
-mod target_logprobs;
 mod weights;
 
 pub use act_mul::ActMul;
