@@ -1,8 +1,7 @@
-//! The CUDA kernels, each usable alone: a struct of what it works on, and `launch`.
+//! Launch wrappers of the CUDA kernels. Each is a struct with its arguments and a method `launch`, and works alone.
 //!
-//! A wrapper checks the shapes of its slices, picks the variant for the device, and enqueues it on a [`Stream`], which
-//! is a GPU's or the simulator's. Contracts are in the wrappers' documentation; device code is in `csrc/kernels`, under
-//! the same names.
+//! A wrapper checks the shapes of its slices, picks a variant for the device and enqueues it on a [`Stream`], a GPU's
+//! or the simulator's. Device code is in `csrc/kernels`, under the same names.
 //!
 //! [`Stream`]: crate::device::Stream
 

@@ -1,4 +1,4 @@
-//! The variants that the build made of `codegen/specs`, as tables.
+//! Tables of variants, generated from `codegen/specs` by the build.
 
 #![allow(
     unused_imports,
