@@ -1,6 +1,7 @@
-// Copies from global to shared memory that run beside the thread. sm_80 and later.
+// Asynchronous copies from global to shared memory (sm_80 and later).
 //
-// The simulator lands a copy as late as it may: in the wait. Until then its bytes are NaN, and touching them is a fault.
+// The simulator completes a copy as late as allowed: in the wait. Until then its bytes are NaN, and accessing them is a
+// fault.
 #ifndef BURRSTONE_COMMON_CP_ASYNC_CUH
 #define BURRSTONE_COMMON_CP_ASYNC_CUH
 
@@ -8,8 +9,8 @@
 
 namespace burrstone {
 
-// Copies BYTES (4, 8, 16; 16 without a place in the L1 cache) to an address of the shared window. Of the source only
-// `valid` bytes are read, the rest becomes zero; with `valid` 0 the source is not touched.
+// Copies BYTES (4, 8 or 16; 16 bypasses L1) to a shared-window address. Only `valid` bytes of the source are read, the
+// rest is filled with zeros; with `valid` 0 the source is not accessed.
 template <int BYTES> BURRSTONE_DEVICE void cp_async(uint32_t shared, const void *global, uint32_t valid = BYTES, Site site = here()) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
 #ifdef BURRSTONE_SIM
@@ -35,7 +36,7 @@ BURRSTONE_DEVICE void cp_async_commit(Site site = here()) {
 #endif
 }
 
-// Waits until at most PENDING of this thread's latest groups are on their way. Other threads see the copies after a
+// Waits until at most PENDING of this thread's latest groups are in flight. Other threads see the copies after a
 // barrier.
 template <int PENDING> BURRSTONE_DEVICE void cp_async_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
@@ -46,7 +47,7 @@ template <int PENDING> BURRSTONE_DEVICE void cp_async_wait(Site site = here()) {
 #endif
 }
 
-// The thread's earlier copies arrive at an mbarrier when they have landed, as one arrival that its count includes.
+// When the thread's earlier copies are complete, they arrive at the mbarrier once; its count must include that arrival.
 BURRSTONE_DEVICE void cp_async_arrive(uint32_t mbarrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
     burrstone_sim_cp_async_arrive(mbarrier, site.file, site.line);

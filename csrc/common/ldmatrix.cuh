@@ -1,4 +1,4 @@
-// Loads of 8x8 matrices of 16-bit elements from shared memory into the fragments of mma. sm_75 and later.
+// Loads of 8x8 matrices of 16-bit elements from shared memory into mma fragments (sm_75 and later).
 #ifndef BURRSTONE_COMMON_LDMATRIX_CUH
 #define BURRSTONE_COMMON_LDMATRIX_CUH
 

@@ -1,4 +1,4 @@
-// Global and shared memory. Kernels touch memory through these alone, so that the simulator sees every access.
+// Access to global and shared memory. Kernels use only these functions, so that the simulator checks every access.
 #ifndef BURRSTONE_COMMON_MEMORY_CUH
 #define BURRSTONE_COMMON_MEMORY_CUH
 
@@ -74,7 +74,7 @@ template <class T> __device__ __forceinline__ void store_global(T *address, T va
 
 } // namespace detail
 
-// One access of sizeof(T) bytes, which must be aligned to its size.
+// One access of sizeof(T) bytes, aligned to its size.
 template <class T> BURRSTONE_DEVICE T load(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
     burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_LOAD, site.file, site.line);
@@ -85,7 +85,7 @@ template <class T> BURRSTONE_DEVICE T load(const T *address, Site site = here())
 #endif
 }
 
-// The same for data that is read once: it does not displace others from the L1 cache.
+// A load of data that is read once: it is not kept in L1.
 template <class T> BURRSTONE_DEVICE T load_streaming(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
     return load(address, site);
@@ -95,7 +95,7 @@ template <class T> BURRSTONE_DEVICE T load_streaming(const T *address, Site site
 #endif
 }
 
-// The same for data that nothing writes while the kernel runs.
+// A load of data that no thread writes while the kernel runs.
 template <class T> BURRSTONE_DEVICE T load_cached(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
     return load(address, site);
@@ -159,7 +159,7 @@ BURRSTONE_DEVICE void fence_global() {
 #endif
 }
 
-// N values in shared memory. On a GPU it starts with no defined content, like any shared memory.
+// N values in shared memory, uninitialised.
 template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
     T data[N];
 
@@ -200,7 +200,7 @@ template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
 #endif
     }
 
-    // The address of value i in the shared window, for the instructions that take one. No access by itself.
+    // The shared-window address of value i, for instructions that take one. Not an access.
     BURRSTONE_DEVICE uint32_t address(unsigned i, Site site = here()) const {
 #ifdef BURRSTONE_SIM
         if (i > unsigned(N)) burrstone_sim_fault("address beyond the end of a shared array", site.file, site.line);

@@ -1,7 +1,7 @@
-// Waiting for other threads, and exchanging registers inside a warp.
+// Barriers, and exchange of registers within a warp.
 //
-// Masks name the lanes that take part; all of them must reach the same call. Only the barriers order memory: after a
-// shuffle or a vote, another lane's writes to shared memory are not yet visible (sync_warp makes them so).
+// Masks name the participating lanes, all of which must reach the same call. Only barriers order memory: after a
+// shuffle or vote, another lane's writes to shared memory are not visible yet (sync_warp makes them so).
 #ifndef BURRSTONE_COMMON_SYNC_CUH
 #define BURRSTONE_COMMON_SYNC_CUH
 
@@ -9,8 +9,8 @@
 
 namespace burrstone {
 
-// __syncthreads: every thread of the block, none of which may have finished. The lanes of a warp come to it together, as to
-// the named barriers below.
+// __syncthreads: every thread of the block, none of which may have exited. The lanes of a warp must arrive together, as
+// for the named barriers below.
 BURRSTONE_DEVICE void sync_block(Site site = here()) {
 #ifdef BURRSTONE_SIM
     burrstone_sim_barrier(0, 0, true, site.file, site.line);

@@ -1,4 +1,4 @@
-// Who the thread is.
+// Thread and block indices.
 #ifndef BURRSTONE_COMMON_THREAD_CUH
 #define BURRSTONE_COMMON_THREAD_CUH
 

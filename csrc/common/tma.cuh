@@ -1,8 +1,8 @@
-// Bulk copies between global and shared memory, of plain bytes and of boxes of tensors. sm_90.
+// TMA (sm_90): bulk copies between global and shared memory, of plain bytes or boxes of tensors.
 //
-// One thread starts a copy. Loads report their bytes to an mbarrier; stores are waited for in groups. A tensor's
-// coordinates count elements, innermost dimension first; what lies outside the tensor loads as zero and is not stored.
-// On the simulator a load lands when no thread can go on without it, a store in the wait.
+// One thread starts a copy. Loads report their bytes to an mbarrier; stores are waited for in groups. Tensor
+// coordinates count elements, innermost dimension first; elements outside the tensor load as zero and are not stored.
+// On the simulator a load completes only when no thread can continue without it, a store in the wait.
 #ifndef BURRSTONE_COMMON_TMA_CUH
 #define BURRSTONE_COMMON_TMA_CUH
 
@@ -11,7 +11,7 @@
 
 namespace burrstone {
 
-// Where a box lies in a tensor of D dimensions.
+// The coordinates of a box in a tensor of D dimensions.
 template <int D> struct Coordinates {
     int32_t at[D];
 };
@@ -41,7 +41,7 @@ BURRSTONE_DEVICE void bulk_store(void *global, uint32_t shared, uint32_t bytes, 
 #endif
 }
 
-// `map` lies in the kernel's argument struct. `shared` is a multiple of 128, of 1024 for boxes with a swizzle.
+// `map` is in the kernel's argument struct. `shared` is aligned to 128 bytes, or to 1024 for swizzled boxes.
 template <int D>
 BURRSTONE_DEVICE void tensor_load(uint32_t shared, const tensor_map &map, const Coordinates<D> &c, uint32_t mbarrier,
                                   Site site = here()) {
@@ -73,7 +73,7 @@ BURRSTONE_DEVICE void tensor_load(uint32_t shared, const tensor_map &map, const 
 #endif
 }
 
-// Writes to the shared memory must have come before a fence_async() of their threads, and a barrier.
+// The writes to shared memory must be followed by fence_async() in their threads, then a barrier.
 template <int D>
 BURRSTONE_DEVICE void tensor_store(const tensor_map &map, const Coordinates<D> &c, uint32_t shared, Site site = here()) {
     static_assert(D >= 1 && D <= 5, "tensors have 1 to 5 dimensions");
@@ -119,7 +119,7 @@ template <int PENDING> BURRSTONE_DEVICE void bulk_wait_read(Site site = here()) 
 #endif
 }
 
-// The same, until they have also written.
+// The same, until they have also been written to global memory.
 template <int PENDING> BURRSTONE_DEVICE void bulk_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
     burrstone_sim_bulk_wait(PENDING, site.file, site.line);
@@ -129,7 +129,7 @@ template <int PENDING> BURRSTONE_DEVICE void bulk_wait(Site site = here()) {
 #endif
 }
 
-// Brings a map into the cache that copies read it from.
+// Prefetches a tensor map.
 BURRSTONE_DEVICE void prefetch_tensor_map([[maybe_unused]] const tensor_map &map) {
 #ifndef BURRSTONE_SIM
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

@@ -1,4 +1,4 @@
-// activation(gate) * up. Rows are cut into pieces where they are not quantized: few rows fill a GPU as well.
+// activation(gate) * up. Unless the output is quantized, rows are split among blocks, so that few rows fill a GPU too.
 #ifndef BURRSTONE_KERNELS_ACT_MUL_CU
 #define BURRSTONE_KERNELS_ACT_MUL_CU
 
@@ -30,7 +30,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void act_mul_row(const act_mul_a
         return y;
     };
     if constexpr (QUANTIZED_MAX<Out> > 0.0f) {
-        // The activations are worth keeping: half of the work is in the first pass.
+        // Keeps the activations: half of the work is in the first pass.
         using Walk = Row<V::threads, WHOLE>;
         typename Walk::template Kept<float> kept;
         Walk::each(width, [&](uint32_t at, int k) {

@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm of rows, after an optional addition to the residual stream. One block a row.
+// RMSNorm and LayerNorm of rows, after an optional addition to the residual stream. One block per row.
 #ifndef BURRSTONE_KERNELS_RMS_NORM_CU
 #define BURRSTONE_KERNELS_RMS_NORM_CU
 
@@ -7,7 +7,7 @@
 
 namespace burrstone {
 
-// The values of the axis `norm`: whether a row's mean is taken off.
+// Values of the axis `norm`: whether the row's mean is subtracted.
 struct rms {
     static constexpr bool centred = false;
 };
@@ -44,7 +44,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
             BURRSTONE_UNROLL
             for (int e = 0; e < GRAIN; ++e) {
                 total.v[e] = to_float(x.v[e]) + to_float(d.v[e]);
-                // What is normed is what the next layer will read.
+                // Normalises the rounded value, which is what the next layer reads.
                 x.v[e] = from_float<T>(total.v[e]);
             }
             store_grain(residual, width, at, WHOLE, total);
@@ -65,7 +65,7 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
 
     float mean = 0.0f;
     if constexpr (CENTRED) {
-        // The squares of deviations, not the difference of two large sums.
+        // Squares of deviations, because the difference of two large sums would cancel.
         mean = Walk::reduce(sum, Sum{}, shared.sum) / float(width);
         Walk::each_of_chains(width, [&](uint32_t at, int chain, int k) {
             const Grain<T> x = grain(at, k);

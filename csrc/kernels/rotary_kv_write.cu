@@ -1,5 +1,5 @@
-// Queries and keys: norm of each head, rotation; keys and values: to their slots in the paged cache. A group of lanes
-// has one head, and no block-wide barrier is needed.
+// Queries and keys: optional head norm and rotary embedding; keys and values: written to their slots in the paged
+// cache. A group of lanes handles a head, so no block-wide barrier is needed.
 #ifndef BURRSTONE_KERNELS_ROTARY_KV_WRITE_CU
 #define BURRSTONE_KERNELS_ROTARY_KV_WRITE_CU
 
@@ -10,16 +10,16 @@ namespace burrstone {
 
 template <class V> struct rotary_kv_write_shared {};
 
-// What a lane handles at a time: a grain of the first half of what turns with its partners in the second; or, behind
-// what turns, a grain alone, and zeros.
+// What a lane handles at a time: eight elements of the first rotated half with their partners in the second; or, beyond
+// the rotated part, eight elements alone.
 template <class T> struct HeadUnit {
     Grain<T> low;
     Grain<T> high;
 };
 
-// How a head falls into units.
+// How a head is divided into units.
 struct HeadShape {
-    // Elements that turn with a partner each, and those that do not turn.
+    // Rotated pairs, and elements that are not rotated.
     unsigned half, rest;
     unsigned pairs;
     bool whole;
@@ -50,17 +50,17 @@ BURRSTONE_DEVICE void store_unit(const HeadShape &shape, T *head, unsigned u, He
     }
 }
 
-// The sum over a head has one order, like that over a row: unit u belongs to chain u % HEAD_CHAINS.
+// The sum over a head has a fixed order, as over a row: unit u belongs to chain u % HEAD_CHAINS.
 constexpr int HEAD_CHAINS = 16;
 
-// How a cache of eight bits is scaled: floats by one number for a layer, integers by one for each head of each token.
+// Scales of an 8-bit cache: floats have one per layer, integers one per head of each token.
 template <class T> constexpr bool SCALED_BY_LAYER = false;
 template <> constexpr bool SCALED_BY_LAYER<e4m3> = true;
 template <> constexpr bool SCALED_BY_LAYER<e5m2> = true;
 template <class T> constexpr bool SCALED_BY_ENTRY = false;
 template <> constexpr bool SCALED_BY_ENTRY<i8> = true;
 
-// Blocks [tokens, groups of heads]: queries' heads, then keys', then values'.
+// Grid [tokens, groups of heads]: query heads, then key heads, then value heads.
 template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_args &args, rotary_kv_write_shared<V> &) {
     using T = typename V::dtype;
     using Cache = typename V::cache;
@@ -75,7 +75,7 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
     const bool query = head < args.heads, value = head >= args.heads + args.kv_heads;
     const uint32_t slot = load_cached(pointer<const uint32_t>(args.slots) + token);
     const uint32_t row = load_cached(pointer<const uint32_t>(args.rope_rows) + token);
-    // Slots and rows come from the device, where nobody checked them; BURRSTONE_NO_SLOT is none.
+    // Slots and rows come from the device and are unchecked; BURRSTONE_NO_SLOT means none.
     const bool absent = head >= heads || slot >= args.slot_count || (args.rotary_dim && row >= args.table_rows + args.rows);
 
     const bool whole = (args.rotary_dim / 2) % GRAIN == 0 && has_grains<float>(args.rope_table | args.rope, d) &&
@@ -88,7 +88,7 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
     const device_ptr gain = query ? args.query_gain : value ? 0 : args.key_gain;
 
     float norm = 1.0f;
-    // The same for all groups of a warp: they meet in the reduction.
+    // Uniform in a warp, because its groups meet in the reduction.
     if (args.query_gain || args.key_gain) {
         float squares[OWN_CHAINS] = {};
         for (unsigned first = lane; first < units; first += HEAD_CHAINS) {

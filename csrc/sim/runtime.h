@@ -1,7 +1,7 @@
-// What the simulated primitives ask of the simulator. src/device/sim/hooks.rs implements it.
+// Calls of simulated primitives into the simulator, implemented by src/device/sim/hooks.rs.
 //
-// Each CUDA thread is a fiber. A call that waits switches to another fiber and returns when its condition holds.
-// A call that finds a fault does not return: the launch ends with that fault.
+// Each CUDA thread is a fiber. A call that waits switches to another fiber and returns when its condition holds. A call
+// that finds a fault does not return: the launch ends with that fault.
 #ifndef BURRSTONE_SIM_RUNTIME_H
 #define BURRSTONE_SIM_RUNTIME_H
 
