@@ -12,7 +12,7 @@ const FAILURE: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
-/// Ends the program as Ctrl-C does: without a message.
+/// Ends the program as after Ctrl-C: without a message.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -24,13 +24,13 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Input that is at fault, in words of the command line.
+/// Bad input, in terms of the command line.
 pub fn bad_input(field: &str, expected: impl fmt::Display, found: impl fmt::Display) -> anyhow::Error {
     burrstone::Error::Request { field: field.to_owned(), expected: expected.to_string(), found: found.to_string() }
         .into()
 }
 
-/// Runs a command to its exit code. A panic, which is a defect of this program, ends like any other failure.
+/// Runs a command and returns its exit code. A panic is a defect, and ends like any other failure.
 pub fn run(command: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let payload = info.payload();
@@ -62,7 +62,7 @@ fn end(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if input { BAD_INPUT } else { FAILURE })
 }
 
-/// What an error says, on one line.
+/// An error on one line.
 pub fn message(error: &anyhow::Error) -> String {
     let text = match error.downcast_ref::<burrstone::Error>() {
         // It says its cause itself.

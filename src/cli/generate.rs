@@ -14,7 +14,7 @@ use super::values;
 
 const MAX_TOKENS: usize = 256;
 
-/// Continue a text, as a stream on standard output
+/// Continue a text, and stream it to standard output
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone generate
@@ -28,12 +28,12 @@ pub struct Generate {
     #[command(flatten)]
     prompt: PromptArgs,
 
-    /// Tokens to generate at most; the end of the context is a limit too
+    /// Most tokens to generate; the context is a limit too
     #[arg(long, value_name = "N", default_value_t = MAX_TOKENS, value_parser = values::positive)]
     #[arg(allow_negative_numbers = true)]
     max_tokens: usize,
 
-    /// Until so many tokens are generated, the model's end tokens are not chosen
+    /// Generate at least this many tokens: the model's end tokens are not chosen before
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::count, hide_default_value = true)]
     #[arg(allow_negative_numbers = true)]
     min_tokens: usize,
