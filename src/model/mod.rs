@@ -1,4 +1,4 @@
-//! An architecture is data: `config.json` → [`ArchSpec`] → one decoder.
+//! Architectures as data: `config.json` → [`ArchSpec`] → one decoder; checkpoints and hub downloads.
 
 mod checkpoint;
 mod config;

@@ -1,6 +1,6 @@
-//! One safetensors file: a length, a JSON header, and the tensors one after the other.
+//! Reads one safetensors file: a length, a JSON header, and the tensors.
 //!
-//! Everything that the header says is checked against the file before a byte of a tensor is touched.
+//! The whole header is validated against the file before any tensor is read.
 
 use std::fmt;
 use std::ops::Range;
@@ -74,7 +74,7 @@ fn place(file: &Path, tensors: Vec<(String, TensorInfo)>, base: usize, data_len:
     Ok(entries)
 }
 
-/// Collects the header's tensors, and refuses a name that comes twice, which a map would hide.
+/// Collects the header's tensors and refuses duplicate names, which a map would hide.
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {

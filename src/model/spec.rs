@@ -1,4 +1,4 @@
-//! An architecture as data: everything the decoder needs to know, and nothing it must guess.
+//! A decoder-only architecture as data.
 
 use crate::dtype::DType;
 use crate::ops::{Activation, CacheShape};
