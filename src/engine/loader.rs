@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::kernels::{self, Gpu};
 use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits};
 
-use super::budget::available_memory;
+use super::memory;
 use super::runner::Load;
 
 /// Where a model runs.
@@ -64,7 +64,7 @@ impl Opened {
     /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.
     pub fn free_memory(&self, weights: u64, activations: u64) -> Result<Option<u64>> {
         match self {
-            Self::Cpu => Ok(available_memory()),
+            Self::Cpu => Ok(memory::available()),
             Self::Gpu(stream) => Ok(Some(stream.free_bytes()?.saturating_sub(weights.saturating_add(activations)))),
         }
     }

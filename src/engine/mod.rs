@@ -12,6 +12,7 @@ mod incident;
 pub mod kv;
 mod loader;
 mod logits;
+mod memory;
 mod page_rows;
 mod repetition;
 mod repetition_detection;
