@@ -64,7 +64,7 @@ impl Opened {
     /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.
     pub fn free_memory(&self, weights: u64, activations: u64) -> Result<Option<u64>> {
         match self {
-            Self::Cpu => Ok(memory::available()),
+            Self::Cpu => Ok(memory::available().map(|available| memory::beside_mapped(weights, available))),
             Self::Gpu(stream) => Ok(Some(stream.free_bytes()?.saturating_sub(weights.saturating_add(activations)))),
         }
     }

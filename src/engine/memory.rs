@@ -8,6 +8,13 @@ pub(super) fn available() -> Option<u64> {
     available_below(Path::new("/"))
 }
 
+/// What is left of `available` bytes beside `weights` that are mapped from a file. Their pages count as available, since
+/// the system may drop them, but the next step reads them back. A model larger than the memory runs nevertheless, from
+/// the disk: a quarter is left to it.
+pub(super) fn beside_mapped(weights: u64, available: u64) -> u64 {
+    available.saturating_sub(weights).max(available / 4)
+}
+
 /// [`available`], by the files of `/proc` and `/sys` below `root`.
 fn available_below(root: &Path) -> Option<u64> {
     let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;
@@ -78,9 +85,8 @@ impl Version {
     /// `/proc/self/mountinfo` is about it.
     fn mounted<'a>(&self, line: &'a str) -> Option<(PathBuf, &'a str)> {
         let (mount, source) = line.split_once(" - ")?;
-        let mut source = source.split(' ');
-        let options = source.clone().last()?;
-        let right = source.next()? == self.file_system
+        let (file_system, options) = (source.split(' ').next()?, source.rsplit(' ').next()?);
+        let right = file_system == self.file_system
             && (self.controller.is_empty() || options.split(',').any(|option| option == self.controller));
         let mut fields = mount.split(' ').skip(3);
         let (top, point) = (fields.next()?, fields.next()?);
@@ -159,6 +165,13 @@ mod tests {
         assert_eq!(mib("4:memory:/a\n0::/a\n", &unlimited), SYSTEM / MIB);
         assert_eq!(available_with(&[]), None);
         assert_eq!(available_with(&[("proc/meminfo", "MemTotal: 1 kB\n")]), None);
+    }
+
+    #[test]
+    fn mapped_weights_are_not_free() {
+        assert_eq!(beside_mapped(600, 1000), 400);
+        assert_eq!(beside_mapped(2000, 1000), 250);
+        assert_eq!(beside_mapped(0, 0), 0);
     }
 
     #[test]

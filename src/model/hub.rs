@@ -124,14 +124,16 @@ impl Hub {
     /// What a failed request for `what` means for the user.
     fn explain(&self, client: &Client, id: &HubId, what: &str, failure: &Failure) -> Error {
         match failure {
-            Failure::Status { server, status, .. }
+            Failure::Status { server, status, message }
                 if client.is_hub(server) && [401, 403].contains(&status.as_u16()) =>
             {
-                let hint = match self.token {
-                    None => "it does not exist, or needs a token (HF_TOKEN)",
-                    Some(_) => "it does not exist, or the token (HF_TOKEN) may not read it",
+                // Without a message the hub does not tell a closed model from one that is missing.
+                let missing = if message.is_empty() { "it does not exist, or " } else { "" };
+                let token = match self.token {
+                    None => "needs a token (HF_TOKEN)",
+                    Some(_) => "the token (HF_TOKEN) may not read it",
                 };
-                model_error(id, format!("{}; {hint}", one_line(failure)))
+                model_error(id, format!("{}; {missing}{token}", one_line(failure)))
             }
             _ => download_error(what, one_line(failure)),
         }

@@ -174,7 +174,7 @@ fn send(
     let (from, to) = range.and_then(|range| range.split_once('-')).unwrap_or_default();
     let from = from.parse().unwrap_or(0);
     let to = to.parse().map_or(file.len(), |last: usize| last + 1);
-    if from >= file.len() {
+    if range.is_some() && from >= file.len() {
         return respond(stream, 416, "", b"");
     }
     let whole = range.is_none() || state.ignores_ranges && to == file.len();
