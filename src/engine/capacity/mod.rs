@@ -3,12 +3,13 @@
 mod budget;
 mod estimate;
 mod gpu;
+pub(super) mod memory;
 
 use super::scheduler::CacheSize;
 use crate::model::ArchSpec;
 
+pub(super) use budget::KvBudget;
 pub use budget::KvLimit;
-pub(super) use budget::{KvBudget, available_memory};
 pub use estimate::Capacity;
 #[cfg(all(test, feature = "sim"))]
 pub(super) use gpu::tests::llama_8b;

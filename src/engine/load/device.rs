@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::device::SimOptions;
 use crate::device::{DeviceInfo, Kernel, Stream};
 use crate::dtype::DType;
-use crate::engine::capacity::available_memory;
+use crate::engine::capacity::memory;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Gpu};
 
@@ -104,7 +104,7 @@ impl Opened {
     /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.
     pub fn free_memory(&self, weights: u64, activations: u64) -> Result<Option<u64>> {
         match self {
-            Self::Cpu => Ok(available_memory()),
+            Self::Cpu => Ok(memory::available().map(|available| memory::beside_mapped(weights, available))),
             Self::Gpu(stream) => Ok(Some(stream.free_bytes()?.saturating_sub(weights.saturating_add(activations)))),
         }
     }
