@@ -18,6 +18,16 @@ pub fn some_of<T, K: PartialEq>(all: impl IntoIterator<Item = T>, kind: impl Fn(
     }
 }
 
+/// One of `all`, another one at each commit; all of them in a run that tests everything.
+pub fn one_in_turn<T>(all: Vec<T>) -> Vec<T> {
+    let turn = slice().map(|slice| slice % all.len().max(1));
+    all.into_iter()
+        .enumerate()
+        .filter(|(index, _)| turn.is_none_or(|turn| turn == *index))
+        .map(|(_, case)| case)
+        .collect()
+}
+
 fn choose<T, K: PartialEq>(all: impl IntoIterator<Item = T>, kind: impl Fn(&T) -> K, slice: usize) -> Vec<T> {
     let (mut kinds, mut others) = (Vec::new(), 0);
     let chosen = |case: &T| {
