@@ -9,5 +9,8 @@ mod checkpoint;
 mod guidance;
 #[path = "golden/models.rs"]
 mod models;
+#[cfg(feature = "sim")]
+#[path = "slice/mod.rs"]
+mod slice;
 #[path = "golden/tokenizers.rs"]
 mod tokenizers;

@@ -3,6 +3,8 @@
 #[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
+#[path = "slice/mod.rs"]
+mod slice;
 #[path = "kernels/support.rs"]
 mod support;
 

@@ -6,6 +6,7 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
+use crate::slice::some_of;
 use crate::support::encode;
 
 /// All variants of a kernel whose axes have the values of `key`.
@@ -15,6 +16,12 @@ pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
     let found: Vec<_> = kernel.variants.iter().filter(fits).collect();
     assert!(!found.is_empty(), "no variant of {} for {key:?}", kernel.name);
     found
+}
+
+/// Of variants of a kernel those that this run tests: one for each dtype, instruction and architecture, and a slice of the
+/// others.
+pub fn some_variants(all: Vec<&'static Variant>) -> Vec<&'static Variant> {
+    some_of(all, |variant| (variant.value("dtype"), variant.value("instruction"), variant.archs))
 }
 
 pub fn named(dtype: DType) -> Value {

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::attention_masks::{Masks, any_masks, seen};
 use super::device::assert_no_waste;
 use crate::reference::attention::{self, attend};
+use crate::slice::one_in_turn;
 use crate::support::*;
 
 /// A layer and some sequences.
@@ -413,6 +414,12 @@ pub fn variants(kernel: &str, stream: &Stream, case: &Case) -> Vec<&'static Vari
     found
 }
 
+/// A dtype, a head dimension and a cache's dtype of each kind of variant.
+pub fn kinds_of_variants() -> impl Iterator<Item = (DType, usize, DType)> {
+    let heads = [48, 112, 136].into_iter().flat_map(|d| [(DType::BF16, d), (DType::F16, d)]);
+    heads.flat_map(|(dtype, d)| [dtype, DType::E4M3, DType::E5M2, DType::I8].map(|cache| (dtype, d, cache)))
+}
+
 /// Lengths around the borders of tiles of 64, of splits of 512, and others.
 fn any_length(most: usize) -> impl Strategy<Value = usize> {
     let border = prop_oneof![Just(0), Just(1), Just(63), Just(64), Just(65), Just(128)];
@@ -460,7 +467,7 @@ pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> 
     const SPOILT: usize = 68;
     let limits =
         [(Some(6), Masks::None), (None, Masks::Tree { seed: 3 }), (Some(3), Masks::Images { every: 36, len: 8 })];
-    for stream in streams(5) {
+    for stream in stream_in_turn(5) {
         for (cache, (window, masks)) in
             [DType::F16, DType::E4M3, DType::E5M2, DType::I8].into_iter().flat_map(|cache| limits.map(|l| (cache, l)))
         {
@@ -498,7 +505,8 @@ pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
     let files = ["attention_fragments.cuh", "attention_ring.cuh"];
     let in_loop =
         |site: &SiteStats| site.space == Space::Shared && files.iter().any(|file| site.place.file.ends_with(file));
-    for (arch, dtype) in [(70, DType::F16), (75, DType::F16), (80, DType::BF16), (90, DType::BF16)] {
+    let archs = [(70, DType::F16), (75, DType::F16), (80, DType::BF16), (90, DType::BF16)];
+    for (arch, dtype) in one_in_turn(archs.into()) {
         for (head_dim, cache) in [64, 128, 256].into_iter().flat_map(|d| [(d, dtype), (d, DType::E4M3)]) {
             let stream = Stream::sim(SimOptions { arch, count: true, ..SimOptions::default() }).unwrap();
             let sequences = vec![(70, 5)];

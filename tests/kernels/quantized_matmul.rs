@@ -8,7 +8,7 @@ use burrstone::kernels::{MatMul, MatMulPair, MatMulPlan};
 use burrstone::ops::Activation;
 use proptest::prelude::*;
 
-use crate::device::{Placed, decode, largest_code, named, planned, stream, variants};
+use crate::device::{Placed, decode, largest_code, named, planned, some_variants, stream, variants};
 use crate::reference::matmul::matmul;
 use crate::support::*;
 
@@ -120,7 +120,7 @@ proptest! {
     ) {
         let (m, n, k) = shape;
         let case = Case { m, n, k, dtype, codes, gate, biased, reach };
-        for variant in variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))]) {
+        for variant in some_variants(variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))])) {
             case.check(variant, m as u64);
         }
     }

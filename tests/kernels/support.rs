@@ -7,6 +7,8 @@ use burrstone::ops::{Activation, Batch, Ops, SampleRow, Span, WeightView};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use crate::slice::one_in_turn;
+
 /// The instruction sets to test: all that are present, or the one that `BURRSTONE_TEST_ISA` names, which must be.
 pub fn isas() -> Vec<Isa> {
     match std::env::var("BURRSTONE_TEST_ISA") {
@@ -39,6 +41,11 @@ pub fn streams(seed: u64) -> Vec<Stream> {
         return vec![stream(seed)];
     }
     [70, 75, 80, 90].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
+}
+
+/// One of [`streams`], another one at each commit: where each architecture is tested with less elsewhere.
+pub fn stream_in_turn(seed: u64) -> Vec<Stream> {
+    one_in_turn(streams(seed))
 }
 
 pub fn any_isa() -> impl Strategy<Value = Isa> {
