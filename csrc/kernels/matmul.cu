@@ -52,8 +52,7 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
         BURRSTONE_ROLLED
         for (uint32_t done = 0; done < count; ++done) {
             cp_async_wait<V::stages - 2>();
-            // This stage has arrived for all threads, and all have finished the previous one, whose buffer the next
-            // copies use.
+            // This stage has arrived for all threads, and all have finished the one whose buffer is next.
             sync_block();
             const uint32_t next = done + V::stages - 1;
             if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
