@@ -1,11 +1,11 @@
 //! OpenAI's batch format: a request a line, an answer a line.
 
-use burrstone::{Engine, Error};
+use burrstone::Engine;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::openai::{self, Endpoint, Usage};
+use super::openai::{self, Completion, Endpoint, Failure, Usage};
 
 /// A line of the input.
 #[derive(Debug, Deserialize)]
@@ -37,6 +37,13 @@ struct Response<Body> {
     body: Body,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum AnswerBody {
+    Completion(Completion),
+    Failure(Failure),
+}
+
 impl RequestLine {
     /// # Errors
     /// What was expected and what was found instead.
@@ -53,28 +60,21 @@ impl RequestLine {
     }
 
     /// Asks the engine, and waits for the answer. No usage where the request failed.
-    pub fn answer(&self, engine: &Engine) -> (AnswerLine<Value>, Option<Usage>) {
-        match self.complete(engine) {
-            Ok((body, usage)) => (self.line(200, body), Some(usage)),
+    pub fn answer(&self, engine: &Engine) -> (AnswerLine<AnswerBody>, Option<Usage>) {
+        let endpoint = Endpoint::of_url(&self.url);
+        match endpoint.and_then(|endpoint| openai::complete(engine, endpoint, &self.custom_id, &self.body)) {
+            Ok(completion) => {
+                let usage = completion.usage;
+                (self.line(200, AnswerBody::Completion(completion)), Some(usage))
+            }
             Err(error) => {
-                let (status, body) = openai::failure(&error);
-                (self.line(status, body), None)
+                let (status, failure) = openai::failure(&error);
+                (self.line(status, AnswerBody::Failure(failure)), None)
             }
         }
     }
 
-    fn complete(&self, engine: &Engine) -> burrstone::Result<(Value, Usage)> {
-        let endpoint = Endpoint::of_url(&self.url)?;
-        let completion = openai::complete(engine, endpoint, &self.custom_id, &self.body)?;
-        let failed = |error: serde_json::Error| Error::Request {
-            field: "response".to_owned(),
-            expected: "an answer that JSON can hold".to_owned(),
-            found: error.to_string(),
-        };
-        Ok((serde_json::to_value(&completion).map_err(failed)?, completion.usage))
-    }
-
-    fn line(&self, status_code: u16, body: Value) -> AnswerLine<Value> {
+    fn line<Body>(&self, status_code: u16, body: Body) -> AnswerLine<Body> {
         AnswerLine {
             id: answer_id(&self.custom_id),
             custom_id: self.custom_id.clone(),

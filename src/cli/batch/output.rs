@@ -8,11 +8,10 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use burrstone::Error;
-use serde_json::Value;
 
 use super::files::{self, Kind};
 use super::input::Input;
-use super::lines::{self, AnswerLine};
+use super::lines::{self, AnswerBody, AnswerLine};
 use crate::cli::exit::bad_input;
 use crate::cli::output::note;
 
@@ -195,7 +194,7 @@ fn check_parent(path: &Path) -> Result<()> {
 
 impl Sink {
     /// Writes one line. After an error, no other line is written.
-    pub fn write(&self, answer: &AnswerLine<Value>) -> Result<()> {
+    pub fn write(&self, answer: &AnswerLine<AnswerBody>) -> Result<()> {
         let mut line = serde_json::to_vec(answer)?;
         line.push(b'\n');
         let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,13 +9,13 @@ mod response;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burrstone::{Engine, Error, Prompt, Result, Score};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use logprobs::{Scored, Transcript};
 use request::Asked;
 use response::{Choice, Content};
 
-pub use response::{Completion, Usage};
+pub use response::{Completion, Failure, Usage};
 
 /// The status codes that answers have.
 pub const STATUS_CODES: [u16; 4] = [200, 400, 429, 500];
@@ -136,13 +136,13 @@ fn echoed<'a>(engine: &'a Engine, prompt: &Prompt, tokens: &[u32], scored: bool)
 }
 
 /// Status and body of the answer to a request that failed.
-pub fn failure(error: &Error) -> (u16, Value) {
+pub fn failure(error: &Error) -> (u16, Failure) {
     let (status, kind) = match error {
         error if error.is_input() => (400, "invalid_request_error"),
         Error::Busy { .. } => (429, "overloaded"),
         _ => (500, "server_error"),
     };
-    (status, json!({"error": {"message": error.to_string(), "type": kind}}))
+    (status, Failure::new(kind, error.to_string()))
 }
 
 fn refused(field: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Error {

@@ -75,3 +75,22 @@ impl Usage {
         Self { total_tokens: self.prompt_tokens + self.completion_tokens, ..self }
     }
 }
+
+/// The body of the answer to a request that failed.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    error: FailureDetails,
+}
+
+#[derive(Debug, Serialize)]
+struct FailureDetails {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+impl Failure {
+    pub fn new(kind: &'static str, message: String) -> Self {
+        Self { error: FailureDetails { message, kind } }
+    }
+}
