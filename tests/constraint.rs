@@ -256,16 +256,18 @@ fn white_space_ends() {
     }
 }
 
-/// Whether a constraint lets this text pass, whole.
+/// Whether a constraint lets this text pass and ends with it.
 fn passes(engine: &Engine, constraint: Constraint, text: &str) -> bool {
     let mut state = engine.constraint(&constraint).unwrap();
-    let mut mask = vec![0; engine.spec().vocab_size.div_ceil(32)];
-    let tokens = engine.tokenizer().unwrap().encode(text, false).unwrap();
-    tokens.into_iter().chain(engine.generation_config().eos.first().copied()).all(|token| {
-        mask.fill(0);
-        state.allow(&mut mask).unwrap();
-        mask[token as usize / 32] >> (token % 32) & 1 == 1 && (state.advance(token).is_ok())
-    })
+    let mut ended = false;
+    for token in engine.tokenizer().unwrap().encode(text, false).unwrap() {
+        let mut mask = vec![0; engine.spec().vocab_size.div_ceil(32)];
+        if ended || state.allow(&mut mask).is_err() || mask[token as usize / 32] >> (token % 32) & 1 == 0 {
+            return false;
+        }
+        ended = state.advance(token).unwrap();
+    }
+    ended
 }
 
 #[test]

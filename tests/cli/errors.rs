@@ -170,7 +170,7 @@ fn models_that_are_none() {
 
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
@@ -200,6 +200,14 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         ),
         (&["--max-tokens", "0"], r#"--max-tokens <N>: expected a whole number from 1 up, found "0""#),
         (&["--max-tokens", "many"], r#"--max-tokens <N>: expected a whole number from 1 up, found "many""#),
+        (
+            &["--max-sequences", "99999999999"],
+            r#"--max-sequences <N>: expected a whole number from 1 to 1048576, found "99999999999""#,
+        ),
+        (
+            &["--step-tokens", "18446744073709551615"],
+            r#"--step-tokens <TOKENS>: expected a whole number from 1 to 1048576, found "18446744073709551615""#,
+        ),
         (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 up, found "0""#),
         (&["--context", "-5"], r#"--context <TOKENS>: expected a whole number from 1 up, found "-5""#),
         (&["--stop", ""], r#"--stop <TEXT>: expected a text that is not empty, found """#),
