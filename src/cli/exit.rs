@@ -24,6 +24,18 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// Ends the program with the exit code of bad input; [`report`] has printed the message.
+#[derive(Debug)]
+pub struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("bad input, as reported")
+    }
+}
+
+impl std::error::Error for Reported {}
+
 /// Bad input, in terms of the command line.
 pub fn bad_input(field: &str, expected: impl fmt::Display, found: impl fmt::Display) -> anyhow::Error {
     burrstone::Error::Request { field: field.to_owned(), expected: expected.to_string(), found: found.to_string() }
@@ -53,13 +65,21 @@ fn end(error: &anyhow::Error) -> ExitCode {
     if error.is::<Interrupted>() {
         return ExitCode::from(INTERRUPTED);
     }
+    if error.is::<Reported>() {
+        return ExitCode::from(BAD_INPUT);
+    }
     // The reader of our output has had enough (`| head`).
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    say(&message(error));
+    report(error);
     let input = error.downcast_ref::<burrstone::Error>().is_some_and(burrstone::Error::is_input);
     ExitCode::from(if input { BAD_INPUT } else { FAILURE })
+}
+
+/// Writes an error to standard error, on one line.
+pub fn report(error: &anyhow::Error) {
+    say(&message(error));
 }
 
 /// An error on one line.

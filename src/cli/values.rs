@@ -168,6 +168,12 @@ pub fn positive(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
 }
 
+/// Sequences or tokens of one step.
+pub fn step_size(text: &str) -> Result<usize, &'static str> {
+    const MOST: usize = 1 << 20;
+    text.parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or("expected a whole number from 1 to 1048576")
+}
+
 /// A text that is not empty.
 pub fn text(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("expected a text that is not empty") } else { Ok(text.to_owned()) }

@@ -18,6 +18,7 @@ use crate::ops::WeightView;
 use super::fields::parse_object;
 use super::finite;
 use super::generation_config::GenerationConfig;
+use super::lfs_pointer;
 use super::safetensors_file::Entry;
 use super::shards::{self, Shard};
 use super::spec::ArchSpec;
@@ -284,7 +285,10 @@ impl Files {
             Self::Folder(folder) => {
                 let path = folder.join(name);
                 match std::fs::read(&path) {
-                    Ok(bytes) => Ok(Some(bytes.into())),
+                    Ok(bytes) => {
+                        lfs_pointer::refuse(&path, &bytes)?;
+                        Ok(Some(bytes.into()))
+                    }
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
                     Err(e) => Err(Error::io(&path, e)),
                 }

@@ -122,12 +122,14 @@ fn known_types() -> String {
 fn refuse_quantized(fields: &Fields) -> Result<()> {
     for key in ["quantization_config", "quantization", "compression_config"] {
         if let Some(quantization) = fields.object(key)? {
-            let method = quantization.text("quant_method").ok().flatten().unwrap_or("one");
-            return Err(fields.error(
-                key,
-                "no quantization (bf16, f16 and f32 weights are read)",
-                format_args!("a {method} checkpoint"),
-            ));
+            // MLX writes `mode`, compressed-tensors `format`, where others write `quant_method`.
+            let method =
+                ["quant_method", "mode", "format"].iter().find_map(|key| quantization.text(key).ok().flatten());
+            let found = method.map_or_else(
+                || "a quantized checkpoint that does not name its method".to_owned(),
+                |method| format!("a quantized checkpoint ({method})"),
+            );
+            return Err(fields.error(key, "no quantization (bf16, f16 and f32 weights are read)", found));
         }
     }
     Ok(())

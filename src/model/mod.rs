@@ -9,6 +9,7 @@ mod finite;
 mod generation_config;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod lfs_pointer;
 mod rope;
 mod rope_config;
 mod rope_table;

@@ -12,6 +12,8 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
 
+use super::lfs_pointer;
+
 /// Bytes of the header's length, which opens the file.
 const PREFIX: usize = 8;
 /// The format's own bound.
@@ -28,6 +30,7 @@ pub(super) struct Entry {
 
 /// Reads the header of a whole file, given as its bytes. The entries come in the order of their data.
 pub(super) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+    lfs_pointer::refuse(file, bytes)?;
     let (length, rest) = bytes.split_first_chunk::<PREFIX>().ok_or_else(|| {
         Error::checkpoint(file, "header length", format_args!("{PREFIX} bytes"), format_args!("{} bytes", bytes.len()))
     })?;

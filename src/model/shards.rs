@@ -9,6 +9,7 @@ use crate::device::Bytes;
 use crate::error::{Error, Result};
 
 use super::fields::{brief, parse_object};
+use super::lfs_pointer;
 use super::safetensors_file::{Entry, read_header};
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -82,7 +83,9 @@ pub(super) fn named_files(index: &Path) -> Result<Vec<String>> {
 }
 
 fn read(index: &Path) -> Result<Map<String, Value>> {
-    parse_object(index, &std::fs::read(index).map_err(|e| Error::io(index, e))?)
+    let bytes = std::fs::read(index).map_err(|e| Error::io(index, e))?;
+    lfs_pointer::refuse(index, &bytes)?;
+    parse_object(index, &bytes)
 }
 
 /// `weight_map` inverted: file → tensors.

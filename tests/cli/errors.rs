@@ -72,6 +72,36 @@ fn an_oversized_header() {
     refused(&model, &[], &["model.safetensors", "header"]);
 }
 
+/// What a clone without Git LFS leaves in place of a large file.
+#[test]
+fn a_git_lfs_pointer() {
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 4977222960\n", "a".repeat(64));
+    for file in ["model.safetensors", "tokenizer.json", "config.json", "generation_config.json"] {
+        let model = Checkpoint::builtin();
+        fs::write(model.file(file), &pointer).unwrap();
+        refused(&model, &[], &[file, "Git LFS pointer", "git lfs pull"]);
+    }
+    let model = Checkpoint::golden("llama-sharded");
+    let index = model.file("model.safetensors.index.json");
+    assert!(index.exists());
+    fs::write(index, &pointer).unwrap();
+    refused(&model, &[], &["index.json", "Git LFS pointer"]);
+}
+
+#[test]
+fn a_quantized_checkpoint() {
+    for (quantization, name) in [
+        (json!({"bits": 4, "group_size": 128}), "a quantized checkpoint that does not name its method"),
+        (json!({"quant_method": 7}), "a quantized checkpoint that does not name its method"),
+        (json!({"quant_method": "awq", "bits": 4}), "a quantized checkpoint (awq)"),
+    ] {
+        let model = Checkpoint::golden("llama-gqa");
+        model.edit("config.json", |config| config["quantization_config"] = quantization);
+        refused(&model, &[], &["config.json", "quantization_config", name]);
+    }
+}
+
 #[test]
 fn an_unknown_rope_kind() {
     let model = Checkpoint::golden("llama-gqa");
@@ -140,7 +170,7 @@ fn models_that_are_none() {
 
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
@@ -170,6 +200,14 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         ),
         (&["--max-tokens", "0"], r#"--max-tokens <N>: expected a whole number from 1 up, found "0""#),
         (&["--max-tokens", "many"], r#"--max-tokens <N>: expected a whole number from 1 up, found "many""#),
+        (
+            &["--max-sequences", "99999999999"],
+            r#"--max-sequences <N>: expected a whole number from 1 to 1048576, found "99999999999""#,
+        ),
+        (
+            &["--step-tokens", "18446744073709551615"],
+            r#"--step-tokens <TOKENS>: expected a whole number from 1 to 1048576, found "18446744073709551615""#,
+        ),
         (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 up, found "0""#),
         (&["--context", "-5"], r#"--context <TOKENS>: expected a whole number from 1 up, found "-5""#),
         (&["--stop", ""], r#"--stop <TEXT>: expected a text that is not empty, found """#),

@@ -62,9 +62,14 @@ fn word(piece: &Piece) -> Vec<u8> {
     }
 }
 
-/// The first line of a foreign error.
+/// An error of `llguidance` on one line: its first, and the reason that a regular expression's parser gives last.
 fn line(cause: impl ToString) -> String {
-    cause.to_string().lines().next().unwrap_or_default().to_owned()
+    let text = cause.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    match text.lines().find_map(|line| line.strip_prefix("error: ")) {
+        Some(reason) => format!("{first} {reason}"),
+        None => first.to_owned(),
+    }
 }
 
 struct Grammar {

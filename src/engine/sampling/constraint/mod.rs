@@ -1,7 +1,8 @@
-//! What a generation may say: grammars over tokens.
+//! Constrained decoding: grammars, JSON schemas, regular expressions and choices as masks over the vocabulary.
 
 mod grammar;
 mod guide;
+mod json_schema;
 
 use std::fmt;
 use std::sync::Arc;
@@ -83,12 +84,20 @@ impl Constraint {
         let (grammar, expected) = match self {
             Self::Custom(state) => return Ok(state.fork()),
             Self::JsonObject => {
-                (TopLevelGrammar::from_json_schema(json!({"type": "object"})), "a vocabulary that has JSON")
+                let schema = json_schema::prepare(&json!({"type": "object"}))?;
+                (TopLevelGrammar::from_json_schema(schema), "a vocabulary that has JSON")
             }
             Self::JsonSchema(schema) => {
-                (TopLevelGrammar::from_json_schema(schema.clone()), "a JSON schema that can be fulfilled")
+                let schema = json_schema::prepare(schema)?;
+                (TopLevelGrammar::from_json_schema(schema), "a JSON schema that can be fulfilled")
             }
-            Self::Regex(pattern) => (TopLevelGrammar::from_regex(pattern), "a regular expression without look-around"),
+            Self::Regex(pattern) => {
+                let expected = "a regular expression without look-around";
+                if let Some(found) = regex_error(pattern) {
+                    return Err(Error::request(self.name(), expected, found));
+                }
+                (TopLevelGrammar::from_regex(pattern), expected)
+            }
             Self::Grammar(lark) => (TopLevelGrammar::from_lark(lark.clone()), "a Lark grammar"),
             Self::Choice(texts) if texts.is_empty() => {
                 return Err(Error::request("choice", "at least one text", "none"));
@@ -114,10 +123,20 @@ impl Constraint {
     }
 }
 
-/// A Lark grammar of these texts. Its strings have JSON's escapes.
+/// A Lark grammar of these texts. Its strings have JSON's escapes, and may not hold DEL as it is.
 fn choice(texts: &[String]) -> String {
-    let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
+    let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string().replace('\x7f', "\\u007f")).collect();
     format!("start: {}", texts.join(" | "))
+}
+
+/// What is wrong with a regular expression, and where.
+fn regex_error(pattern: &str) -> Option<String> {
+    let (kind, start) = match regex_syntax::parse(pattern).err()? {
+        regex_syntax::Error::Parse(error) => (error.kind().to_string(), error.span().start),
+        regex_syntax::Error::Translate(error) => (error.kind().to_string(), error.span().start),
+        other => return Some(other.to_string()),
+    };
+    Some(format!("{kind}, at character {} of {pattern:?}", pattern[..start.offset].chars().count() + 1))
 }
 
 impl fmt::Debug for Constraint {

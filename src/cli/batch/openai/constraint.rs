@@ -1,16 +1,22 @@
-//! Constraints in the words of OpenAI (`response_format`) and of vLLM (`structured_outputs`, `guided_*`).
+//! Constraints as OpenAI (`response_format`) and vLLM (`structured_outputs`, `guided_*`) write them.
 
-use burrstone::{Constraint, Error, Result};
+use burrstone::{Constraint, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// OpenAI's.
+use super::{neutral, refused};
+
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ResponseFormat {
     Text,
-    JsonObject,
-    JsonSchema { json_schema: NamedSchema },
+    /// With a schema, as llama.cpp and others have it.
+    JsonObject {
+        schema: Option<Value>,
+    },
+    JsonSchema {
+        json_schema: NamedSchema,
+    },
 }
 
 #[derive(Deserialize)]
@@ -22,23 +28,24 @@ pub struct NamedSchema {
     _name: Option<String>,
     #[serde(rename = "description")]
     _description: Option<String>,
-    /// A schema is always kept to.
+    /// A schema is always enforced.
     #[serde(rename = "strict")]
     _strict: Option<bool>,
 }
 
-/// vLLM's, one field of them.
+/// One of these fields says what is generated.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Structured {
+pub struct StructuredOutputs {
     json: Option<Schema>,
     json_object: Option<bool>,
     regex: Option<String>,
     choice: Option<Vec<String>>,
     grammar: Option<String>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
-/// A schema, or one in a string.
+/// A schema, or the text of one.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum Schema {
@@ -50,15 +57,17 @@ impl ResponseFormat {
     pub fn constraint(self) -> Option<Constraint> {
         match self {
             Self::Text => None,
-            Self::JsonObject => Some(Constraint::JsonObject),
+            Self::JsonObject { schema: None } => Some(Constraint::JsonObject),
+            Self::JsonObject { schema: Some(schema) } => Some(Constraint::JsonSchema(schema)),
             Self::JsonSchema { json_schema } => Some(Constraint::JsonSchema(json_schema.schema)),
         }
     }
 }
 
-impl Structured {
-    /// The one that is asked for, `field` being where.
+impl StructuredOutputs {
+    /// The constraint, if there is one; `field` is where it is.
     pub fn constraint(self, field: &str) -> Result<Option<Constraint>> {
+        neutral::check(&format!("{field}."), &self.others, neutral::STRUCTURED_OUTPUTS)?;
         let json = self.json.map(|schema| schema.read(field)).transpose()?;
         let all = [
             json,
@@ -75,23 +84,17 @@ impl Schema {
     pub fn read(self, field: &str) -> Result<Constraint> {
         let schema = match self {
             Self::Value(schema) => schema,
-            Self::Text(text) => {
-                serde_json::from_str(&text).map_err(|e| refused(field, "a JSON schema", &e.to_string()))?
-            }
+            Self::Text(text) => serde_json::from_str(&text).map_err(|error| refused(field, "a JSON schema", error))?,
         };
         Ok(Constraint::JsonSchema(schema))
     }
 }
 
-/// The one of several that is there.
+/// The only constraint of several fields.
 pub fn one(field: &str, all: impl IntoIterator<Item = Option<Constraint>>) -> Result<Option<Constraint>> {
     let mut all = all.into_iter().flatten();
     match (all.next(), all.next()) {
         (first, None) => Ok(first),
         (_, Some(_)) => Err(refused(field, "one constraint", "several")),
     }
-}
-
-fn refused(field: &str, expected: &str, found: &str) -> Error {
-    Error::Request { field: field.to_owned(), expected: expected.to_owned(), found: found.to_owned() }
 }
