@@ -64,6 +64,7 @@ pub mod device;
 pub mod discover;
 mod expand;
 pub mod host;
+mod messages;
 mod nvcc;
 mod nvidia;
 pub mod occupancy;
