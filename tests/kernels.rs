@@ -3,6 +3,8 @@
 #[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
+#[path = "gpu/device.rs"]
+mod gpu;
 #[path = "kernels/support.rs"]
 mod support;
 
@@ -50,3 +52,6 @@ mod rotary_kv_write;
 mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
+#[cfg(feature = "sim")]
+#[path = "kernels/tensor_cores.rs"]
+mod tensor_cores;

@@ -58,12 +58,14 @@ mod tests {
 
     #[test]
     fn whatever_else_is_said_fails_both() {
-        for line in ["a.cu(3): warning #177-D: variable declared but never referenced", "ptxas info : (C7508) ignored"] {
+        for line in ["a.cu(3): warning #177-D: variable declared but never referenced", "ptxas info : (C7508) ignored"]
+        {
             for role in [Role::Kernel, Role::Probe] {
                 assert_eq!(failures(line, role), line);
             }
         }
-        let volta = "nvrtc: warning: Architectures prior to sm_75 are deprecated and may be removed in a future release";
+        let volta =
+            "nvrtc: warning: Architectures prior to sm_75 are deprecated and may be removed in a future release";
         assert_eq!(failures(volta, Role::Kernel), "");
     }
 }

@@ -165,8 +165,11 @@ impl Stream {
         self.driver().wait()
     }
 
-    /// What a kernel is told of a tensor that it copies in boxes.
-    pub(crate) fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+    /// A tensor map (`CUtensorMap`) for a kernel that copies a tensor in boxes by TMA. Hopper and the simulator have them.
+    ///
+    /// # Errors
+    /// The device cannot copy such boxes.
+    pub fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
         self.driver().tensor_map(boxes)
     }
 
@@ -180,14 +183,15 @@ impl Stream {
         self.driver().wait()
     }
 
-    /// Enqueues a kernel. Wrappers in [`crate::kernels`] check shapes and call this.
+    /// Enqueues a kernel, one of your own too. Wrappers in [`crate::kernels`] check shapes and call this.
     ///
     /// # Safety
-    /// The arguments' addresses are those of memory of this device that is as large as the kernel's contract says.
+    /// `args` are the bytes of a whole argument struct of the variant, and the addresses in them are those of memory of this
+    /// device that is as large as the kernel's contract says.
     ///
     /// # Errors
     /// The variant was not built for this device; the device failed. Names kernel, variant and shapes.
-    pub(crate) unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+    pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         count(&self.0.counts.launches);
         // SAFETY: the caller's promise.
         unsafe { self.driver().launch(launch) }

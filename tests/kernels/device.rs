@@ -6,6 +6,7 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
+use crate::gpu::{gpu, is_tried, on_a_gpu};
 use crate::support::encode;
 
 /// All variants of a kernel whose axes have the values of `key`.
@@ -22,12 +23,11 @@ pub fn named(dtype: DType) -> Value {
 }
 
 /// A device that runs `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU; `None` where that GPU
-/// is too old for it.
+/// has no code for it, or the variant is left out.
 pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
-    #[cfg(feature = "cuda")]
-    if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|name| name == "cuda") {
-        let stream = Stream::cuda(0).unwrap();
-        return variant.archs.contains(&stream.arch()).then_some(stream);
+    if on_a_gpu() {
+        let stream = gpu();
+        return (variant.archs.contains(&stream.arch()) && is_tried(variant.name)).then_some(stream);
     }
     Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
 }
