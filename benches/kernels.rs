@@ -1,5 +1,5 @@
 //! Every kernel on the layers of real models, with the floor of this machine beside: `cargo bench --bench kernels`.
-//! `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU.
+//! `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU, `BURRSTONE_BENCH_KERNELS=matmul,sample` some of them.
 
 use burrstone::cpu::{Cpu, CpuOptions};
 use burrstone::device::{SimOptions, Stream};
@@ -25,6 +25,8 @@ mod attention;
 mod embedding;
 #[path = "kernels/gather_rows.rs"]
 mod gather_rows;
+#[path = "kernels/layers.rs"]
+mod layers;
 #[path = "kernels/matmul.rs"]
 mod matmul;
 #[path = "kernels/page_copy.rs"]
@@ -41,23 +43,34 @@ mod sample;
 mod target_logprobs;
 
 fn all<D: support::Bench>(device: D) {
+    let benches: [(&str, fn(&mut criterion::Criterion, &support::Lab<D>)); 12] = [
+        ("act_mul", act_mul::bench),
+        ("attention", attention::bench),
+        ("embedding", embedding::bench),
+        ("gather_rows", gather_rows::bench),
+        ("layers", layers::bench),
+        ("matmul", matmul::bench),
+        ("page_copy", page_copy::bench),
+        ("page_table_update", page_table_update::bench),
+        ("rms_norm", rms_norm::bench),
+        ("rotary_kv_write", rotary_kv_write::bench),
+        ("sample", sample::bench),
+        ("target_logprobs", target_logprobs::bench),
+    ];
+    let chosen = std::env::var("BURRSTONE_BENCH_KERNELS").ok();
+    let chosen: Option<Vec<&str>> = chosen.as_deref().map(|list| list.split(',').collect());
+    if let Some(other) = chosen.iter().flatten().find(|name| benches.iter().all(|(bench, _)| bench != *name)) {
+        let names: Vec<_> = benches.iter().map(|(name, _)| *name).collect();
+        eprintln!("BURRSTONE_BENCH_KERNELS: expected some of {}, found {other}", names.join(", "));
+        std::process::exit(2);
+    }
     let mut criterion = criterion::Criterion::default().configure_from_args();
     let mut lab = support::Lab::new(device);
-    for bench in [
-        act_mul::bench,
-        attention::bench,
-        embedding::bench,
-        gather_rows::bench,
-        matmul::bench,
-        page_copy::bench,
-        page_table_update::bench,
-        rms_norm::bench,
-        rotary_kv_write::bench,
-        sample::bench,
-        target_logprobs::bench,
-    ] {
-        lab.probe();
-        bench(&mut criterion, &lab);
+    for (name, bench) in benches {
+        if chosen.as_ref().is_none_or(|chosen| chosen.contains(&name)) {
+            lab.probe();
+            bench(&mut criterion, &lab);
+        }
     }
     criterion.final_summary();
 }

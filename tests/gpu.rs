@@ -137,7 +137,10 @@ fn said(output: &Output) -> String {
 fn a_hang_a_crash_and_a_wrong_result_end_nothing_but_themselves() {
     let packed = Packed::new(&[
         ("device", "memory pass\n"),
-        ("primitives", "mma::shapes pass\nwgmma::layouts hang\nfault::planted fail\nwarp::late_on_the_simulator fail\n"),
+        (
+            "primitives",
+            "mma::shapes pass\nwgmma::layouts hang\nfault::planted fail\nwarp::late_on_the_simulator fail\n",
+        ),
         (
             "kernels",
             "long::on_the_device::shapes pass\nlong::on_the_device::wrong fail\nshort::on_the_device::crash crash\n\

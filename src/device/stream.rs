@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::memory::Memory;
@@ -181,6 +182,20 @@ impl Stream {
         self.not_capturing("a synchronization")?;
         count(&self.0.counts.syncs);
         self.driver().wait()
+    }
+
+    /// How long the device takes for what `work` enqueues: by events on a GPU, by the host's clock on the simulator.
+    ///
+    /// # Errors
+    /// `work` or the device failed, or a graph is being captured.
+    pub fn timed(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        self.not_capturing("a measurement")?;
+        let start = self.driver().mark()?;
+        work()?;
+        let end = self.driver().mark()?;
+        count(&self.0.counts.syncs);
+        self.driver().wait()?;
+        start.until(&*end)
     }
 
     /// Enqueues a kernel, one of your own too. Wrappers in [`crate::kernels`] check shapes and call this.
