@@ -41,6 +41,9 @@ pub struct Launch<'a> {
 pub(super) trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
+    /// Whether the device is of no use to this process once a kernel has faulted.
+    fn fails_for_good(&self) -> bool;
+
     /// Bytes of memory that are free.
     fn free_bytes(&self) -> Result<u64>;
 

@@ -135,6 +135,10 @@ impl Driver for Sim {
         &self.info
     }
 
+    fn fails_for_good(&self) -> bool {
+        false
+    }
+
     fn free_bytes(&self) -> Result<u64> {
         let (used, budget) = self.machine.simulator.memory();
         Ok(budget.saturating_sub(used))

@@ -97,6 +97,11 @@ impl Stream {
         self.driver().free_bytes()
     }
 
+    /// Whether the device is of no use to this process once a kernel has faulted.
+    pub(crate) fn fails_for_good(&self) -> bool {
+        self.driver().fails_for_good()
+    }
+
     /// What was asked of it so far.
     pub fn counters(&self) -> Counters {
         let counts = &self.0.counts;

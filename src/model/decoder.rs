@@ -29,6 +29,9 @@ pub trait Forward: Send {
     /// Waits for all work; an error where the device is of no use any more.
     fn check(&self) -> Result<()>;
 
+    /// Whether an error of [`check`](Self::check) lasts until the process ends.
+    fn fails_for_good(&self) -> bool;
+
     /// What the device gives at this moment, at its best.
     fn rates(&self) -> Result<Rates>;
 
@@ -325,6 +328,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn check(&self) -> Result<()> {
         self.ops.check()
+    }
+
+    fn fails_for_good(&self) -> bool {
+        self.ops.fails_for_good()
     }
 
     fn rates(&self) -> Result<Rates> {

@@ -156,6 +156,11 @@ impl Driver for Cuda {
         &self.info
     }
 
+    /// Such an error is sticky, and the primary context that it has broken is what the process gets again.
+    fn fails_for_good(&self) -> bool {
+        true
+    }
+
     fn free_bytes(&self) -> Result<u64> {
         let (free, _) = self.stream.context().mem_get_info().map_err(|e| self.error("memory", e))?;
         Ok(free as u64)
