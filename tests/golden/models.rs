@@ -118,6 +118,8 @@ fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_tra
 #[test]
 fn devices_agree_with_float32_transformers() {
     let (device, all, next) = (device(), cases(), AtomicUsize::new(0));
+    // While this stream is there, each engine finds the CUDA context made.
+    let _stream = crate::gpu::on_a_gpu().then(crate::gpu::gpu);
     let check = || {
         let mut failures = Failures::default();
         while let Some(case) = all.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -6,7 +6,7 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
-use crate::gpu::{gpu, is_tried, on_a_gpu};
+use crate::gpu::{announce, gpu, is_left_out, on_a_gpu};
 use crate::support::encode;
 
 /// All variants of a kernel whose axes have the values of `key`.
@@ -27,7 +27,11 @@ pub fn named(dtype: DType) -> Value {
 pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
     if on_a_gpu() {
         let stream = gpu();
-        return (variant.archs.contains(&stream.arch()) && is_tried(variant.name)).then_some(stream);
+        let runs = variant.archs.contains(&stream.arch()) && !is_left_out(variant.name);
+        if runs {
+            announce(variant.name);
+        }
+        return runs.then_some(stream);
     }
     Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
 }
