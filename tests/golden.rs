@@ -5,6 +5,10 @@
 mod chat_templates;
 #[path = "golden/checkpoint.rs"]
 mod checkpoint;
+#[cfg(feature = "sim")]
+#[allow(dead_code, reason = "engines choose their variants themselves")]
+#[path = "gpu/device.rs"]
+mod gpu;
 #[path = "golden/guidance.rs"]
 mod guidance;
 #[path = "golden/models.rs"]

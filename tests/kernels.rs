@@ -3,6 +3,8 @@
 #[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
+#[path = "gpu/device.rs"]
+mod gpu;
 #[path = "slice/mod.rs"]
 mod slice;
 #[path = "kernels/support.rs"]
@@ -55,3 +57,6 @@ mod paged_attention;
 #[cfg(feature = "sim")]
 #[path = "kernels/quantized_matmul.rs"]
 mod quantized_matmul;
+#[cfg(feature = "sim")]
+#[path = "kernels/tensor_cores.rs"]
+mod tensor_cores;

@@ -65,6 +65,7 @@ pub mod discover;
 mod expand;
 pub mod host;
 pub mod lists;
+mod messages;
 mod nvcc;
 mod nvidia;
 pub mod occupancy;

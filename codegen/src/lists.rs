@@ -50,7 +50,7 @@ const LISTS: [List; 6] = [
         names: Names::Ops,
         lines: "#[path = \"kernels/NAME.rs\"]\nmod NAME;\n",
     },
-    List { file: "benches/kernels.rs", marks: BENCHES, names: Names::Ops, lines: "        NAME::bench,\n" },
+    List { file: "benches/kernels.rs", marks: BENCHES, names: Names::Ops, lines: "        (\"NAME\", NAME::bench),\n" },
 ];
 
 impl Names {

@@ -140,6 +140,19 @@ template <class T> BURRSTONE_DEVICE T atomic_add(T *address, T value, Site site 
 #endif
 }
 
+// The same, ordered at the scope of the whole GPU: what this thread has written or seen before, whoever finds the new value by
+// such an add sees afterwards. With a barrier before it, that holds for the block's writes; with one behind it, for its reads.
+BURRSTONE_DEVICE uint32_t atomic_add_ordered(uint32_t *address, uint32_t value, Site site = here()) {
+#ifdef BURRSTONE_SIM
+    return atomic_add(address, value, site);
+#else
+    (void)site;
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(address), "r"(value) : "memory");
+    return old;
+#endif
+}
+
 template <class T> BURRSTONE_DEVICE T atomic_max(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
     burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);

@@ -35,16 +35,14 @@ BURRSTONE_DEVICE void store_partial(const matmul_args &args, uint64_t tile_and_s
 // Whether this is the last block of its tile to come here: then the sums of all others can be read. The counter is 0
 // again afterwards.
 template <class V> BURRSTONE_DEVICE bool is_last(const matmul_args &args, unsigned tile, Shared<uint32_t, 1> &before) {
-    fence_global();
     MatmulTile<V>::sync();
     uint32_t *arrivals = pointer<uint32_t>(args.workspace) + tile;
     if (thread_index() == 0) {
-        const uint32_t arrived = atomic_add(arrivals, 1u);
+        const uint32_t arrived = atomic_add_ordered(arrivals, 1u);
         if (arrived + 1 == args.splits) store(arrivals, 0u);
         before.store(0, arrived);
     }
     MatmulTile<V>::sync();
-    fence_global();
     return before.load(0) + 1 == args.splits;
 }
 

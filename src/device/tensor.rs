@@ -11,7 +11,7 @@ pub enum Swizzle {
 }
 
 /// A tensor and the boxes that it is copied in. Dimensions are counted in elements, innermost first.
-pub(crate) struct Boxes<'a> {
+pub struct Boxes<'a> {
     /// The first element's: a multiple of 16.
     pub address: u64,
     /// 1, 2, 4 or 8.
@@ -25,4 +25,4 @@ pub(crate) struct Boxes<'a> {
 }
 
 /// What a kernel's argument struct says of a tensor: a CUtensorMap, or the simulator's own.
-pub(crate) type TensorMap = [u64; 16];
+pub type TensorMap = [u64; 16];

@@ -88,6 +88,14 @@ impl AttentionPrefill<'_> {
     /// # Errors
     /// As [`launch`](Self::launch); or the variant is for other types.
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
+        self.launch_batches(stream, variant, usize::MAX)
+    }
+
+    /// The same by at most `batches` blocks for the rows of a tile and key head: a block may take several parts of them.
+    ///
+    /// # Errors
+    /// As [`launch_variant`](Self::launch_variant).
+    pub fn launch_batches(self, stream: &Stream, variant: &'static Variant, batches: usize) -> Result<()> {
         let call = Call { kernel: &ATTENTION_PREFILL, key: &self.key()? };
         let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring, self.masks)?;
         records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
@@ -132,7 +140,8 @@ impl AttentionPrefill<'_> {
             unused: [0; 11],
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
-        let [tiles, batches] = plan.blocks;
+        let [tiles, all] = plan.blocks;
+        let batches = all.min(batches.max(1));
         // SAFETY: the slices are device memory of the sizes checked above; the contents of spans, tiles and page table
         // are the caller's responsibility.
         unsafe { call.launch(stream, variant, [tiles, batches, 1], &args, &shape) }

@@ -130,6 +130,10 @@ impl Ops for Gpu {
         self.stream.synchronize()
     }
 
+    fn fails_for_good(&self) -> bool {
+        self.stream.fails_for_good()
+    }
+
     fn rates(&self, _activations: DType) -> Result<Rates> {
         rates(&self.stream)
     }

@@ -29,6 +29,9 @@ pub trait Forward: Send {
     /// Waits for all work; fails if the device is unusable.
     fn check(&self) -> Result<()>;
 
+    /// Whether an error of [`check`](Self::check) lasts until the process ends.
+    fn fails_for_good(&self) -> bool;
+
     /// The device's peak rates, measured now.
     fn rates(&self) -> Result<Rates>;
 
@@ -325,6 +328,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn check(&self) -> Result<()> {
         self.ops.check()
+    }
+
+    fn fails_for_good(&self) -> bool {
+        self.ops.fails_for_good()
     }
 
     fn rates(&self) -> Result<Rates> {

@@ -121,6 +121,8 @@ fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_tra
 fn devices_agree_with_float32_transformers() {
     let family = |case: &Case| case.name.split('-').next().map(str::to_owned);
     let (device, all, next) = (device(), some_of(cases(), family), AtomicUsize::new(0));
+    // While this stream is there, each engine finds the CUDA context made.
+    let _stream = crate::gpu::on_a_gpu().then(crate::gpu::gpu);
     let check = || {
         let mut failures = Failures::default();
         while let Some(case) = all.get(next.fetch_add(1, Ordering::Relaxed)) {

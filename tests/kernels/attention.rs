@@ -362,7 +362,7 @@ fn devices_take_every_option() {
 
 /// A prompt is prefilled; a few queries of a long sequence, of a tree here, are what decode's kernel splits.
 #[test]
-fn devices_split_few_queries_of_long_sequences() {
+fn devices_split_few_queries_of_long_sequences_on_the_simulator() {
     let stream = Stream::sim(SimOptions { count: true, ..SimOptions::default() }).unwrap();
     let gpu = Gpu::new(stream.clone(), DType::F16, 1024, 8).unwrap();
     let case = Case {

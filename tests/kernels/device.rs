@@ -6,6 +6,7 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
+use crate::gpu::{announce, gpu, is_left_out, on_a_gpu};
 use crate::slice::some_of;
 use crate::support::encode;
 
@@ -29,12 +30,15 @@ pub fn named(dtype: DType) -> Value {
 }
 
 /// A device that runs `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU; `None` where that GPU
-/// is too old for it.
+/// has no code for it, or the variant is left out.
 pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
-    #[cfg(feature = "cuda")]
-    if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|name| name == "cuda") {
-        let stream = Stream::cuda(0).unwrap();
-        return variant.archs.contains(&stream.arch()).then_some(stream);
+    if on_a_gpu() {
+        let stream = gpu();
+        let runs = variant.archs.contains(&stream.arch()) && !is_left_out(variant.name);
+        if runs {
+            announce(variant.name);
+        }
+        return runs.then_some(stream);
     }
     Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
 }

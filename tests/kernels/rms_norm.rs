@@ -217,7 +217,7 @@ mod on_the_device {
     }
 
     #[test]
-    fn whole_rows_use_memory_to_the_full() {
+    fn whole_rows_use_memory_to_the_full_on_the_simulator() {
         let (rows, width, norm, dtype) = (2, 2048, Norm::Rms, DType::BF16);
         let (out, add, bias, offset, shifts) = (dtype, true, false, 0.0, [0; 4]);
         let case = Case { rows, width, dtype, out, norm, add, bias, offset, shifts };

@@ -12,9 +12,12 @@ use super::watchdog::SlowStep;
 pub enum Incident {
     /// A step takes far longer than it should; reported while it does.
     SlowStep(SlowStep),
-    /// The device failed and was set up anew.
+    /// The device failed and was set up anew: the simulator or the CPU, for instance after a panic. A GPU on which a kernel
+    /// has faulted cannot be: see [`Down`](Self::Down).
     Restarted { device: String, reason: String, after: Duration },
-    /// The device failed and could not be set up anew: the next step tries again.
+    /// The device failed and could not be set up anew. The next step tries again, except on a GPU on which a kernel has
+    /// faulted: that breaks the process's CUDA context for good. Then `error` asks for a restart of the process, this incident
+    /// is reported once, and every request is refused with the same error.
     Down { device: String, reason: String, error: String },
 }
 

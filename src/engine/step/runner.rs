@@ -3,7 +3,7 @@
 use std::iter;
 
 use crate::device::Counters;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Forward};
 use crate::ops::{LogitEdits, Sampled};
 
@@ -43,6 +43,8 @@ pub struct Runner {
     /// `None` where the device failed and could not be brought back yet.
     forward: Option<Box<dyn Forward>>,
     load: Box<dyn Load>,
+    /// The device cannot be used by this process any more: `load` only says so.
+    gone: bool,
     /// How often it was loaded.
     loads: u64,
     /// What runs the model, for people.
@@ -108,6 +110,7 @@ impl Runner {
         Ok(Self {
             forward: Some(forward),
             load,
+            gone: false,
             loads: 1,
             device,
             batcher,
@@ -143,16 +146,21 @@ impl Runner {
         self.forward.as_ref().map(|forward| forward.counters()).unwrap_or_default()
     }
 
-    /// Whether the device, which failed at something, is of use no more.
+    /// Whether the device, which failed at something, is to be set up anew.
     pub fn is_lost(&self) -> bool {
-        self.forward.as_ref().is_none_or(|forward| forward.check().is_err())
+        !self.gone && self.forward.as_ref().is_none_or(|forward| forward.check().is_err())
     }
 
     /// Sets the device up anew: all that its memory held is lost.
     ///
     /// # Errors
-    /// It cannot be brought back now; [`forward`](Self::forward) tries again.
+    /// It cannot be brought back now, and [`forward`](Self::forward) tries again; or not by this process, and each use of it
+    /// is the same error from now on.
     pub fn restart(&mut self) -> Result<()> {
+        if self.forward.as_ref().is_some_and(|forward| forward.fails_for_good() && forward.check().is_err()) {
+            self.gone = true;
+            self.load = Box::new(Gone { device: self.device.clone() });
+        }
         // First of all its memory is given back.
         self.forward = None;
         self.forward().map(|_| ())
@@ -245,6 +253,22 @@ impl Runner {
             results.scored = scored.into_iter().map(of).collect();
         }
         Ok(results)
+    }
+}
+
+/// A device that this process cannot use any more.
+struct Gone {
+    device: String,
+}
+
+impl Load for Gone {
+    fn load(&mut self) -> Result<Box<dyn Forward>> {
+        let reason = "a fault of a kernel has broken this process's CUDA context: restart the process".to_owned();
+        Err(Error::Device { device: self.device.clone(), reason })
+    }
+
+    fn replace(&mut self, checkpoint: Checkpoint) -> Checkpoint {
+        checkpoint
     }
 }
 

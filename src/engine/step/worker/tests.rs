@@ -168,6 +168,32 @@ fn a_device_that_is_lost_is_set_up_anew_and_serves_on() {
     }
 }
 
+/// A GPU on which a kernel has faulted: nothing is loaded again, people are told once, and all requests end.
+#[test]
+fn a_device_that_is_lost_for_good_asks_for_a_restart_of_the_process() {
+    for overlaps in [false, true] {
+        let faults = Faults { overlaps, lost: Some((3, 0)), for_good: true, ..Faults::default() };
+        let loads = faults.loads.clone();
+        let mut lab = Lab::new(faults);
+        // Eight run at a time.
+        let asked: Vec<Asked> = (0..30).flat_map(|i| lab.ask(vec![7, 2, 3, 4, 5, 6, i], 12, 1, None)).collect();
+        let thread = lab.start();
+        let ends: Vec<_> = asked.iter().map(outcome).collect();
+        assert!(ends.iter().all(|&end| end == "failed"), "{ends:?}");
+        let late = lab.ask(vec![1, 2, 3], 4, 1, None).remove(0);
+        match late.events.wait() {
+            Some(Event::Failed(error)) => assert!(error.to_string().ends_with("restart the process"), "{error}"),
+            _ => panic!("no error"),
+        }
+        let incidents: Vec<_> = lab.incidents.try_iter().collect();
+        let [Incident::Down { error, .. }] = &incidents[..] else { panic!("{incidents:?}") };
+        assert!(error.ends_with("restart the process"), "{error}");
+        assert_eq!((lab.status().restarts, loads.load(std::sync::atomic::Ordering::Relaxed)), (0, 1));
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
+
 /// #20950, the part of the report.
 #[test]
 fn issue_20950_a_step_that_hangs_is_reported_with_what_it_is() {

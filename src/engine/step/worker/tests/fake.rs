@@ -41,6 +41,8 @@ pub struct Faults {
     pub slow: Option<(usize, Duration)>,
     /// The device fails in this step, and so often when it is set up anew.
     pub lost: Option<(usize, usize)>,
+    /// A device that is lost stays so.
+    pub for_good: bool,
     pub steps: Arc<AtomicUsize>,
     /// Steps that were prepared while another was under way.
     pub prepared: Arc<AtomicUsize>,
@@ -111,6 +113,10 @@ impl Forward for Fake {
 
     fn check(&self) -> Result<()> {
         if self.is_lost { Err(failure()) } else { Ok(()) }
+    }
+
+    fn fails_for_good(&self) -> bool {
+        self.plan.for_good
     }
 
     fn move_pages(&mut self, moves: &PageMoves) -> Result<()> {
