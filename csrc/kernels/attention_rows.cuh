@@ -29,7 +29,7 @@ struct AttentionMerge {
 };
 
 // What a row sees: positions from..to, and in a tree only these nodes of the batch. No nodes: not a tree.
-struct AttentionSight {
+struct VisibleRange {
     uint32_t from;
     uint32_t to;
     uint64_t nodes;
@@ -71,29 +71,29 @@ template <class Args> struct AttentionRows {
     // Position of the row's own key.
     BURRSTONE_DEVICE uint32_t position(uint32_t row) const { return first_position + row / group; }
 
-    BURRSTONE_DEVICE AttentionSight sight(uint32_t row) const {
+    BURRSTONE_DEVICE VisibleRange visible_range(uint32_t row) const {
         const uint32_t own = position(row);
-        AttentionSight sight{first_seen(own), own + 1, 0};
-        if (args.masks == 0) return sight;
+        VisibleRange visible{first_seen(own), own + 1, 0};
+        if (args.masks == 0) return visible;
         const auto mask = load(pointer<const attention_mask>(args.masks) + first_token + row / group);
         if (mask.begin < mask.end) {
-            if (mask.begin < sight.from) sight.from = mask.begin;
-            if (sight.to < mask.end) sight.to = mask.end;
+            if (mask.begin < visible.from) visible.from = mask.begin;
+            if (visible.to < mask.end) visible.to = mask.end;
         }
-        sight.nodes = uint64_t(mask.branch[1]) << 32 | mask.branch[0];
-        if (sight.nodes != 0) {
+        visible.nodes = uint64_t(mask.branch[1]) << 32 | mask.branch[0];
+        if (visible.nodes != 0) {
             // A node's position follows from its depth: a window may be shorter than the branch.
-            sight.from = first_seen(first_position + popcount(mask.branch[0]) + popcount(mask.branch[1]) - 1);
+            visible.from = first_seen(first_position + popcount(mask.branch[0]) + popcount(mask.branch[1]) - 1);
             BURRSTONE_ROLLED
-            for (uint32_t hidden = first_position; hidden < sight.from; ++hidden) sight.nodes &= sight.nodes - 1;
+            for (uint32_t hidden = first_position; hidden < visible.from; ++hidden) visible.nodes &= visible.nodes - 1;
         }
-        return sight;
+        return visible;
     }
     BURRSTONE_DEVICE AttentionBounds bounds(uint32_t row) const {
-        const AttentionSight sight = this->sight(row);
-        if (sight.nodes == 0) return {sight.from, sight.from, sight.to, sight.to};
+        const VisibleRange visible = this->visible_range(row);
+        if (visible.nodes == 0) return {visible.from, visible.from, visible.to, visible.to};
         // A node's position lies between the first position of the batch and its own key's.
-        return {first_seen(first_position), first_seen(position(row)), first_position, sight.to};
+        return {first_seen(first_position), first_seen(position(row)), first_position, visible.to};
     }
     // For rows first..=last; empty if there are none.
     BURRSTONE_DEVICE AttentionExtent extent(uint32_t first, uint32_t last) const {
@@ -101,12 +101,12 @@ template <class Args> struct AttentionRows {
         return {top.least_from, first <= last ? bottom.most_to : 0, bottom.most_from, top.least_to};
     }
     // Bitmask of the 16 positions from `base` on that the row sees.
-    BURRSTONE_DEVICE uint32_t seen(const AttentionSight &sight, uint32_t base) const {
-        const uint32_t seen = bits_below(int(sight.to) - int(base)) & ~bits_below(int(sight.from) - int(base));
-        if (sight.nodes == 0) return seen;
+    BURRSTONE_DEVICE uint32_t seen(const VisibleRange &visible, uint32_t base) const {
+        const uint32_t seen = bits_below(int(visible.to) - int(base)) & ~bits_below(int(visible.from) - int(base));
+        if (visible.nodes == 0) return seen;
         const int before = int(first_position) - int(base);
-        const uint32_t nodes = before > 0     ? uint32_t(before < 16 ? sight.nodes << before : 0)
-                               : before > -64 ? uint32_t(sight.nodes >> -before)
+        const uint32_t nodes = before > 0     ? uint32_t(before < 16 ? visible.nodes << before : 0)
+                               : before > -64 ? uint32_t(visible.nodes >> -before)
                                               : 0;
         return seen & (nodes | bits_below(before));
     }

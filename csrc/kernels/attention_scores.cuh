@@ -45,10 +45,10 @@ template <class V, class Memory, class Fragments, class Args> class AttentionSco
     BURRSTONE_DEVICE void hide(Scores &scores, uint32_t base) const {
         BURRSTONE_UNROLL
         for (int half = 0; half < 2; ++half) {
-            const AttentionSight sight = rows.sight(row_of(half));
+            const VisibleRange visible = rows.visible_range(row_of(half));
             BURRSTONE_UNROLL
             for (int b = 0; b < BLOCKS; ++b) {
-                const uint32_t seen = rows.seen(sight, base + b * BLOCK_SIDE) >> Fragments::key(0);
+                const uint32_t seen = rows.seen(visible, base + b * BLOCK_SIDE) >> Fragments::key(0);
                 BURRSTONE_UNROLL
                 for (int i = 0; i < 8; ++i)
                     if (i / 2 % 2 == half) scores[b][i] = seen >> behind_first(i) & 1 ? scores[b][i] : -INFINITY_F;

@@ -161,7 +161,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
                 }
                 BURRSTONE_ROLLED
                 for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-                    const uint32_t seen = rows.seen(rows.sight(first_row + r), base + b * BLOCK_SIDE);
+                    const uint32_t seen = rows.seen(rows.visible_range(first_row + r), base + b * BLOCK_SIDE);
                     uint32_t values[Fragments::VALUE_WORDS];
                     load(b, o, values);
                     Fragments::clear_values(values, seen);

@@ -1,7 +1,7 @@
 // x weight^T + bias on the tensor cores of every architecture, optionally gated.
 //
 // The bits of a result do not depend on tile sizes, the number of tokens or split-K. K is cut into slices of
-// BURRSTONE_MATMUL_SPAN elements; the products of a slice are one chain of the instruction, from zero, in ascending k;
+// BURRSTONE_MATMUL_K_SLICE elements; the products of a slice are one chain of the instruction, from zero, in ascending k;
 // the slices' sums are added in ascending order. Any block may compute any slice.
 //
 // A slice of 512 is short enough that the layers of a 1 B model (k = 2048) give four blocks to each tile of a decode
@@ -37,8 +37,8 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
     sums.clear();
     const auto end_stage = [&](uint32_t done) {
         const uint32_t at = item.first + done;
-        if (at % Tile::SPAN != Tile::SPAN - 1 && done + 1 != count) return;
-        f(sums, at / Tile::SPAN);
+        if (at % Tile::SLICE != Tile::SLICE - 1 && done + 1 != count) return;
+        f(sums, at / Tile::SLICE);
         sums.clear();
     };
     const auto start_of = [&](uint32_t stage) { return (item.first + stage) * Tile::K; };
@@ -62,17 +62,17 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
         }
     } else {
         static_assert(V::stages == 2, "one stage is multiplied, one is written");
-        Grain<T> grains[Tile::COPIES] = {};
-        copies.read(grains, start_of(0));
-        if (count > 0) copies.write(shared.tiles, 0, start_of(0), grains);
+        Vec8<T> chunks[Tile::COPIES] = {};
+        copies.read(chunks, start_of(0));
+        if (count > 0) copies.write(shared.tiles, 0, start_of(0), chunks);
         BURRSTONE_ROLLED
         for (uint32_t done = 0; done < count; ++done) {
             const uint32_t next = done + 1;
             sync_block();
-            if (next < count) copies.read(grains, start_of(next));
+            if (next < count) copies.read(chunks, start_of(next));
             multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE, units);
             end_stage(done);
-            if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), grains);
+            if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), chunks);
         }
     }
 }
@@ -86,16 +86,16 @@ template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_
         const MatmulCopies<V> copies(args, item);
         MatmulSums<V> result;
         result.clear();
-        const auto end_span = [&](MatmulSums<V> &sums, uint32_t span) {
+        const auto end_slice = [&](MatmulSums<V> &sums, uint32_t slice) {
             if (args.splits == 1) result.add(sums);
-            else store_partial<V>(args, uint64_t(item.tile) * item.spans + span, sums);
+            else store_partial<V>(args, uint64_t(item.tile) * item.k_slices + slice, sums);
         };
         using Tile = MatmulTile<V>;
         const uint32_t tokens = args.m - item.first_m;
         if (Tile::SKIPS && tokens + Tile::WORKERS_M * Tile::UNIT_M <= uint32_t(V::m))
-            multiply_stages<V, Tile::SKIPS>(copies, shared, item, tokens, end_span);
+            multiply_stages<V, Tile::SKIPS>(copies, shared, item, tokens, end_slice);
         else
-            multiply_stages<V, false>(copies, shared, item, tokens, end_span);
+            multiply_stages<V, false>(copies, shared, item, tokens, end_slice);
         if (args.splits == 1) {
             // The result rows reuse the stages' shared memory.
             sync_block();

@@ -21,9 +21,9 @@ template <class V> struct MatmulTile {
 
     // Elements of k per stage: 128 bytes of a row, which is a cache line and all banks once.
     static constexpr int K = 64;
-    static constexpr int GRAINS = K / GRAIN;
+    static constexpr int CHUNKS = K / VEC8;
     // Stages per K slice.
-    static constexpr int SPAN = BURRSTONE_MATMUL_SPAN / K;
+    static constexpr int SLICE = BURRSTONE_MATMUL_K_SLICE / K;
     // Rows of a stage: those of the weight, then those of x.
     static constexpr int ROWS = V::n + V::m;
     static constexpr int STAGE = ROWS * K;
@@ -80,7 +80,7 @@ template <class V> struct MatmulTile {
     }
 
     // Elements of k that fragments hold at a time, and the instructions for them.
-    static constexpr int DEPTH = BY_ROWS ? GRAIN : 16;
+    static constexpr int DEPTH = BY_ROWS ? VEC8 : 16;
     static constexpr int PARTS = DEPTH / S::K;
 
     // Barrier of the threads that multiply.
@@ -91,7 +91,7 @@ template <class V> struct MatmulTile {
 
     // 16-byte units that a thread copies per stage: every PASS-th row.
     static constexpr int COPYING = GROUP ? WARPGROUP : V::threads;
-    static constexpr int PASS = COPYING / GRAINS;
+    static constexpr int PASS = COPYING / CHUNKS;
     static constexpr int COPIES = (ROWS + PASS - 1) / PASS;
     static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
 };
@@ -123,7 +123,7 @@ template <class V> struct MatmulItem {
     // Stages of k.
     uint32_t first, end;
     // Of the whole of k.
-    uint32_t spans;
+    uint32_t k_slices;
 
     // Item `number` of tiles x splits; two consecutive items from an even one on belong to a cluster.
     BURRSTONE_DEVICE MatmulItem(const matmul_args &args, unsigned number) {
@@ -141,9 +141,9 @@ template <class V> struct MatmulItem {
         first_n = (tile_n << grid.by_n | (number & grid.by_n)) * V::n;
 
         const uint32_t split = piece / grid.size(), stages = (args.k + Tile::K - 1) / Tile::K;
-        spans = (stages + Tile::SPAN - 1) / Tile::SPAN;
-        first = uint32_t(uint64_t(split) * spans / args.splits) * Tile::SPAN;
-        const uint32_t behind = uint32_t(uint64_t(split + 1) * spans / args.splits) * Tile::SPAN;
+        k_slices = (stages + Tile::SLICE - 1) / Tile::SLICE;
+        first = uint32_t(uint64_t(split) * k_slices / args.splits) * Tile::SLICE;
+        const uint32_t behind = uint32_t(uint64_t(split + 1) * k_slices / args.splits) * Tile::SLICE;
         end = behind < stages ? behind : stages;
     }
 };
@@ -168,8 +168,8 @@ template <class V> struct MatmulSums {
 };
 
 // Position of a row's 16-byte unit in its stage. Units of eight consecutive rows in a column are in different banks.
-template <class V> BURRSTONE_DEVICE unsigned matmul_place(unsigned row, unsigned grain) {
-    return row * MatmulTile<V>::K + (grain ^ row % 8) * GRAIN;
+template <class V> BURRSTONE_DEVICE unsigned matmul_place(unsigned row, unsigned chunk) {
+    return row * MatmulTile<V>::K + (chunk ^ row % 8) * VEC8;
 }
 
 // A thread's copies from global memory: the same unit of every PASS-th row.
@@ -177,16 +177,16 @@ template <class V> struct MatmulCopies {
     using T = typename V::dtype;
     using Tile = MatmulTile<V>;
 
-    // The thread's first row of each operand at its grain, and the rows that there are from that one on.
+    // The thread's first row of each operand at its chunk, and the rows that there are from that one on.
     const T *weight, *x;
     int32_t weight_rows, x_rows;
     uint32_t k;
-    // Whether all units are whole and aligned; see has_grains.
+    // Whether all units are whole and aligned; see is_vectorizable.
     bool whole;
 
     BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, const MatmulItem<V> &item) {
         k = args.k;
-        whole = has_grains<T>(args.x | args.weight, k);
+        whole = is_vectorizable<T>(args.x | args.weight, k);
         weight = pointer<const T>(args.weight) + uint64_t(item.first_n + row()) * k;
         x = pointer<const T>(args.x) + uint64_t(item.first_m + row()) * k;
         weight_rows = int32_t(args.n - (item.first_n + row()));
@@ -195,8 +195,8 @@ template <class V> struct MatmulCopies {
 
     // The last threads of a block copy, or all of them.
     static BURRSTONE_DEVICE unsigned copier() { return thread_index() - (V::threads - Tile::COPYING); }
-    static BURRSTONE_DEVICE unsigned row() { return copier() / Tile::GRAINS; }
-    static BURRSTONE_DEVICE unsigned grain() { return copier() % Tile::GRAINS; }
+    static BURRSTONE_DEVICE unsigned row() { return copier() / Tile::CHUNKS; }
+    static BURRSTONE_DEVICE unsigned chunk() { return copier() % Tile::CHUNKS; }
 
     // Calls f(copy, row of the stage, row in memory, whether it exists) for each copy.
     template <class F> BURRSTONE_DEVICE void each(F f) const {
@@ -212,26 +212,26 @@ template <class V> struct MatmulCopies {
 
     // Starts copies of the elements from `start` on to the stage at element `to` of `tiles`.
     template <class Tiles> BURRSTONE_DEVICE void start(Tiles &tiles, unsigned to, uint32_t start) const {
-        const uint32_t at = start + grain() * GRAIN;
+        const uint32_t at = start + chunk() * VEC8;
         if (!whole) return copy_ragged(tiles, to, at);
         each([&](int, unsigned row, const T *from, bool there) {
-            cp_async<16>(tiles.address(to + matmul_place<V>(row, grain())), from + at, there && at < k ? 16 : 0);
+            cp_async<16>(tiles.address(to + matmul_place<V>(row, chunk())), from + at, there && at < k ? 16 : 0);
         });
     }
 
     // The same through registers: data is stored once the warps have finished the stage.
-    BURRSTONE_DEVICE void read(Grain<T> (&grains)[Tile::COPIES], uint32_t start) const {
-        const uint32_t at = start + grain() * GRAIN;
+    BURRSTONE_DEVICE void read(Vec8<T> (&chunks)[Tile::COPIES], uint32_t start) const {
+        const uint32_t at = start + chunk() * VEC8;
         if (!whole) return;
         each([&](int i, unsigned, const T *from, bool there) {
-            grains[i] = there && at < k ? burrstone::load(reinterpret_cast<const Grain<T> *>(from + at)) : Grain<T>{};
+            chunks[i] = there && at < k ? burrstone::load(reinterpret_cast<const Vec8<T> *>(from + at)) : Vec8<T>{};
         });
     }
     template <class Tiles>
-    BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Grain<T> (&grains)[Tile::COPIES]) const {
-        if (!whole) return copy_ragged(tiles, to, start + grain() * GRAIN);
+    BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Vec8<T> (&chunks)[Tile::COPIES]) const {
+        if (!whole) return copy_ragged(tiles, to, start + chunk() * VEC8);
         each([&](int i, unsigned row, const T *, bool) {
-            tiles.template store_vec<GRAIN>(to + matmul_place<V>(row, grain()), grains[i]);
+            tiles.template store_vec<VEC8>(to + matmul_place<V>(row, chunk()), chunks[i]);
         });
     }
 
@@ -243,8 +243,8 @@ template <class V> struct MatmulCopies {
             const int of_operand = of_weight ? ahead : ahead - V::n;
             const bool there = of_operand < (of_weight ? weight_rows : x_rows);
             const T *from = (of_weight ? weight : x) + uint64_t(of_operand) * k;
-            const auto grain = there && at < k ? load_grain(from, k, at, false) : Grain<T>{};
-            tiles.template store_vec<GRAIN>(to + matmul_place<V>(row, this->grain()), grain);
+            const auto chunk = there && at < k ? load_vec8(from, k, at, false) : Vec8<T>{};
+            tiles.template store_vec<VEC8>(to + matmul_place<V>(row, this->chunk()), chunk);
         }
     }
 };
@@ -267,11 +267,11 @@ template <class V> struct MatmulFragments {
             // bank.
             BURRSTONE_UNROLL
             for (int i = 0; i < Tile::UNITS_N; ++i)
-                deal(a[i], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
+                deal(a[i], tiles.template load_vec<VEC8>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
             BURRSTONE_UNROLL
             for (int j = 0; j < Tile::UNITS_M; ++j) {
                 const unsigned row = V::n + Tile::unit_m(j) + S::b(lane, 0).column;
-                deal(b[j], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(row, step)));
+                deal(b[j], tiles.template load_vec<VEC8>(stage + matmul_place<V>(row, step)));
             }
         } else {
             // Rows 0 to 7 and 8 to 15 of the first eight of k, then of the other eight: the order of the words of a.

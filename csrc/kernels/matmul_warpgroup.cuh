@@ -85,7 +85,7 @@ template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, Ma
     if (!whole) {
         each_free_stage<V>(args, ring, [&](const MatmulItem<V> &item, uint32_t stage, MatmulPlace<V> place) {
             const MatmulCopies<V> copies(args, item);
-            copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.grain() * GRAIN);
+            copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.chunk() * VEC8);
             fence_async();
             mbarrier_arrive(ring.full.address(place.at));
         });
@@ -259,8 +259,8 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
         sums.clear();
         result.clear();
         BURRSTONE_ROLLED
-        for (uint32_t first = item.first; first < item.end; first += Tile::SPAN) {
-            const uint32_t end = item.end - first < Tile::SPAN ? item.end : first + Tile::SPAN;
+        for (uint32_t first = item.first; first < item.end; first += Tile::SLICE) {
+            const uint32_t end = item.end - first < Tile::SLICE ? item.end : first + Tile::SLICE;
             MatmulPlace<V> before;
             BURRSTONE_ROLLED
             for (uint32_t stage = first; stage < end; ++stage, place.advance()) {
@@ -276,7 +276,7 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
             wgmma_wait<0>(sums.v[0]);
             release_stage<V>(ring, before, others);
             if (args.splits == 1) result.add(sums);
-            else store_partial<V>(args, uint64_t(item.tile) * item.spans + first / Tile::SPAN, sums);
+            else store_partial<V>(args, uint64_t(item.tile) * item.k_slices + first / Tile::SLICE, sums);
         }
         if (args.splits > 1) {
             if (!is_last<V>(args, item.tile, ring.arrived)) return;
@@ -291,7 +291,7 @@ template <class V> BURRSTONE_DEVICE void multiply_by_warpgroups(const matmul_arg
     // Registers that the producer releases to the consumers, in blocks that have an SM to themselves.
     constexpr bool GIVES = Tile::WORKERS > 1;
     constexpr int COPYING = 40, MULTIPLYING = 232;
-    const bool whole = has_grains<typename V::dtype>(args.x | args.weight, args.k);
+    const bool whole = is_vectorizable<typename V::dtype>(args.x | args.weight, args.k);
     if (thread_index() == 0) {
         BURRSTONE_ROLLED
         for (int stage = 0; stage < V::stages; ++stage) {

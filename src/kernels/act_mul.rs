@@ -11,7 +11,7 @@ use crate::ops::Activation;
 const CHECK: Check = Check("act_mul");
 
 /// Elements per thread.
-const GRAIN: usize = 8;
+const VEC: usize = 8;
 
 /// The kernels' code for an activation.
 pub(super) fn code(activation: Activation) -> u32 {
@@ -79,7 +79,7 @@ impl ActMul<'_> {
             return Ok(());
         }
         // A quantized row needs its maximum, so one block handles it.
-        let along = if scales == 0 { pieces(width.div_ceil(GRAIN), variant.threads) } else { 1 };
+        let along = if scales == 0 { pieces(width.div_ceil(VEC), variant.threads) } else { 1 };
         let shape = format_args!("{rows} rows of {width} {} to {}", gate_up.dtype(), out.dtype());
         // SAFETY: every slice was checked against the shape.
         unsafe { call.launch(stream, variant, [rows, along, 1], &args, &shape) }

@@ -169,8 +169,8 @@ impl MatMul<'_> {
         }
         let workspace = match workspace {
             _ if splits == 1 => 0,
-            _ if splits == 0 || splits > shape.spans() => {
-                let expected = format!("1 to {}, the spans of k", shape.spans().max(1));
+            _ if splits == 0 || splits > shape.k_slices() => {
+                let expected = format!("1 to {}, the K slices", shape.k_slices().max(1));
                 return Err(Error::operator(CHECK.0, "splits", expected, splits));
             }
             None => return Err(Error::operator(CHECK.0, "workspace", format!("one for {splits} splits"), "none")),

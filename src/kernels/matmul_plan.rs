@@ -1,7 +1,7 @@
 //! Chooses the variant, split-K and clusters of a product: the plan with the lowest predicted time.
 
 use super::MatMul;
-use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_SPAN};
+use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_K_SLICE};
 use super::call::named;
 use super::cost::{Floor, Machine};
 use super::tables::MATMUL;
@@ -47,12 +47,12 @@ pub enum MatMulPair {
 /// Counters in a workspace: the largest number of tiles with split-K.
 const COUNTERS: usize = BURRSTONE_MATMUL_COUNTERS as usize;
 /// Elements of a K slice.
-const SPAN: usize = BURRSTONE_MATMUL_SPAN as usize;
+const K_SLICE: usize = BURRSTONE_MATMUL_K_SLICE as usize;
 /// Elements of K per stage.
 pub(super) const STAGE: usize = 64;
 /// Threads of a warpgroup, and the alignment of rows for TMA in bytes.
 const WARPGROUP: usize = 128;
-const GRAIN: u64 = 16;
+const TMA_ALIGNMENT: u64 = 16;
 
 impl MatMulShape {
     /// The axes that the problem decides.
@@ -87,8 +87,8 @@ impl MatMulShape {
     }
 
     /// K slices.
-    pub fn spans(&self) -> usize {
-        self.k.div_ceil(SPAN)
+    pub fn k_slices(&self) -> usize {
+        self.k.div_ceil(K_SLICE)
     }
 }
 
@@ -120,7 +120,7 @@ impl MatMulPlan {
             let seconds = tile.seconds(machine, shape, splits, pair);
             Self { variant, splits, pair, seconds }
         };
-        let most = if tile.workspace(shape) <= workspace { shape.spans() } else { 1 };
+        let most = if tile.workspace(shape) <= workspace { shape.k_slices() } else { 1 };
         let split = (2..=most).map(|splits| plan(splits, None));
         // If one tile holds all rows of x, x is the smaller part of what is copied.
         let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && machine.processors > 1;
@@ -175,7 +175,7 @@ impl MatMulPlan {
 /// Whether all rows are aligned to 16 bytes.
 fn has_boxes(shape: &MatMulShape, addresses: u64) -> bool {
     let rows = (shape.k * shape.dtype.size()) as u64;
-    rows > 0 && (rows | addresses).is_multiple_of(GRAIN)
+    rows > 0 && (rows | addresses).is_multiple_of(TMA_ALIGNMENT)
 }
 
 /// A variant's tile in the cost model.
@@ -235,7 +235,7 @@ impl Tile {
 
     /// Longest K range of a block.
     fn depth(&self, shape: &MatMulShape, splits: usize) -> f64 {
-        (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64
+        (shape.k_slices().div_ceil(splits) * K_SLICE).min(shape.k) as f64
     }
 
     /// Tokens computed in the last row of tiles.
@@ -255,7 +255,7 @@ impl Tile {
         if tiles > COUNTERS {
             return usize::MAX;
         }
-        shape.spans().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
+        shape.k_slices().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
     }
 
     /// Seconds of the multiply-adds, or of reading their operands from shared memory:
@@ -313,7 +313,7 @@ impl Tile {
         let copying = from_memory.max(from_cache).max(in_flight);
 
         let adding = if splits > 1 {
-            let sums = 4.0 * tiles * tile_m * tile_n * shape.spans() as f64;
+            let sums = 4.0 * tiles * tile_m * tile_n * shape.k_slices() as f64;
             let reading = machine.cache_bandwidth.min(tiles * threads * 64.0 / Machine::CACHE_LATENCY);
             3.0 * Machine::CACHE_LATENCY + sums / machine.cache_bandwidth + sums / reading
         } else {
