@@ -46,7 +46,7 @@ pub struct Simulate {
     workload: Vec<Workload>,
 
     /// Requests of a mix
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::bounded)]
     requests: usize,
 
     /// Requests that come in a second, at random [default: all at once]
@@ -62,11 +62,11 @@ pub struct Simulate {
     context: Option<usize>,
 
     /// Sequences that run at a time
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::bounded)]
     max_sequences: usize,
 
     /// Tokens of one step
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::bounded)]
     step_tokens: usize,
 
     /// Print one JSON object

@@ -168,8 +168,8 @@ pub fn positive(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
 }
 
-/// How much one step may take at most: sequences, or tokens of all of them.
-pub fn step_size(text: &str) -> Result<usize, &'static str> {
+/// A number of things that there is memory for: sequences, tokens of a step, repetitions.
+pub fn bounded(text: &str) -> Result<usize, &'static str> {
     const MOST: usize = 1 << 20;
     text.parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or("expected a whole number from 1 to 1048576")
 }
