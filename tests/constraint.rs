@@ -218,6 +218,7 @@ fn legal_schemas_are_taken() {
         (json!({"type": "string", "format": "password", "maxLength": 3}), "\""),
         (json!({"format": "int32", "type": ["string", "null"], "maxLength": 2.0}), ""),
         (json!({"type": "array", "items": {"const": 1}, "uniqueItems": false, "minItems": 1, "maxItems": 2.0}), "["),
+        (json!({"enum": ["r"], "type": "string", "maxLength": 1e300}), "\"r\""),
         (json!({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": "r"}}}), "\"r\""),
         (json!({"$ref": "#/$defs/a%20b", "$defs": {"a b": {"const": "r"}}}), "\"r\""),
         (json!({"$ref": "#/definitions/a~0%25b", "definitions": {"a~%b": {"const": "r"}}}), "\"r\""),

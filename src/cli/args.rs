@@ -65,11 +65,11 @@ pub struct ModelArgs {
     pub kv_tokens: Option<usize>,
 
     /// Sequences that run at once [default: 64 on the CPU, 256 on a GPU, 4 on the simulator]
-    #[arg(long, value_name = "N", value_parser = values::step_size, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = values::bounded, allow_negative_numbers = true)]
     pub max_sequences: Option<usize>,
 
     /// Tokens per step: more makes prefill faster, and decoding slower while prompts are prefilled [default: 512]
-    #[arg(long, value_name = "TOKENS", value_parser = values::step_size, allow_negative_numbers = true)]
+    #[arg(long, value_name = "TOKENS", value_parser = values::bounded, allow_negative_numbers = true)]
     pub step_tokens: Option<usize>,
 
     /// Read every weight first and refuse NaN and infinities

@@ -46,7 +46,7 @@ pub struct Simulate {
     workload: Vec<Workload>,
 
     /// Requests per mix
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::bounded)]
     requests: usize,
 
     /// Requests per second, arriving at random [default: all at once]
@@ -62,11 +62,11 @@ pub struct Simulate {
     context: Option<usize>,
 
     /// Sequences that run at once
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::bounded)]
     max_sequences: usize,
 
     /// Tokens per step
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::bounded)]
     step_tokens: usize,
 
     /// Print one JSON object

@@ -168,8 +168,8 @@ pub fn positive(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
 }
 
-/// Sequences or tokens of one step.
-pub fn step_size(text: &str) -> Result<usize, &'static str> {
+/// A count with an upper bound, because memory is allocated for it: sequences, tokens of a step, repetitions.
+pub fn bounded(text: &str) -> Result<usize, &'static str> {
     const MOST: usize = 1 << 20;
     text.parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or("expected a whole number from 1 to 1048576")
 }

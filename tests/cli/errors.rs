@@ -239,6 +239,9 @@ fn usage_errors_are_one_line_too() {
         &["generate", "--seed"],
         &["frobnicate"],
         &["inspect", "--memory", "much"],
+        &["bench", "throughput", "--batch", "1,99999999999"],
+        &["bench", "latency", "--decode", "99999999999"],
+        &["simulate", "config.json", "--requests", "99999999999"],
         &["completions", "tcsh"],
     ] {
         run(args).error(2);

@@ -92,10 +92,17 @@ impl RequestLine {
             if bytes.len() <= head.len() {
                 return head.as_bytes().starts_with(bytes);
             }
-            let parsed = serde_json::from_slice::<AnswerLine<IgnoredAny>>(bytes);
-            bytes.starts_with(head.as_bytes()) && parsed.map_or_else(|error| error.is_eof(), |_| true)
+            bytes.starts_with(head.as_bytes()) && is_cut_or_whole(bytes)
         })
     }
+}
+
+fn is_cut_or_whole(answer: &[u8]) -> bool {
+    // To serde_json, a number that was cut at its point or exponent is wrong, not cut.
+    [&b""[..], b"0"].iter().any(|digits| {
+        let parsed = serde_json::from_slice::<AnswerLine<IgnoredAny>>(&[answer, digits].concat());
+        parsed.map_or_else(|error| error.is_eof(), |_| true)
+    })
 }
 
 /// The `custom_id` of an answer that this program wrote; `None` for any other line.
@@ -120,7 +127,10 @@ mod tests {
     #[test]
     fn answers_are_recognised_whole_and_cut() {
         let ours = request("a \"b\" ü\n");
-        let line = serde_json::to_vec(&ours.line(200, json!({"text": "ü", "n": [1, 2.5, null]}))).unwrap();
+        let line = serde_json::to_vec(
+            &ours.line(200, json!({"text": "ü\u{1}🦀e", "n": [-1, 2.5, 1e-30, -2.5e+30, null, true]})),
+        )
+        .unwrap();
         assert_eq!(answered(&line).as_ref(), Some(&ours.custom_id));
         for end in 0..=line.len() {
             assert!(ours.begins_answer(&line[..end]), "{end}");

@@ -5,6 +5,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burrstone::Error;
@@ -14,6 +16,9 @@ use super::input::Input;
 use super::lines::{self, AnswerBody, AnswerLine};
 use crate::cli::exit::bad_input;
 use crate::cli::output::note;
+
+/// How long the lock of another run is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How every answer begins.
 const START: &[u8] = br#"{"id":"batch_req_"#;
@@ -111,14 +116,21 @@ impl Answers {
     fn lock(path: &Path, file: File, input: &Input) -> Result<Self> {
         let name = files::name(path);
         refuse_input(&name, &file, input)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(bad_input(&name, "a file that no other run writes", "one that another run has locked"));
-            }
-            // Some network file systems have no locks.
-            Err(TryLockError::Error(error)) => {
-                note(format_args!("warning: {name}: cannot be locked ({error}): let no other run write it"));
+        let since = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                // A run that was killed keeps its lock until the system has cleared it away.
+                Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => thread::sleep(PATIENCE / 20),
+                Err(TryLockError::WouldBlock) => {
+                    let found = "one that another run has locked";
+                    return Err(bad_input(&name, "a file that no other run writes", found));
+                }
+                // Some network file systems have no locks.
+                Err(TryLockError::Error(error)) => {
+                    note(format_args!("warning: {name}: cannot be locked ({error}): let no other run write it"));
+                    break;
+                }
             }
         }
         let (done, whole) = read(&name, &file, input)?;

@@ -24,19 +24,19 @@ use crate::cli::{output, values};
   burrstone bench latency --model ./Qwen3-0.6B --dtype f32 --json")]
 pub struct Latency {
     /// Prompt lengths
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512", value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512", value_parser = values::bounded)]
     prefill: Vec<usize>,
 
     /// Tokens to generate
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::bounded)]
     decode: usize,
 
     /// Tokens in the KV cache before the first generated one
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::bounded)]
     depth: usize,
 
     /// Repetitions of each figure
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::bounded)]
     repeat: usize,
 
     /// Print one JSON object

@@ -29,20 +29,20 @@ pub struct Throughput {
     workload: Vec<Workload>,
 
     /// Requests per mix
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::bounded)]
     requests: usize,
 
     /// Batch sizes
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::positive)]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::bounded)]
     #[arg(default_value = "1,2,3,4,6,8,12,16,24,32,48,64")]
     batch: Vec<usize>,
 
     /// Tokens that each sequence of a batch generates
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::bounded)]
     decode: usize,
 
     /// Repetitions of each batch
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::bounded)]
     repeat: usize,
 
     /// Print one JSON object

@@ -171,10 +171,11 @@ fn check_pattern(pattern: &str) -> Result<()> {
     }
 }
 
-/// A count such as `2.0` (JSON Schema has whole numbers, not integers) as `llguidance` reads it.
+/// A count such as `2.0` (JSON Schema has whole numbers, not integers) as `llguidance` reads it, which takes 32 bits: no
+/// context is as long.
 fn whole(count: &Value) -> Value {
     match count.as_f64() {
-        Some(number) if !count.is_u64() && number >= 0.0 && number.fract() == 0.0 => (number as u64).into(),
+        Some(number) if number >= 0.0 && number.fract() == 0.0 => (number.min(f64::from(u32::MAX)) as u64).into(),
         _ => count.clone(),
     }
 }
@@ -225,6 +226,10 @@ mod tests {
             "properties": {"format": {"minLength": 1}}, "items": {}, "const": value, "enum": [value], "default": value,
         });
         assert_eq!(prepared(schema), expected);
+        assert_eq!(
+            prepared(json!({"maxLength": 1e300, "maxItems": 1_u64 << 32})),
+            json!({"maxLength": u32::MAX, "maxItems": u32::MAX})
+        );
         let kept = json!({"format": "date", "uniqueItems": true, "not": {}, "if": {}, "then": {}, "minLength": 1.5});
         assert_eq!(prepared(kept.clone()), kept);
     }
