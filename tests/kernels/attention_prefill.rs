@@ -1,4 +1,3 @@
-use burrstone::DType;
 use burrstone::device::Stream;
 use proptest::prelude::*;
 
