@@ -12,7 +12,7 @@ use burrstone::{DType, Device, Engine, EngineBuilder, FinishReason, Request};
 
 use crate::checkpoint::{Case, Prompt, case, cases};
 #[cfg(feature = "sim")]
-use crate::slice::some_of;
+use crate::slice::{one_in_turn, some_of};
 
 /// What two correct float32 computations may differ by in a log-probability. The committed cases differ by 1e-5 at most;
 /// other shapes amplify rounding errors more, and the reference is written with six decimals.
@@ -208,9 +208,15 @@ fn every_architecture_agrees_with_transformers() {
     let prompts: Vec<&Prompt> = case.prompts.iter().filter(|prompt| prompt.tokens.len() <= 48).collect();
     let mut theirs = Errors::default();
     prompts.iter().flat_map(|prompt| &prompt.native_error).for_each(|error| theirs.add(*error));
-    for (arch, dtype) in
-        [(70, DType::F16), (75, DType::F16), (80, DType::BF16), (86, DType::BF16), (89, DType::BF16), (90, DType::BF16)]
-    {
+    let archs = [
+        (70, DType::F16),
+        (75, DType::F16),
+        (80, DType::BF16),
+        (86, DType::BF16),
+        (89, DType::BF16),
+        (90, DType::BF16),
+    ];
+    for (arch, dtype) in one_in_turn(archs.into()) {
         let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).sim_arch(arch).build();
         let loaded = Loaded { engine: built.unwrap(), _folder: tempfile::tempdir().unwrap() };
         assert_eq!(loaded.engine.report().dtype, dtype);
