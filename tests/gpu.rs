@@ -192,6 +192,12 @@ fn a_hang_a_crash_and_a_wrong_result_end_nothing_but_themselves() {
     let output = packed.run(&["--again", "probes"]);
     assert_eq!((output.status.code(), packed.runs()), (Some(0), runs + 1), "{}", said(&output));
     assert!(packed.record("md").contains("| probes | 3 | 3 | 0 | 0 |"));
+    let mended = "long::on_the_device::shapes pass\nlong::on_the_device::wrong pass\nshort::on_the_device::crash pass\n\
+                  short::on_the_device::some variants a=pass b=pass\n";
+    fs::write(packed.path("stand-in/kernels.tests"), mended).unwrap();
+    let output = packed.run(&["--again", "kernels"]);
+    // All but the one that had passed.
+    assert_eq!((output.status.code(), packed.runs()), (Some(0), runs + 4), "{}", said(&output));
 }
 
 #[test]
