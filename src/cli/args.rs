@@ -219,6 +219,10 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     stop: Vec<String>,
 
+    /// End at this token, by its id; may be given several times
+    #[arg(long, value_name = "ID", visible_alias = "stop-token-id", value_parser = values::token)]
+    stop_token: Vec<u32>,
+
     /// End where the last tokens are a pattern of up to so many tokens, --repetition-min-count times over
     #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_min_count")]
     #[arg(allow_negative_numbers = true)]
@@ -271,6 +275,7 @@ impl SamplingArgs {
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            stop_token_ids: self.stop_token.clone(),
             repetition_detection: self.repetition_detection(),
             constraint: self.constraint.read()?,
             guidance: self

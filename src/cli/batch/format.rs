@@ -52,6 +52,7 @@ struct Body {
     seed: Option<u64>,
     n: Option<usize>,
     stop: Option<Stop>,
+    stop_token_ids: Option<Vec<u32>>,
     repetition_detection: Option<Detection>,
     response_format: Option<ResponseFormat>,
     structured_outputs: Option<Structured>,
@@ -255,7 +256,7 @@ impl Body {
         let mut request = Request { prompt, ..Request::text("") };
         // What OpenAI's completions generate where nobody says how much.
         request.max_tokens = self.max_completion_tokens.or(self.max_tokens).or((!chat).then_some(16));
-        request.min_tokens = self.min_tokens.unwrap_or(0);
+        request.min_tokens = self.min_tokens;
         request.guidance = match (self.guidance_scale, self.negative_prompt) {
             (None, Some(_)) => {
                 return Err(Error::Request {
@@ -273,6 +274,7 @@ impl Body {
             Some(Stop::One(text)) => vec![text],
             Some(Stop::Several(texts)) => texts,
         };
+        request.stop_token_ids = self.stop_token_ids.unwrap_or_default();
         request.repetition_detection = self.repetition_detection.and_then(Detection::read);
         request.constraint = one(
             "response_format",
