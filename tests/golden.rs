@@ -9,5 +9,7 @@ mod checkpoint;
 mod guidance;
 #[path = "golden/models.rs"]
 mod models;
+#[path = "golden/tokenizer_configs.rs"]
+mod tokenizer_configs;
 #[path = "golden/tokenizers.rs"]
 mod tokenizers;

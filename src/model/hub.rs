@@ -335,7 +335,7 @@ impl hf_hub::api::Progress for &mut Meter<'_> {
 fn is_small(name: &str) -> bool {
     let json = name.ends_with(".json");
     !name.contains(['/', '\\'])
-        && (["config.json", "generation_config.json"].contains(&name)
+        && (["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"].contains(&name)
             || json && (name.starts_with("tokenizer") || name.starts_with("chat_template"))
             || name == "chat_template.jinja")
 }

@@ -23,14 +23,16 @@ impl Utf8 {
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Run> {
         self.held.extend_from_slice(bytes);
         let mut runs = Vec::new();
-        for chunk in std::mem::take(&mut self.held).utf8_chunks() {
+        let bytes = std::mem::take(&mut self.held);
+        let mut chunks = bytes.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
             if !chunk.valid().is_empty() {
                 runs.push(Run::Text(chunk.valid().to_owned()));
                 self.earlier = 0;
             }
             let invalid = chunk.invalid();
-            let is_start = std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
-            if is_start {
+            let may_go_on = std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if may_go_on && chunks.peek().is_none() {
                 self.held = invalid.to_vec();
             } else if !invalid.is_empty() {
                 runs.push(Run::Invalid { bytes: invalid.len(), earlier: std::mem::take(&mut self.earlier) });
