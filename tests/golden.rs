@@ -16,5 +16,7 @@ mod models;
 #[cfg(feature = "sim")]
 #[path = "slice/mod.rs"]
 mod slice;
+#[path = "golden/tokenizer_configs.rs"]
+mod tokenizer_configs;
 #[path = "golden/tokenizers.rs"]
 mod tokenizers;

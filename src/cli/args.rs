@@ -219,6 +219,10 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     stop: Vec<String>,
 
+    /// Stop at this token id; may be given several times
+    #[arg(long, value_name = "ID", visible_alias = "stop-token-id", value_parser = values::token)]
+    stop_token: Vec<u32>,
+
     /// Stop when the last tokens repeat a pattern of up to this many tokens --repetition-min-count times
     #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_min_count")]
     #[arg(allow_negative_numbers = true)]
@@ -270,6 +274,7 @@ impl SamplingArgs {
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            stop_token_ids: self.stop_token.clone(),
             repetition_detection: self.repetition_detection(),
             constraint: self.constraint.read()?,
             guidance: self

@@ -154,6 +154,11 @@ pub fn bias(text: &str) -> Result<(u32, f32), &'static str> {
     if bias < f32::INFINITY { Ok((token, bias)) } else { Err(EXPECTED) }
 }
 
+/// A token id.
+pub fn token(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "expected a token id, a whole number from 0 up")
+}
+
 pub fn seed(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "expected a whole number from 0 to 18446744073709551615")
 }

@@ -96,9 +96,8 @@ impl Engine {
     /// Asks for a generation. It runs along with all others of this engine, from any thread.
     ///
     /// # Errors
-    /// The prompt, or a negative one, is empty, longer than the context, or has token ids out of range; a sampling value is
-    /// out of range;
-    /// `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
+    /// The prompt, or a negative one, is empty, longer than the context, or has token ids out of range; a sampling value or
+    /// a stop token is out of range; `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
     /// given and the checkpoint has no tokenizer, or messages and it has no chat template.
     pub fn generate(&self, request: Request) -> Result<Generation> {
         let mut generations = self.generate_several(request, 1)?;

@@ -126,7 +126,7 @@ fn whole(range: &RangeInclusive<usize>) -> String {
 }
 
 /// Values that switch nothing on: `null`, `false`, `0` and empty ones.
-fn inert(value: &Value) -> bool {
+pub(super) fn inert(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,

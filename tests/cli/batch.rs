@@ -64,6 +64,10 @@ fn every_request_is_answered_as_generate_answers_it() {
         completion("a", greedy("In the beginning")),
         completion("b", greedy("And the king said")),
         completion("tokens", json!({"prompt": [41, 78, 259], "temperature": 0, "max_tokens": 3})),
+        completion(
+            "stop",
+            json!({"prompt": [41, 78, 259], "temperature": 0, "max_tokens": 3, "logit_bias": {"77": 100}, "stop_token_ids": [77]}),
+        ),
         completion("two", json!({"prompt": "Blessed", "n": 2, "seed": 3, "temperature": 1.0, "max_tokens": 5})),
         completion(
             "biased",
@@ -78,7 +82,7 @@ fn every_request_is_answered_as_generate_answers_it() {
     ]);
     assert_eq!(files.run(&[]).ok(), "");
     let answers = files.answers();
-    assert_eq!(answers.len(), 10);
+    assert_eq!(answers.len(), 11);
     assert_eq!(answers["biased"]["status_code"], 200);
     for (id, prompt) in [("a", "In the beginning"), ("b", "And the king said")] {
         let body = &answers[id]["body"];
@@ -88,6 +92,11 @@ fn every_request_is_answered_as_generate_answers_it() {
         assert_eq!(body["usage"]["completion_tokens"], 12);
     }
     assert_eq!(answers["tokens"]["body"]["usage"]["prompt_tokens"], 3);
+    let stop = &answers["stop"]["body"];
+    assert_eq!(
+        (&stop["usage"]["completion_tokens"], &stop["choices"][0]["finish_reason"]),
+        (&json!(1), &json!("stop"))
+    );
     let two = answers["two"]["body"]["choices"].as_array().unwrap();
     assert_eq!((two.len(), two[1]["index"].as_u64()), (2, Some(1)));
     for (id, part) in

@@ -50,7 +50,6 @@ fn fields_that_would_change_the_answer_are_refused_by_name() {
         json!({"logprobs": 5}),
         json!({"logprobs": true}),
         json!({"top_logprobs": 1}),
-        json!({"stop_token_ids": [7]}),
         json!({"skip_special_tokens": false}),
         json!({"add_special_tokens": false}),
         json!({"prompt_logprobs": 0}),

@@ -88,10 +88,16 @@ impl EngineBuilder {
         let model = opened.gpu().and_then(|info| GpuModel::of_device(&spec, info, [dtype, shape.dtype]).ok());
         let tokens_per_s = model.map(|mut model| model.capacity(&policy, cache, prompt, output).tokens_per_s);
 
-        let tokenizer = match checkpoint.file("tokenizer.json")? {
-            Some(bytes) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
-            None => None,
+        let tokenizer = match (&folder, checkpoint.file("tokenizer.json")?) {
+            (Some(folder), _) => Tokenizer::load(folder)?,
+            (None, Some(bytes)) => Some(Tokenizer::from_bytes(&checkpoint.path("tokenizer.json"), &bytes)?),
+            (None, None) => None,
         };
+        if tokenizer.is_none() && !generation_config.stop_strings.is_empty() {
+            let file = checkpoint.path("generation_config.json");
+            let expected = "null, as there is no tokenizer.json to match texts with";
+            return Err(Error::checkpoint(&file, "stop_strings", expected, generation_config.stop_strings.join(", ")));
+        }
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };

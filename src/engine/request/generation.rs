@@ -11,7 +11,7 @@ use crate::engine::sampling::FinishReason;
 use crate::engine::step::{Command, Event, Receiver};
 use crate::error::Result;
 use crate::scheduler::Receipt;
-use crate::text::{DecodeStream, StopMatcher};
+use crate::text::{DecodeStream, StopMatcher, Stopped};
 
 use super::{Timings, Token, Usage};
 
@@ -104,29 +104,31 @@ impl Generation {
         self.completion_tokens += 1;
         self.finish_reason = finish;
         self.over = finish.is_some();
-        let shown = if hidden { None } else { Some(sampled.token) };
-        let text = self.advance_text(shown, finish);
+        let text = self.advance_text(sampled.token, hidden, finish.is_some());
         if text.is_err() || self.finish_reason.is_some() {
             self.cancel();
         }
         Some(text.map(|text| Token { id: sampled.token, text, logprob: sampled.logprob }))
     }
 
-    /// Which text is certain now; whether a stop text ends it.
-    fn advance_text(&mut self, token: Option<u32>, finish: Option<FinishReason>) -> Result<String> {
+    /// Which text is certain now; whether a stop text ends it. A `hidden` token ends the text and is not part of it.
+    fn advance_text(&mut self, token: u32, hidden: bool, is_last: bool) -> Result<String> {
         let Some((decoder, matcher)) = &mut self.text else { return Ok(String::new()) };
-        let mut piece = token.map_or(Ok(String::new()), |token| decoder.push(token))?;
-        if finish.is_some() {
+        let mut piece = if hidden { String::new() } else { decoder.push(token)? };
+        if is_last {
             piece += &decoder.finish()?;
         }
-        let matched = matcher.push(&piece);
-        let mut text = matched.text;
+        let mut matched = matcher.push(&piece);
+        if let Some(name) = self.engine.tokenizer.as_ref().and_then(|tokenizer| tokenizer.special_token(token)) {
+            let further = matcher.push_special(&name);
+            matched = Stopped { text: matched.text + &further.text, stopped: further.stopped };
+        }
         if matched.stopped {
             self.finish_reason = Some(FinishReason::Stop);
-        } else if finish.is_some() {
-            text += &matcher.finish();
+        } else if is_last {
+            matched.text += &matcher.finish();
         }
-        Ok(text)
+        Ok(matched.text)
     }
 
     /// Ends the request where the engine does not know yet that it has ended.

@@ -35,20 +35,23 @@ pub enum Prompt {
 pub struct Request {
     pub prompt: Prompt,
     pub sampling: Sampling,
-    /// Tokens to generate at most; `None` goes on to the end of the context.
+    /// Tokens to generate at most; `None` takes the checkpoint's limit, or else the end of the context.
     pub max_tokens: Option<usize>,
-    /// Until so many tokens are generated, the model's end tokens are not chosen; a stop text still ends it, and so does
-    /// a constraint after which only they may come.
-    pub min_tokens: usize,
-    /// Texts that end the generation; they are not part of the output.
+    /// Until so many tokens are generated, end tokens and stop tokens are not chosen; a stop text still ends it, and so
+    /// does a constraint after which only they may come. `None` takes the checkpoint's minimum, 0 where it has none.
+    pub min_tokens: Option<usize>,
+    /// Texts that end the generation; they are not part of the output. One that spells a special token, which leaves no
+    /// text, matches that token. Without any, those of the checkpoint's `generation_config.json`.
     pub stop: Vec<String>,
+    /// Tokens that end the generation, besides the model's end tokens; they are not part of the text.
+    pub stop_token_ids: Vec<u32>,
     pub repetition_detection: Option<RepetitionDetection>,
     /// What the text must look like. What ends it may be an end token even where those are ignored.
     pub constraint: Option<Constraint>,
     pub guidance: Option<Guidance>,
     /// In this order.
     pub logits_processors: Vec<LogitsProcessor>,
-    /// Go on past the model's end tokens.
+    /// Go on past the model's end tokens, though not past `stop_token_ids`.
     pub ignore_eos: bool,
     /// Requests of a higher one are begun first; waiting makes up for a lower one in time.
     pub priority: i32,
@@ -76,8 +79,9 @@ impl Request {
             prompt,
             sampling: Sampling::default(),
             max_tokens: None,
-            min_tokens: 0,
+            min_tokens: None,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             repetition_detection: None,
             constraint: None,
             guidance: None,
@@ -95,7 +99,7 @@ impl Request {
     }
 
     pub fn min_tokens(mut self, tokens: usize) -> Self {
-        self.min_tokens = tokens;
+        self.min_tokens = Some(tokens);
         self
     }
 
@@ -169,6 +173,12 @@ impl Request {
     /// Adds a text that ends the generation.
     pub fn stop(mut self, text: impl Into<String>) -> Self {
         self.stop.push(text.into());
+        self
+    }
+
+    /// Adds a token that ends the generation.
+    pub fn stop_token(mut self, id: u32) -> Self {
+        self.stop_token_ids.push(id);
         self
     }
 

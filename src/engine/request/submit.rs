@@ -1,5 +1,6 @@
 //! Turns a [`Request`] into scheduler jobs.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +11,7 @@ use crate::engine::sampling::{Constraint, Detector, Guide, Repetition, Resolved,
 use crate::engine::scheduler::{Contrast, Submission};
 use crate::engine::step::{Command, Job, Kind, channel};
 use crate::error::{Error, Result};
-use crate::text::StopMatcher;
+use crate::text::{DecodeStream, StopMatcher};
 
 use super::{Generation, Guidance, Prompt, Request};
 
@@ -22,7 +23,8 @@ impl Engine {
     /// Those of [`generate`](Self::generate); `n` is 0, or more than run at a time.
     pub fn generate_several(&self, request: Request, n: usize) -> Result<Vec<Generation>> {
         let at = Instant::now();
-        let sampling = request.sampling.resolve(&self.0.generation_config, self.0.spec.vocab_size)?;
+        let mut sampling = request.sampling.resolve(&self.0.generation_config, self.0.spec.vocab_size)?;
+        self.suppress(&mut sampling);
         let prompt = self.prompt("prompt", request.prompt)?;
         let context = self.0.report.context;
         let limit = self.0.report.max_sequences;
@@ -32,18 +34,33 @@ impl Engine {
         if request.max_tokens == Some(0) {
             return Err(Error::request("max_tokens", "at least 1", 0));
         }
+        let stop_token_ids = self.token_ids("stop_token_ids", request.stop_token_ids)?;
         let guidance = request.guidance.map(|guidance| self.guidance(guidance, &prompt)).transpose()?.flatten();
         let (scale, negative) = guidance.unzip();
         let longest = negative.as_ref().map_or(0, Vec::len).max(prompt.len());
-        // The last token is never fed back, so it needs no room of its own.
-        let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(context + 1 - longest);
-        if request.min_tokens > max_tokens {
-            let expected = format!("at most {max_tokens}, as many as may be generated");
-            return Err(Error::request("min_tokens", expected, request.min_tokens));
+        let defaults = &self.0.generation_config;
+        let asked = request.max_tokens.or(defaults.max_tokens(prompt.len())).unwrap_or(usize::MAX);
+        if asked == 0 {
+            let expected = format!(
+                "fewer than {} tokens, the max_length of generation_config.json, or a max_tokens beside it",
+                defaults.max_length.unwrap_or(0)
+            );
+            return Err(Error::request("prompt", expected, format_args!("{} tokens", prompt.len())));
         }
+        // The last token is never fed back, so it needs no room of its own.
+        let max_tokens = asked.min(context + 1 - longest);
+        let min_tokens = match request.min_tokens {
+            None => defaults.min_tokens(prompt.len()).min(max_tokens),
+            Some(tokens) if tokens <= max_tokens => tokens,
+            Some(tokens) => {
+                let expected = format!("at most {max_tokens}, as many as may be generated");
+                return Err(Error::request("min_tokens", expected, tokens));
+            }
+        };
+        let stop = if request.stop.is_empty() { &defaults.stop_strings } else { &request.stop };
         let text = match &self.0.tokenizer {
-            None if request.stop.is_empty() => None,
-            _ => Some((self.tokenizer()?.decode_stream(true), StopMatcher::new(&request.stop)?)),
+            None if stop.is_empty() => None,
+            _ => Some(self.text(&prompt, stop, request.constraint.is_some())?),
         };
         let detector =
             request.repetition_detection.map(|detection| detection.check().map(|()| Detector::new(detection)));
@@ -52,6 +69,10 @@ impl Engine {
         let ngram = Some(sampling.no_repeat_ngram_size).filter(|&ngram| ngram > 0);
         let stretches = ngram.map(|ngram| Stretches::new(ngram, &prompt));
         let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
+        let is_known = |token: &&u32| (**token as usize) < self.0.spec.vocab_size;
+        let eos = defaults.eos.iter().filter(|_| !request.ignore_eos);
+        let end_tokens: Vec<u32> = eos.chain(&stop_token_ids).filter(is_known).copied().collect();
+        let not_first: Vec<u32> = defaults.begin_suppress_tokens.iter().filter(is_known).copied().collect();
         // One beyond all time is none.
         let deadline = request.deadline.and_then(|after| at.checked_add(after));
         let (mut jobs, mut generations) = (Vec::new(), Vec::new());
@@ -66,9 +87,9 @@ impl Engine {
                 detector: detector.clone(),
                 sampling: Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
                 max_tokens,
-                min_tokens: request.min_tokens,
-                eos: self.0.generation_config.eos.clone(),
-                ignore_eos: request.ignore_eos,
+                min_tokens,
+                end_tokens: end_tokens.clone(),
+                not_first: not_first.clone(),
                 guidance: scale,
                 processors: request.logits_processors.clone(),
             });
@@ -90,6 +111,31 @@ impl Engine {
             self.0.send(Command::Submit { at, deadline, submission, jobs });
         }
         Ok(generations)
+    }
+
+    /// Bans the checkpoint's `suppress_tokens`, but for those to which the request gives a bias of its own.
+    fn suppress(&self, sampling: &mut Resolved) {
+        let own: HashSet<u32> = sampling.logit_bias.iter().map(|(token, _)| *token).collect();
+        let suppressed = self.0.generation_config.suppress_tokens.iter();
+        let suppressed = suppressed.filter(|token| (**token as usize) < self.0.spec.vocab_size && !own.contains(token));
+        sampling.logit_bias.extend(suppressed.map(|&token| (token, f32::NEG_INFINITY)));
+    }
+
+    /// Decodes what follows the prompt, and looks for stop texts in it.
+    fn text(&self, prompt: &[u32], stop: &[String], constrained: bool) -> Result<(DecodeStream, StopMatcher)> {
+        let tokenizer = self.tokenizer()?;
+        let stream = tokenizer.decode_stream(true).continuing(prompt)?;
+        // A constraint is told what tokens are within a text.
+        let stream = if constrained { stream.within_text()? } else { stream };
+        Ok((stream, StopMatcher::new(stop)?.with_special(|text| tokenizer.spells_special(text))))
+    }
+
+    fn token_ids(&self, field: &str, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let vocab = self.0.spec.vocab_size;
+        match ids.iter().find(|id| **id as usize >= vocab) {
+            Some(id) => Err(Error::request(field, format!("token ids below {vocab}, the vocabulary's size"), id)),
+            None => Ok(ids),
+        }
     }
 
     /// Scale and tokens of a guidance that changes anything.

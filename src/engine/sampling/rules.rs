@@ -18,8 +18,9 @@ pub struct Rules {
     pub max_tokens: usize,
     pub min_tokens: usize,
     /// Tokens that end it.
-    pub eos: Vec<u32>,
-    pub ignore_eos: bool,
+    pub end_tokens: Vec<u32>,
+    /// Tokens that are not the first.
+    pub not_first: Vec<u32>,
     pub guide: Option<Guide>,
     /// The scale of the contrast that the sequence has.
     pub guidance: Option<f32>,
@@ -50,8 +51,11 @@ impl Rules {
     }
 
     fn biases(&self, view: View<'_>) -> Vec<(u32, f32)> {
-        let may_end = self.ignore_eos || view.tokens.len() - view.prompt_len >= self.min_tokens;
-        if may_end && self.repetition.is_none() && self.stretches.is_none() {
+        let generated = view.tokens.len() - view.prompt_len;
+        let banned =
+            [(generated < self.min_tokens).then_some(&self.end_tokens), (generated == 0).then_some(&self.not_first)];
+        let mut banned = banned.into_iter().flatten().flatten().peekable();
+        if banned.peek().is_none() && self.repetition.is_none() && self.stretches.is_none() {
             return self.sampling.logit_bias.clone();
         }
         let mut biases = BTreeMap::new();
@@ -62,14 +66,12 @@ impl Rules {
         if let Some(stretches) = &self.stretches {
             stretches.followers().iter().for_each(|&token| ban(&mut biases, token));
         }
-        if !may_end {
-            self.eos.iter().for_each(|&token| ban(&mut biases, token));
-        }
+        banned.for_each(|&token| ban(&mut biases, token));
         biases.into_iter().collect()
     }
 
     pub fn is_end(&self, token: u32) -> bool {
-        !self.ignore_eos && self.eos.contains(&token)
+        self.end_tokens.contains(&token)
     }
 
     /// Takes the token after those that were `generated` so far, and says why the sequence ends with it, if it does.

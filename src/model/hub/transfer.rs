@@ -243,7 +243,7 @@ fn hash_bytes(file: &mut File, hash: &mut Context) -> io::Result<()> {
 fn is_small(name: &str) -> bool {
     let json = name.ends_with(".json");
     is_file_name(name)
-        && (["config.json", "generation_config.json"].contains(&name)
+        && (["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"].contains(&name)
             || json && (name.starts_with("tokenizer") || name.starts_with("chat_template"))
             || name == "chat_template.jinja")
 }

@@ -46,7 +46,6 @@ pub const BODY: &[Field] = &[
     ("use_beam_search", Only(&["false"])),
     ("early_stopping", Only(&["false"])),
     ("length_penalty", Only(&["1", "1.0"])),
-    ("stop_token_ids", Only(&["[]"])),
     ("include_stop_str_in_output", Only(&["false"])),
     ("skip_special_tokens", Only(&["true"])),
     ("spaces_between_special_tokens", Only(&["true"])),

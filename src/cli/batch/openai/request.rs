@@ -59,6 +59,7 @@ struct Body {
     n: Option<usize>,
     best_of: Option<usize>,
     stop: Option<Stop>,
+    stop_token_ids: Option<Vec<u32>>,
     logprobs: Option<Value>,
     top_logprobs: Option<Value>,
     echo: Option<bool>,
@@ -194,7 +195,7 @@ impl Body {
         // OpenAI's completions generate 16 tokens by default, chats as many as there is room for.
         let default = (endpoint == Endpoint::Completions).then_some(16);
         request.max_tokens = self.max_completion_tokens.or(self.max_tokens).or(default);
-        request.min_tokens = self.min_tokens.unwrap_or(0);
+        request.min_tokens = self.min_tokens;
         request.guidance = match (self.guidance_scale, self.negative_prompt) {
             (None, Some(_)) => return Err(refused("guidance_scale", "a number, with negative_prompt", "none")),
             (scale, negative) => scale.map(|scale| Guidance { scale, negative_prompt: negative.map(Text::prompt) }),
@@ -207,6 +208,7 @@ impl Body {
             Some(Stop::One(text)) => vec![text],
             Some(Stop::Several(texts)) => texts,
         };
+        request.stop_token_ids = self.stop_token_ids.unwrap_or_default();
         request.repetition_detection = self.repetition_detection.and_then(Detection::read);
         request.constraint = one(
             "response_format",
