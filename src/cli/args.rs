@@ -221,6 +221,7 @@ pub struct SamplingArgs {
 
     /// End at this token, by its id; may be given several times
     #[arg(long, value_name = "ID", visible_alias = "stop-token-id", value_parser = values::token)]
+    #[arg(allow_negative_numbers = true)]
     stop_token: Vec<u32>,
 
     /// End where the last tokens are a pattern of up to so many tokens, --repetition-min-count times over
