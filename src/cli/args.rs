@@ -221,6 +221,7 @@ pub struct SamplingArgs {
 
     /// Stop at this token id; may be given several times
     #[arg(long, value_name = "ID", visible_alias = "stop-token-id", value_parser = values::token)]
+    #[arg(allow_negative_numbers = true)]
     stop_token: Vec<u32>,
 
     /// Stop when the last tokens repeat a pattern of up to this many tokens --repetition-min-count times
