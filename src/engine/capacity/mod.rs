@@ -29,7 +29,7 @@ pub fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
     CacheSize { blocks, block_size: PAGE_SIZE, window, balance }
 }
 
-/// See [`LoadReport::typical`]: 1024 tokens, or half of a shorter context, a quarter of them generated.
+/// Tokens of a typical request, prompt and output: 1024 together, or half of a shorter context, a quarter of them output.
 pub fn typical_request(context: usize) -> [usize; 2] {
     let tokens = 1024.min(context.div_ceil(2));
     let output = tokens.div_ceil(4);

@@ -1,7 +1,8 @@
 //! The scheduler under a virtual clock: what requests would go through on a machine that is not here.
 //!
 //! [`simulate`] drives the [`Scheduler`] as an engine does, request by request and step by step; a step takes what a cost
-//! model says, [`GpuModel::seconds`] for example. Nothing is computed, and nobody waits: an hour of a GPU is seconds.
+//! model says, such as [`GpuModel::seconds`](crate::capacity::GpuModel::seconds). Nothing is computed: an hour of a GPU
+//! takes seconds.
 
 use std::collections::HashMap;
 use std::time::Duration;
