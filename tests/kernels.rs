@@ -1,6 +1,6 @@
 //! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
+#![cfg(feature = "sim")]
 
-#[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
 #[path = "kernels/support.rs"]
@@ -14,6 +14,7 @@ mod problems {
 
 #[path = "reference/mod.rs"]
 mod reference;
+mod simulator;
 
 #[path = "kernels/act_mul.rs"]
 mod act_mul;
@@ -39,7 +40,6 @@ mod page_copy;
 mod page_table_update;
 #[path = "kernels/paged_attention.rs"]
 mod paged_attention;
-#[cfg(feature = "sim")]
 #[path = "kernels/quantized_matmul.rs"]
 mod quantized_matmul;
 #[path = "kernels/rms_norm.rs"]

@@ -13,7 +13,7 @@ namespace burrstone {
 // The block's number in its cluster.
 BURRSTONE_DEVICE unsigned cluster_rank() {
 #ifdef BURRSTONE_SIM
-    return burrstone_sim_current()->rank;
+    return burrstone_sim.current()->rank;
 #else
     unsigned rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -24,7 +24,7 @@ BURRSTONE_DEVICE unsigned cluster_rank() {
 // Every thread of the cluster, none of which may have finished. The lanes of a warp come to it together. Orders memory.
 BURRSTONE_DEVICE void cluster_sync(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cluster_sync(site.file, site.line);
+    burrstone_sim.cluster_sync(site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -35,7 +35,7 @@ BURRSTONE_DEVICE void cluster_sync(Site site = here()) {
 // The address, in the window of the cluster, of what is at `shared` in block `rank`.
 BURRSTONE_DEVICE uint32_t cluster_address(uint32_t shared, unsigned rank, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    return burrstone_sim_cluster_address(shared, rank, site.file, site.line);
+    return burrstone_sim.cluster_address(shared, rank, site.file, site.line);
 #else
     (void)site;
     uint32_t mapped;
@@ -49,7 +49,7 @@ BURRSTONE_DEVICE uint32_t cluster_address(uint32_t shared, unsigned rank, Site s
 // (the simulator does not tell).
 BURRSTONE_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive_cluster(barrier, site.file, site.line);
+    burrstone_sim.mbarrier_arrive_cluster(barrier, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -61,7 +61,7 @@ BURRSTONE_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, Site site = here
 BURRSTONE_DEVICE void tensor_multicast(uint32_t shared, const tensor_map &map, const Coordinates<2> &c, uint32_t mbarrier,
                                        uint32_t blocks, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_multicast(shared, &map, c.at, 2, mbarrier, blocks, site.file, site.line);
+    burrstone_sim.tensor_multicast(shared, &map, c.at, 2, mbarrier, blocks, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "

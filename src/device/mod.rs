@@ -36,4 +36,4 @@ pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
 pub(crate) use tensor::{Boxes, Swizzle};
-pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};
+pub use variant::{ARCHS, Cubin, Kernel, Value, Variant};

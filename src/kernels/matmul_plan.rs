@@ -114,7 +114,7 @@ impl MatMulPlan {
 
     /// The cheapest use of one variant.
     pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
-        let tile = Tile::of(variant, machine.arch);
+        let tile = Tile::of(variant);
         let plan = |splits, pair| {
             let seconds = tile.seconds(machine, shape, splits, pair);
             Self { variant, splits, pair, seconds }
@@ -130,12 +130,12 @@ impl MatMulPlan {
 
     /// Tiles times splits: what blocks compute. With pairs the tiles beyond the matrix too that make an even number of them.
     pub fn items(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).tiles(shape, self.pair).saturating_mul(self.splits)
+        Tile::of(self.variant).tiles(shape, self.pair).saturating_mul(self.splits)
     }
 
     /// Blocks of the launch: one an item; on Hopper no more than the device holds at once, which share the items.
     pub fn blocks(&self, machine: &Machine, shape: &MatMulShape) -> usize {
-        let tile = Tile::of(self.variant, machine.arch);
+        let tile = Tile::of(self.variant);
         let items = self.items(shape);
         if !tile.by_warpgroups {
             return items;
@@ -147,7 +147,7 @@ impl MatMulPlan {
 
     /// Tokens and rows of the weight in a box: those of a tile, or half of them where a pair shares them.
     pub(super) fn boxes(&self) -> [usize; 2] {
-        let tile = Tile::of(self.variant, 0);
+        let tile = Tile::of(self.variant);
         match self.pair {
             None => [tile.m, tile.n],
             Some(MatMulPair::X) => [tile.m / 2, tile.n],
@@ -157,18 +157,18 @@ impl MatMulPlan {
 
     /// Whether the variant's blocks can be pairs.
     pub(super) fn may_pair(&self) -> bool {
-        Tile::of(self.variant, 0).may_pair()
+        Tile::of(self.variant).may_pair()
     }
 
     /// Whether tiles are copied by boxes, where `addresses` are those of both operands, their bits joined. Else threads
     /// copy them.
     pub(super) fn copies_boxes(&self, shape: &MatMulShape, addresses: u64) -> bool {
-        Tile::of(self.variant, 0).by_warpgroups && has_boxes(shape, addresses)
+        Tile::of(self.variant).by_warpgroups && has_boxes(shape, addresses)
     }
 
     /// Words of workspace that more than one split needs.
     pub(super) fn workspace(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).workspace(shape)
+        Tile::of(self.variant).workspace(shape)
     }
 }
 
@@ -196,7 +196,7 @@ struct Tile {
 }
 
 impl Tile {
-    fn of(variant: &Variant, arch: u32) -> Self {
+    fn of(variant: &Variant) -> Self {
         // Every variant has these axes, and none of them is 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
@@ -208,7 +208,7 @@ impl Tile {
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, skips, workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, by_warpgroups, skips, workers }
     }
 
     /// Blocks that a multiprocessor holds. A thread that multiplies has twice its sums in registers, and 64 more.

@@ -206,6 +206,7 @@ fn every_architecture_agrees_with_transformers() {
     for (arch, dtype) in
         [(70, DType::F16), (75, DType::F16), (80, DType::BF16), (86, DType::BF16), (89, DType::BF16), (90, DType::BF16)]
     {
+        crate::simulator::load();
         let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).sim_arch(arch).build();
         let loaded = Loaded { engine: built.unwrap(), _folder: tempfile::tempdir().unwrap() };
         assert_eq!(loaded.engine.report().dtype, dtype);
@@ -226,7 +227,10 @@ fn every_architecture_agrees_with_transformers() {
 fn device() -> Device {
     match std::env::var("BURRSTONE_TEST_DEVICE") {
         Ok(name) => name.parse().expect("a device"),
-        Err(_) => Device::Sim,
+        Err(_) => {
+            crate::simulator::load();
+            Device::Sim
+        }
     }
 }
 

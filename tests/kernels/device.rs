@@ -6,7 +6,7 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
-use crate::support::encode;
+use crate::support::{encode, simulated};
 
 /// All variants of a kernel whose axes have the values of `key`.
 pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
@@ -29,7 +29,7 @@ pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
         let stream = Stream::cuda(0).unwrap();
         return variant.archs.contains(&stream.arch()).then_some(stream);
     }
-    Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
+    Some(simulated(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }))
 }
 
 /// A plan that the model did not choose.
@@ -39,7 +39,7 @@ pub fn planned(variant: &'static Variant, splits: usize, pair: Option<MatMulPair
 
 /// A simulator that counts what accesses cost; see [`assert_no_waste`].
 pub fn counting_stream(variant: &Variant) -> Stream {
-    Stream::sim(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() }).unwrap()
+    simulated(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() })
 }
 
 /// Every access so far of the kinds that `counts` names fills its sectors, and asks no bank twice.

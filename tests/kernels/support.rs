@@ -23,13 +23,19 @@ pub fn cpu(isa: Isa, threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
 }
 
+/// A simulated GPU.
+pub fn simulated(options: SimOptions) -> Stream {
+    crate::simulator::load();
+    Stream::sim(options).unwrap()
+}
+
 /// The device to test CUDA's kernels on: the simulator, with an order of threads of its own for each seed, or the GPU
 /// where `BURRSTONE_TEST_DEVICE` is `cuda`.
 pub fn stream(seed: u64) -> Stream {
     match std::env::var("BURRSTONE_TEST_DEVICE").as_deref() {
         #[cfg(feature = "cuda")]
         Ok("cuda") => Stream::cuda(0).unwrap(),
-        _ => Stream::sim(SimOptions { seed, ..SimOptions::default() }).unwrap(),
+        _ => simulated(SimOptions { seed, ..SimOptions::default() }),
     }
 }
 
@@ -38,7 +44,7 @@ pub fn streams(seed: u64) -> Vec<Stream> {
     if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         return vec![stream(seed)];
     }
-    [70, 75, 80, 90].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
+    [70, 75, 80, 90].map(|arch| simulated(SimOptions { arch, seed, ..SimOptions::default() })).into()
 }
 
 pub fn any_isa() -> impl Strategy<Value = Isa> {

@@ -49,7 +49,7 @@ impl GpuModel {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::Card;
