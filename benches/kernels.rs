@@ -10,6 +10,8 @@ mod cpu;
 mod gpu;
 #[path = "kernels/layers.rs"]
 mod layers;
+#[path = "../tests/simulator/mod.rs"]
+mod simulator;
 #[path = "kernels/support.rs"]
 mod support;
 
@@ -84,7 +86,10 @@ fn main() -> burrstone::Result<()> {
         Err(_) | Ok("cpu") => all(Cpu::new(CpuOptions::default())?),
         Ok("cuda") => all(gpu::gpu(Stream::cuda(0)?)?),
         // Its times mean nothing; what is measured can be tried out (`-- --test`).
-        Ok("sim") => all(gpu::gpu(Stream::sim(SimOptions::default())?)?),
+        Ok("sim") => {
+            simulator::load();
+            all(gpu::gpu(Stream::sim(SimOptions::default())?)?);
+        }
         Ok(other) => {
             eprintln!("BURRSTONE_BENCH_DEVICE: expected cpu, cuda or sim, found {other}");
             std::process::exit(2);

@@ -39,15 +39,19 @@
 pub mod cpu;
 pub mod device;
 mod dtype;
+#[cfg(feature = "engine")]
 mod engine;
 mod error;
 pub mod guide;
 pub mod kernels;
+#[cfg(feature = "engine")]
 pub mod model;
 pub mod ops;
+#[cfg(feature = "engine")]
 pub mod text;
 
 pub use dtype::DType;
+#[cfg(feature = "engine")]
 pub use engine::{
     Constraint, ConstraintState, Device, Dry, Engine, EngineBuilder, FinishReason, Generation, Guidance, Incident,
     KvLimit, LoadReport, LogitsContext, LogitsProcessor, Prompt, RepetitionDetection, Request, Sampling, Score,
@@ -56,6 +60,6 @@ pub use engine::{
 pub use error::{Error, Result};
 
 /// The README's code compiles.
-#[cfg(all(doctest, feature = "builtin-model", feature = "sim"))]
+#[cfg(all(doctest, feature = "builtin-model", feature = "cuda"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,5 +1,6 @@
 //! Agreement with `transformers`, whose answers the scripts in `tests/golden` wrote down: log-probabilities and greedy
 //! tokens, token ids of texts, rendered conversations.
+#![cfg(feature = "engine")]
 
 #[path = "golden/chat_templates.rs"]
 mod chat_templates;
@@ -13,6 +14,8 @@ mod gpu;
 mod guidance;
 #[path = "golden/models.rs"]
 mod models;
+#[cfg(feature = "sim")]
+mod simulator;
 #[cfg(feature = "sim")]
 #[path = "slice/mod.rs"]
 mod slice;

@@ -1,6 +1,6 @@
 //! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
+#![cfg(feature = "sim")]
 
-#[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
 #[path = "gpu/device.rs"]
@@ -18,6 +18,7 @@ mod problems {
 
 #[path = "reference/mod.rs"]
 mod reference;
+mod simulator;
 
 // Kernels, by `burrstone-codegen lists`:
 #[path = "kernels/act_mul.rs"]

@@ -28,6 +28,7 @@ mod pipeline;
 mod probe;
 #[path = "primitives/registers.rs"]
 mod registers;
+mod simulator;
 #[path = "primitives/tensor.rs"]
 mod tensor;
 #[path = "primitives/warp.rs"]

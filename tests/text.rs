@@ -1,5 +1,6 @@
 //! Text and token ids: streams against whole decodes, stop strings against a naive search, the text of generations, where
 //! templates are found. What `transformers` makes of texts and templates is in `golden`.
+#![cfg(feature = "engine")]
 
 #[path = "text/chat.rs"]
 mod chat;

@@ -76,22 +76,34 @@ fn oracles_tests_and_benches_belong_to_a_kernel() {
     assert!(extra.is_empty(), "tests/reference has {extra:?}, which no codegen/specs names");
 }
 
-/// `unsafe` lives where hardware is touched, or a library of its maker, and nowhere else.
+/// `unsafe` lives where hardware is touched, or something outside of Rust, and nowhere else.
 #[test]
 fn unsafe_stays_in_its_rooms() {
     let mut sources = Vec::new();
     files_below(&root().join("src"), &["rs"], &mut sources);
     files_below(&root().join("codegen/src"), &["rs"], &mut sources);
+    files_below(&root().join("codegen/sim-kernels/src"), &["rs"], &mut sources);
+    let rooms = ["src/device", "src/kernels", "src/cpu", "codegen/src/nvidia.rs", "codegen/src/parallel.rs"];
     for path in sources {
         let inside = path.strip_prefix(root()).unwrap();
-        if ["src/device", "src/kernels", "src/cpu", "codegen/src/nvidia.rs"].iter().any(|room| inside.starts_with(room))
-        {
+        if rooms.iter().chain(&["codegen/sim-kernels"]).any(|room| inside.starts_with(room)) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
         let word = text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
         assert!(!word, "{} uses unsafe", inside.display());
     }
+}
+
+/// The simulator's functions are passed to compiled kernels as a table: Rust and C++ must agree about its order.
+#[test]
+fn the_simulators_functions_are_in_one_order() {
+    let header = fs::read_to_string(root().join("csrc/sim/runtime.h")).unwrap();
+    let (_, fields) = header.split_once("struct burrstone_sim_hooks {").unwrap();
+    let fields = fields.lines().filter_map(|line| Some(line.split_once("(*")?.1.split_once(")(")?.0));
+    let table = fs::read_to_string(root().join("src/device/sim/hook_table.rs")).unwrap();
+    let entries = table.lines().filter_map(|line| line.split_once("::hook_")?.1.strip_suffix(" as *const (),"));
+    assert_eq!(entries.collect::<Vec<_>>(), fields.collect::<Vec<_>>());
 }
 
 /// The top level is the plan's.

@@ -103,8 +103,7 @@ fn main() -> ExitCode {
 
 /// What the command has to say.
 fn run(cli: &Cli) -> Result<String, Vec<String>> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let tree = Tree::at(cli.root.as_deref().or(own).unwrap_or(Path::new(".")));
+    let tree = cli.root.as_deref().map_or_else(Tree::own, Tree::at);
     match &cli.command {
         Command::List(chosen) => Ok(list(&chosen.from(&tree)?)),
         Command::Pruned(chosen) => Ok(pruned(&chosen.from(&tree)?)),

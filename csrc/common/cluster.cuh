@@ -14,7 +14,7 @@ namespace burrstone {
 // The block's rank in its cluster.
 BURRSTONE_DEVICE unsigned cluster_rank() {
 #ifdef BURRSTONE_SIM
-    return burrstone_sim_current()->rank;
+    return burrstone_sim.current()->rank;
 #else
     unsigned rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -26,7 +26,7 @@ BURRSTONE_DEVICE unsigned cluster_rank() {
 // Orders memory.
 BURRSTONE_DEVICE void cluster_sync(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cluster_sync(site.file, site.line);
+    burrstone_sim.cluster_sync(site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -37,7 +37,7 @@ BURRSTONE_DEVICE void cluster_sync(Site site = here()) {
 // The cluster-window address of `shared` in block `rank`.
 BURRSTONE_DEVICE uint32_t cluster_address(uint32_t shared, unsigned rank, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    return burrstone_sim_cluster_address(shared, rank, site.file, site.line);
+    return burrstone_sim.cluster_address(shared, rank, site.file, site.line);
 #else
     (void)site;
     uint32_t mapped;
@@ -51,7 +51,7 @@ BURRSTONE_DEVICE uint32_t cluster_address(uint32_t shared, unsigned rank, Site s
 // GPU-wide fence each time. The simulator does not model that difference.
 BURRSTONE_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive_cluster(barrier, site.file, site.line);
+    burrstone_sim.mbarrier_arrive_cluster(barrier, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -63,7 +63,7 @@ BURRSTONE_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, Site site = here
 BURRSTONE_DEVICE void tensor_multicast(uint32_t shared, const tensor_map &map, const Coordinates<2> &c, uint32_t mbarrier,
                                        uint32_t blocks, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_multicast(shared, &map, c.at, 2, mbarrier, blocks, site.file, site.line);
+    burrstone_sim.tensor_multicast(shared, &map, c.at, 2, mbarrier, blocks, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "

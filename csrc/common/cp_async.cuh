@@ -14,7 +14,7 @@ namespace burrstone {
 template <int BYTES> BURRSTONE_DEVICE void cp_async(uint32_t shared, const void *global, uint32_t valid = BYTES, Site site = here()) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async(shared, global, BYTES, valid, site.file, site.line);
+    burrstone_sim.cp_async(shared, global, BYTES, valid, site.file, site.line);
 #else
     (void)site;
     uint64_t from;
@@ -29,7 +29,7 @@ template <int BYTES> BURRSTONE_DEVICE void cp_async(uint32_t shared, const void 
 // Closes the group of this thread's copies since the last commit.
 BURRSTONE_DEVICE void cp_async_commit(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async_commit(site.file, site.line);
+    burrstone_sim.cp_async_commit(site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -40,7 +40,7 @@ BURRSTONE_DEVICE void cp_async_commit(Site site = here()) {
 // barrier.
 template <int PENDING> BURRSTONE_DEVICE void cp_async_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async_wait(PENDING, site.file, site.line);
+    burrstone_sim.cp_async_wait(PENDING, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
@@ -50,7 +50,7 @@ template <int PENDING> BURRSTONE_DEVICE void cp_async_wait(Site site = here()) {
 // When the thread's earlier copies are complete, they arrive at the mbarrier once; its count must include that arrival.
 BURRSTONE_DEVICE void cp_async_arrive(uint32_t mbarrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async_arrive(mbarrier, site.file, site.line);
+    burrstone_sim.cp_async_arrive(mbarrier, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(mbarrier) : "memory");

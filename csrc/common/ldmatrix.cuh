@@ -40,8 +40,8 @@ template <int N, bool TRANSPOSE = false> BURRSTONE_DEVICE vec<uint32_t, N> ldmat
 #ifdef BURRSTONE_SIM
     detail::MatrixRecord record{};
     if (lane_index() < 8 * N)
-        record.row = burrstone_sim_shared_at(address, 16, BURRSTONE_SIM_LOAD, site.file, site.line);
-    burrstone_sim_warp(FULL_WARP, true, detail::run_ldmatrix<N, TRANSPOSE>, &record, "ldmatrix", site.file, site.line);
+        record.row = burrstone_sim.shared_at(address, 16, BURRSTONE_SIM_LOAD, site.file, site.line);
+    burrstone_sim.warp(FULL_WARP, true, detail::run_ldmatrix<N, TRANSPOSE>, &record, "ldmatrix", site.file, site.line);
     for (int i = 0; i < N; ++i) words.v[i] = record.words[i];
 #else
     (void)site;

@@ -12,7 +12,7 @@ namespace burrstone {
 // Called by one thread: initialises for `count` arrivals per phase. Others may use it after sync_block.
 BURRSTONE_DEVICE void mbarrier_init(uint32_t barrier, uint32_t count, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_init(barrier, count, site.file, site.line);
+    burrstone_sim.mbarrier_init(barrier, count, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -28,7 +28,7 @@ BURRSTONE_DEVICE void mbarrier_fence_init() {
 
 BURRSTONE_DEVICE void mbarrier_arrive(uint32_t barrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive(barrier, 1, 0, site.file, site.line);
+    burrstone_sim.mbarrier_arrive(barrier, 1, 0, site.file, site.line);
 #else
     (void)site;
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
@@ -38,7 +38,7 @@ BURRSTONE_DEVICE void mbarrier_arrive(uint32_t barrier, Site site = here()) {
 // Adds `bytes` of asynchronous copies to what the phase waits for. sm_90.
 BURRSTONE_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive(barrier, 0, bytes, site.file, site.line);
+    burrstone_sim.mbarrier_arrive(barrier, 0, bytes, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -48,7 +48,7 @@ BURRSTONE_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes, Site sit
 // Both at once.
 BURRSTONE_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive(barrier, 1, bytes, site.file, site.line);
+    burrstone_sim.mbarrier_arrive(barrier, 1, bytes, site.file, site.line);
 #else
     (void)site;
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }"
@@ -59,7 +59,7 @@ BURRSTONE_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes, S
 // Whether the phase of this parity has completed. May block for a while first; the simulator blocks until it has.
 BURRSTONE_DEVICE bool mbarrier_try_wait(uint32_t barrier, uint32_t parity, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_wait(barrier, parity, site.file, site.line);
+    burrstone_sim.mbarrier_wait(barrier, parity, site.file, site.line);
     return true;
 #else
     (void)site;
@@ -84,7 +84,7 @@ BURRSTONE_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity, Site site
 // wgmma, of this thread or, after a barrier, of others. sm_90.
 BURRSTONE_DEVICE void fence_async() {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_fence_async();
+    burrstone_sim.fence_async();
 #else
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif

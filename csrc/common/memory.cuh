@@ -77,7 +77,7 @@ template <class T> __device__ __forceinline__ void store_global(T *address, T va
 // One access of sizeof(T) bytes, aligned to its size.
 template <class T> BURRSTONE_DEVICE T load(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_LOAD, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_LOAD, site.file, site.line);
     return *address;
 #else
     (void)site;
@@ -107,7 +107,7 @@ template <class T> BURRSTONE_DEVICE T load_cached(const T *address, Site site = 
 
 template <class T> BURRSTONE_DEVICE void store(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_STORE, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_STORE, site.file, site.line);
     *address = value;
 #else
     (void)site;
@@ -130,7 +130,7 @@ BURRSTONE_DEVICE uint32_t max_in_place(uint32_t *at, uint32_t value) { return ::
 // added in no order differ from run to run.
 template <class T> BURRSTONE_DEVICE T atomic_add(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
     T old = *address;
     *address = T(old + value);
     return old;
@@ -155,7 +155,7 @@ BURRSTONE_DEVICE uint32_t atomic_add_ordered(uint32_t *address, uint32_t value, 
 
 template <class T> BURRSTONE_DEVICE T atomic_max(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
     T old = *address;
     *address = detail::max_of(old, value);
     return old;
@@ -216,8 +216,8 @@ template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
     // The shared-window address of value i, for instructions that take one. Not an access.
     BURRSTONE_DEVICE uint32_t address(unsigned i, Site site = here()) const {
 #ifdef BURRSTONE_SIM
-        if (i > unsigned(N)) burrstone_sim_fault("address beyond the end of a shared array", site.file, site.line);
-        return burrstone_sim_shared_address(data, site.file, site.line) + i * uint32_t(sizeof(T));
+        if (i > unsigned(N)) burrstone_sim.fault("address beyond the end of a shared array", site.file, site.line);
+        return burrstone_sim.shared_address(data, site.file, site.line) + i * uint32_t(sizeof(T));
 #else
         (void)site;
         return uint32_t(__cvta_generic_to_shared(data)) + i * uint32_t(sizeof(T));
@@ -227,7 +227,7 @@ template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
   private:
 #ifdef BURRSTONE_SIM
     void check(unsigned i, uint32_t bytes, uint32_t access, Site site) const {
-        burrstone_sim_shared(data, sizeof data, uint64_t(i) * sizeof(T), bytes, access, site.file, site.line);
+        burrstone_sim.shared(data, sizeof data, uint64_t(i) * sizeof(T), bytes, access, site.file, site.line);
     }
 #endif
     template <class A> BURRSTONE_DEVICE A load_vec(unsigned i, Site site) const {

@@ -187,7 +187,7 @@ BURRSTONE_DEVICE void mma(D (&d)[S::D_WORDS], const uint32_t (&a)[S::A_WORDS], c
                           Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::MmaRecord<S, D> record{d, a, b};
-    burrstone_sim_warp(FULL_WARP, true, detail::run_mma<S, T, D>, &record, "mma", site.file, site.line);
+    burrstone_sim.warp(FULL_WARP, true, detail::run_mma<S, T, D>, &record, "mma", site.file, site.line);
 #else
     (void)site;
     detail::mma_on_gpu(S{}, T{}, d, a, b);

@@ -13,7 +13,7 @@ namespace burrstone {
 // for the named barriers below.
 BURRSTONE_DEVICE void sync_block(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_barrier(0, 0, true, site.file, site.line);
+    burrstone_sim.barrier(0, 0, true, site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.sync.aligned 0;" ::: "memory");
@@ -22,7 +22,7 @@ BURRSTONE_DEVICE void sync_block(Site site = here()) {
 
 BURRSTONE_DEVICE void sync_warp(uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_sync_warp(mask, site.file, site.line);
+    burrstone_sim.sync_warp(mask, site.file, site.line);
 #else
     (void)site;
     asm volatile("bar.warp.sync %0;" ::"r"(mask) : "memory");
@@ -34,7 +34,7 @@ BURRSTONE_DEVICE void sync_warp(uint32_t mask = FULL_WARP, Site site = here()) {
 template <int ID> BURRSTONE_DEVICE void barrier_sync(unsigned threads, Site site = here()) {
     static_assert(ID >= 1 && ID <= 15, "barrier 0 is sync_block's");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_barrier(ID, threads, true, site.file, site.line);
+    burrstone_sim.barrier(ID, threads, true, site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.sync.aligned %0, %1;" ::"n"(ID), "r"(threads) : "memory");
@@ -44,7 +44,7 @@ template <int ID> BURRSTONE_DEVICE void barrier_sync(unsigned threads, Site site
 template <int ID> BURRSTONE_DEVICE void barrier_arrive(unsigned threads, Site site = here()) {
     static_assert(ID >= 1 && ID <= 15, "barrier 0 is sync_block's");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_barrier(ID, threads, false, site.file, site.line);
+    burrstone_sim.barrier(ID, threads, false, site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.arrive.aligned %0, %1;" ::"n"(ID), "r"(threads) : "memory");
@@ -70,14 +70,14 @@ inline void run_shuffle(void *const *records) {
         auto *record = static_cast<ShuffleRecord *>(records[lane]);
         if (!record) continue;
         if (!records[record->source])
-            burrstone_sim_fault("shuffle from a lane outside its mask", record->file, record->line);
+            burrstone_sim.fault("shuffle from a lane outside its mask", record->file, record->line);
         record->value = values[record->source];
     }
 }
 
 inline uint32_t shuffle(uint32_t mask, uint32_t value, unsigned source, const char *what, Site site) {
     ShuffleRecord record{value, source, site.file, site.line};
-    burrstone_sim_warp(mask, false, run_shuffle, &record, what, site.file, site.line);
+    burrstone_sim.warp(mask, false, run_shuffle, &record, what, site.file, site.line);
     return record.value;
 }
 
@@ -183,7 +183,7 @@ template <class T> BURRSTONE_DEVICE T shfl_down(T value, unsigned delta, int wid
 BURRSTONE_DEVICE uint32_t ballot(bool predicate, uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::VoteRecord record{predicate, 0};
-    burrstone_sim_warp(mask, false, detail::run_ballot, &record, "ballot", site.file, site.line);
+    burrstone_sim.warp(mask, false, detail::run_ballot, &record, "ballot", site.file, site.line);
     return record.result;
 #else
     (void)site;
@@ -206,7 +206,7 @@ BURRSTONE_DEVICE bool all(bool predicate, uint32_t mask = FULL_WARP, Site site =
 BURRSTONE_DEVICE uint32_t match_any(uint32_t value, uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::VoteRecord record{value, 0};
-    burrstone_sim_warp(mask, false, detail::run_match, &record, "match_any", site.file, site.line);
+    burrstone_sim.warp(mask, false, detail::run_match, &record, "match_any", site.file, site.line);
     return record.result;
 #else
     (void)site;

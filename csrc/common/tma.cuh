@@ -20,7 +20,7 @@ template <class... I> Coordinates(I...) -> Coordinates<int(sizeof...(I))>;
 // `bytes`, and both addresses, are multiples of 16.
 BURRSTONE_DEVICE void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t mbarrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_load(shared, global, bytes, mbarrier, site.file, site.line);
+    burrstone_sim.bulk_load(shared, global, bytes, mbarrier, site.file, site.line);
 #else
     (void)site;
     uint64_t from;
@@ -32,7 +32,7 @@ BURRSTONE_DEVICE void bulk_load(uint32_t shared, const void *global, uint32_t by
 
 BURRSTONE_DEVICE void bulk_store(void *global, uint32_t shared, uint32_t bytes, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_store(global, shared, bytes, site.file, site.line);
+    burrstone_sim.bulk_store(global, shared, bytes, site.file, site.line);
 #else
     (void)site;
     uint64_t to;
@@ -47,7 +47,7 @@ BURRSTONE_DEVICE void tensor_load(uint32_t shared, const tensor_map &map, const 
                                   Site site = here()) {
     static_assert(D >= 1 && D <= 5, "tensors have 1 to 5 dimensions");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_load(shared, &map, c.at, D, mbarrier, site.file, site.line);
+    burrstone_sim.tensor_load(shared, &map, c.at, D, mbarrier, site.file, site.line);
 #else
     (void)site;
     if constexpr (D == 1)
@@ -78,7 +78,7 @@ template <int D>
 BURRSTONE_DEVICE void tensor_store(const tensor_map &map, const Coordinates<D> &c, uint32_t shared, Site site = here()) {
     static_assert(D >= 1 && D <= 5, "tensors have 1 to 5 dimensions");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_store(&map, c.at, D, shared, site.file, site.line);
+    burrstone_sim.tensor_store(&map, c.at, D, shared, site.file, site.line);
 #else
     (void)site;
     if constexpr (D == 1)
@@ -102,7 +102,7 @@ BURRSTONE_DEVICE void tensor_store(const tensor_map &map, const Coordinates<D> &
 // Closes the group of this thread's stores since the last commit.
 BURRSTONE_DEVICE void bulk_commit(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_commit(site.file, site.line);
+    burrstone_sim.bulk_commit(site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
@@ -112,7 +112,7 @@ BURRSTONE_DEVICE void bulk_commit(Site site = here()) {
 // Waits until all but PENDING of this thread's latest groups have read their shared memory.
 template <int PENDING> BURRSTONE_DEVICE void bulk_wait_read(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_wait(PENDING, site.file, site.line);
+    burrstone_sim.bulk_wait(PENDING, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
@@ -122,7 +122,7 @@ template <int PENDING> BURRSTONE_DEVICE void bulk_wait_read(Site site = here()) 
 // The same, until they have also been written to global memory.
 template <int PENDING> BURRSTONE_DEVICE void bulk_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_wait(PENDING, site.file, site.line);
+    burrstone_sim.bulk_wait(PENDING, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");

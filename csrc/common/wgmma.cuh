@@ -78,10 +78,10 @@ template <class T, bool MN> void read_operand(uint64_t descriptor, int count, fl
     uint32_t stride = uint32_t(descriptor >> 32 & 0x3fff) << 4, mode = uint32_t(descriptor >> 62);
     uint32_t width = mode == 0 ? 16 : 256u >> mode; // bytes of a block's row
     uint32_t mask = mode == 0 ? 0 : width - 16;
-    if (descriptor >> 49 & 7) burrstone_sim_fault("matrix descriptor with a base offset", site.file, site.line);
+    if (descriptor >> 49 & 7) burrstone_sim.fault("matrix descriptor with a base offset", site.file, site.line);
     auto piece = [&](uint32_t address, uint16_t(&elements)[8]) {
         address ^= address >> 3 & mask;
-        __builtin_memcpy(elements, burrstone_sim_shared_at(address, 16, BURRSTONE_SIM_ASYNC_LOAD, site.file, site.line), 16);
+        __builtin_memcpy(elements, burrstone_sim.shared_at(address, 16, BURRSTONE_SIM_ASYNC_LOAD, site.file, site.line), 16);
     };
     uint16_t elements[8];
     if (!MN) {
@@ -127,22 +127,22 @@ template <int N, class T, bool A_REGISTERS, bool A_MN, bool B_MN> void run_wgmma
     auto *first = static_cast<WgmmaRecord *>(records[0]);
     WgmmaWork<N> work;
     work.a = first->a, work.b = first->b, work.accumulate = first->accumulate, work.site = first->site;
-    work.chained = burrstone_sim_deferred(first->d);
+    work.chained = burrstone_sim.deferred(first->d);
     for (int thread = 0; thread < GROUP; ++thread) {
         auto *record = static_cast<WgmmaRecord *>(records[thread]);
         if (record->a != work.a || record->b != work.b || record->accumulate != work.accumulate)
-            burrstone_sim_fault("threads of a warpgroup give different operands", record->site.file, record->site.line);
+            burrstone_sim.fault("threads of a warpgroup give different operands", record->site.file, record->site.line);
         work.d[thread] = record->d;
         __builtin_memcpy(work.before[thread], record->d, sizeof work.before[thread]);
         if (A_REGISTERS) __builtin_memcpy(work.words[thread], record->words, sizeof work.words[thread]);
         // One that others still add to keeps what those that are done have left.
         if (!work.chained) __builtin_memset(record->d, 0xff, sizeof work.before[thread]);
     }
-    burrstone_sim_defer(work_wgmma<N, T, A_REGISTERS, A_MN, B_MN>, &work, sizeof work, first->d);
+    burrstone_sim.defer(work_wgmma<N, T, A_REGISTERS, A_MN, B_MN>, &work, sizeof work, first->d);
 }
 
-inline void run_wgmma_commit(void *const *) { burrstone_sim_defer_commit(); }
-template <int PENDING> void run_wgmma_wait(void *const *) { burrstone_sim_defer_wait(PENDING); }
+inline void run_wgmma_commit(void *const *) { burrstone_sim.defer_commit(); }
+template <int PENDING> void run_wgmma_wait(void *const *) { burrstone_sim.defer_wait(PENDING); }
 
 #endif
 
@@ -161,7 +161,7 @@ BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accu
     static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 columns, in eights");
 #ifdef BURRSTONE_SIM
     detail::WgmmaRecord record{d, a, b, nullptr, accumulate, site};
-    burrstone_sim_warpgroup(detail::run_wgmma<N, T, false, A_MN, B_MN>, &record, "wgmma", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma<N, T, false, A_MN, B_MN>, &record, "wgmma", site.file, site.line);
 #else
     (void)site;
     detail::WgmmaInstruction<N>::template run<A_MN, B_MN>(T{}, d, a, b, accumulate);
@@ -174,7 +174,7 @@ BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t 
     static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 columns, in eights");
 #ifdef BURRSTONE_SIM
     detail::WgmmaRecord record{d, 0, b, a, accumulate, site};
-    burrstone_sim_warpgroup(detail::run_wgmma<N, T, true, false, B_MN>, &record, "wgmma", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma<N, T, true, false, B_MN>, &record, "wgmma", site.file, site.line);
 #else
     (void)site;
     detail::WgmmaInstruction<N>::template run<B_MN>(T{}, d, a, b, accumulate);
@@ -185,7 +185,7 @@ BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t 
 BURRSTONE_DEVICE void wgmma_commit(Site site = here()) {
 #ifdef BURRSTONE_SIM
     char record = 0;
-    burrstone_sim_warpgroup(detail::run_wgmma_commit, &record, "wgmma_commit", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma_commit, &record, "wgmma_commit", site.file, site.line);
 #else
     (void)site;
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -196,7 +196,7 @@ BURRSTONE_DEVICE void wgmma_commit(Site site = here()) {
 template <int PENDING> BURRSTONE_DEVICE void wgmma_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
     char record = 0;
-    burrstone_sim_warpgroup(detail::run_wgmma_wait<PENDING>, &record, "wgmma_wait", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma_wait<PENDING>, &record, "wgmma_wait", site.file, site.line);
 #else
     (void)site;
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");

@@ -35,4 +35,4 @@ pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
 pub use tensor::{Boxes, Swizzle};
-pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};
+pub use variant::{ARCHS, Cubin, Kernel, Value, Variant};

@@ -3,6 +3,7 @@
 /// How 16-byte pieces of a box are permuted in shared memory: bits 4 and up of the address are xored with bits 7 and
 /// up, over spans of 32, 64 or 128 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sim"), allow(dead_code, reason = "kernels use one of them; the simulator's tests use all"))]
 pub enum Swizzle {
     None,
     Bytes32,

@@ -219,7 +219,7 @@ fn walk(
     };
     let computing = (items / processors).ceil() * positions * cycles / machine.clock;
 
-    let resident = f64::from(machine.resident(variant.threads, REGISTERS, variant.shared_bytes(machine.arch)));
+    let resident = f64::from(machine.resident(variant.threads, REGISTERS, variant.shared_bytes));
     let rounds = (items / (processors * resident)).ceil();
     let waits = if by_warpgroups { 1.0 } else { positions / TILE };
     let walking = rounds * (positions * cycles / machine.clock + waits * Machine::CACHE_LATENCY);

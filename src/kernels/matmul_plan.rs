@@ -115,7 +115,7 @@ impl MatMulPlan {
 
     /// The best plan of one variant.
     pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
-        let tile = Tile::of(variant, machine.arch);
+        let tile = Tile::of(variant);
         let plan = |splits, pair| {
             let seconds = tile.seconds(machine, shape, splits, pair);
             Self { variant, splits, pair, seconds }
@@ -131,12 +131,12 @@ impl MatMulPlan {
 
     /// Work items: tiles × splits, padded to an even number of tiles for clusters.
     pub fn items(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).tiles(shape, self.pair).saturating_mul(self.splits)
+        Tile::of(self.variant).tiles(shape, self.pair).saturating_mul(self.splits)
     }
 
     /// Blocks of the launch: one per item; on Hopper at most what the device holds at once (persistent blocks).
     pub fn blocks(&self, machine: &Machine, shape: &MatMulShape) -> usize {
-        let tile = Tile::of(self.variant, machine.arch);
+        let tile = Tile::of(self.variant);
         let items = self.items(shape);
         if !tile.by_warpgroups {
             return items;
@@ -148,7 +148,7 @@ impl MatMulPlan {
 
     /// Tokens and weight rows of a TMA box: a tile's, or half of it if a cluster shares the operand.
     pub(super) fn boxes(&self) -> [usize; 2] {
-        let tile = Tile::of(self.variant, 0);
+        let tile = Tile::of(self.variant);
         match self.pair {
             None => [tile.m, tile.n],
             Some(MatMulPair::X) => [tile.m / 2, tile.n],
@@ -158,17 +158,17 @@ impl MatMulPlan {
 
     /// Whether the variant has a cluster form.
     pub(super) fn may_pair(&self) -> bool {
-        Tile::of(self.variant, 0).may_pair()
+        Tile::of(self.variant).may_pair()
     }
 
     /// Whether tiles are copied by TMA; `addresses` is the bitwise or of both operands'. Otherwise threads copy.
     pub(super) fn copies_boxes(&self, shape: &MatMulShape, addresses: u64) -> bool {
-        Tile::of(self.variant, 0).by_warpgroups && has_boxes(shape, addresses)
+        Tile::of(self.variant).by_warpgroups && has_boxes(shape, addresses)
     }
 
     /// Words of workspace that split-K needs.
     pub(super) fn workspace(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).workspace(shape)
+        Tile::of(self.variant).workspace(shape)
     }
 }
 
@@ -196,7 +196,7 @@ struct Tile {
 }
 
 impl Tile {
-    fn of(variant: &Variant, arch: u32) -> Self {
+    fn of(variant: &Variant) -> Self {
         // Every variant has these axes, none of them 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
@@ -208,7 +208,7 @@ impl Tile {
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, skips, workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, by_warpgroups, skips, workers }
     }
 
     /// Occupancy: a consumer thread needs twice its accumulators in registers, and 64 more.

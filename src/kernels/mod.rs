@@ -49,6 +49,7 @@ pub use page_table_update::PageTableUpdate;
 pub use rms_norm::{Norm, RmsNorm};
 pub use rotary_kv_write::{KvCacheMut, KvScalesMut, QkGains, RopeRows, RotaryKvWrite};
 pub use sample::{Sample, SampleWords};
+#[cfg(feature = "engine")]
 pub(crate) use step::recorded_rows;
 pub use tables::KERNELS as ALL;
 pub use target_logprobs::TargetLogprobs;

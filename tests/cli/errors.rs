@@ -1,7 +1,11 @@
 use std::fs;
+#[cfg(feature = "sim")]
+use std::process::Command;
 
 use serde_json::json;
 
+#[cfg(feature = "sim")]
+use crate::support::command;
 use crate::support::{Checkpoint, comma, run};
 
 /// Runs on a damaged checkpoint: exit code 2 and a line that names the file and has these parts.
@@ -269,6 +273,22 @@ fn what_a_device_lacks_is_bad_input() {
     let ran = sim(&["--sim-arch", "sm_60"]);
     let expected = "--sim-arch <ARCH>: expected sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a, found \"sm_60\"";
     assert_eq!(ran.error(2), expected);
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn a_simulator_without_kernels_says_where_they_come_from() {
+    let error = |change: fn(&mut Command) -> &mut Command| {
+        let output = change(&mut command(&["generate", "a", "--device", "sim"])).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let message = error(|command| command.env("BURRSTONE_SIM_KERNELS", "/nowhere/kernels.so"));
+    assert!(message.starts_with("error: device sim: BURRSTONE_SIM_KERNELS: /nowhere/kernels.so: "), "{message}");
+    if !cfg!(feature = "sim-kernels") {
+        let message = error(|command| command.env_remove("BURRSTONE_SIM_KERNELS"));
+        assert!(message.starts_with("error: device sim: ") && message.contains("feature sim-kernels"), "{message}");
+    }
 }
 
 #[test]

@@ -216,6 +216,7 @@ fn every_architecture_agrees_with_transformers() {
         (89, DType::BF16),
         (90, DType::BF16),
     ];
+    crate::simulator::load();
     for (arch, dtype) in one_in_turn(archs.into()) {
         let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).sim_arch(arch).build();
         let loaded = Loaded { engine: built.unwrap(), _folder: tempfile::tempdir().unwrap() };
@@ -237,7 +238,10 @@ fn every_architecture_agrees_with_transformers() {
 fn device() -> Device {
     match std::env::var("BURRSTONE_TEST_DEVICE") {
         Ok(name) => name.parse().expect("a device"),
-        Err(_) => Device::Sim,
+        Err(_) => {
+            crate::simulator::load();
+            Device::Sim
+        }
     }
 }
 

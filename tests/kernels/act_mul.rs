@@ -68,7 +68,6 @@ fn small_arguments_are_precise() {
     }
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::ActMul;

@@ -8,7 +8,7 @@ use half::f16;
 
 use crate::gpu::{announce, gpu, is_left_out, on_a_gpu};
 use crate::slice::some_of;
-use crate::support::encode;
+use crate::support::{encode, simulated};
 
 /// All variants of a kernel whose axes have the values of `key`.
 pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
@@ -40,7 +40,7 @@ pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
         }
         return runs.then_some(stream);
     }
-    Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
+    Some(simulated(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }))
 }
 
 /// A plan that the model did not choose.
@@ -50,7 +50,7 @@ pub fn planned(variant: &'static Variant, splits: usize, pair: Option<MatMulPair
 
 /// A simulator that counts what accesses cost; see [`assert_no_waste`].
 pub fn counting_stream(variant: &Variant) -> Stream {
-    Stream::sim(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() }).unwrap()
+    simulated(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() })
 }
 
 /// Every access so far of the kinds that `counts` names fills its sectors, and asks no bank twice.

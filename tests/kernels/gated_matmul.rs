@@ -98,7 +98,6 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.gated_matrix(blocks, vec![bias]), "matrix", "biases");
 }
 
-#[cfg(feature = "sim")]
 mod on_devices {
     use std::collections::BTreeSet;
 
@@ -335,7 +334,7 @@ mod on_devices {
         assert_refused(attempt(64, 16, DType::F16, 4), OP, "out");
         assert_refused(attempt(64, 16, DType::F32, 3), OP, "out");
         assert_refused(attempt(64, 16, DType::F16, usize::MAX), OP, "weight");
-        let stream = Stream::sim(SimOptions::default()).unwrap();
+        let stream = simulated(SimOptions::default());
         let gpu = Gpu::new(stream, DType::F16, 1, 100).unwrap();
         let (mut blocks, _) = projections(3, 4, DType::F16, false);
         blocks.truncate(1);

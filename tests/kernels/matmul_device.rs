@@ -189,10 +189,10 @@ fn a_block_that_stays_computes_what_many_do_on_the_simulator() {
         let case = Case { m: 20, n: 200, k, dtype, out, biased: true, accumulate: true, shifts: [shift; 3] };
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         for variant in some_variants(hopper.collect()) {
-            let sim = |processors| Stream::sim(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
-            let many = case.run(&sim(None).unwrap(), Some(planned(variant, 1, None)), 0);
+            let sim = |processors| simulated(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
+            let many = case.run(&sim(None), Some(planned(variant, 1, None)), 0);
             for splits in [1, 3] {
-                let one = case.run(&sim(Some(1)).unwrap(), Some(planned(variant, splits, None)), 0);
+                let one = case.run(&sim(Some(1)), Some(planned(variant, splits, None)), 0);
                 assert!(one == many, "{} in {splits}, k = {k}: differs", variant.name);
             }
         }
@@ -221,7 +221,7 @@ fn pairs_compute_what_single_blocks_do() {
             // On three multiprocessors there is one pair, or there are as many as these hold.
             let few = SimOptions { arch: 90, processors: Some(3), seed: 7, ..SimOptions::default() };
             let plan = Some(planned(variant, 1, Some(MatMulPair::X)));
-            let got = case.run(&Stream::sim(few).unwrap(), plan, 0);
+            let got = case.run(&simulated(few), plan, 0);
             assert!(got == *plain, "{}: pairs that stay differ", variant.name);
         }
     }
@@ -245,7 +245,7 @@ fn pairs_use_memory_to_the_full_on_the_simulator() {
 fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
     let stream = stream(variant, 5)?;
     if stream.info().device == "sim" {
-        return Some(Stream::sim(SimOptions { arch, seed: 5, ..SimOptions::default() }).unwrap());
+        return Some(simulated(SimOptions { arch, seed: 5, ..SimOptions::default() }));
     }
     (stream.arch() == arch).then_some(stream)
 }
@@ -361,7 +361,7 @@ fn wrong_shapes_are_refused() {
 fn pairs_of_wrong_shapes_are_refused_on_the_simulator() {
     let attempt = |variant: &'static Variant, arch, splits, k, shift| {
         let (m, n) = (64, 64);
-        let stream = Stream::sim(SimOptions { arch, ..SimOptions::default() }).unwrap();
+        let stream = simulated(SimOptions { arch, ..SimOptions::default() });
         let x = Placed::untouched(&stream, DType::F16, m * k, shift);
         let weight = Placed::untouched(&stream, DType::F16, n * k, 0);
         let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);

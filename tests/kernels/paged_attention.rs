@@ -552,7 +552,7 @@ pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
     let archs = [(70, DType::F16), (75, DType::F16), (80, DType::BF16), (90, DType::BF16)];
     for (arch, dtype) in one_in_turn(archs.into()) {
         for (head_dim, cache) in [64, 128, 256].into_iter().flat_map(|d| [(d, dtype), (d, DType::E4M3)]) {
-            let stream = Stream::sim(SimOptions { arch, count: true, ..SimOptions::default() }).unwrap();
+            let stream = simulated(SimOptions { arch, count: true, ..SimOptions::default() });
             let sequences = vec![(70, 5)];
             let case = Case { group: 7, kv_heads: 1, head_dim, page_size: 16, dtype, cache, sequences, ..Case::PLAIN };
             run(&stream, &case);

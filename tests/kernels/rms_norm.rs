@@ -58,7 +58,6 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.vector(view(&[1.0; 4], &[2, 2], DType::F32)), "vector", "shape");
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::{Norm, RmsNorm};

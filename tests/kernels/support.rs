@@ -26,13 +26,19 @@ pub fn cpu(isa: Isa, threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
 }
 
+/// A simulated GPU.
+pub fn simulated(options: SimOptions) -> Stream {
+    crate::simulator::load();
+    Stream::sim(options).unwrap()
+}
+
 /// The device to test CUDA's kernels on: the simulator, with an order of threads of its own for each seed, or the GPU
 /// where `BURRSTONE_TEST_DEVICE` is `cuda`.
 pub fn stream(seed: u64) -> Stream {
     if on_a_gpu() {
         return gpu();
     }
-    Stream::sim(SimOptions { seed, ..SimOptions::default() }).unwrap()
+    simulated(SimOptions { seed, ..SimOptions::default() })
 }
 
 /// One for each generation of tensor cores: the simulator as each of them, or the GPU.
@@ -40,7 +46,7 @@ pub fn streams(seed: u64) -> Vec<Stream> {
     if on_a_gpu() {
         return vec![stream(seed)];
     }
-    [70, 75, 80, 90].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
+    [70, 75, 80, 90].map(|arch| simulated(SimOptions { arch, seed, ..SimOptions::default() })).into()
 }
 
 /// One of [`streams`], another one at each commit: where each architecture is tested with less elsewhere.

@@ -183,7 +183,7 @@ impl GpuModel {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::engine::scheduler::{Scheduler, Submission};

@@ -11,7 +11,7 @@ use crate::model::ArchSpec;
 pub(super) use budget::KvBudget;
 pub use budget::KvLimit;
 pub use estimate::Capacity;
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 pub(super) use gpu::tests::llama_8b;
 pub use gpu::{GpuModel, head_product, layer_products};
 

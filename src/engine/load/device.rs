@@ -123,6 +123,7 @@ fn gpu(ordinal: usize) -> Result<Stream> {
 
 #[cfg(feature = "sim")]
 fn simulated(arch: u32) -> Result<Stream> {
+    crate::device::sim::require_kernels()?;
     Stream::sim(SimOptions { arch, ..SimOptions::default() })
 }
 

@@ -128,7 +128,7 @@ pub fn simulate(
     Run { records, steps, stats: scheduler.stats() }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::Card;
