@@ -42,8 +42,11 @@ mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
 
+/// Measures a kernel on a device.
+type Measure<D> = fn(&mut criterion::Criterion, &support::Lab<D>);
+
 fn all<D: support::Bench>(device: D) {
-    let benches: [(&str, fn(&mut criterion::Criterion, &support::Lab<D>)); 12] = [
+    let benches: [(&str, Measure<D>); 12] = [
         ("act_mul", act_mul::bench),
         ("attention", attention::bench),
         ("embedding", embedding::bench),
