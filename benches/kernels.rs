@@ -46,8 +46,11 @@ mod sample;
 mod target_logprobs;
 // End of kernels.
 
+/// Measures a kernel on a device.
+type Measure<D> = fn(&mut criterion::Criterion, &support::Lab<D>);
+
 fn all<D: support::Bench>(device: D) {
-    let benches: &[(&str, fn(&mut criterion::Criterion, &support::Lab<D>))] = &[
+    let benches: &[(&str, Measure<D>)] = &[
         // Benches, by `burrstone-codegen lists`:
         ("act_mul", act_mul::bench),
         ("attention", attention::bench),

@@ -141,8 +141,11 @@ impl<D: Bench> Lab<D> {
         let (min, median, max) = (samples[0], samples[samples.len() / 2], samples[samples.len() - 1]);
         let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
         let floor = 100.0 * (gb / rates.gb_s).max(gflop / rates.gflop_s) / median;
-        let cold = sets * work.bytes >= self.device.cold_bytes();
-        let data = if cold { "cold" } else { "in the cache" };
+        let data = match self.device.cold_bytes() {
+            0 => "reused",
+            cold if sets * work.bytes >= cold => "cold",
+            _ => "in the cache",
+        };
         let [min_us, median_us, max_us] = [min, median, max].map(|seconds| seconds * 1e6);
         let (gb_s, gflop_s) = (gb / median, gflop / median);
         println!(

@@ -30,7 +30,7 @@ pub struct Probe {
 }
 
 enum Device {
-    Simulator(Simulator),
+    Simulator(Box<Simulator>),
     /// The buffers are the three inputs and `out`.
     Gpu {
         stream: Stream,
@@ -74,7 +74,7 @@ impl Device {
             address
         });
         let out = simulator.alloc(out_bytes as u64).unwrap();
-        (Self::Simulator(simulator), inputs, out)
+        (Self::Simulator(Box::new(simulator)), inputs, out)
     }
 }
 

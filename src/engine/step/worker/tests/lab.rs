@@ -146,6 +146,7 @@ pub fn outcome(asked: &Asked) -> &'static str {
                 end = "expired";
             }
             Event::Failed(error) if error.is_input() => end = "refused",
+            Event::Failed(error) if error.to_string().ends_with("restart the process") => end = "lost",
             Event::Failed(error) => {
                 assert!(error.to_string().contains(FAILURE), "{error}");
                 end = "failed";
