@@ -10,7 +10,7 @@ use burrstone::DType;
 use burrstone::device::{SimOptions, Stream};
 use burrstone::kernels::Gpu;
 use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope};
-use burrstone::ops::{Batch, CacheShape, LogitEdits, SampleRow, Sampled, Span};
+use burrstone::ops::{Batch, CacheShape, LogitEdits, SampleRow, Sampled, Span, TokenHistory};
 
 const PAGE_SIZE: usize = 8;
 const PAGES_EACH: usize = 65;
@@ -76,7 +76,7 @@ impl Lab {
             self.decoder.prepare(&Batch { tokens, samples, ..batch.clone() }).unwrap();
         }
         self.decoder.sample(&batch, LogitEdits { rows: &[], edit: &mut |_, _| () }).unwrap();
-        let sampled = self.decoder.sampled().unwrap();
+        let sampled: Vec<Sampled> = self.decoder.sampled().unwrap().into_iter().map(Result::unwrap).collect();
         for (tokens, sampled) in self.sequences.iter_mut().zip(&sampled) {
             tokens.push(sampled.token);
         }
@@ -93,7 +93,7 @@ fn row(which: usize, tokens: &[u32]) -> SampleRow {
         _ => SampleRow {
             position,
             repetition_penalty: 4.0,
-            history: tokens.to_vec(),
+            history: Some(TokenHistory::new(tokens, &[])),
             logit_bias: vec![(7, f32::NEG_INFINITY)],
             ..SampleRow::GREEDY
         },

@@ -6,7 +6,11 @@ mod simulator;
 
 use burrstone::scheduler::Preemption;
 use burrstone::text::Message;
-use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Guidance, Prompt, RepetitionDetection, Request};
+use burrstone::{
+    Constraint, ConstraintState, DType, Device, Dry, Engine, Error, FinishReason, Guidance, Prompt,
+    RepetitionDetection, Request,
+};
+use std::sync::{Arc, mpsc};
 
 fn engine() -> Engine {
     Engine::builtin().threads(2).build().unwrap()
@@ -504,6 +508,89 @@ fn weights_are_exchanged_while_an_engine_serves() {
     assert!(engine.update_weights(std::path::Path::new("/nowhere")).is_err());
     assert_eq!(all(&engine), fresh);
     assert_eq!(engine.status().unwrap().restarts, 1);
+}
+
+/// The last handle of an engine may be part of a request: the step loop drops it and ends, without a panic.
+#[test]
+fn the_last_engine_may_be_owned_by_a_request() {
+    struct Last(mpsc::Sender<bool>);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.send(std::thread::panicking()).unwrap();
+        }
+    }
+    #[derive(Clone)]
+    #[allow(dead_code, reason = "what is dropped counts, in this order")]
+    struct Owner(Engine, Arc<Last>);
+    impl ConstraintState for Owner {
+        fn allow(&mut self, mask: &mut [u32]) -> Result<(), Error> {
+            mask.fill(u32::MAX);
+            Ok(())
+        }
+        fn advance(&mut self, _token: u32) -> Result<bool, Error> {
+            Ok(false)
+        }
+        fn fork(&self) -> Box<dyn ConstraintState> {
+            Box::new(self.clone())
+        }
+    }
+    for is_constraint in [false, true] {
+        let (dropped, of_loop) = mpsc::channel();
+        let of_incidents = Last(dropped);
+        let engine = Engine::builtin().threads(1).on_incident(move |_| drop(of_incidents.0.clone())).build().unwrap();
+        let (dropped, of_request) = mpsc::channel();
+        let owner = Owner(engine.clone(), Arc::new(Last(dropped)));
+        let request = Request::text("And the king said").max_tokens(500).ignore_eos(true);
+        let request = if is_constraint {
+            request.constraint(Constraint::Custom(Arc::new(owner)))
+        } else {
+            request.logits_processor(move |_, _| {
+                let _ = &owner;
+                Ok(())
+            })
+        };
+        let mut generation = engine.generate(request).unwrap();
+        drop(engine);
+        assert!(generation.next().unwrap().is_ok());
+        drop(generation);
+        let wait = std::time::Duration::from_secs(60);
+        assert_eq!(of_request.recv_timeout(wait), Ok(false), "a panic as the request is dropped");
+        assert_eq!(of_loop.recv_timeout(wait), Ok(false), "the loop goes on, or panics");
+    }
+}
+
+/// An end token or a bad word that the model does not have cannot come, and needs no ban.
+#[test]
+fn an_end_token_outside_the_vocabulary_is_said_and_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    other_weights(folder.path(), |_| ());
+    let config = folder.path().join("generation_config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["eos_token_id"] = serde_json::json!([0, 999_999]);
+    std::fs::write(&config, json.to_string()).unwrap();
+    let engine = Engine::builder(folder.path().to_str().unwrap()).device(Device::Cpu).build().unwrap();
+    assert!(!engine.generation_config().eos.contains(&999_999));
+    let warnings = &engine.report().warnings;
+    assert!(warnings.iter().any(|warning| warning.starts_with("eos_token_id: [999999] never come")), "{warnings:?}");
+    assert_eq!(ids(&engine, greedy("In the beginning").min_tokens(24)).len(), 24);
+}
+
+/// What the kernels are not made for is refused as the model is loaded, by name.
+#[test]
+fn heads_that_are_too_large_for_the_kernels_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    other_weights(folder.path(), |_| ());
+    let config = folder.path().join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    json["head_dim"] = serde_json::json!(514);
+    std::fs::write(&config, json.to_string()).unwrap();
+    let build = |device| Engine::builder(folder.path().to_str().unwrap()).device(device).build();
+    let error = refused(build(Device::Cpu));
+    assert!(error.contains("config.json: head_dim: expected at most 512 on cpu") && error.ends_with("514"), "{error}");
+    if cfg!(feature = "sim") {
+        let error = refused(build(Device::Sim));
+        assert!(error.contains("config.json: head_dim: expected at most 256 on sim"), "{error}");
+    }
 }
 
 #[test]

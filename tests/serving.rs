@@ -235,10 +235,11 @@ fn what_was_given_up_comes_back_from_the_host() {
     let model = folder.path().to_str().unwrap();
     let devices: &[Device] = if cfg!(feature = "sim") { &[Device::Cpu, Device::Sim] } else { &[Device::Cpu] };
     for (&device, kv) in devices.iter().flat_map(|device| [(device, None), (device, Some(DType::I8))]) {
-        let builder = Engine::builder(model).device(device).kv_dtype(kv).kv_tokens(96).max_sequences(2);
+        let builder = Engine::builder(model).device(device).kv_dtype(kv).kv_tokens(224).max_sequences(2);
         let engine = builder.host_kv_memory(1 << 20).build().unwrap();
         let ask = |letter: u32| {
-            let prompt: Vec<u32> = (0..70).map(|i| letter * 7 + i).collect();
+            // Six blocks: more than are moved at a time.
+            let prompt: Vec<u32> = (0..198).map(|i| letter * 7 + i).collect();
             let mut generation = engine.generate(Request::tokens(prompt).max_tokens(4).ignore_eos(true)).unwrap();
             let tokens: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
             (tokens, generation.receipt().cached_tokens)
@@ -246,9 +247,9 @@ fn what_was_given_up_comes_back_from_the_host() {
         let (expected, _) = ask(0);
         // Takes the place of all that the first one had.
         ask(1);
-        assert_eq!(ask(0), (expected, 64), "{device} {kv:?}");
+        assert_eq!(ask(0), (expected, 192), "{device} {kv:?}");
         let status = engine.status().unwrap();
-        assert_eq!((status.stats.fetched_blocks, status.blocks.host), (2, 4), "{device} {kv:?}");
+        assert_eq!((status.stats.fetched_blocks, status.blocks.host), (6, 12), "{device} {kv:?}");
     }
 }
 

@@ -250,7 +250,7 @@ impl<D: Bench> Lab<D> {
         for page in 0..pages {
             let from = page * page_bytes % (WEIGHTS - page_bytes) / 2 * 2;
             let bytes = self.weights().slice(from..from + page_bytes).expect("inside");
-            self.device.write_page(&mut cache, page as u32, &bytes).expect("a page");
+            self.device.write_pages(&mut cache, &[page as u32], &bytes).expect("a page");
         }
         (cache, shape)
     }

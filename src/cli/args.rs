@@ -199,6 +199,11 @@ pub struct SamplingArgs {
     #[arg(allow_negative_numbers = true)]
     dry_allowed_length: Option<usize>,
 
+    /// DRY: how many of the last tokens are searched for repetitions [default: 4096]
+    #[arg(long, value_name = "N", value_parser = values::positive, requires = "dry_multiplier")]
+    #[arg(allow_negative_numbers = true)]
+    dry_penalty_last_n: Option<usize>,
+
     /// DRY: repeated sequences end at tokens with this text; may be given several times [default: line end, :, ", *]
     #[arg(long, value_name = "TEXT", value_parser = values::text, requires = "dry_multiplier")]
     dry_sequence_breaker: Vec<String>,
@@ -301,6 +306,7 @@ impl SamplingArgs {
             multiplier: self.dry_multiplier?,
             base: self.dry_base.unwrap_or(default.base),
             allowed_length: self.dry_allowed_length.unwrap_or(default.allowed_length),
+            last_n: self.dry_penalty_last_n.unwrap_or(default.last_n),
             sequence_breakers: breakers.cloned().unwrap_or(default.sequence_breakers),
         })
     }

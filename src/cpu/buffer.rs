@@ -339,7 +339,7 @@ pub struct Step {
     pages: Vec<u32>,
     mark: Option<PageTableMark>,
     /// Results of the step, in the order of its samples and targets.
-    pub(crate) sampled: Vec<Sampled>,
+    pub(crate) sampled: Vec<Result<Sampled>>,
     pub(crate) scored: Vec<f32>,
 }
 

@@ -114,9 +114,9 @@ impl Cache {
         Ok([planes(self.plane() * dtype.size()), scales.unwrap_or_default()])
     }
 
+    /// Appends a page to `to`.
     pub(crate) fn read_page(&self, page: u32, to: &mut Vec<u8>) -> Result<()> {
         let [data, scales] = self.ranges(page)?;
-        to.clear();
         data.into_iter().for_each(|range| to.extend_from_slice(&self.pages.bytes()[range]));
         if let Some(memory) = &self.scales {
             scales.into_iter().for_each(|range| to.extend_from_slice(&memory.bytes()[range]));
@@ -124,12 +124,9 @@ impl Cache {
         Ok(())
     }
 
+    /// Writes the bytes of a page.
     pub(crate) fn write_page(&mut self, page: u32, from: &[u8]) -> Result<()> {
         let [data, scales] = self.ranges(page)?;
-        let bytes = data.iter().chain(&scales).map(Range::len).sum::<usize>();
-        if from.len() != bytes {
-            return Err(Error::operator("cache", "page", format!("{bytes} bytes"), from.len()));
-        }
         let mut rest = from;
         let mut next = |to: &mut [u8]| {
             let (now, later) = rest.split_at(to.len());

@@ -37,7 +37,9 @@ pub use simd::Isa;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Attention, Batch, CacheShape, Ops, Rates, RotaryKvWrite, Sampled, StepShape, WeightView};
+use crate::ops::{
+    Activation, Attention, Batch, CacheShape, KernelLimits, Ops, Rates, RotaryKvWrite, Sampled, StepShape, WeightView,
+};
 use pool::Pool;
 
 /// Elements of the longest attention head: what kernels keep on their stacks.
@@ -112,6 +114,11 @@ impl Ops for Cpu {
     fn describe(&self) -> String {
         let threads = self.threads();
         format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    fn limits(&self) -> KernelLimits {
+        // Token ids are 32 bits, and so are the indices of a mask's words.
+        KernelLimits { head_dim: MAX_HEAD_DIM, vocab: u32::MAX as usize }
     }
 
     fn rates(&self, activations: DType) -> Result<Rates> {
@@ -210,12 +217,19 @@ impl Ops for Cpu {
         page_copy::page_copy(&self.pool, cache, pairs)
     }
 
-    fn read_page(&self, cache: &Cache, page: u32, to: &mut Vec<u8>) -> Result<()> {
-        cache.read_page(page, to)
+    fn read_pages(&self, cache: &mut Cache, pages: &[u32]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        pages.iter().try_for_each(|&page| cache.read_page(page, &mut bytes))?;
+        Ok(bytes)
     }
 
-    fn write_page(&self, cache: &mut Cache, page: u32, from: &[u8]) -> Result<()> {
-        cache.write_page(page, from)
+    fn write_pages(&self, cache: &mut Cache, pages: &[u32], from: &[u8]) -> Result<()> {
+        let bytes = cache.shape().page_bytes();
+        if from.len() != pages.len() * bytes {
+            let expected = format!("{bytes} bytes for each of {} pages", pages.len());
+            return Err(Error::operator("cache", "pages", expected, from.len()));
+        }
+        pages.iter().zip(from.chunks(bytes.max(1))).try_for_each(|(&page, from)| cache.write_page(page, from))
     }
 
     fn write_floats(&self, x: &mut Buffer, start: usize, values: &[f32]) -> Result<()> {
@@ -232,7 +246,7 @@ impl Ops for Cpu {
         sample::sample(self.isa, &self.pool, &mut self.scratch().sample, step, rows, vocab, logits)
     }
 
-    fn sampled(&self, step: &mut Step) -> Result<Vec<Sampled>> {
+    fn sampled(&self, step: &mut Step) -> Result<Vec<Result<Sampled>>> {
         Ok(std::mem::take(&mut step.sampled))
     }
 

@@ -29,10 +29,6 @@ pub(crate) fn sample(
         .get(rows.clone())
         .ok_or_else(|| Error::operator(OP, "rows", format!("within 0..{}", samples.len()), format!("{rows:?}")))?;
     logits.check_wide(OP, "logits", rows.len().checked_mul(vocab))?;
-    for row in rows {
-        row.check(vocab)?;
-        row.check_mask(vocab)?;
-    }
     let base = Shareable::new(logits.as_ptr().cast::<f32>().cast_mut());
     let chosen: Mutex<Vec<Option<Result<Sampled>>>> = Mutex::new(rows.iter().map(|_| None).collect());
     pool.run_with(scratch, rows.len(), &|weights, i| {
@@ -42,13 +38,13 @@ pub(crate) fn sample(
         chosen.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(token);
     });
     let chosen = chosen.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten();
-    let chosen: Vec<Sampled> = chosen.collect::<Result<_>>()?;
     step.sampled.extend(chosen);
     Ok(())
 }
 
-/// `weights` is room that this row may use.
+/// `weights` is room that this row may use. An error is this row's alone.
 fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &SampleRow) -> Result<Sampled> {
+    row.check(logits.len())?;
     let total = log_sum_exp(isa, logits).map_err(|bad| bad.error(OP, index))?;
     weights.clear();
     weights.extend_from_slice(logits);
@@ -73,12 +69,12 @@ fn choose(isa: Isa, index: usize, logits: &[f32], weights: &mut Vec<f32>, row: &
 
 /// Penalties, then biases, then the mask.
 fn adjust(logits: &mut [f32], row: &SampleRow) {
-    for (token, generated) in row.penalized() {
+    row.visit_penalized(|token, generated| {
         let logit = &mut logits[token as usize];
         let scaled = if *logit > 0.0 { *logit / row.repetition_penalty } else { *logit * row.repetition_penalty };
         let presence = if generated > 0 { row.presence_penalty } else { 0.0 };
         *logit = (scaled - row.frequency_penalty * generated as f32 - presence).min(f32::MAX);
-    }
+    });
     for &(token, bias) in &row.logit_bias {
         let logit = &mut logits[token as usize];
         *logit = (*logit + bias).min(f32::MAX);

@@ -1,9 +1,18 @@
-//! Requests, KV blocks, the scheduler and the step loop.
+//! The inference engine: requests, continuous batching over a paged KV cache, and the step loop.
 //!
-//! From the bottom up, each room using only those before it: [`kv`] (blocks and their hashes), [`scheduler`] (a state
-//! machine that plans steps), `sampling` (how tokens are chosen), `step` (the loop that runs plans on a device), this
-//! module (the [`Engine`] handle), `request` (requests and their tokens), [`capacity`] (what fits), `load` (builds an
-//! engine) and [`simulation`] (the scheduler under a virtual clock).
+//! Modules from the bottom up; each uses only those above it in this table:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`kv`] | block pool, block tables, prefix cache, host tier |
+//! | [`scheduler`] | decides what each step computes; a state machine |
+//! | `sampling` | sampling options, penalties, constraints, logits processors |
+//! | `step` | the step loop: runs plans on a device |
+//! | this module | [`Engine`], the handle |
+//! | `request` | requests, and the streams of tokens that they return |
+//! | [`capacity`] | memory budgets, expected step times |
+//! | `load` | builds an engine |
+//! | [`simulation`] | runs the scheduler under a virtual clock |
 
 pub mod capacity;
 pub mod kv;
@@ -17,7 +26,7 @@ mod step;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crate::device::Counters;
@@ -38,7 +47,7 @@ use sampling::{Grammars, Masks};
 use scheduler::Submission;
 use step::{Command, Job, Kind};
 
-/// A loaded model on a device. Clones share it; several engines in one process know nothing of each other.
+/// A loaded model on a device. Clones share it; several engines in one process are independent.
 ///
 /// ```
 /// # #[cfg(feature = "builtin-model")]
@@ -62,11 +71,11 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     spec: ArchSpec,
     generation_config: GenerationConfig,
-    /// `None` where the checkpoint has none: it can still be asked with token ids.
+    /// `None` where the checkpoint has none: prompts are then token ids.
     tokenizer: Option<Tokenizer>,
-    /// Where the checkpoint is; `None` for the built-in one.
+    /// The checkpoint's folder; `None` for the built-in model.
     folder: Option<PathBuf>,
-    /// The tensors of the checkpoint that the engine was built for.
+    /// The checkpoint's tensors: other weights must match them.
     tensors: Vec<TensorInfo>,
     /// Whether NaN and infinities among the weights are refused.
     check_weights: bool,
@@ -74,9 +83,9 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     /// The step loop; `None` while it is joined.
     worker: Option<JoinHandle<()>>,
-    /// Requests so far: their keys.
+    /// The key of the next request.
     requests: AtomicU64,
-    /// Made when a request is first constrained.
+    /// Created by the first request with a constraint.
     grammars: OnceLock<Grammars>,
     masks: Masks,
 }
@@ -93,21 +102,21 @@ impl Engine {
         EngineBuilder::new(None)
     }
 
-    /// Asks for a generation. It runs along with all others of this engine, from any thread.
+    /// Starts a generation. It is batched with all others of this engine; any thread may call this.
     ///
     /// # Errors
-    /// The prompt, or a negative one, is empty, longer than the context, or has token ids out of range; a sampling value or
-    /// a stop token is out of range; `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
-    /// given and the checkpoint has no tokenizer, or messages and it has no chat template.
+    /// A prompt is empty, longer than the context, or has token ids out of range; a sampling value or stop token is out of
+    /// range; `min_tokens` is more than may be generated; the constraint is invalid or cannot be satisfied; the request needs
+    /// a tokenizer or a chat template that the checkpoint does not have.
     pub fn generate(&self, request: Request) -> Result<Generation> {
         let mut generations = self.generate_several(request, 1)?;
         generations.pop().ok_or_else(|| Error::request("n", "at least 1", 0))
     }
 
-    /// The start of a constraint over this model's vocabulary, as a request would have it.
+    /// The initial state of a constraint over this model's vocabulary.
     ///
     /// # Errors
-    /// It is none, or needs a tokenizer, which the checkpoint does not have.
+    /// It is invalid, or needs a tokenizer and the checkpoint has none.
     pub fn constraint(&self, constraint: &Constraint) -> Result<Box<dyn ConstraintState>> {
         constraint.start(|| {
             if let Some(grammars) = self.0.grammars.get() {
@@ -115,12 +124,12 @@ impl Engine {
             }
             let eos = &self.0.generation_config.eos;
             let grammars = Grammars::new(self.tokenizer()?, self.0.spec.vocab_size, eos)?;
-            // Another request may have been faster.
+            // Another thread may have been faster.
             Ok(self.0.grammars.get_or_init(|| grammars))
         })
     }
 
-    /// Log-probability of each token of a text given those before it.
+    /// Computes the log-probability of each token of a text given those before it.
     ///
     /// # Errors
     /// The text is empty, longer than the context, or has token ids out of range.
@@ -141,15 +150,15 @@ impl Engine {
         Ok(Score { token_ids: tokens.to_vec(), logprobs, perplexity })
     }
 
-    /// Serves with the weights of another checkpoint from now on: of the same architecture, with the same tensors, by name,
-    /// shape and dtype. Tokenizer, chat template and generation settings stay. Nothing that was computed with the old
-    /// weights is used any more: requests under way keep the tokens that they have, and go on with the new weights as if
-    /// these had been the prompt; whoever wants no mixture waits for them first. Returns when the new weights serve.
+    /// Replaces the weights by those of another checkpoint with the same architecture and the same tensors (name,
+    /// shape, dtype). Tokenizer, chat template and generation settings stay. The KV cache is emptied. Requests under
+    /// way keep their tokens so far and go on with the new weights, as if these tokens had been the prompt; to avoid
+    /// such mixtures, wait for them first. Returns when the new weights are in use.
     ///
-    /// Files are mapped: new weights belong in new files, not into those that are being served.
+    /// Weight files are memory-mapped: write new weights to new files, not into those that are in use.
     ///
     /// # Errors
-    /// The checkpoint cannot be read or is of another architecture; the device does not take it. The old weights serve on.
+    /// The checkpoint cannot be read, does not match, or cannot be loaded. The old weights stay in use.
     pub fn update_weights(&self, folder: &Path) -> Result<()> {
         let checkpoint = Checkpoint::open(folder)?;
         let mut spec = self.0.spec.clone();
@@ -163,19 +172,18 @@ impl Engine {
         updated.recv().map_err(|_| self.0.stopped())?
     }
 
-    /// What the engine is doing.
+    /// The engine's current state.
     ///
     /// # Errors
-    /// It has stopped.
+    /// The engine has stopped.
     pub fn status(&self) -> Result<Status> {
         let (reply, status) = mpsc::channel();
         self.0.send(Command::Status(reply));
         status.recv().map_err(|_| self.0.stopped())
     }
 
-    /// What the device gives at this moment, at its best, with activations of this engine's dtype. On the CPU both rates
-    /// are measured, in about a second; on a GPU memory's is, and that of operations is the data sheet's. Requests wait
-    /// for it.
+    /// The device's peak rates for activations of this engine's dtype. On the CPU both are measured, in about a second;
+    /// on a GPU the memory rate is measured and the compute rate is that of the data sheet. Requests wait meanwhile.
     ///
     /// # Errors
     /// The device has no room for the measurement, or the engine has stopped.
@@ -191,10 +199,10 @@ impl Engine {
         self.0.tokenizer.as_ref().ok_or_else(|| self.without("it has no tokenizer.json; give token ids"))
     }
 
-    /// The checkpoint's chat template, read anew.
+    /// The checkpoint's chat template, read from its file.
     ///
     /// # Errors
-    /// The checkpoint has no chat template, or one that is none.
+    /// The checkpoint has no chat template, or an invalid one.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
         match &self.0.folder {
             Some(folder) => ChatTemplate::load(folder, None),
@@ -205,7 +213,7 @@ impl Engine {
     /// A chat template from a file, with the checkpoint's special tokens.
     ///
     /// # Errors
-    /// The file cannot be read, or is no chat template.
+    /// The file cannot be read, or is not a chat template.
     pub fn chat_template_from(&self, file: &Path) -> Result<ChatTemplate> {
         match &self.0.folder {
             Some(folder) => ChatTemplate::load(folder, Some(file)),
@@ -229,15 +237,15 @@ impl Engine {
         &self.0.report
     }
 
-    /// What the device was asked to do since it was last set up: launches, replays, copies. Nothing is counted on the
-    /// CPU, nor by an engine that has stopped.
+    /// Launches, replays and copies since the device was last set up. Zeros on the CPU, and for an engine that has
+    /// stopped.
     pub fn counters(&self) -> Counters {
         self.status().map(|status| status.counters).unwrap_or_default()
     }
 }
 
 impl Inner {
-    /// Tells the step loop. One that has stopped has dropped its ends of all channels, as it does with this command's.
+    /// Sends a command to the step loop. Where that has stopped the command is dropped, and with it its reply channel.
     fn send(&self, command: Command) {
         let _ = self.commands.send(command);
     }
@@ -250,8 +258,11 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.send(Command::Stop);
-        if let Some(worker) = self.worker.take() {
-            // A panic of its own has been reported, and has ended all requests.
+        // The last handle may belong to a request (a logits processor may own one), which the loop's own thread drops.
+        // That thread cannot join itself; it ends with the command above.
+        let is_own = |worker: &JoinHandle<()>| worker.thread().id() == thread::current().id();
+        if let Some(worker) = self.worker.take_if(|worker| !is_own(worker)) {
+            // A panic of the loop has been printed and has ended all requests.
             let _ = worker.join();
         }
     }

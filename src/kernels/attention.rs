@@ -81,7 +81,7 @@ pub(super) struct Checked {
 }
 
 /// The largest head and page that the kernels support.
-const MAX_HEAD_DIM: usize = 256;
+pub(super) const MAX_HEAD_DIM: usize = 256;
 const MAX_PAGE_SIZE: usize = 128;
 
 /// The axes that the problem decides.

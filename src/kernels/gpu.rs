@@ -5,8 +5,10 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::attention::MAX_HEAD_DIM;
 use super::kv_cache::Cache;
 use super::rates::rates;
+use super::sample::MAX_VOCAB;
 use super::step::{Step, TILE_QUERIES};
 use super::weights::{GatedMatrix, Matrix, stacked};
 use super::{
@@ -16,7 +18,7 @@ use super::{
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, Activation, Batch, CacheShape, Ops, Rates, Sampled, StepShape, WeightView};
+use crate::ops::{self, Activation, Batch, CacheShape, KernelLimits, Ops, Rates, Sampled, StepShape, WeightView};
 
 /// A device that runs the CUDA kernels.
 pub struct Gpu {
@@ -118,6 +120,10 @@ impl Ops for Gpu {
         format!("{} ({}, {} multiprocessors)", info.device, info.name, info.processors)
     }
 
+    fn limits(&self) -> KernelLimits {
+        KernelLimits { head_dim: MAX_HEAD_DIM, vocab: MAX_VOCAB }
+    }
+
     fn counters(&self) -> Counters {
         self.stream.counters()
     }
@@ -206,12 +212,12 @@ impl Ops for Gpu {
         cache.copy_pages(&self.stream, pairs)
     }
 
-    fn read_page(&self, cache: &Cache, page: u32, to: &mut Vec<u8>) -> Result<()> {
-        cache.read_page(page, to)
+    fn read_pages(&self, cache: &mut Cache, pages: &[u32]) -> Result<Vec<u8>> {
+        cache.read_pages(&self.stream, pages)
     }
 
-    fn write_page(&self, cache: &mut Cache, page: u32, from: &[u8]) -> Result<()> {
-        cache.write_page(page, from)
+    fn write_pages(&self, cache: &mut Cache, pages: &[u32], from: &[u8]) -> Result<()> {
+        cache.write_pages(&self.stream, pages, from)
     }
 
     fn rms_norm(
@@ -352,7 +358,7 @@ impl Ops for Gpu {
         if last { step.collect_samples() } else { Ok(()) }
     }
 
-    fn sampled(&self, step: &mut Step) -> Result<Vec<Sampled>> {
+    fn sampled(&self, step: &mut Step) -> Result<Vec<Result<Sampled>>> {
         step.sampled()
     }
 

@@ -6,10 +6,15 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::CacheShape;
 
-/// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
+/// Pages that are moved to or from the host at a time.
+const STAGED: usize = 4;
+
+/// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`. Behind them is a staging area
+/// of [`STAGED`] pages, `[STAGED, layers × 2, kv_heads, page_size, head_dim]`, so that moves to and from the host are
+/// few copies.
 pub struct Cache {
     memory: Memory,
-    /// Scales of an i8 cache: f32 `layers × 2 × [pages, kv_heads, page_size]`.
+    /// Scales of an i8 cache: f32 `layers × 2 × [pages, kv_heads, page_size]`, and their staging area.
     scales: Option<Memory>,
     shape: CacheShape,
 }
@@ -27,7 +32,7 @@ impl Cache {
             let expected = format!("{activations} as the activations, e4m3, e5m2 or i8 on a GPU");
             return Err(Error::request("KV dtype", expected, shape.dtype));
         }
-        let dims = [2, shape.layers, shape.pages, shape.kv_heads, shape.page_size];
+        let dims = [2, shape.layers, shape.pages.saturating_add(STAGED), shape.kv_heads, shape.page_size];
         let entries = dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
         let len = entries.and_then(|entries| entries.checked_mul(shape.head_dim));
         let slots = shape.pages.checked_mul(shape.page_size).filter(|&slots| slots < u32::MAX as usize);
@@ -91,37 +96,73 @@ impl Cache {
         [Some((&mut self.memory, entries * self.shape.head_dim)), scales].into_iter().flatten()
     }
 
-    /// All planes of a page, then those of its scales.
-    pub(super) fn read_page(&self, page: u32, to: &mut Vec<u8>) -> Result<()> {
-        let (shape, entries) = (self.shape, self.shape.kv_heads * self.shape.page_size);
-        to.resize(shape.page_size * shape.bytes_per_token(), 0);
-        let mut rest = to.as_mut_slice();
-        let memories = [Some((&self.memory, entries * shape.head_dim)), self.scales.as_ref().map(|s| (s, entries))];
-        for (memory, len) in memories.into_iter().flatten() {
-            for plane in 0..2 * shape.layers {
-                let (now, later) = rest.split_at_mut(len * memory.dtype().size());
-                memory.read_at((plane * shape.pages + page as usize) * len, now)?;
-                rest = later;
-            }
+    fn check_pages(&self, pages: &[u32]) -> Result<()> {
+        match pages.iter().find(|&&page| page as usize >= self.shape.pages) {
+            Some(page) => Err(Error::operator("cache", "pages", format!("below {}", self.shape.pages), page)),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies pages, at most [`STAGED`], from their planes to the staging area, or back. One launch for each memory: a
+    /// memory is a single plane here, whose pages are all pages of all planes.
+    fn stage(&mut self, stream: &Stream, pages: &[u32], is_read: bool) -> Result<()> {
+        let (planes, count) = (2 * self.shape.layers, pages.len());
+        let area = planes * self.shape.pages;
+        let pair = |(slot, plane): (usize, usize)| {
+            let place = (plane * self.shape.pages + pages[slot] as usize) as u32;
+            let staged = (area + slot * planes + plane) as u32;
+            if is_read { [place, staged] } else { [staged, place] }
+        };
+        let pairs: Vec<[u32; 2]> = (0..count * planes).map(|i| pair((i / planes, i % planes))).collect();
+        let mut there = stream.alloc(DType::U32, 2 * pairs.len())?;
+        there.write(pairs.as_flattened())?;
+        for (memory, page) in self.memories() {
+            let (pairs, count, pages) = (there.slice(), pairs.len(), area + STAGED * planes);
+            PageCopy { cache: memory.slice_mut(), pairs, count, planes: 1, pages, page }.launch(stream)?;
         }
         Ok(())
     }
 
-    /// Writes what [`read_page`](Self::read_page) returned.
-    pub(super) fn write_page(&mut self, page: u32, from: &[u8]) -> Result<()> {
-        let shape = self.shape;
-        let bytes = shape.page_size * shape.bytes_per_token();
-        if from.len() != bytes || page as usize >= shape.pages {
-            let expected = format!("{bytes} bytes for a page below {}", shape.pages);
-            return Err(Error::operator("cache", "page", expected, format!("{} for {page}", from.len())));
-        }
-        let mut rest = from;
-        for (memory, len) in self.memories() {
-            for plane in 0..2 * shape.layers {
-                let (now, later) = rest.split_at(len * memory.dtype().size());
-                memory.write_at((plane * shape.pages + page as usize) * len, now)?;
-                rest = later;
+    /// Pages one after another: for each all of its planes, then those of its scales. The stream is waited for once for
+    /// each memory and [`STAGED`] pages.
+    pub(super) fn read_pages(&mut self, stream: &Stream, pages: &[u32]) -> Result<Vec<u8>> {
+        self.check_pages(pages)?;
+        let (shape, planes) = (self.shape, 2 * self.shape.layers);
+        let mut bytes = vec![0; pages.len() * shape.page_bytes()];
+        for (pages, to) in pages.chunks(STAGED).zip(bytes.chunks_mut((STAGED * shape.page_bytes()).max(1))) {
+            self.stage(stream, pages, true)?;
+            let mut start = 0;
+            for (memory, page) in self.memories() {
+                let len = planes * page * memory.dtype().size();
+                let mut staged = vec![0; pages.len() * len];
+                memory.read_at(planes * shape.pages * page, &mut staged)?;
+                for (to, staged) in to.chunks_mut(shape.page_bytes()).zip(staged.chunks(len.max(1))) {
+                    to[start..start + len].copy_from_slice(staged);
+                }
+                start += len;
             }
+        }
+        Ok(bytes)
+    }
+
+    /// Writes what [`read_pages`](Self::read_pages) returned. Nothing is waited for but the copies' own buffers.
+    pub(super) fn write_pages(&mut self, stream: &Stream, pages: &[u32], from: &[u8]) -> Result<()> {
+        self.check_pages(pages)?;
+        let (shape, planes) = (self.shape, 2 * self.shape.layers);
+        if from.len() != pages.len() * shape.page_bytes() {
+            let expected = format!("{} bytes for each of {} pages", shape.page_bytes(), pages.len());
+            return Err(Error::operator("cache", "pages", expected, from.len()));
+        }
+        for (pages, from) in pages.chunks(STAGED).zip(from.chunks((STAGED * shape.page_bytes()).max(1))) {
+            let mut start = 0;
+            for (memory, page) in self.memories() {
+                let len = planes * page * memory.dtype().size();
+                let of_page = from.chunks(shape.page_bytes()).map(|from| &from[start..start + len]);
+                let staged: Vec<u8> = of_page.flatten().copied().collect();
+                memory.write_at(planes * shape.pages * page, &staged)?;
+                start += len;
+            }
+            self.stage(stream, pages, false)?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::ops::{Mask, SampleRow, Sampled};
 const CHECK: Check = Check("sample");
 
 /// The largest vocabulary: sums of that many weights fit the kernel's integers.
-const MAX_VOCAB: usize = 1 << 20;
+pub(super) const MAX_VOCAB: usize = 1 << 20;
 
 /// Chooses one token per row of logits, without sorting and without the host.
 #[derive(Debug)]
@@ -76,11 +76,9 @@ impl Sample<'_> {
         unsafe { call.launch(stream, variant, [rows, 1, 1], &args, &shape) }
     }
 
-    /// Decodes the kernel's `results`, row by row.
-    ///
-    /// # Errors
-    /// A row of logits has no softmax or no allowed token; the bytes are not results.
-    pub fn results(bytes: &[u8]) -> Result<Vec<Sampled>> {
+    /// Decodes the kernel's `results`, row by row. An error belongs to its row alone: its logits have no softmax, or no
+    /// token is allowed.
+    pub fn results(bytes: &[u8]) -> Vec<Result<Sampled>> {
         let rows = bytes.chunks_exact(Self::RESULT_BYTES).enumerate();
         rows.map(|(row, bytes)| sampled(row, &bytemuck::pod_read_unaligned(bytes))).collect()
     }
@@ -101,7 +99,6 @@ impl SampleWords {
         let mut words = Self { rows: Vec::new(), lists: vec![0] };
         for row in rows {
             row.check(vocab)?;
-            row.check_mask(vocab)?;
             let row = row_words(row, &mut words.lists, 0);
             words.rows.extend_from_slice(bytemuck::cast_slice(&[row]));
         }
@@ -116,8 +113,8 @@ pub(super) fn row_words(row: &SampleRow, words: &mut Vec<u32>, start: usize) -> 
         words.extend_from_slice(list);
         at as u32
     };
-    let seen = row.penalized().into_iter().map(|(token, generated)| sample_seen { token, generated, logit: 0.0 });
-    let seen: Vec<sample_seen> = seen.collect();
+    let mut seen: Vec<sample_seen> = Vec::new();
+    row.visit_penalized(|token, generated| seen.push(sample_seen { token, generated, logit: 0.0 }));
     let biases = biases(row);
     // A mask that allows every token takes no words.
     let mask = row.mask.as_ref().map(Mask::words).filter(|words| !words.is_empty());

@@ -4,6 +4,7 @@
 //! again at replay. Data of sampling, whose size varies, is at the end and reached through offsets. The page table
 //! stays on the device; its changes are part of the upload and applied before the first kernel of the step.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use bytemuck::Zeroable;
@@ -16,7 +17,7 @@ use super::sample::{Sample, row_words};
 use crate::device::{Memory, Readback, Slice, SliceMut, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{AttentionMask, Batch, PageTable, PageTableMark, RecordingKey, Sampled, StepShape};
+use crate::ops::{AttentionMask, Batch, PageTable, PageTableMark, RecordingKey, SampleRow, Sampled, StepShape};
 
 /// Queries per tile of prefill attention: the rows of a block for heads without groups.
 pub(super) const TILE_QUERIES: usize = 64;
@@ -45,6 +46,8 @@ pub struct Step {
     /// Requested rows, without padding rows.
     wanted: usize,
     sampled: Readback<u8>,
+    /// Rows of the batch's samples that no kernel can be given: a padding row takes their place.
+    bad_rows: HashMap<usize, Error>,
     scored: Readback<f32>,
 }
 
@@ -104,6 +107,7 @@ impl Step {
             generation: 0,
             wanted: 0,
             sampled: Readback::new(stream, 0)?,
+            bad_rows: HashMap::new(),
             scored: Readback::new(stream, 0)?,
         })
     }
@@ -131,7 +135,8 @@ impl Step {
         if batch.layout == 0 || batch.layout != self.layout {
             self.prepare(batch)?;
         }
-        batch.samples.iter().try_for_each(|row| row.check_mask(self.vocab))?;
+        let check = |(i, row): (usize, &SampleRow)| Some((i, row.check(self.vocab).err()?));
+        self.bad_rows = batch.samples.iter().enumerate().filter_map(check).collect();
         self.fill_in(batch);
         let Sections { bucket, .. } = self.sections;
         self.grow(bucket.unwrap_or(batch.logit_rows.len()), batch.page_table.len())?;
@@ -198,11 +203,11 @@ impl Step {
 
     /// Writes tokens and samples into `words`.
     fn fill_in(&mut self, batch: &Batch) {
-        let Self { words, sections, .. } = self;
+        let Self { words, sections, bad_rows, .. } = self;
         words.truncate(sections.lists);
         words[sections.tokens.clone()][..batch.tokens.len()].copy_from_slice(&batch.tokens);
         for (i, at) in sections.samples.clone().step_by(SAMPLE_WORDS).enumerate() {
-            let row = match batch.samples.get(i) {
+            let row = match batch.samples.get(i).filter(|_| !bad_rows.contains_key(&i)) {
                 Some(row) => row_words(row, words, sections.tail),
                 None => sample_row { mask: u32::MAX, ..sample_row::zeroed() },
             };
@@ -354,8 +359,14 @@ impl Step {
     }
 
     /// Waits for the chosen tokens.
-    pub(super) fn sampled(&mut self) -> Result<Vec<Sampled>> {
-        Sample::results(self.sampled.wait(self.wanted * Sample::RESULT_BYTES)?)
+    pub(super) fn sampled(&mut self) -> Result<Vec<Result<Sampled>>> {
+        let mut sampled = Sample::results(self.sampled.wait(self.wanted * Sample::RESULT_BYTES)?);
+        for (row, error) in self.bad_rows.drain() {
+            if let Some(result) = sampled.get_mut(row) {
+                *result = Err(error);
+            }
+        }
+        Ok(sampled)
     }
 
     /// Waits for the log-probabilities.

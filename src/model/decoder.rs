@@ -9,8 +9,8 @@ use crate::device::Counters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Attention, Batch, CacheShape, LogitEdits, Ops, PageMoves, QkNorm, Rates, RecordingKey, RotaryKvWrite, Sampled,
-    Scoring, StepShape,
+    Attention, Batch, CacheShape, KernelLimits, LogitEdits, Ops, PageMoves, QkNorm, Rates, RecordingKey, RotaryKvWrite,
+    Sampled, Scoring, StepShape,
 };
 
 use super::checkpoint::Checkpoint;
@@ -58,8 +58,8 @@ pub trait Forward: Send {
     /// logits.
     fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<()>;
 
-    /// Waits for the tokens of the last step started by [`sample`](Self::sample).
-    fn sampled(&mut self) -> Result<Vec<Sampled>>;
+    /// Waits for the tokens of the last step started by [`sample`](Self::sample); an inner error belongs to its row alone.
+    fn sampled(&mut self) -> Result<Vec<Result<Sampled>>>;
 
     /// Runs a step and returns log-probabilities of the batch's `targets`.
     fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>>;
@@ -72,6 +72,9 @@ pub struct Limits {
     pub batch_tokens: usize,
     pub cache: CacheShape,
 }
+
+/// Pages that are moved between device and host at a time: this bounds the buffers in between.
+const MOVED_PAGES: usize = 16;
 
 /// Bytes of the logits buffer. Vocabularies are wide: the rows of a whole step would take hundreds of megabytes.
 const LOGIT_BYTES: usize = 64 << 20;
@@ -141,8 +144,16 @@ struct Work<O: Ops> {
 
 impl<O: Ops> Decoder<O> {
     /// # Errors
-    /// The checkpoint lacks a tensor or has one of another shape; device memory is short.
+    /// The model is larger than the device's kernels support; the checkpoint lacks a tensor or has one of another shape; device
+    /// memory is short.
     pub fn load(ops: O, spec: &ArchSpec, checkpoint: &Checkpoint, dtype: DType, limits: Limits) -> Result<Self> {
+        let KernelLimits { head_dim, vocab } = ops.limits();
+        for (field, most, found) in [("head_dim", head_dim, spec.head_dim), ("vocab_size", vocab, spec.vocab_size)] {
+            if found > most {
+                let expected = format!("at most {most} on {}", ops.describe());
+                return Err(Error::checkpoint(&checkpoint.path("config.json"), field, expected, found));
+            }
+        }
         let weights = Weights::load(&ops, spec, checkpoint)?;
         let wide = ops.wide_dtype(dtype);
         let tokens = limits.batch_tokens;
@@ -339,32 +350,43 @@ impl<O: Ops> Forward for Decoder<O> {
     }
 
     fn move_pages(&mut self, moves: &PageMoves) -> Result<()> {
-        let Self { ops, cache, host, .. } = self;
-        for &[page, place] in &moves.to_host {
-            let place = place as usize;
-            host.resize_with(host.len().max(place + 1), Vec::new);
-            ops.read_page(cache, page, &mut host[place])?;
+        let Self { ops, cache, host, cache_shape, .. } = self;
+        let bytes = cache_shape.page_bytes();
+        for moves in moves.to_host.chunks(MOVED_PAGES) {
+            let pages: Vec<u32> = moves.iter().map(|&[page, _]| page).collect();
+            let read = ops.read_pages(cache, &pages)?;
+            for (&[_, place], page) in moves.iter().zip(read.chunks(bytes.max(1))) {
+                let place = place as usize;
+                host.resize_with(host.len().max(place + 1), Vec::new);
+                host[place].clear();
+                host[place].extend_from_slice(page);
+            }
         }
-        for &[place, page] in &moves.from_host {
-            let missing = || Error::operator("move_pages", "from_host", "a place that was written", place);
-            ops.write_page(cache, page, host.get(place as usize).ok_or_else(missing)?)?;
+        for moves in moves.from_host.chunks(MOVED_PAGES) {
+            let pages: Vec<u32> = moves.iter().map(|&[_, page]| page).collect();
+            let mut from = Vec::with_capacity(pages.len() * bytes);
+            for &[place, _] in moves {
+                let missing = || Error::operator("move_pages", "from_host", "a place that was written", place);
+                from.extend_from_slice(host.get(place as usize).ok_or_else(missing)?);
+            }
+            ops.write_pages(cache, &pages, &from)?;
         }
         Ok(())
     }
 
     fn fetch_time(&mut self) -> Result<Duration> {
-        let Self { ops, cache, .. } = self;
-        let mut page = Vec::new();
-        ops.read_page(cache, 0, &mut page)?;
+        let Self { ops, cache, cache_shape, .. } = self;
+        let pages: Vec<u32> = (0..cache_shape.pages.min(MOVED_PAGES) as u32).collect();
+        let bytes = ops.read_pages(cache, &pages)?;
         let mut shortest = Duration::MAX;
         for _ in 0..5 {
             ops.check()?;
             let start = Instant::now();
-            ops.write_page(cache, 0, &page)?;
+            ops.write_pages(cache, &pages, &bytes)?;
             ops.check()?;
             shortest = shortest.min(start.elapsed());
         }
-        Ok(shortest)
+        Ok(shortest / (pages.len() as u32).max(1))
     }
 
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()> {
@@ -392,7 +414,7 @@ impl<O: Ops> Forward for Decoder<O> {
         if edits.rows.is_empty() { self.choose(shape) } else { self.choose_edited(shape, edits) }
     }
 
-    fn sampled(&mut self) -> Result<Vec<Sampled>> {
+    fn sampled(&mut self) -> Result<Vec<Result<Sampled>>> {
         self.ops.sampled(&mut self.step)
     }
 

@@ -1,4 +1,4 @@
-//! What a forward pass asks of attention.
+//! Arguments of attention: scoring options and masks.
 
 use super::{Ops, Span};
 use crate::error::{Error, Result};
@@ -16,7 +16,8 @@ pub struct Attention<'a, O: Ops> {
     pub scoring: Scoring<'a, O>,
 }
 
-/// How queries meet keys in a layer. What a query sees is what all of this leaves, and what its [`AttentionMask`] says.
+/// How scores are computed in a layer. A query attends to the positions that all of these options and its
+/// [`AttentionMask`] allow.
 pub struct Scoring<'a, O: Ops> {
     /// Scores are multiplied by this before the softmax.
     pub scale: f32,
@@ -24,24 +25,25 @@ pub struct Scoring<'a, O: Ops> {
     pub soft_cap: Option<f32>,
     /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
     pub window: Option<usize>,
-    /// A query sees positions of its own chunk alone, which begin at multiples of so many; `None` sees all up to its
-    /// own.
+    /// Chunked attention: a query attends only to positions of its own chunk of this many; `None` is one chunk.
     pub chunk: Option<usize>,
-    /// ALiBi, [`Ops::floats`] of `[heads]`: a head's scores rise by `slope · (key's position - query's)`. Not with
-    /// [`AttentionMask::Branch`].
+    /// ALiBi slopes, [`Ops::floats`] of `[heads]`: `slope · (key position - query position)` is added to a head's
+    /// scores. Not with [`AttentionMask::Branch`].
     pub slopes: Option<&'a O::Vector>,
-    /// [`Ops::floats`] of `[heads]`: a score of each head that takes its part of the softmax, but has no value.
+    /// Attention sinks, [`Ops::floats`] of `[heads]`: an extra score for each head that takes part in the softmax but
+    /// has no value.
     pub sinks: Option<&'a O::Vector>,
 }
 
 impl<O: Ops> Scoring<'_, O> {
-    /// Scores times `scale`, and nothing else.
+    /// Scores are multiplied by `scale`, without other options.
     pub fn scaled(scale: f32) -> Self {
         Self { scale, soft_cap: None, window: None, chunk: None, slopes: None, sinks: None }
     }
 
     /// # Errors
-    /// A window or a chunk has no positions, a cap bends nothing, or slopes meet the masks of a tree.
+    /// A window or chunk has no positions, a cap is not a positive number, or slopes are combined with the masks of a
+    /// tree.
     pub(crate) fn check(&self, op: &'static str, has_trees: bool) -> Result<()> {
         if self.slopes.is_some() && has_trees {
             return Err(Error::operator(op, "slopes", "none with a tree", "some"));
@@ -60,18 +62,19 @@ impl<O: Ops> Scoring<'_, O> {
     }
 }
 
-/// What a token sees other than all positions up to its own.
+/// Which positions a token attends to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttentionMask {
     #[default]
     Causal,
-    /// All of positions `begin..end` too, its own among them, whatever window and chunk say: an image's, say. All
-    /// tokens of the range have the same, and no chunk of a prompt ends inside it.
+    /// In addition to the causal ones, all positions of `begin..end`, which contains its own, regardless of window and
+    /// chunk: an image's tokens, for example. All tokens of the range have the same mask, and no prompt chunk ends
+    /// inside it.
     Range { begin: u32, end: u32 },
-    /// Of the tokens that its sequence has in this batch, at most 64, those whose bits are set: they are nodes of a
-    /// tree, parents before their children, and these the ones on the way from a root to this one, which is among
-    /// them. And all that the cache held before. Window and chunk count from behind the nodes above it: its position in
-    /// the batch says where it lies in the cache. All tokens of the sequence in this batch have one.
+    /// Tree attention. The sequence's tokens in this batch, at most 64, are nodes of a tree, parents before their
+    /// children. The token attends to those whose bits are set, the path from a root to itself, and to all earlier
+    /// positions of the cache. For window and chunk its position is that of its depth in the tree; its position in the
+    /// batch says where it is in the cache. All tokens of the sequence in this batch have such a mask.
     Branch(u64),
 }
 
@@ -82,7 +85,7 @@ impl AttentionMask {
     /// Masks of a span's tokens.
     ///
     /// # Errors
-    /// Ranges are cut, overlap or lie elsewhere; branches have no node of their own, or nodes behind it.
+    /// Ranges are cut, overlap or lie elsewhere; branches lack their own node or include later ones.
     pub(crate) fn check(op: &'static str, span: &Span, masks: &[Self]) -> Result<()> {
         let refuse = |at: usize, expected: String| {
             Err(Error::operator(op, "masks", expected, format!("{:?} at token {}", masks[at], span.start + at)))

@@ -1,4 +1,4 @@
-//! One step, as it is described to a device.
+//! The batch: the description of one step that is uploaded to the device.
 
 use super::sampling::SampleRow;
 use super::{AttentionMask, CacheShape, PageTable};
@@ -17,36 +17,37 @@ pub struct Span {
     pub pages: usize,
 }
 
-/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike, and what is wanted
-/// of it.
+/// One step: a flat list of tokens of one or several sequences, prefill chunks and decodes alike, and which results are
+/// needed.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    /// A number for all but `tokens` and what is in `samples`: batches of one number differ in these alone. 0 for no number.
+    /// Identifies everything but the contents of `tokens` and `samples`: batches with the same number differ in these
+    /// alone. 0 is no number.
     pub layout: u64,
     /// Token ids, `[tokens]`.
     pub tokens: Vec<u32>,
     /// Where each token's key and value go: `page * page_size + position % page_size`, `[tokens]`.
     pub slots: Vec<u32>,
-    /// The row of each token's rotary factors, `[tokens]`: its position, in the model's table; or the number of the table's
-    /// rows and that of the token, in `rope`.
+    /// The row of each token's rotary factors, `[tokens]`: its position, for the model's table; or the length of the
+    /// table plus the token's index, for `rope`.
     pub rope_rows: Vec<u32>,
-    /// Rotary factors that the table lacks, `[tokens, 2, rotary_dim / 2]`: cosines, then sines, already scaled. Empty where
-    /// no token needs any.
+    /// Rotary factors that are not in the table, `[tokens, 2, rotary_dim / 2]`: cosines, then sines, already scaled.
+    /// Empty where no token needs any.
     pub rope: Vec<f32>,
     pub spans: Vec<Span>,
     pub page_table: PageTable,
-    /// What each token sees, `[tokens]`; empty where all see every position up to their own.
+    /// Attention masks, `[tokens]`; empty where all are causal.
     pub masks: Vec<AttentionMask>,
-    /// Tokens whose next-token logits are wanted, as indices into the batch, ascending.
+    /// Tokens whose next-token logits are needed, as indices into the batch, ascending.
     pub logit_rows: Vec<u32>,
-    /// How the token after each of `logit_rows` is chosen; empty where none is.
+    /// How the token after each of `logit_rows` is sampled; empty where none is.
     pub samples: Vec<SampleRow>,
-    /// Tokens whose log-probability after each of `logit_rows` is wanted; empty where it is not.
+    /// The tokens after each of `logit_rows` whose log-probabilities are needed; empty where none is.
     pub targets: Vec<u32>,
 }
 
 impl Batch {
-    /// Spans lie one after another and cover all tokens; no two tokens share a slot.
+    /// Checks that spans follow one another and cover all tokens, and that no two tokens share a slot.
     ///
     /// # Errors
     /// They do not, or fields do not belong together.
@@ -99,23 +100,22 @@ impl Batch {
 }
 
 impl Batch {
-    /// Whether some sequence's tokens are nodes of a tree.
+    /// Whether any sequence uses tree attention.
     pub(crate) fn has_trees(&self) -> bool {
         self.masks.iter().any(|mask| matches!(mask, AttentionMask::Branch(_)))
     }
 
-    /// Tokens are in a vocabulary of `vocab`: a device that is not the CPU could only fault.
+    /// Checks that tokens are in a vocabulary of `vocab`: a GPU would fault.
     ///
     /// # Errors
-    /// One is not; a row of `samples` makes no sense.
+    /// One is not.
     #[cfg_attr(not(feature = "engine"), allow(dead_code, reason = "called by the decoder"))]
     pub(crate) fn check_tokens(&self, vocab: usize) -> Result<()> {
         check_below("tokens", &self.tokens, vocab)?;
-        check_below("targets", &self.targets, vocab)?;
-        self.samples.iter().try_for_each(|row| row.check(vocab))
+        check_below("targets", &self.targets, vocab)
     }
 
-    /// Rotary factors are in a table of `table` rows or in `rope`.
+    /// Checks that rotary factors are in a table of `table` rows or in `rope`.
     ///
     /// # Errors
     /// One is not; `rope` is of another shape.
@@ -129,7 +129,7 @@ impl Batch {
         if rotary_dim == 0 { Ok(()) } else { check_below("rope_rows", &self.rope_rows, table + rows) }
     }
 
-    /// Slots and pages are those of the cache.
+    /// Checks that slots and pages are in the cache.
     ///
     /// # Errors
     /// One is not there.
@@ -158,25 +158,25 @@ fn check_below(field: &'static str, ids: &[u32], limit: usize) -> Result<()> {
     }
 }
 
-/// What a device makes of a batch.
+/// The shape of an uploaded batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepShape {
-    /// Rows that kernels over tokens run for: the batch's tokens, and perhaps rows that only pad it.
+    /// Rows of kernels over tokens: the batch's tokens and padding.
     pub tokens: usize,
-    /// Rows that kernels over logits run for.
+    /// Rows of kernels over logits, with padding.
     pub logit_rows: usize,
-    /// Steps with one key do the same work on the same addresses: recorded once, it can be replayed. `None` where
-    /// there is nothing to gain.
+    /// Steps with the same key do the same work on the same addresses, so that it can be recorded once and replayed.
+    /// `None` where that gains nothing.
     pub recording: Option<RecordingKey>,
 }
 
 /// See [`StepShape::recording`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RecordingKey {
-    /// Sequences that the recorded work has room for.
+    /// The number of sequences, with padding.
     pub bucket: usize,
-    /// Whether it has room for [their own rotary factors](Batch::rope).
+    /// Whether it reads [rotary factors of the batch](Batch::rope).
     pub has_rope: bool,
-    /// Counts how often the step's addresses have changed; recordings of earlier ones are of no use any more.
+    /// Counts how often the step's addresses have changed: earlier recordings are invalid.
     pub generation: u64,
 }

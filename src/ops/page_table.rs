@@ -1,22 +1,22 @@
-//! Page tables that stay from step to step, of which a device keeps a copy.
+//! Persistent page tables, which a device copies and updates incrementally.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Numbers of pages, in the order of the positions that they hold, of many sequences. It knows what changed of late, so that
-/// who has a copy need not take all of it again.
+/// The page numbers of many sequences, each in the order of its positions. It keeps a change log, so that copies on
+/// devices are updated incrementally.
 pub struct PageTable {
-    /// No other table has it.
+    /// Unique among all tables.
     id: u64,
     pages: Vec<u32>,
-    /// Entries in the order in which they changed, after the first `forgotten` changes.
+    /// The change log: changed entries in order, without the first `forgotten` changes.
     changes: Vec<u32>,
     forgotten: u64,
-    /// No page was ever a higher one.
+    /// The highest page that was ever written.
     highest: Option<u32>,
 }
 
-/// The state of a table that somebody has a copy of.
+/// A version of a table, kept beside a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageTableMark {
     table: u64,
@@ -38,7 +38,7 @@ impl PageTable {
         self.pages.is_empty()
     }
 
-    /// No entry is a higher page, or was.
+    /// The highest page that was ever written.
     pub fn highest(&self) -> Option<u32> {
         self.highest
     }
@@ -52,7 +52,7 @@ impl PageTable {
         self.pages[start..end].copy_from_slice(pages);
         self.changes.extend(start.min(old) as u32..end as u32);
         self.highest = self.highest.max(pages.iter().max().copied());
-        // Who lacks more than half of the table is as well off with all of it.
+        // A copy that lacks more than half of the table is as well replaced.
         let most = self.pages.len();
         if self.changes.len() > most {
             self.forgotten += (self.changes.len() - most / 2) as u64;
@@ -60,7 +60,7 @@ impl PageTable {
         }
     }
 
-    /// Adds entries behind the last.
+    /// Appends entries.
     pub fn append(&mut self, pages: &[u32]) {
         self.write(self.pages.len(), pages);
     }
@@ -69,7 +69,7 @@ impl PageTable {
         PageTableMark { table: self.id, changes: self.forgotten + self.changes.len() as u64 }
     }
 
-    /// Entries that changed since then, some perhaps named twice; `None` where all may have.
+    /// Entries that changed since then, possibly with duplicates; `None` where the whole table must be copied.
     pub(crate) fn since(&self, mark: Option<PageTableMark>) -> Option<&[u32]> {
         let mark = mark.filter(|mark| mark.table == self.id)?;
         let known = mark.changes.checked_sub(self.forgotten)?;
@@ -99,7 +99,7 @@ impl From<Vec<u32>> for PageTable {
     }
 }
 
-/// The same entries in a table of its own: what becomes of the two is no affair of the other's copies.
+/// A new table with the same entries: copies of the old table are not copies of the new one.
 impl Clone for PageTable {
     fn clone(&self) -> Self {
         Self::from(self.pages.clone())

@@ -1,8 +1,8 @@
-//! Pages of the KV cache that are copied or moved.
+//! Copies of KV cache pages, on the device and to and from host memory.
 
 use crate::error::{Error, Result};
 
-/// What a step moves between the device's memory and the host's before all else: first to the host, then from it.
+/// Moves of pages between device and host memory before a step: first those to the host, then those from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageMoves {
     /// `[page, place in the host's memory]`.
@@ -17,8 +17,8 @@ impl PageMoves {
     }
 }
 
-/// Fails unless copies of pages, `[from, to]` each, can be done in any order: all of `pages`, none written twice, none
-/// both read and written.
+/// Checks that page copies, `[from, to]` each, can be done in any order: all pages exist, none is written twice, and
+/// none is both read and written.
 pub(crate) fn check_page_copies(pages: usize, pairs: &[[u32; 2]]) -> Result<()> {
     const OP: &str = "page_copy";
     let mut written: Vec<u32> = pairs.iter().map(|&[_, to]| to).collect();

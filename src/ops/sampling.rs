@@ -1,14 +1,14 @@
-//! How tokens are chosen.
+//! Sampling rows: how the next token of each sequence is sampled.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::history::TokenHistory;
 use super::mask::Mask;
 use crate::error::{Error, Result};
 
-/// How the next token of one row is chosen. In this order: penalties, biases, the mask, temperature, top-k, top-p,
-/// min-p, typical-p, the draw. That is the order of `transformers`, where each filter sees what those before it left;
-/// top-p and typical-p take their share of that.
+/// How the next token of one row is sampled. The steps are, in this order: penalties, biases, the mask, temperature,
+/// top-k, top-p, min-p, typical-p, the draw. As in `transformers`, each filter is applied to what those before it left.
 #[derive(Clone, Debug)]
 pub struct SampleRow {
     /// 0 takes the most likely token (the lowest id among equals).
@@ -19,22 +19,21 @@ pub struct SampleRow {
     pub top_p: f32,
     /// Drops tokens below this fraction of the most likely one; 0 keeps all.
     pub min_p: f32,
-    /// Smallest set of tokens whose surprise `-ln p` is nearest to its mean, with this probability together; tokens as near
-    /// as the last stay too. 1 keeps all. (Meister, Pimentel, Wiher and Cotterell: Locally Typical Sampling, 2022.)
+    /// Keeps the tokens whose surprise `-ln p` is nearest to its mean, as many as reach this probability, and any that
+    /// are as near as the last of them. 1 keeps all. (Meister, Pimentel, Wiher and Cotterell: Locally Typical Sampling,
+    /// 2022.)
     pub typical_p: f32,
     /// Divides positive and multiplies negative logits of tokens in `history`; 1 does nothing.
     pub repetition_penalty: f32,
-    /// Is subtracted once from the logit of every generated token; 0 does nothing.
+    /// Subtracted once from the logit of every generated token; 0 does nothing.
     pub presence_penalty: f32,
-    /// Is subtracted from the logit of every generated token as often as it was generated; 0 does nothing.
+    /// Subtracted from a token's logit for each time that it was generated; 0 does nothing.
     pub frequency_penalty: f32,
-    /// Prompt and generated tokens so far; may be empty where no penalty asks for them.
-    pub history: Vec<u32>,
-    /// So many tokens of `history` are the prompt's; the rest were generated.
-    pub prompt_len: usize,
-    /// Token ids and what is added to their logits after the penalties; −∞ bans a token.
+    /// Prompt and generated tokens so far; may be `None` where no penalty needs them.
+    pub history: Option<TokenHistory>,
+    /// Added to the logits of these tokens after the penalties; −∞ bans a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Without it all tokens may be chosen.
+    /// Allowed tokens; `None` allows all.
     pub mask: Option<Mask>,
     pub seed: u64,
     /// Position of the new token in its sequence. The draw is a function of `(seed, position)` alone.
@@ -42,7 +41,7 @@ pub struct SampleRow {
 }
 
 impl SampleRow {
-    /// The most likely token, changed by nothing.
+    /// Greedy sampling without penalties, biases or mask.
     pub const GREEDY: Self = Self {
         temperature: 0.0,
         top_k: 0,
@@ -52,16 +51,17 @@ impl SampleRow {
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
-        history: Vec::new(),
-        prompt_len: 0,
+        history: None,
         logit_bias: Vec::new(),
         mask: None,
         seed: 0,
         position: 0,
     };
 
+    /// Waits for the mask.
+    ///
     /// # Errors
-    /// A field is out of its range, or names what is no token of a vocabulary of `vocab`. The mask is not looked at.
+    /// A field is out of its range, or not for a vocabulary of `vocab`.
     pub(crate) fn check(&self, vocab: usize) -> Result<()> {
         let wrong = |field, expected: &str, found: f32| Err(Error::operator("sample", field, expected, found));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
@@ -92,17 +92,10 @@ impl SampleRow {
         if let Some((token, _)) = self.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             return Err(Error::operator("sample", "logit_bias", format!("ids below {vocab}"), token));
         }
-        match self.history.iter().find(|&&token| token as usize >= vocab) {
-            Some(token) => Err(Error::operator("sample", "history", format!("ids below {vocab}"), token)),
-            None => Ok(()),
+        let highest = self.history.as_ref().and_then(TokenHistory::highest);
+        if let Some(token) = highest.filter(|&token| token as usize >= vocab) {
+            return Err(Error::operator("sample", "history", format!("ids below {vocab}"), token));
         }
-    }
-
-    /// Waits for the mask.
-    ///
-    /// # Errors
-    /// It is not one for a vocabulary of `vocab`.
-    pub(crate) fn check_mask(&self, vocab: usize) -> Result<()> {
         let words = vocab.div_ceil(32);
         match self.mask.as_ref().map_or(0, |mask| mask.words().len()) {
             0 => Ok(()),
@@ -111,19 +104,17 @@ impl SampleRow {
         }
     }
 
-    /// Each token of the history once, by id, with how often it was generated; none where no penalty asks.
-    pub(crate) fn penalized(&self) -> Vec<(u32, u32)> {
-        if self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0 {
-            return Vec::new();
+    /// Calls `visit` with each distinct token of the history and how often it was generated; with none where no penalty
+    /// is set.
+    pub(crate) fn visit_penalized(&self, visit: impl FnMut(u32, u32)) {
+        let is_neutral =
+            self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0;
+        if let Some(history) = self.history.as_ref().filter(|_| !is_neutral) {
+            history.visit(visit);
         }
-        let generated = |(i, &token): (usize, &u32)| (token, u32::from(i >= self.prompt_len));
-        let mut tokens: Vec<(u32, u32)> = self.history.iter().enumerate().map(generated).collect();
-        tokens.sort_unstable();
-        let same = tokens.chunk_by(|a, b| a.0 == b.0);
-        same.map(|same| (same[0].0, same.iter().map(|(_, generated)| generated).sum())).collect()
     }
 
-    /// The draw: a number in [0, 1) that depends on the seed and the position alone.
+    /// The random draw: a number in [0, 1) that depends on the seed and the position alone.
     pub(crate) fn uniform(&self) -> f64 {
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
@@ -133,11 +124,11 @@ impl SampleRow {
     }
 }
 
-/// Rows of logits that the host changes before tokens are chosen.
+/// Rows of logits that the host edits before tokens are sampled.
 pub struct LogitEdits<'a> {
     /// Indices into the batch's `logit_rows`, ascending.
     pub rows: &'a [usize],
-    /// Gets each of `rows`, in order, with its logits, `[vocab]`.
+    /// Called for each of `rows`, in order, with its logits, `[vocab]`.
     pub edit: &'a mut dyn FnMut(usize, &mut [f32]),
 }
 

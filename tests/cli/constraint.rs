@@ -93,7 +93,7 @@ fn batches_are_constrained_in_the_words_of_others() {
         (
             "careful",
             json!({"typical_p": 0.9, "no_repeat_ngram_size": 3, "dry_multiplier": 0.8, "dry_base": 2,
-            "dry_allowed_length": 3, "dry_sequence_breakers": ["."], "bad_words": ["LORD"]}),
+            "dry_allowed_length": 3, "dry_penalty_last_n": 64, "dry_sequence_breakers": ["."], "bad_words": ["LORD"]}),
         ),
     ];
     let line = |id: &str, more: &Value| {

@@ -2,7 +2,7 @@ use burrstone::DType;
 use burrstone::cpu::{Cpu, Isa};
 use burrstone::device::{Stream, Variant};
 use burrstone::kernels::{Sample, SampleWords};
-use burrstone::ops::{Mask, Ops, SampleRow, Sampled};
+use burrstone::ops::{Mask, Ops, SampleRow, Sampled, TokenHistory};
 use proptest::prelude::*;
 
 use crate::gpu::announce;
@@ -20,13 +20,18 @@ const PLAIN: SampleRow = SampleRow {
     repetition_penalty: 1.0,
     presence_penalty: 0.0,
     frequency_penalty: 0.0,
-    history: Vec::new(),
-    prompt_len: 0,
+    history: None,
     logit_bias: Vec::new(),
     mask: None,
     seed: 7,
     position: 0,
 };
+
+/// Of tokens of which so many, or all, are the prompt's.
+fn history(tokens: Vec<u32>, prompt_len: usize) -> TokenHistory {
+    let (prompt, generated) = tokens.split_at(prompt_len.min(tokens.len()));
+    TokenHistory::new(prompt, generated)
+}
 
 fn sample(cpu: &Cpu, logits: &[f32], rows: &[SampleRow]) -> Vec<Sampled> {
     attempt(cpu, logits.len() / rows.len(), logits, rows).unwrap()
@@ -35,7 +40,7 @@ fn sample(cpu: &Cpu, logits: &[f32], rows: &[SampleRow]) -> Vec<Sampled> {
 fn attempt(cpu: &Cpu, vocab: usize, logits: &[f32], rows: &[SampleRow]) -> burrstone::Result<Vec<Sampled>> {
     let mut step = step_for_logits(cpu, rows.len(), rows.to_vec(), Vec::new());
     cpu.sample(&mut step, 0..rows.len(), vocab, &mut buffer(cpu, DType::F32, logits))?;
-    cpu.sampled(&mut step)
+    cpu.sampled(&mut step)?.into_iter().collect()
 }
 
 /// Logits, often with equals among them, and a way to choose with some of everything.
@@ -54,7 +59,7 @@ fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f3
         |(vocab, sharpness, temperature, ties, (top_k, top_p, min_p, typical_p), penalties, lists)| {
             let logits = numbers(1, vocab, DType::F32);
             let logits = logits.iter().map(|x| if ties { (x * 4.0).round() } else { x * sharpness }).collect();
-            let (history, prompt_len, biases, mask) = lists;
+            let (tokens, prompt_len, biases, mask) = lists;
             let id = |t: u32| t % vocab as u32;
             let mask = mask.map(|seed| {
                 let mut words: Vec<u32> = (0..vocab.div_ceil(32) as u64).map(|i| bits(seed, i) as u32).collect();
@@ -71,8 +76,7 @@ fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f3
                 repetition_penalty: penalties.0,
                 presence_penalty: penalties.1,
                 frequency_penalty: penalties.2,
-                history: history.into_iter().map(id).collect(),
-                prompt_len,
+                history: Some(history(tokens.into_iter().map(id).collect(), prompt_len)),
                 logit_bias: biases.into_iter().map(|(t, bias)| (id(t), bias)).collect(),
                 mask,
                 ..PLAIN
@@ -157,7 +161,12 @@ fn greedy_takes_the_lowest_of_equals() {
         assert_eq!(taken.token, 64);
         // The ban does not change what the model said.
         assert!((f64::from(taken.logprob) - log_softmax::<f64>(&logits)[64]).abs() < 1e-6);
-        let row = SampleRow { temperature: 0.0, repetition_penalty: 8.0, history: vec![63, 64, 64], ..PLAIN };
+        let row = SampleRow {
+            temperature: 0.0,
+            repetition_penalty: 8.0,
+            history: Some(history(vec![63, 64, 64], 0)),
+            ..PLAIN
+        };
         assert_eq!(sample(&cpu(isa, 1), &logits, &[row])[0].token, 0);
     }
 }
@@ -193,7 +202,7 @@ fn bad_rows_and_arguments_are_refused() {
     assert_refused(attempt(&good, SampleRow { repetition_penalty: 0.0, ..PLAIN }), "sample", "repetition_penalty");
     assert_refused(attempt(&good, SampleRow { presence_penalty: 2.5, ..PLAIN }), "sample", "presence_penalty");
     assert_refused(attempt(&good, SampleRow { frequency_penalty: f32::NAN, ..PLAIN }), "sample", "frequency_penalty");
-    assert_refused(attempt(&good, SampleRow { history: vec![4], ..PLAIN }), "sample", "history");
+    assert_refused(attempt(&good, SampleRow { history: Some(history(vec![4], 1)), ..PLAIN }), "sample", "history");
     assert_refused(attempt(&good, SampleRow { logit_bias: vec![(4, 0.0)], ..PLAIN }), "sample", "logit_bias");
     assert_refused(attempt(&good, SampleRow { logit_bias: vec![(0, f32::INFINITY)], ..PLAIN }), "sample", "logit_bias");
     assert_refused(attempt(&good, SampleRow { typical_p: 0.0, ..PLAIN }), "sample", "typical_p");
@@ -202,6 +211,45 @@ fn bad_rows_and_arguments_are_refused() {
     assert_refused(attempt(&good, masked(vec![0])), "sample", "mask");
     assert_eq!(attempt(&good, masked(vec![0b100])).unwrap()[1].token, 2);
     assert_eq!(attempt(&good, masked(Vec::new())).unwrap()[1], attempt(&good, PLAIN).unwrap()[1]);
+}
+
+/// What is wrong with a row is said of that row, and the others are chosen.
+#[test]
+fn a_bad_row_fails_alone() {
+    let cpu = cpu(Isa::best(), 2);
+    let mut logits = numbers(9, 5 * 40, DType::F32);
+    logits[4 * 40 + 7] = f32::NAN;
+    let none = SampleRow { mask: Some(Mask::new(vec![0; 2])), ..PLAIN };
+    let rows = [PLAIN, SampleRow { logit_bias: vec![(40, 1.0)], ..PLAIN }, none, PLAIN, PLAIN];
+    let mut step = step_for_logits(&cpu, rows.len(), rows.to_vec(), Vec::new());
+    cpu.sample(&mut step, 0..rows.len(), 40, &mut buffer(&cpu, DType::F32, &logits)).unwrap();
+    let results = cpu.sampled(&mut step).unwrap();
+    for (i, field) in [(1, "logit_bias"), (2, "mask"), (4, "logits")] {
+        let error = results[i].as_ref().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("operator sample: {field}: ")), "{error}");
+    }
+    for i in [0, 3] {
+        let alone = sample(&cpu, &logits[40 * i..40 * (i + 1)], &[PLAIN])[0];
+        assert_eq!(*results[i].as_ref().unwrap(), alone);
+    }
+}
+
+/// A wait with a limit ends with the mask or the limit.
+#[test]
+fn masks_are_waited_for_so_long_and_no_longer() {
+    use std::time::{Duration, Instant};
+    let (mask, promise) = Mask::promised();
+    assert!(!mask.wait_until(Instant::now()) && !mask.wait_until(Instant::now() + Duration::from_millis(5)));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| mask.wait_until(Instant::now() + Duration::from_secs(600)));
+        std::thread::sleep(Duration::from_millis(5));
+        promise.keep(vec![1]);
+        assert!(waiting.join().unwrap());
+    });
+    assert!(mask.wait_until(Instant::now()) && Mask::new(vec![1]).wait_until(Instant::now()));
+    let (mask, promise) = Mask::promised();
+    drop(promise);
+    assert!(mask.wait_until(Instant::now()) && mask.words().is_empty());
 }
 
 /// A mask that is said only once the sampler waits for it.
@@ -251,7 +299,7 @@ fn on_device(
         vocab,
     };
     kernel.launch_variant(stream, variant)?;
-    Sample::results(&results.read::<u8>()?)
+    Sample::results(&results.read::<u8>()?).into_iter().collect()
 }
 
 fn variants() -> &'static [Variant] {
@@ -343,7 +391,7 @@ fn devices_penalize_before_they_bias() {
     let row = SampleRow {
         temperature: 0.0,
         repetition_penalty: 2.0,
-        history: (0..330).collect(),
+        history: Some(history((0..330).collect(), 0)),
         logit_bias: (30..330).map(|token| (token, -0.4)).collect(),
         ..PLAIN
     };

@@ -5,15 +5,11 @@ use burrstone::ops::SampleRow;
 /// Temperature above 0.
 pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
     let mut x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-    let mut seen = row.history.to_vec();
-    seen.sort_unstable();
-    seen.dedup();
-    for t in seen {
+    for (t, generated) in row.history.iter().flat_map(|history| history.tokens()) {
         let logit = &mut x[t as usize];
         let penalty = f64::from(row.repetition_penalty);
         *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-        let generated = row.history.iter().skip(row.prompt_len).filter(|&&g| g == t).count();
-        *logit -= f64::from(row.frequency_penalty) * generated as f64;
+        *logit -= f64::from(row.frequency_penalty) * f64::from(generated);
         if generated > 0 {
             *logit -= f64::from(row.presence_penalty);
         }

@@ -82,7 +82,7 @@ impl Lab {
         let tokens = sequence.tokens.len() + more;
         let (before, from) = (self.blocks.counts(), sequence.tokens.len());
         let blocks = sequence.table.blocks();
-        let shared = blocks.get(from / SIZE).is_some_and(|&block| self.blocks.holders(block) > 1);
+        let shared = blocks.get(from / SIZE).is_some_and(|&block| self.blocks.ref_count(block) > 1);
         let needed = tokens.div_ceil(SIZE) - blocks.len() + usize::from(shared);
         let mut copies = Vec::new();
         let fits = self.blocks.extend(&mut sequence.table, from, tokens, &mut copies);
@@ -95,7 +95,11 @@ impl Lab {
         self.device.copy(&copies);
         for _ in 0..more {
             let position = sequence.tokens.len();
-            assert_eq!(self.blocks.holders(sequence.table.blocks()[position / SIZE]), 1, "written by its holder alone");
+            assert_eq!(
+                self.blocks.ref_count(sequence.table.blocks()[position / SIZE]),
+                1,
+                "written by its holder alone"
+            );
             self.device.write(sequence.table.blocks(), position, token);
             sequence.tokens.push(token);
         }
@@ -129,7 +133,7 @@ impl Lab {
             2..8 => self.extend(self.operations % count),
             8 => self.fork(self.operations % count),
             9 => self.slide(self.operations % count),
-            10 => self.blocks.settle(),
+            10 => self.blocks.commit(),
             _ => {
                 let mut gone = self.sequences.swap_remove(self.operations % count);
                 self.blocks.release(&mut gone.table);
@@ -156,11 +160,11 @@ impl Lab {
             }
         }
         // Sources of copies are held until the copies are done.
-        self.blocks.settle();
+        self.blocks.commit();
         let counts = self.blocks.counts();
         assert_eq!(counts.held, holders.iter().filter(|&&n| n > 0).count());
         assert_eq!(counts.free + counts.idle + counts.held, BLOCKS);
-        assert!((0..).zip(holders).all(|(block, n)| self.blocks.holders(block) == n));
+        assert!((0..).zip(holders).all(|(block, n)| self.blocks.ref_count(block) == n));
     }
 }
 

@@ -26,9 +26,9 @@ pub fn next_token(tokens: &[u32], window: usize, branch: usize) -> u32 {
     (mixed((seen, branch)) % 1000) as u32
 }
 
-/// The token of a sequence with a contrast, from those that each would get alone.
-pub fn guided(own: u32, contrast: u32) -> u32 {
-    (mixed((own, contrast)) % 1000) as u32
+/// The token of a sequence with a negative, from those that each would get alone.
+pub fn guided(own: u32, negative: u32) -> u32 {
+    (mixed((own, negative)) % 1000) as u32
 }
 
 impl Device {
@@ -95,7 +95,7 @@ impl Device {
             }
         }
         let mut outcomes = Vec::new();
-        let mut contrasts = HashMap::new();
+        let mut negatives = HashMap::new();
         for chunk in &plan.chunks {
             let view = scheduler.view(chunk.sequence).unwrap();
             for len in chunk.start + 1..=chunk.start + chunk.len {
@@ -105,18 +105,18 @@ impl Device {
             assert!(!chunk.sample || chunk.start + chunk.len == view.tokens.len());
             if chunk.sample {
                 let seen = self.read(view.blocks, view.tokens.len());
-                if let Some(lead) = scheduler.contrast_of(chunk.sequence) {
-                    contrasts.insert(lead, next_token(&seen, usize::MAX, 0));
+                if let Some(lead) = scheduler.guides(chunk.sequence) {
+                    negatives.insert(lead, next_token(&seen, usize::MAX, 0));
                     continue;
                 }
                 for &sequence in std::iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence)) {
                     let own = next_token(&seen, usize::MAX, sequence.slot());
-                    let token = contrasts.remove(&sequence).map_or(own, |contrast| guided(own, contrast));
+                    let token = negatives.remove(&sequence).map_or(own, |negative| guided(own, negative));
                     outcomes.push(Outcome { sequence, token, last: last(sequence.slot(), token) });
                 }
             }
         }
-        assert!(contrasts.is_empty(), "a contrast in a step without its sequence");
+        assert!(negatives.is_empty(), "a negative in a step without its sequence");
         outcomes
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use burrstone::scheduler::{
-    CacheSize, Contrast, End, Mechanisms, Policy, Preemption, Refused, Scheduler, SequenceId, Submission,
+    CacheSize, End, Mechanisms, NegativePrompt, Policy, Preemption, Refused, Scheduler, SequenceId, Submission,
 };
 
 use crate::blocks::Random;
@@ -15,14 +15,14 @@ const SIZE: usize = 4;
 
 struct Live {
     prompt: Vec<u32>,
-    contrast: Option<Contrast>,
+    negative: Option<NegativePrompt>,
     max_tokens: usize,
     tokens: Vec<u32>,
 }
 
-/// Random requests, cancellations, deadlines and failures over a cache that is too small for them; `ahead`, each step is
-/// planned while the one before it is under way.
-/// Returns how many blocks came back from the host's memory, which some seeds have, and how many steps were planned ahead.
+/// Random requests, cancellations, deadlines and failures over a cache that is too small for them; `ahead`, each step
+/// is planned while the one before it is under way. Returns how many blocks came back from the host's memory, which
+/// some seeds have, and how many steps were planned ahead.
 fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: bool) -> (u64, u64) {
     let mut random = Random(seed);
     let preemption = [Preemption::Auto, Preemption::Swap, Preemption::Recompute][seed as usize % 5 % 3];
@@ -40,13 +40,13 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
             let mut prompt = vec![random.below(2) as u32; 1 + random.below(30)];
             prompt.extend((0..random.below(6)).map(|_| random.below(3) as u32));
             let deadline = (random.below(8) == 0).then(|| now + Duration::from_millis(random.below(40) as u64));
-            let contrast = (random.below(5) == 0).then(|| Contrast {
+            let negative = (random.below(5) == 0).then(|| NegativePrompt {
                 prompt: vec![random.below(2) as u32; 1 + random.below(40)],
                 salt: random.below(2) as u64,
             });
             let request = Submission {
-                branches: if contrast.is_some() { 1 } else { 1 + random.below(9).saturating_sub(6) },
-                contrast,
+                branches: if negative.is_some() { 1 } else { 1 + random.below(9).saturating_sub(6) },
+                negative,
                 priority: random.below(3) as i32 - 1,
                 deadline,
                 salt: random.below(2) as u64,
@@ -58,8 +58,8 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
                 Ok(ids) => {
                     assert_eq!(ids.len(), request.branches);
                     for id in ids {
-                        let Submission { prompt, contrast, max_tokens, .. } = request.clone();
-                        live.insert(id, Live { prompt, contrast, max_tokens, tokens: Vec::new() });
+                        let Submission { prompt, negative, max_tokens, .. } = request.clone();
+                        live.insert(id, Live { prompt, negative, max_tokens, tokens: Vec::new() });
                     }
                 }
                 Err(Refused::TooLarge { tokens, capacity }) => assert!(tokens > capacity && capacity == blocks * SIZE),
@@ -111,8 +111,8 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
             scheduler.complete(now, &outcomes);
         }
         for gone in scheduler.take_ended() {
-            let Live { prompt, contrast, max_tokens, tokens } = live.remove(&gone.sequence).expect("it ends once");
-            let (mut all, mut beside) = (prompt, contrast.map(|contrast| contrast.prompt));
+            let Live { prompt, negative, max_tokens, tokens } = live.remove(&gone.sequence).expect("it ends once");
+            let (mut all, mut beside) = (prompt, negative.map(|negative| negative.prompt));
             let window = window.unwrap_or(usize::MAX);
             for &token in &tokens {
                 let own = next_token(&all, window, gone.sequence.slot());

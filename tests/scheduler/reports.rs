@@ -319,3 +319,33 @@ fn issue_15253_the_faster_way_back_is_taken() {
     // There is a choice.
     assert!(ways[0] < 0.95 && ways[4] > 1.05, "{ways:?}");
 }
+
+/// Four prompts of 4000 tokens kept one of 3 tokens waiting until one of them was done. Short prompts that keep coming
+/// get their first token within two steps, and neither the long ones nor the machine lose more than what the short ones
+/// take.
+#[test]
+fn short_prompts_pass_long_ones_and_cost_what_they_take() {
+    let long = || (0..12).map(|i| request(0.0, prompt(i, 4000), 8));
+    let short = || (0..300).map(|i| request(0.02 + 0.005 * i as f64, prompt(100 + i, 3 + i % 90), 4));
+    let policy = Policy::default();
+    let run = |requests: Vec<Arrival>| {
+        let run = simulate(policy, cache(8192), Cost::GPU, &requests, 100_000);
+        assert!(run.done());
+        run
+    };
+    let (both, alone) = (run(long().chain(short()).collect()), run(long().collect()));
+    let longest = both.steps.iter().map(|step| step.seconds).fold(0.0, f64::max);
+    let ends = |run: &Run| run.records[..12].iter().map(|record| *record.tokens.last().unwrap()).fold(0.0, f64::max);
+    assert!(ends(&alone) < 1.5 + 0.3, "short ones come as long as there are long ones: {}", ends(&alone));
+    for record in &both.records[12..] {
+        // The step under way, and two more.
+        assert!(first(record) <= 3.0 * longest, "{} of {longest}", first(record));
+    }
+    // While long prompts are under way, every step is full.
+    let until = both.records[..12].iter().map(|record| record.tokens[0]).fold(0.0, f64::max);
+    let steps: Vec<_> = both.steps.iter().filter(|step| step.at + step.seconds < until).collect();
+    assert!(steps[..steps.len() - 1].iter().all(|step| step.tokens == policy.step_tokens));
+    let short_tokens: usize = short().map(|arrival| arrival.submission.prompt.len() + arrival.output).sum();
+    let more = Cost::GPU.token * short_tokens as f64;
+    assert!(ends(&both) <= ends(&alone) + 1.1 * more, "{} {} {more}", ends(&both), ends(&alone));
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use burrstone::scheduler::{Outcome, Policy, Refused, Scheduler, SequenceId, Submission};
+use burrstone::scheduler::{NegativePrompt, Outcome, Policy, Refused, Scheduler, SequenceId, Submission};
 
 use crate::simulation::{cache, prompt};
 
@@ -57,6 +57,80 @@ fn priority_goes_first_and_waiting_makes_up_for_it() {
     assert_eq!(order(&[(0, 0), (0, 0), (0, 0)]), [0, 1, 2]);
     assert_eq!(order(&[(0, 0), (9, 1), (9, -1)]), [1, 0, 2]);
     assert_eq!(order(&[(0, 0), (11, 1), (25, 2)]), [0, 1, 2]);
+}
+
+/// Behind any number of long prompts a short one is part of the next step, and the long ones go on beside it.
+#[test]
+fn a_short_prompt_does_not_wait_for_long_ones() {
+    for long_ones in [4, 40] {
+        let mut scheduler = Scheduler::new(Policy::default(), cache(10_000));
+        let submit = |scheduler: &mut Scheduler, salt, len| {
+            scheduler.submit(Duration::ZERO, submission(salt, len, 10)).unwrap()[0]
+        };
+        let long: Vec<_> = (0..long_ones).map(|salt| submit(&mut scheduler, salt, 4000)).collect();
+        step(&mut scheduler);
+        let begun = &long[..4];
+        let short: Vec<_> = (0..20).map(|i| submit(&mut scheduler, 100 + i, 3 + 6 * i)).collect();
+        scheduler.schedule(Duration::ZERO);
+        let in_step = chunks(&scheduler);
+        let tokens = |ids: &[SequenceId]| -> usize {
+            in_step.iter().filter(|(id, _)| ids.contains(id)).map(|(_, len)| len).sum()
+        };
+        assert_eq!((in_step[0].0, in_step[0].1), (short[0], 3));
+        assert_eq!((tokens(&short) + tokens(begun), scheduler.plan().tokens()), (512, 512));
+        assert!(tokens(begun) >= Policy::default().min_chunk, "{in_step:?}");
+        assert!(begun.iter().all(|id| in_step.iter().any(|(other, _)| other == id)), "{in_step:?}");
+        // One whose beginning the cache has is as short as what is left of it.
+        let mut scheduler = Scheduler::new(Policy::default(), cache(10_000));
+        let first = submit(&mut scheduler, 0, 4000);
+        while scheduler.view(first).unwrap().tokens.len() == 4000 {
+            step(&mut scheduler);
+        }
+        for salt in 1..5 {
+            submit(&mut scheduler, salt, 4000);
+        }
+        step(&mut scheduler);
+        let again = submit(&mut scheduler, 0, 4010);
+        scheduler.schedule(Duration::ZERO);
+        assert!(chunks(&scheduler).contains(&(again, 4010 - 4000 / 32 * 32)), "{:?}", chunks(&scheduler));
+    }
+}
+
+/// A sequence that is held is in no step, planned or to be planned, and goes on where it was.
+#[test]
+fn a_sequence_is_held_and_goes_on() {
+    let mut scheduler = Scheduler::new(Policy::default(), cache(100));
+    let submit =
+        |scheduler: &mut Scheduler, salt| scheduler.submit(Duration::ZERO, submission(salt, 10, 9)).unwrap()[0];
+    let [first, second] = [0, 1].map(|salt| submit(&mut scheduler, salt));
+    let negative = NegativePrompt { prompt: prompt(2, 7), salt: 0 };
+    let guided = Submission { negative: Some(negative), ..submission(3, 10, 9) };
+    let guided = scheduler.submit(Duration::ZERO, guided).unwrap()[0];
+    let step_of = |scheduler: &mut Scheduler| {
+        let sampled = scheduler.plan().chunks.iter().filter(|c| c.sample && scheduler.guides(c.sequence).is_none());
+        let outcomes: Vec<_> = sampled.map(|c| Outcome { sequence: c.sequence, token: 1, last: false }).collect();
+        scheduler.complete(Duration::ZERO, &outcomes);
+    };
+    scheduler.schedule(Duration::ZERO);
+    step_of(&mut scheduler);
+    scheduler.schedule(Duration::ZERO);
+    assert_eq!(scheduler.plan().chunks.len(), 4);
+    scheduler.hold(first);
+    scheduler.hold(guided);
+    for _ in 0..3 {
+        assert_eq!(chunks(&scheduler), [(second, 1)]);
+        step_of(&mut scheduler);
+        scheduler.schedule(Duration::ZERO);
+    }
+    scheduler.hold(second);
+    scheduler.schedule(Duration::ZERO);
+    assert!(scheduler.plan().chunks.is_empty() && !scheduler.is_idle());
+    [first, second, guided].into_iter().for_each(|id| scheduler.resume(id));
+    scheduler.schedule(Duration::ZERO);
+    assert_eq!(scheduler.plan().chunks.len(), 4);
+    step_of(&mut scheduler);
+    let generated = |id| scheduler.view(id).unwrap().tokens.len() - 10;
+    assert_eq!([first, second, guided].map(generated), [2, 5, 2]);
 }
 
 /// The step after the one under way: it leaves out who is at the end of its tokens, and, once these are known, whoever

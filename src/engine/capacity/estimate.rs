@@ -1,19 +1,19 @@
-//! What an engine holds and gives that is never without work, reckoned rather than simulated.
+//! Estimates the capacity of an engine under constant load, in closed form rather than by simulation.
 
 use super::gpu::{GpuModel, Span};
 use crate::engine::scheduler::{CacheSize, Policy};
 
-/// With requests of one length, which have nothing in common and never run out.
+/// The capacity under constant load, with requests of one length without shared prefixes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Capacity {
-    /// Sequences at a time: of any age, and with room for what the policy expects of each.
+    /// Sequences at a time, with the room that the policy reserves for each.
     pub sequences: usize,
-    /// Tokens that are generated.
+    /// Generated tokens per second.
     pub tokens_per_s: f64,
 }
 
 impl GpuModel {
-    /// With requests of `prompt` tokens that generate `output`.
+    /// Estimates the capacity for requests of `prompt` tokens that generate `output` tokens.
     pub fn capacity(&mut self, policy: &Policy, cache: CacheSize, prompt: usize, output: usize) -> Capacity {
         let output = output.max(1);
         // The last token is never fed back.
@@ -24,14 +24,14 @@ impl GpuModel {
         let held: usize = (0..output).map(|age| blocks(age.saturating_add(policy.reserve).clamp(1, output))).sum();
         let room = policy.max_running.min(cache.blocks * output / held);
         let (prompt, output, budget) = (prompt as f64, output as f64, policy.step_tokens as f64);
-        // As many prompts are computed as sequences end: a step has so many tokens of them for each that generates.
+        // In equilibrium a prompt is computed for each sequence that ends: so many prompt tokens for each decode.
         let each = prompt / output;
         let most = budget / (1.0 + each);
-        // Prompts under way are no more than get their share of a step.
+        // Few prompts are under way, so that each gets its share of a step.
         let prompts = (policy.step_tokens / policy.min_chunk.max(1)).max(1);
         let sequences = room.min(most.ceil() as usize + prompts);
         let mut generating = sequences as f64;
-        // Those that generate leave room for prompts; what a prompt takes, in steps, its sequence does not generate.
+        // Decodes leave room for prompts, and a sequence does not decode during the steps of its prompt.
         for _ in 0..64 {
             let room = (budget - generating).max(1.0);
             let steps = (prompt / room).max(1.0);

@@ -1,4 +1,4 @@
-//! What a step takes on a GPU, by the cost model of the kernels.
+//! Predicts the time of a step on a GPU with the kernels' cost model.
 
 use std::collections::HashMap;
 
@@ -27,14 +27,14 @@ pub struct GpuModel {
     heads: HashMap<usize, f64>,
 }
 
-/// Where a sequence's part of a step begins, and of how many tokens it is.
+/// A sequence's part of a step: its first position and its number of tokens.
 pub type Span = (usize, usize);
 
 /// Launches of a layer beside its products and attention (two norms and a rotation), and of a step beside its layers.
 const LAYER_LAUNCHES: f64 = 3.0;
 const STEP_LAUNCHES: f64 = 4.0;
 
-/// A layer's products with so many rows: queries, keys and values; the output projection; gate and up; down.
+/// A layer's matrix products with `m` rows: QKV projection, output projection, gate and up, down.
 pub fn layer_products(spec: &ArchSpec, dtype: DType, m: usize) -> [MatMulShape; 4] {
     let [qkv, output, [_, hidden], down] = spec.products();
     let of = |[n, k]: [usize; 2], gated, accumulate| MatMulShape { dtype, out: dtype, m, n, k, gated, accumulate };
@@ -42,14 +42,14 @@ pub fn layer_products(spec: &ArchSpec, dtype: DType, m: usize) -> [MatMulShape; 
     [of(qkv, false, false), of(output, false, true), gated, of(down, false, true)]
 }
 
-/// The output projection behind the last layer.
+/// The output projection of the model: hidden states to logits.
 pub fn head_product(spec: &ArchSpec, dtype: DType, m: usize) -> MatMulShape {
     let [n, k] = [spec.vocab_size, spec.hidden_size];
     MatMulShape { dtype, out: DType::F32, m, n, k, gated: false, accumulate: false }
 }
 
 impl GpuModel {
-    /// `kv_dtype` is that of the activations where nobody asks for another.
+    /// `kv_dtype` is by default that of the activations.
     ///
     /// # Errors
     /// This build has no matrix product for the card's architecture.
@@ -58,7 +58,7 @@ impl GpuModel {
         Self::on(spec, Machine::from(card), u64::from(card.memory_gib) << 30, [dtype, kv_dtype.unwrap_or(dtype)])
     }
 
-    /// On a GPU that is here, or what stands for one; precisions of activations and of the KV cache.
+    /// For a GPU of this machine or a simulated one, with the dtypes of activations and KV cache.
     pub(in crate::engine) fn of_device(spec: &ArchSpec, info: &DeviceInfo, dtypes: [DType; 2]) -> Result<Self> {
         Self::on(spec, Machine::of(info), info.memory_bytes, dtypes)
     }
@@ -100,14 +100,14 @@ impl GpuModel {
         Ok(cache_size(&self.spec, (tokens / PAGE_SIZE).max(1)))
     }
 
-    /// What a step takes.
+    /// The time of a step, in seconds.
     pub fn seconds(&mut self, plan: &Plan) -> f64 {
         let wanted = plan.chunks.iter().filter(|chunk| chunk.sample).count();
         let spans: Vec<Span> = plan.chunks.iter().map(|chunk| (chunk.start, chunk.len)).collect();
         self.seconds_of(&spans, wanted)
     }
 
-    /// What a step of these takes, after which so many tokens are chosen.
+    /// The time of a step of these spans that samples `wanted` tokens, in seconds.
     pub(in crate::engine) fn seconds_of(&mut self, spans: &[Span], wanted: usize) -> f64 {
         // A step of single tokens is a recorded one, of a size that there is.
         let rows: usize = spans.iter().map(|(_, len)| len).sum();

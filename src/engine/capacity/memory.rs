@@ -8,9 +8,9 @@ pub fn available() -> Option<u64> {
     available_below(Path::new("/"))
 }
 
-/// What is left of `available` bytes beside `weights` that are mapped from a file. Their pages count as available, since
-/// the system may drop them, but the next step reads them back. A model larger than the memory runs nevertheless, from
-/// the disk: a quarter is left to it.
+/// What is left of `available` bytes beside `weights` that are mapped from a file. Their pages count as available,
+/// since the system may drop them, but the next step reads them back. A model larger than the memory runs nevertheless,
+/// from the disk: a quarter is left to it.
 pub fn beside_mapped(weights: u64, available: u64) -> u64 {
     available.saturating_sub(weights).max(available / 4)
 }

@@ -1,4 +1,4 @@
-//! What fits and how fast it runs: memory budgets, the size of the KV cache, the time of a step on a GPU.
+//! Capacity: memory budgets, the size of the KV cache, expected step times on a GPU.
 
 mod budget;
 mod estimate;
@@ -20,7 +20,7 @@ pub const PAGE_SIZE: usize = 32;
 
 /// The KV cache as the scheduler sees it.
 pub fn cache_size(spec: &ArchSpec, blocks: usize) -> CacheSize {
-    // What no layer sees any more is given back: one that sees all keeps all.
+    // Blocks are released when no layer needs them: one layer without a window needs all.
     let windows: Option<Vec<usize>> = spec.windows.iter().copied().collect();
     let window = windows.and_then(|windows| windows.into_iter().max());
     let parameters: usize = spec.products().iter().map(|[n, k]| n * k).sum();

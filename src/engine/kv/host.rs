@@ -1,63 +1,62 @@
-//! The host's tier: blocks that the device gave up, by name, until their places are needed for others. The least
-//! recently used goes first.
+//! The host tier: evicted blocks in host memory, by hash. The least recently used is dropped first.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::hash::BlockHash;
 use crate::ops::PageMoves;
 
-/// Places in the host's memory, each for a block.
+/// Places in host memory, one block each.
 pub(super) struct Host {
     capacity: usize,
     places: Vec<Place>,
-    names: HashMap<BlockHash, u32>,
-    /// Places by their last use.
+    by_hash: HashMap<BlockHash, u32>,
+    /// Places in order of last use.
     order: BTreeSet<(u64, u32)>,
     uses: u64,
-    /// Uses before the step that is planned: its own moves need their places.
+    /// `uses` before the step that is planned. Places used since are needed by its moves.
     before: u64,
     moves: PageMoves,
 }
 
 struct Place {
-    name: BlockHash,
+    hash: BlockHash,
     used: u64,
 }
 
 impl Host {
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.min(u32::MAX as usize);
-        let (places, names, order) = (Vec::new(), HashMap::new(), BTreeSet::new());
-        Self { capacity, places, names, order, uses: 0, before: 0, moves: PageMoves::default() }
+        let (places, by_hash, order) = (Vec::new(), HashMap::new(), BTreeSet::new());
+        Self { capacity, places, by_hash, order, uses: 0, before: 0, moves: PageMoves::default() }
     }
 
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Blocks that are here.
+    /// Blocks in the tier.
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.by_hash.len()
     }
 
     pub fn moves(&self) -> &PageMoves {
         &self.moves
     }
 
-    /// The moves so far are done; others will be planned.
-    pub fn settle(&mut self) {
+    /// The planned moves are enqueued on the device: others can be planned.
+    pub fn commit(&mut self) {
         self.moves.to_host.clear();
         self.moves.from_host.clear();
         self.before = self.uses;
     }
 
-    pub fn find(&self, name: BlockHash) -> Option<u32> {
-        self.names.get(&name).copied()
+    pub fn find(&self, hash: BlockHash) -> Option<u32> {
+        self.by_hash.get(&hash).copied()
     }
 
-    /// The place of this name is in use: it is not given up in this step.
-    pub fn touch(&mut self, name: BlockHash) -> Option<u32> {
-        let at = self.find(name)?;
+    /// Marks a block as used: it is not dropped in this step.
+    pub fn touch(&mut self, hash: BlockHash) -> Option<u32> {
+        let at = self.find(hash)?;
         let place = &mut self.places[at as usize];
         self.order.remove(&(place.used, at));
         self.uses += 1;
@@ -66,31 +65,31 @@ impl Host {
         Some(at)
     }
 
-    /// Takes a block in that the device gives up, if there is a place for it.
-    pub fn keep(&mut self, name: BlockHash, block: u32) {
-        if self.touch(name).is_some() {
+    /// Plans to store an evicted block, if there is a place for it.
+    pub fn keep(&mut self, hash: BlockHash, block: u32) {
+        if self.touch(hash).is_some() {
             return;
         }
         let used = self.uses + 1;
         let at = if self.places.len() < self.capacity {
-            self.places.push(Place { name, used });
+            self.places.push(Place { hash, used });
             self.places.len() as u32 - 1
         } else {
             let Some(&(last, at)) = self.order.first().filter(|(last, _)| *last <= self.before) else { return };
             self.order.remove(&(last, at));
-            let old = std::mem::replace(&mut self.places[at as usize], Place { name, used });
-            self.names.remove(&old.name);
+            let old = std::mem::replace(&mut self.places[at as usize], Place { hash, used });
+            self.by_hash.remove(&old.hash);
             at
         };
         self.uses = used;
         self.order.insert((used, at));
-        self.names.insert(name, at);
+        self.by_hash.insert(hash, at);
         self.moves.to_host.push([block, at]);
     }
 
-    /// What is here comes to this block.
-    pub fn fetch(&mut self, name: BlockHash, block: u32) {
-        if let Some(at) = self.touch(name) {
+    /// Plans to fetch a block into this block of the device.
+    pub fn fetch(&mut self, hash: BlockHash, block: u32) {
+        if let Some(at) = self.touch(hash) {
             self.moves.from_host.push([at, block]);
         }
     }

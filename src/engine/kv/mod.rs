@@ -1,5 +1,7 @@
-//! KV blocks: which pages of the cache are free, which belong to whom, and what is remembered of those that nobody
-//! holds. A block is one page of the device's cache; nothing here touches the device.
+//! KV blocks: the block pool, block tables, prefix hashes and the host tier.
+//!
+//! A block is one page of the device's KV cache. Nothing here touches the device: it decides which page is used for
+//! what.
 
 mod blocks;
 mod hash;

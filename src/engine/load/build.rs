@@ -1,4 +1,4 @@
-//! Loads a model and starts its engine.
+//! Builds an engine: loads the model, sizes the KV cache and starts the step loop.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, mpsc};
@@ -26,7 +26,7 @@ impl EngineBuilder {
     /// Resolves and loads the model.
     ///
     /// # Errors
-    /// The model cannot be found, downloaded or understood; the device is not there; memory is short.
+    /// The model cannot be found, downloaded or read; the device is not available; there is too little memory.
     pub fn build(mut self) -> Result<Engine> {
         let started = Instant::now();
         let folder = match &self.model {
@@ -45,7 +45,11 @@ impl EngineBuilder {
         if !spec.rope.scale(self.rope_scaling) {
             return Err(Error::request("rope_scaling", "yarn in the model's configuration", spec.rope.kind.name()));
         }
-        let generation_config = checkpoint.generation_config().clone();
+        let mut generation_config = checkpoint.generation_config().clone();
+        // Tokens that the model does not have cannot be generated, so they need no ban.
+        let is_token = |token: &u32| (*token as usize) < spec.vocab_size;
+        let (eos, unknown_eos) = generation_config.eos.into_iter().partition(is_token);
+        generation_config.eos = eos;
         if self.check_weights {
             checkpoint.check_finite()?;
         }
@@ -84,7 +88,7 @@ impl EngineBuilder {
         let context = context.min(shape.pages * PAGE_SIZE);
         let cache = cache_size(&spec, shape.pages);
         let typical @ [prompt, output] = typical_request(context);
-        // What a device has no kernels for it refuses itself, as the model is loaded.
+        // Where there are no kernels for the model, loading it fails below.
         let model = opened.gpu().and_then(|info| GpuModel::of_device(&spec, info, [dtype, shape.dtype]).ok());
         let tokens_per_s = model.map(|mut model| model.capacity(&policy, cache, prompt, output).tokens_per_s);
 
@@ -102,7 +106,7 @@ impl EngineBuilder {
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
         let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(spec.context), PAGE_SIZE))?;
-        // The simulator computes slower than anything can be fetched.
+        // The simulator is slower than any fetch.
         let is_fetched = host_blocks > 0 && self.device != Device::Sim;
         let fetch = if is_fetched { fetch_tokens(&spec, runner.forward()?)? } else { 0 };
         let report = LoadReport {
@@ -123,7 +127,7 @@ impl EngineBuilder {
             context,
             typical,
             tokens_per_s,
-            warnings: warnings(&spec, context),
+            warnings: warnings(&spec, context, &unknown_eos),
         };
         let scheduler = Scheduler::new(policy, cache).with_host(host_blocks, fetch);
         let (commands, receiver) = mpsc::channel();
@@ -152,7 +156,7 @@ impl EngineBuilder {
         Ok(Engine(Arc::new(inner)))
     }
 
-    /// Where to. Without a say it is the first GPU that this build has code for, or else the CPU.
+    /// Opens the device. `Auto` is the first GPU that this build has kernels for, or else the CPU.
     fn target(&self) -> Result<(Target, Opened)> {
         let target = match self.device {
             Device::Auto => return Ok(Target::best()),
@@ -172,7 +176,8 @@ impl EngineBuilder {
     }
 }
 
-/// Tokens at the start of a sequence that a device computes, at its best, while a page comes from the host's memory.
+/// How many tokens at the start of a sequence the device computes, at its peak rate, in the time of fetching a page
+/// from host memory.
 fn fetch_tokens(spec: &ArchSpec, forward: &mut dyn Forward) -> Result<usize> {
     let parameters: usize = spec.products().iter().map(|[n, k]| n * k).sum();
     let per_token = 2.0 * parameters as f64 / 1e9;

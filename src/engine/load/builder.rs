@@ -1,4 +1,4 @@
-//! Options of an engine.
+//! The engine builder's options.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub struct EngineBuilder {
     pub(super) incident: OnIncident,
 }
 
-/// The architecture that the simulator stands in for without a say: the oldest that has all dtypes.
+/// The default architecture of the simulator: the oldest that has all dtypes.
 const SIM_ARCH: u32 = 80;
 
 impl EngineBuilder {
@@ -67,23 +67,22 @@ impl EngineBuilder {
         self
     }
 
-    /// Precision of the activations; on a GPU of the weights too, which on the CPU stay as they are stored. `None` is the
-    /// checkpoint's own, as far as the device has it.
+    /// The dtype of the activations, and on a GPU of the weights too; on the CPU these stay as stored. `None` is the
+    /// checkpoint's dtype if the device supports it.
     pub fn dtype(mut self, dtype: Option<DType>) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// Precision of the KV cache; `None` is that of the activations. [`DType::E4M3`], [`DType::E5M2`] and [`DType::I8`]
-    /// halve what a 16-bit one takes (i8 has a scale of f32 beside each head of each token); on a GPU it is one of these
-    /// or the activations' own, on the CPU any floating-point number or i8. A request's results depend on it, and are
-    /// then the same bits in any company as with every other.
+    /// The dtype of the KV cache; `None` is that of the activations. [`DType::E4M3`], [`DType::E5M2`] and [`DType::I8`]
+    /// take half the memory of 16 bits (i8 has an f32 scale for each head of each token). A GPU takes one of these or
+    /// the activations' dtype, the CPU any floating-point dtype or i8.
     pub fn kv_dtype(mut self, dtype: Option<DType>) -> Self {
         self.kv_dtype = dtype;
         self
     }
 
-    /// Threads of the CPU engine; 0 takes what the control group and the processor's cores allow.
+    /// Threads of the CPU engine; 0 takes as many as cores are available within the control group.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
@@ -95,26 +94,26 @@ impl EngineBuilder {
         self
     }
 
-    /// Tokens that one sequence may hold, at most what the model allows.
+    /// Tokens of one sequence, prompt and output, at most the model's context.
     pub fn context(mut self, tokens: usize) -> Self {
         self.context = Some(tokens);
         self
     }
 
-    /// Bytes that weights, activations and KV cache may take together.
+    /// Bytes for weights, activations and KV cache together.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.budget.memory = Some(bytes);
         self
     }
 
-    /// Which sequences are stretched, of a model whose configuration asks for `yarn`.
+    /// Which sequences are scaled, for a model with `yarn` rope scaling.
     pub fn rope_scaling(mut self, scaling: RopeScaling) -> Self {
         self.rope_scaling = scaling;
         self
     }
 
-    /// Bytes of the KV cache. Without this, [`memory`](Self::memory) or [`kv_tokens`](Self::kv_tokens) it is what all
-    /// sequences need at their full length, or half of the free memory where that is less.
+    /// Bytes of the KV cache. The default, unless [`memory`](Self::memory) or [`kv_tokens`](Self::kv_tokens) is given,
+    /// is room for all sequences at full length, but at most half of the free memory.
     pub fn kv_memory(mut self, bytes: u64) -> Self {
         self.budget.kv_memory = Some(bytes);
         self
@@ -126,15 +125,14 @@ impl EngineBuilder {
         self
     }
 
-    /// Bytes of the host's memory for what the KV cache gives up: what is asked for again comes back from there, and is not
-    /// computed again, be it the beginning of another request or a sequence that had to give its place up. 0 is none.
+    /// Bytes of host memory for blocks that are evicted from the KV cache. They are fetched from there when they are
+    /// needed again, by another request with the same prefix or by a preempted sequence. 0 is no host tier.
     pub fn host_kv_memory(mut self, bytes: u64) -> Self {
         self.host_kv_memory = bytes;
         self
     }
 
-    /// How a sequence that had to give its place up gets back what it had. [`Preemption::Swap`] needs
-    /// [`host_kv_memory`](Self::host_kv_memory).
+    /// How a preempted sequence is restored. [`Preemption::Swap`] needs [`host_kv_memory`](Self::host_kv_memory).
     pub fn preemption(mut self, preemption: Preemption) -> Self {
         self.preemption = Some(preemption);
         self
@@ -146,15 +144,16 @@ impl EngineBuilder {
         self
     }
 
-    /// Tokens of one step. More make prompts faster, and the time between two tokens longer while there are prompts.
+    /// Token budget of one step. A larger one makes prefill faster, and the time between two tokens longer during
+    /// prefill.
     pub fn step_tokens(mut self, tokens: usize) -> Self {
         self.step_tokens = Some(tokens);
         self
     }
 
-    /// How requests are scheduled. `step_tokens` and `max_running` are set by [`step_tokens`](Self::step_tokens) and
-    /// [`max_sequences`](Self::max_sequences) where those are given, and by what the device does well where not;
-    /// [`preemption`](Self::preemption) goes before `preemption`.
+    /// The scheduling policy. Its `max_running` is replaced by [`max_sequences`](Self::max_sequences) or the device's
+    /// default; [`step_tokens`](Self::step_tokens) and [`preemption`](Self::preemption) override the fields of the same
+    /// name.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -172,13 +171,13 @@ impl EngineBuilder {
         self
     }
 
-    /// Who is told how downloads go on.
+    /// Called with the progress of downloads.
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Box::new(progress);
         self
     }
 
-    /// Who is told of a device that hangs or fails: from one of the engine's threads, which waits for it.
+    /// Called when a device hangs or fails, on one of the engine's threads, which waits for it.
     pub fn on_incident(mut self, incident: impl Fn(Incident) + Send + Sync + 'static) -> Self {
         self.incident = Arc::new(incident);
         self

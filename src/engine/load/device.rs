@@ -1,4 +1,4 @@
-//! Devices that a model can run on, and how they are opened.
+//! Selects and opens the device that a model runs on.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,13 +15,13 @@ use crate::kernels::{self, Gpu};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
-    /// The best there is.
+    /// The first GPU that this build has kernels for, or else the CPU.
     #[default]
     Auto,
     Cpu,
     /// A CUDA device by its index.
     Cuda(usize),
-    /// The CUDA kernels, on the CPU.
+    /// The CUDA kernels in the simulator, on the CPU.
     Sim,
 }
 
@@ -71,7 +71,7 @@ pub enum Opened {
 }
 
 impl Opened {
-    /// Precision of the activations where nobody asks for one: the checkpoint's own, as far as the device has it.
+    /// The default dtype of the activations: the checkpoint's, if the device supports it.
     pub fn default_dtype(&self, stored: DType) -> DType {
         match self {
             Self::Cpu => stored,
@@ -79,7 +79,7 @@ impl Opened {
         }
     }
 
-    /// Sequences that run at a time where nobody says otherwise.
+    /// The default number of sequences that run at a time.
     pub fn max_sequences(&self) -> usize {
         match self {
             Self::Cpu => 64,
@@ -88,7 +88,7 @@ impl Opened {
         }
     }
 
-    /// What it is, of a GPU or what stands for one.
+    /// Properties of the GPU, or of the one that is simulated.
     pub fn gpu(&self) -> Option<&DeviceInfo> {
         match self {
             Self::Cpu => None,
@@ -96,12 +96,12 @@ impl Opened {
         }
     }
 
-    /// Bytes that its kernels work in, whatever the model is.
+    /// Bytes of the kernels' workspace, which does not depend on the model.
     pub fn workspace_bytes(&self) -> u64 {
         self.gpu().map_or(0, |_| Gpu::WORKSPACE_BYTES)
     }
 
-    /// Bytes that are free beside the model's own; `None` where nobody knows. The CPU's weights stay in the file.
+    /// Free bytes after the model's own, if known. On the CPU weights stay in the mapped file.
     pub fn free_memory(&self, weights: u64, activations: u64) -> Result<Option<u64>> {
         match self {
             Self::Cpu => Ok(memory::available().map(|available| memory::beside_mapped(weights, available))),
@@ -149,7 +149,7 @@ impl Target {
     }
 
     /// # Errors
-    /// The device is not there.
+    /// The device is not available.
     pub fn open(self) -> Result<Opened> {
         Ok(match self {
             Self::Cpu => Opened::Cpu,
@@ -163,7 +163,7 @@ impl Target {
 mod tests {
     use super::*;
 
-    /// Weights go to the same memory as the cache, and are not there yet when it is sized.
+    /// Weights take the same memory as the cache, and are loaded after it is sized.
     #[test]
     fn what_a_model_takes_on_a_gpu_is_not_free() {
         let stream = Stream::sim(SimOptions { memory_bytes: 1 << 20, ..SimOptions::default() }).unwrap();

@@ -1,4 +1,4 @@
-//! Puts a checkpoint's model on its device: when an engine is built, after a lost device and when weights are replaced.
+//! Loads a checkpoint onto its device: when an engine is built, after a device failure, and to replace weights.
 
 use crate::cpu::{Cpu, CpuOptions};
 use crate::dtype::DType;
@@ -9,14 +9,14 @@ use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits};
 
 use super::device::{Opened, Target};
 
-/// All that it takes to put a model on its device.
+/// Everything needed to load the model, any number of times.
 pub struct Loader {
     pub target: Target,
-    /// For the first time.
+    /// The opened device, for the first time.
     pub opened: Option<Opened>,
     pub checkpoint: Checkpoint,
     pub spec: ArchSpec,
-    /// Of the CPU.
+    /// Threads of the CPU.
     pub threads: usize,
     pub dtype: DType,
     pub limits: Limits,

@@ -1,4 +1,4 @@
-//! Builds an engine: options, device, checkpoint, memory plan.
+//! Loading: builds an engine from its options, a device and a checkpoint.
 
 mod build;
 mod builder;

@@ -1,73 +1,79 @@
-//! What an engine says of itself once it is built.
+//! The load report: what was loaded, on which device, and how memory is used.
 
 use crate::dtype::DType;
 use crate::engine::capacity::KvLimit;
 use crate::model::{ArchSpec, RopeKind};
 use crate::ops::CacheShape;
 
-/// What was loaded, and what it takes.
+/// What was loaded, and the memory that it takes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LoadReport {
-    /// The model as it was asked for.
+    /// The model's name as it was given.
     pub model: String,
-    /// What runs it.
+    /// The device.
     pub device: String,
-    /// Precision of the activations.
+    /// The dtype of the activations.
     pub dtype: DType,
-    /// Precision of the KV cache.
+    /// The dtype of the KV cache.
     pub kv_dtype: DType,
     pub kv_shape: CacheShape,
     /// Seconds from the start of [`EngineBuilder::build`](super::EngineBuilder::build) to its end.
     pub load_s: f64,
     /// Bytes of the weights, as stored.
     pub weight_bytes: u64,
-    /// Bytes set aside for keys and values; the system hands them out as they are first used.
+    /// Bytes of the KV cache; the system provides the memory as it is first used.
     pub kv_bytes: u64,
-    /// Tokens that fit there, over all open generations.
+    /// Tokens that fit into the KV cache.
     pub kv_tokens: usize,
-    /// What decided that.
+    /// What decided its size.
     pub kv_limit: KvLimit,
-    /// Bytes that what the KV cache gives up may take of the host's memory, as they are needed.
+    /// Bytes of host memory for blocks evicted from the KV cache, used as they are needed.
     pub host_kv_bytes: u64,
-    /// Bytes of the activations of one step, at the most, and of what a GPU's kernels work in.
+    /// Bytes of the activations of the largest step, and of the kernels' workspace on a GPU.
     pub activation_bytes: u64,
-    /// Tokens of a step.
+    /// Token budget of a step.
     pub step_tokens: usize,
     /// Sequences that run at a time.
     pub max_sequences: usize,
-    /// Tokens that one sequence may hold.
+    /// Tokens of one sequence, at most.
     pub context: usize,
-    /// Tokens of the prompt and of the output of a request by which a capacity is judged while there is none.
+    /// Prompt and output tokens of a typical request, for the estimates below.
     pub typical: [usize; 2],
-    /// What the kernels' cost model expects to be generated of such requests while they do not run out, on this GPU or the one
-    /// that the simulator stands in for; nobody knows of the CPU.
+    /// Throughput with such requests, as the kernels' cost model predicts it for this GPU or the simulated one; `None`
+    /// on the CPU.
     pub tokens_per_s: Option<f64>,
-    /// What whoever runs it should know, a sentence each.
+    /// Warnings for the operator, one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl LoadReport {
-    /// Sequences of so many tokens, prompt and output, that run at a time where they have nothing in common. What a window
-    /// lets go of is not counted as free.
+    /// How many sequences of `tokens` tokens, prompt and output, can run at a time without shared prefixes. Blocks that
+    /// a sliding window releases do not count.
     pub fn sequences_of(&self, tokens: usize) -> usize {
         let pages = tokens.div_ceil(self.kv_shape.page_size).max(1);
         self.max_sequences.min(self.kv_shape.pages / pages)
     }
 }
 
-/// What is to be said of a model that serves sequences of up to `context` tokens.
-pub fn warnings(spec: &ArchSpec, context: usize) -> Vec<String> {
-    match spec.rope.kind {
-        RopeKind::Yarn { factor, original_context, when_needed: false, .. }
-            if factor > 1.0 && context <= original_context =>
-        {
-            vec![format!(
-                "rope_type yarn stretches positions by {factor} at any length, and sequences here are of up to {context} \
-                 tokens: up to {original_context} the model is better unstretched (--rope-scaling when-needed, \
-                 EngineBuilder::rope_scaling)"
-            )]
-        }
-        _ => Vec::new(),
+/// Warnings about a model that serves sequences of up to `context` tokens, and names end tokens that it does not have.
+pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !unknown_eos.is_empty() {
+        warnings.push(format!(
+            "eos_token_id: {unknown_eos:?} never come: the vocabulary has {} tokens, from 0",
+            spec.vocab_size
+        ));
     }
+    if let RopeKind::Yarn { factor, original_context, when_needed: false, .. } = spec.rope.kind
+        && factor > 1.0
+        && context <= original_context
+    {
+        warnings.push(format!(
+            "rope_type yarn stretches positions by {factor} at any length, and sequences here are of up to {context} \
+             tokens: up to {original_context} the model is better unstretched (--rope-scaling when-needed, \
+             EngineBuilder::rope_scaling)"
+        ));
+    }
+    warnings
 }

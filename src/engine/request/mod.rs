@@ -16,9 +16,9 @@ pub use generation::{Generation, TokenStream};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Prompt {
-    /// Plain text; the tokenizer adds what it adds in front (a begin token, for some models).
+    /// Plain text. The tokenizer may add special tokens, such as a begin token.
     Text(String),
-    /// Token ids, taken as they are.
+    /// Token ids, used as they are.
     Tokens(Vec<u32>),
     /// A conversation, rendered by the model's chat template.
     Messages(Vec<Message>),
@@ -37,27 +37,27 @@ pub struct Request {
     pub sampling: Sampling,
     /// Tokens to generate at most; `None` takes the checkpoint's limit, or else the end of the context.
     pub max_tokens: Option<usize>,
-    /// Until so many tokens are generated, end tokens and stop tokens are not chosen; a stop text still ends it, and so
-    /// does a constraint after which only they may come. `None` takes the checkpoint's minimum, 0 where it has none.
+    /// Before this many tokens end tokens and stop tokens are banned. A stop text still ends the generation, and so does a
+    /// constraint that allows nothing but an end token. `None` takes the checkpoint's minimum, or 0.
     pub min_tokens: Option<usize>,
-    /// Texts that end the generation; they are not part of the output. One that spells a special token, which leaves no
-    /// text, matches that token. Without any, those of the checkpoint's `generation_config.json`.
+    /// Texts that end the generation; they are not part of the output. The text of a special token matches that token.
+    /// Without any, those of the checkpoint's `generation_config.json`.
     pub stop: Vec<String>,
     /// Tokens that end the generation, besides the model's end tokens; they are not part of the text.
     pub stop_token_ids: Vec<u32>,
     pub repetition_detection: Option<RepetitionDetection>,
-    /// What the text must look like. What ends it may be an end token even where those are ignored.
+    /// What the text must look like. It may end with an end token even with `ignore_eos`.
     pub constraint: Option<Constraint>,
     pub guidance: Option<Guidance>,
-    /// In this order.
+    /// Called in this order.
     pub logits_processors: Vec<LogitsProcessor>,
     /// Go on past the model's end tokens, though not past `stop_token_ids`.
     pub ignore_eos: bool,
-    /// Requests of a higher one are begun first; waiting makes up for a lower one in time.
+    /// Higher ones are begun first. Waiting requests age, so that low ones are not starved.
     pub priority: i32,
-    /// Ends it so long after it was asked for, with what was generated until then.
+    /// Ends the request this long after it was submitted, with the tokens that it has by then.
     pub deadline: Option<Duration>,
-    /// What is cached of prompts is shared among requests of one salt: give each tenant its own.
+    /// The prefix cache is shared among requests with the same salt: give each tenant its own.
     pub cache_salt: u64,
 }
 
@@ -227,17 +227,17 @@ impl Request {
     }
 }
 
-/// Classifier-free guidance: away from what another prompt would be continued with. With `p` the model's
-/// log-probabilities after the prompt, and `q` those after the negative prompt and the same generated tokens, tokens are
-/// chosen by `q + scale · (p - q)`. (Sanchez, Fan, Spangher, Levi, Ammanamanchi and Biderman: Stay on topic with
-/// Classifier-Free Guidance, 2023.)
+/// Classifier-free guidance: steers away from a negative prompt. With `p` the model's log-probabilities after the
+/// prompt, and `q` those after the negative prompt and the same generated tokens, tokens are sampled from `q + scale ·
+/// (p - q)`. (Sanchez, Fan, Spangher, Levi, Ammanamanchi and Biderman: Stay on topic with Classifier-Free Guidance,
+/// 2023.)
 ///
-/// Such a request computes both, and counts as two where sequences are counted.
+/// Such a request computes both prompts, and counts as two sequences.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// From 0 up; 1 changes nothing, more keeps away from the negative prompt.
+    /// At least 0. 1 changes nothing; larger values steer away from the negative prompt.
     pub scale: f32,
-    /// `None` for the prompt's last token alone.
+    /// `None` is the last token of the prompt.
     pub negative_prompt: Option<Prompt>,
 }
 
@@ -245,7 +245,7 @@ pub struct Guidance {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     pub id: u32,
-    /// Text that became certain with this token: empty while a character or a stop text is still open.
+    /// Text that became final with this token: empty while a character or a possible stop text is incomplete.
     pub text: String,
     /// Natural logarithm of the model's probability for this token, before temperature, penalties and filters.
     pub logprob: f32,
@@ -257,7 +257,7 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
-/// Seconds since the request was begun, the time before that in the queue not counted.
+/// Seconds since the request was begun, without its time in the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// Up to and including the first token.
@@ -266,12 +266,12 @@ pub struct Timings {
     pub decode_s: f64,
 }
 
-/// How likely a text is.
+/// The log-probabilities of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
     pub token_ids: Vec<u32>,
     /// Log-probability of each token given those before it; `None` for the first.
     pub logprobs: Vec<Option<f32>>,
-    /// `exp(-mean logprob)`; `None` for a single token, which nothing predicts.
+    /// `exp(-mean logprob)`; `None` for a text of a single token.
     pub perplexity: Option<f64>,
 }

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::engine::Engine;
-use crate::engine::sampling::{Constraint, Detector, Guide, Repetition, Resolved, Rules, Stretches};
-use crate::engine::scheduler::{Contrast, Submission};
+use crate::engine::sampling::{Constraint, Detector, Guide, NgramBan, Repetition, Resolved, Rules};
+use crate::engine::scheduler::{NegativePrompt, Submission};
 use crate::engine::step::{Command, Job, Kind, channel};
 use crate::error::{Error, Result};
+use crate::ops::TokenHistory;
 use crate::text::{DecodeStream, StopMatcher};
 
 use super::{Generation, Guidance, Prompt, Request};
@@ -23,10 +24,10 @@ impl Engine {
     /// Those of [`generate`](Self::generate); `n` is 0, or more than run at a time.
     pub fn generate_several(&self, request: Request, n: usize) -> Result<Vec<Generation>> {
         let at = Instant::now();
-        let mut sampling = request.sampling.resolve(&self.0.generation_config, self.0.spec.vocab_size)?;
+        let (vocab, context) = (self.0.spec.vocab_size, self.0.report.context);
+        let mut sampling = request.sampling.resolve(&self.0.generation_config, vocab, context)?;
         self.suppress(&mut sampling);
         let prompt = self.prompt("prompt", request.prompt)?;
-        let context = self.0.report.context;
         let limit = self.0.report.max_sequences;
         if !(1..=limit).contains(&n) {
             return Err(Error::request("n", format!("1 to {limit}, as many as run at a time"), n));
@@ -65,9 +66,9 @@ impl Engine {
         let detector =
             request.repetition_detection.map(|detection| detection.check().map(|()| Detector::new(detection)));
         let detector = detector.transpose()?;
-        let repetition = Arc::new(Repetition::new(&request.sampling, || self.tokenizer())?);
+        let repetition = Arc::new(Repetition::new(&request.sampling, vocab, || self.tokenizer())?);
         let ngram = Some(sampling.no_repeat_ngram_size).filter(|&ngram| ngram > 0);
-        let stretches = ngram.map(|ngram| Stretches::new(ngram, &prompt));
+        let ngram_ban = ngram.map(|ngram| NgramBan::new(ngram, &prompt));
         let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
         let is_known = |token: &&u32| (**token as usize) < self.0.spec.vocab_size;
         let eos = defaults.eos.iter().filter(|_| !request.ignore_eos);
@@ -83,7 +84,8 @@ impl Engine {
             let rules = Box::new(Rules {
                 guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
                 repetition: Arc::clone(&repetition),
-                stretches: stretches.clone(),
+                history: sampling.is_penalized().then(|| TokenHistory::new(&prompt, &[])),
+                ngram_ban: ngram_ban.clone(),
                 detector: detector.clone(),
                 sampling: Resolved { seed: sampling.seed.wrapping_add(i as u64), ..sampling.clone() },
                 max_tokens,
@@ -96,13 +98,13 @@ impl Engine {
             jobs.push(Job { key, kind: Kind::Generate { rules, consumer } });
             generations.push(Generation::new(Arc::clone(&self.0), key, events, prompt.clone(), text.clone()));
         }
-        // A contrast goes with one sequence: each has its own then, whose prompts the cache has.
+        // A negative goes with one sequence: each has its own then, whose prompts the cache has.
         let several = if negative.is_some() { jobs.into_iter().map(|job| vec![job]).collect() } else { vec![jobs] };
         // Without its deadline, which is of the step loop's clock: see `Command::Submit`.
         let submission = Submission {
             salt: self.salt(request.cache_salt, prompt.len(), max_tokens),
-            contrast: negative
-                .map(|prompt| Contrast { salt: self.salt(request.cache_salt, prompt.len(), max_tokens), prompt }),
+            negative: negative
+                .map(|prompt| NegativePrompt { salt: self.salt(request.cache_salt, prompt.len(), max_tokens), prompt }),
             priority: request.priority,
             ..Submission::new(prompt, max_tokens)
         };
@@ -156,7 +158,9 @@ impl Engine {
 
     fn guide(&self, constraint: &Constraint, sampling: &Resolved) -> Result<Guide> {
         let state = self.constraint(constraint)?;
-        Guide::new(state, self.0.spec.vocab_size, sampling.banned().collect(), self.0.masks.clone())
+        // A caller's own code may be slow: it does not hold up the grammars of others.
+        let masks = if matches!(constraint, Constraint::Custom(_)) { None } else { Some(self.0.masks.clone()) };
+        Guide::new(state, self.0.spec.vocab_size, sampling.banned().collect(), masks)
     }
 
     /// Keeps prompts apart in the cache that have not the same keys for the same tokens.

@@ -13,16 +13,16 @@ use super::{LogitsContext, Rules};
 pub struct Editor<'a> {
     rows: Vec<usize>,
     edits: Vec<Edit<'a>>,
-    /// Log-probabilities after negative prompts, by whom they guide.
-    contrasts: HashMap<SequenceId, Vec<f32>>,
+    /// Log-probabilities after negative prompts, by the sequence that they guide.
+    negatives: HashMap<SequenceId, Vec<f32>>,
     /// See [`Edited`].
     edited: HashMap<usize, Result<Vec<f32>>>,
 }
 
 #[derive(Clone, Copy)]
 enum Edit<'a> {
-    /// Is left as it is, and kept for this sequence.
-    Contrast(SequenceId),
+    /// The row of a negative prompt: it is stored for this sequence.
+    NegativePrompt(SequenceId),
     Own {
         id: SequenceId,
         rules: &'a Rules,
@@ -31,13 +31,13 @@ enum Edit<'a> {
 }
 
 impl<'a> Editor<'a> {
-    /// The row of a negative prompt, before that of the sequence which it guides.
-    pub fn contrast(&mut self, row: usize, of: SequenceId) {
+    /// Adds the row of a negative prompt. It must come before the row of the sequence that it guides.
+    pub fn negative(&mut self, row: usize, of: SequenceId) {
         self.rows.push(row);
-        self.edits.push(Edit::Contrast(of));
+        self.edits.push(Edit::NegativePrompt(of));
     }
 
-    /// A sequence's row, which is changed if its rules want that.
+    /// Adds a sequence's row, if its rules change logits.
     pub fn own(&mut self, row: usize, id: SequenceId, rules: &'a Rules, view: View<'a>) {
         if rules.guidance.is_some() || !rules.processors.is_empty() {
             self.rows.push(row);
@@ -50,12 +50,12 @@ impl<'a> Editor<'a> {
         self.rows.clone()
     }
 
-    /// Changes a row of logits. One that cannot be changed stays as it was: the other rows of the step have done nothing.
+    /// Edits a row of logits. After an error the row stays as it was, so that the step can go on for the other rows.
     pub fn edit(&mut self, row: usize, logits: &mut [f32]) {
         let Some(edit) = self.rows.binary_search(&row).ok().map(|at| self.edits[at]) else { return };
         match edit {
-            Edit::Contrast(of) => {
-                self.contrasts.insert(of, log_softmax(logits));
+            Edit::NegativePrompt(of) => {
+                self.negatives.insert(of, log_softmax(logits));
             }
             Edit::Own { id, rules, view } => {
                 let own = logits.to_vec();
@@ -71,10 +71,10 @@ impl<'a> Editor<'a> {
     fn apply(&self, id: SequenceId, rules: &Rules, view: View<'_>, logits: &mut [f32]) -> Result<()> {
         if let Some(scale) = rules.guidance {
             let missing = || Error::request("guidance", "a negative prompt in the same step", "none");
-            let contrast = self.contrasts.get(&id).ok_or_else(missing)?;
+            let negative = self.negatives.get(&id).ok_or_else(missing)?;
             let own = log_softmax(logits);
-            for ((logit, own), contrast) in logits.iter_mut().zip(own).zip(contrast) {
-                *logit = contrast + scale * (own - contrast);
+            for ((logit, own), negative) in logits.iter_mut().zip(own).zip(negative) {
+                *logit = negative + scale * (own - negative);
             }
         }
         for processor in &rules.processors {
@@ -84,23 +84,25 @@ impl<'a> Editor<'a> {
         Ok(())
     }
 
-    /// What has become of the rows.
+    /// Results of the edits.
     pub fn edited(self) -> Edited {
         Edited(self.edited)
     }
 }
 
-/// By row, the model's own logits; or why the row's request ends.
+/// For each edited row, the model's own logits or the error that ends its request.
 #[derive(Default)]
 pub struct Edited(HashMap<usize, Result<Vec<f32>>>);
 
 impl Edited {
-    /// What was chosen at a row, with the log-probability that the model itself gives it; or why its request ends.
-    pub fn verdict(&mut self, row: usize, sampled: &mut Sampled) -> Result<()> {
-        let Some(edited) = self.0.remove(&row) else { return Ok(()) };
-        let own = edited?;
-        sampled.logprob = own[sampled.token as usize] - log_sum_exp(&own);
-        Ok(())
+    /// The token that was chosen for a row. For an edited row, its log-probability is that of the model's own logits.
+    ///
+    /// # Errors
+    /// The row could not be edited, or no token could be chosen: its request ends.
+    pub fn result(&mut self, row: usize, chosen: Result<Sampled>) -> Result<Sampled> {
+        let Some(edited) = self.0.remove(&row) else { return chosen };
+        let (own, chosen) = (edited?, chosen?);
+        Ok(Sampled { logprob: own[chosen.token as usize] - log_sum_exp(&own), ..chosen })
     }
 }
 

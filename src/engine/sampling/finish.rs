@@ -12,7 +12,7 @@ pub enum FinishReason {
     Length,
     /// Its deadline passed.
     Deadline,
-    /// It went round in circles, as [`RepetitionDetection`](super::RepetitionDetection) has it.
+    /// It repeated itself: see [`RepetitionDetection`](super::RepetitionDetection).
     Repetition,
 }
 

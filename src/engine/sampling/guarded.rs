@@ -1,18 +1,18 @@
-//! Callers' own code inside the engine: its panics are its request's affair.
+//! Runs callers' code inside the engine: a panic becomes an error of its request.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Error, Result};
 
-/// Runs a request's `field`.
+/// Runs the code behind a request's `field`.
 ///
 /// # Errors
-/// Its own; or it panicked.
+/// The code's own error; or it panicked.
 pub fn guarded<T>(field: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(defect(field, "a panic")))
 }
 
-/// A request's `field` is not what it should be.
+/// An error for code that does not keep its contract.
 pub fn defect(field: &str, found: &str) -> Error {
     Error::request(field, "one that does what it promises", found)
 }

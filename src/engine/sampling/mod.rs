@@ -1,4 +1,4 @@
-//! How tokens are chosen: a request's sampling options, penalties, constraints, logits processors and end conditions.
+//! Sampling: a request's sampling options, penalties, constraints, logits processors and end conditions.
 
 mod constraint;
 mod editor;
@@ -9,7 +9,7 @@ mod repetition;
 mod repetition_detection;
 mod rules;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::model::GenerationConfig;
@@ -19,14 +19,14 @@ pub(super) use constraint::{Grammars, Guide, Masks};
 pub(super) use editor::{Edited, Editor};
 pub use finish::FinishReason;
 pub use processor::{LogitsContext, LogitsProcessor};
-pub(super) use repetition::{Repetition, Stretches};
+pub(super) use repetition::{NgramBan, Repetition};
 pub(super) use repetition_detection::Detector;
 pub use repetition_detection::RepetitionDetection;
 pub(super) use rules::Rules;
 
-/// How tokens are chosen. `None` takes what the checkpoint's `generation_config.json` says, and where that is silent
-/// too, greedy choice without filters. A filter (`top_k`, `top_p`, `min_p`, `typical_p`, applied in this order, each to
-/// what those before it leave) without a temperature samples at 1.
+/// Sampling options. `None` takes the default of the checkpoint's `generation_config.json`, or else samples greedily
+/// without filters. The filters `top_k`, `top_p`, `min_p` and `typical_p` are applied in this order, each to what those
+/// before it leave; with a filter the default temperature is 1.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sampling {
     /// 0 takes the most likely token.
@@ -37,49 +37,55 @@ pub struct Sampling {
     pub top_k: Option<usize>,
     /// Drops tokens less likely than this fraction of the most likely one, in [0, 1].
     pub min_p: Option<f32>,
-    /// Keeps the smallest set of tokens that reaches this probability, in (0, 1], of those whose surprise is nearest to
-    /// what is to be expected; 1 keeps all.
+    /// Locally typical sampling: keeps the tokens whose surprise is nearest to the expected one, as many as reach this
+    /// probability, in (0, 1]; 1 keeps all.
     pub typical_p: Option<f32>,
     /// Makes tokens that occurred before less likely; 1 does nothing.
     pub repetition_penalty: Option<f32>,
-    /// Is subtracted once from the logit of every token that was generated, from -2 to 2; 0 does nothing.
+    /// Subtracted once from the logit of every token that was generated, from -2 to 2; 0 does nothing.
     pub presence_penalty: f32,
-    /// Is subtracted from the logit of a token as often as it was generated, from -2 to 2; 0 does nothing.
+    /// Subtracted from a token's logit for each time that it was generated, from -2 to 2; 0 does nothing.
     pub frequency_penalty: f32,
-    /// No stretch of so many tokens, the prompt's included, comes twice, unless nothing else may come; 0 lets all.
+    /// No sequence of this many tokens, the prompt's included, is generated twice, unless nothing else is left; 0 does
+    /// nothing. At most the context.
     pub no_repeat_ngram_size: Option<usize>,
-    /// Makes it less likely to go on with what is being repeated.
+    /// Penalizes tokens that would continue a repetition.
     pub dry: Option<Dry>,
-    /// Texts that are not generated, at the start of a word or within one, as the tokenizer cuts them.
+    /// Texts that are not generated, with or without a leading space, as the tokenizer encodes them.
     pub bad_words: Vec<String>,
-    /// Token ids and what is added to their logits, after the penalties; -∞ bans a token.
+    /// Added to the logits of these tokens, after the penalties; -∞ bans a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Draws are a function of the seed and the position; `None` takes one at random.
+    /// Random draws depend on the seed and the position alone; `None` takes a random seed.
     pub seed: Option<u64>,
 }
 
-/// Don't Repeat Yourself: the longer a stretch of the text so far that is being repeated, the less likely the token
-/// that would go on with it. A token that would extend a repeated stretch of `n` tokens loses
-/// `multiplier · base^(n − allowed_length)` from its logit, where `n` is at least `allowed_length`. (The sampler of
-/// text-generation-webui's pull request 5677, by p-e-w.)
+/// DRY (Don't Repeat Yourself): the longer the repeated sequence that a token would extend, the larger its penalty. A
+/// token that would extend a repetition of `n` tokens loses `multiplier · base^(n − allowed_length)` from its logit, if
+/// `n` is at least `allowed_length`. (By p-e-w, in pull request 5677 of text-generation-webui.)
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dry {
-    /// A number from 0 up; 0 does nothing.
+    /// At least 0; 0 does nothing.
     pub multiplier: f32,
-    /// A number from 1 up.
+    /// At least 1.
     pub base: f32,
-    /// Stretches of fewer tokens may be repeated freely; at least 1.
+    /// Repetitions of fewer tokens are not penalized; at least 1.
     pub allowed_length: usize,
-    /// No stretch reaches over a token that has one of these texts in it.
+    /// How many of the last tokens are searched for repetitions, at most 32768; 4096 by default. This is
+    /// `dry_penalty_last_n` of llama.cpp.
+    pub last_n: usize,
+    /// A repetition does not extend over a token that contains one of these texts.
     pub sequence_breakers: Vec<String>,
 }
 
 impl Default for Dry {
     fn default() -> Self {
         let sequence_breakers = ["\n", ":", "\"", "*"].map(str::to_owned).to_vec();
-        Self { multiplier: 0.8, base: 1.75, allowed_length: 2, sequence_breakers }
+        Self { multiplier: 0.8, base: 1.75, allowed_length: 2, last_n: 4096, sequence_breakers }
     }
 }
+
+/// Bounds the work for each token, which is done on the step loop's thread.
+pub(super) const MAX_LAST_N: usize = 32_768;
 
 impl Dry {
     pub(in crate::engine) fn check(&self) -> Result<()> {
@@ -92,6 +98,9 @@ impl Dry {
         if self.allowed_length == 0 {
             return Err(Error::request("dry_allowed_length", "at least 1", 0));
         }
+        if !(1..=MAX_LAST_N).contains(&self.last_n) {
+            return Err(Error::request("dry_penalty_last_n", format!("from 1 to {MAX_LAST_N}"), self.last_n));
+        }
         match self.sequence_breakers.iter().any(String::is_empty) {
             true => Err(Error::request("dry_sequence_breakers", "texts that are not empty", "an empty one")),
             false => Ok(()),
@@ -99,7 +108,7 @@ impl Dry {
     }
 }
 
-/// [`Sampling`] with every question answered.
+/// [`Sampling`] with all defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
     pub temperature: f32,
@@ -116,11 +125,16 @@ pub struct Resolved {
 }
 
 impl Sampling {
-    /// For a vocabulary of so many tokens.
+    /// Fills in defaults and checks all values, for a model with `vocab` tokens and an engine with this context.
     ///
     /// # Errors
     /// A value outside its range.
-    pub(in crate::engine) fn resolve(&self, defaults: &GenerationConfig, vocab: usize) -> Result<Resolved> {
+    pub(in crate::engine) fn resolve(
+        &self,
+        defaults: &GenerationConfig,
+        vocab: usize,
+        context: usize,
+    ) -> Result<Resolved> {
         let sampled_by_default = defaults.do_sample == Some(true);
         let shares = [self.top_p, self.min_p, self.typical_p];
         let filtered = self.top_k.is_some() || shares.iter().any(Option::is_some);
@@ -130,8 +144,10 @@ impl Sampling {
             None if filtered => 1.0,
             None => 0.0,
         };
-        // A checkpoint that says not to sample has no opinion on how to.
+        // Without `do_sample` the other defaults do not apply.
         let default = |value: Option<f32>| value.filter(|_| sampled_by_default);
+        // A default that is longer than the context of this engine has no effect.
+        let default_ngram = defaults.no_repeat_ngram_size.filter(|&n| n <= context);
         let resolved = Resolved {
             temperature,
             top_p: self.top_p.or(default(defaults.top_p)).unwrap_or(1.0),
@@ -141,8 +157,8 @@ impl Sampling {
             repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            no_repeat_ngram_size: self.no_repeat_ngram_size.or(defaults.no_repeat_ngram_size).unwrap_or(0),
-            logit_bias: self.logit_bias.clone(),
+            no_repeat_ngram_size: self.no_repeat_ngram_size.or(default_ngram).unwrap_or(0),
+            logit_bias: merged(&self.logit_bias),
             seed: match self.seed {
                 Some(seed) => seed,
                 None => getrandom::u64()
@@ -163,11 +179,15 @@ impl Sampling {
         for (field, penalty) in [("presence_penalty", r.presence_penalty), ("frequency_penalty", r.frequency_penalty)] {
             check(field, penalty, (-2.0..=2.0).contains(&penalty), "a number from -2 to 2")?;
         }
-        for &(token, bias) in &r.logit_bias {
+        for &(token, bias) in &self.logit_bias {
             check("logit_bias", bias, bias < f32::INFINITY, "finite numbers or -infinity")?;
             if token as usize >= vocab {
                 return Err(Error::request("logit_bias", format!("token ids below {vocab}"), token));
             }
+        }
+        if r.no_repeat_ngram_size > context {
+            let expected = format!("at most {context} tokens, the context");
+            return Err(Error::request("no_repeat_ngram_size", expected, r.no_repeat_ngram_size));
         }
         if let Some(dry) = &self.dry {
             dry.check()?;
@@ -180,7 +200,23 @@ impl Sampling {
     }
 }
 
+/// One bias for each token: the sum of those that are given for it. Sums beyond the range of f32 are its ends, so that
+/// only a bias of -∞ bans a token.
+fn merged(biases: &[(u32, f32)]) -> Vec<(u32, f32)> {
+    let mut sums: BTreeMap<u32, f32> = BTreeMap::new();
+    for &(token, bias) in biases {
+        let sum = sums.entry(token).or_default();
+        *sum = if bias.is_finite() && sum.is_finite() { (*sum + bias).clamp(f32::MIN, f32::MAX) } else { *sum + bias };
+    }
+    sums.into_iter().collect()
+}
+
 impl Resolved {
+    /// Whether a penalty depends on which tokens came before.
+    pub fn is_penalized(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
     /// Tokens with a bias of −∞.
     pub fn banned(&self) -> impl Iterator<Item = u32> {
         self.logit_bias.iter().filter(|(_, bias)| *bias == f32::NEG_INFINITY).map(|(token, _)| *token)
@@ -192,6 +228,7 @@ mod tests {
     use super::*;
 
     const VOCAB: usize = 100;
+    const CONTEXT: usize = 1000;
 
     fn sampled() -> GenerationConfig {
         GenerationConfig {
@@ -205,10 +242,10 @@ mod tests {
 
     #[test]
     fn the_checkpoint_decides_where_the_caller_does_not() {
-        let r = Sampling::default().resolve(&sampled(), VOCAB).unwrap();
+        let r = Sampling::default().resolve(&sampled(), VOCAB, CONTEXT).unwrap();
         assert_eq!((r.temperature, r.top_p, r.top_k), (0.6, 0.9, 20));
         let r = Sampling { top_k: Some(0), temperature: Some(0.0), ..Sampling::default() }
-            .resolve(&sampled(), VOCAB)
+            .resolve(&sampled(), VOCAB, CONTEXT)
             .unwrap();
         assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 0.9, 0));
     }
@@ -216,18 +253,27 @@ mod tests {
     #[test]
     fn greedy_unless_someone_asks_to_sample() {
         let silent = GenerationConfig { do_sample: Some(false), ..sampled() };
-        let r = Sampling::default().resolve(&silent, VOCAB).unwrap();
+        let r = Sampling::default().resolve(&silent, VOCAB, CONTEXT).unwrap();
         assert_eq!((r.temperature, r.top_p, r.top_k), (0.0, 1.0, 0));
-        let r = Sampling { top_p: Some(0.5), ..Sampling::default() }.resolve(&silent, VOCAB).unwrap();
+        let r = Sampling { top_p: Some(0.5), ..Sampling::default() }.resolve(&silent, VOCAB, CONTEXT).unwrap();
         assert_eq!((r.temperature, r.top_p), (1.0, 0.5));
     }
 
     #[test]
     fn seeds_are_taken_or_drawn() {
         let given = Sampling { seed: Some(7), ..Sampling::default() };
-        assert_eq!(given.resolve(&sampled(), VOCAB).unwrap().seed, 7);
-        let draw = || Sampling::default().resolve(&sampled(), VOCAB).unwrap().seed;
+        assert_eq!(given.resolve(&sampled(), VOCAB, CONTEXT).unwrap().seed, 7);
+        let draw = || Sampling::default().resolve(&sampled(), VOCAB, CONTEXT).unwrap().seed;
         assert_ne!(draw(), draw());
+    }
+
+    #[test]
+    fn biases_of_one_token_are_added_and_stay_numbers() {
+        let logit_bias = vec![(3, f32::MAX), (2, -1.0), (3, f32::MAX), (4, f32::MIN), (4, f32::MIN), (2, -1.5)];
+        let banned = vec![(5, 1.0), (5, f32::NEG_INFINITY), (5, 1.0)];
+        let sampling = Sampling { logit_bias: [logit_bias, banned].concat(), ..Sampling::default() };
+        let resolved = sampling.resolve(&sampled(), VOCAB, CONTEXT).unwrap();
+        assert_eq!(resolved.logit_bias, [(2, -2.5), (3, f32::MAX), (4, f32::MIN), (5, f32::NEG_INFINITY)]);
     }
 
     #[test]
@@ -245,6 +291,15 @@ mod tests {
             ),
             (Sampling { dry: Some(Dry { base: 0.5, ..Dry::default() }), ..Sampling::default() }, "dry_base"),
             (Sampling { dry: Some(Dry { allowed_length: 0, ..Dry::default() }), ..Sampling::default() }, "dry_allowed"),
+            (Sampling { dry: Some(Dry { last_n: 0, ..Dry::default() }), ..Sampling::default() }, "dry_penalty_last_n"),
+            (
+                Sampling { dry: Some(Dry { last_n: 1 << 20, ..Dry::default() }), ..Sampling::default() },
+                "dry_penalty_last",
+            ),
+            (
+                Sampling { no_repeat_ngram_size: Some(CONTEXT + 1), ..Sampling::default() },
+                "no_repeat_ngram_size: expected at most 1000 tokens, the context, found 1001",
+            ),
             (Sampling { repetition_penalty: Some(0.0), ..Sampling::default() }, "repetition_penalty"),
             (Sampling { presence_penalty: 2.5, ..Sampling::default() }, "presence_penalty"),
             (Sampling { frequency_penalty: f32::NAN, ..Sampling::default() }, "frequency_penalty"),
@@ -259,7 +314,7 @@ mod tests {
             ),
         ];
         for (sampling, field) in cases {
-            let error = sampling.resolve(&sampled(), VOCAB).unwrap_err();
+            let error = sampling.resolve(&sampled(), VOCAB, CONTEXT).unwrap_err();
             assert!(error.is_input() && error.to_string().starts_with(field), "{error}");
         }
     }

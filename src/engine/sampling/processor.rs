@@ -1,4 +1,4 @@
-//! Callers' own functions that change logits.
+//! Logits processors: callers' functions that change logits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::guarded::guarded;
 
 const FIELD: &str = "logits_processor";
 
-/// What a [`LogitsProcessor`] may go by.
+/// The input of a [`LogitsProcessor`] beside the logits.
 #[derive(Clone, Copy, Debug)]
 pub struct LogitsContext<'a> {
     /// Prompt and generated tokens.
@@ -17,12 +17,12 @@ pub struct LogitsContext<'a> {
     pub prompt_len: usize,
 }
 
-/// A function of the caller's own that changes the logits of the next token, f32 of the vocabulary's size: after
-/// guidance, and before penalties, biases, masks and filters. −∞ bans a token. It is a function of the context alone:
-/// engines may call it from any thread, and again for the same token.
+/// A caller's function that changes the logits of the next token: f32, one for each token of the vocabulary. It runs
+/// after guidance and before penalties, biases, masks and filters. −∞ bans a token. Its result must depend on the
+/// context alone: engines may call it from any thread, and again for the same token.
 ///
-/// It runs on the step loop's thread, and all requests of a step wait for it. On a GPU the logits come to the host and go
-/// back.
+/// It runs on the step loop's thread, and all requests of a step wait for it. On a GPU the logits are copied to the
+/// host and back.
 ///
 /// ```
 /// # #[cfg(feature = "builtin-model")]
@@ -50,7 +50,7 @@ pub struct LogitsProcessor(Arc<Process>);
 type Process = dyn Fn(LogitsContext<'_>, &mut [f32]) -> Result<()> + Send + Sync;
 
 impl LogitsProcessor {
-    /// An error that `process` returns, and a panic, ends the request.
+    /// An error that `process` returns ends the request, and so does a panic.
     pub fn new(process: impl Fn(LogitsContext<'_>, &mut [f32]) -> Result<()> + Send + Sync + 'static) -> Self {
         Self(Arc::new(process))
     }

@@ -1,19 +1,21 @@
-//! The end of a generation that goes round in circles.
+//! Repetition detection: ends a generation that repeats itself.
 
 use crate::error::{Error, Result};
 
-/// Ends a generation when its last tokens are one pattern, `min_count` times over: with
-/// [`FinishReason::Repetition`](super::FinishReason::Repetition), and not before its `min_tokens`. What the prompt repeats
-/// is not counted.
+/// Ends a generation, with [`FinishReason::Repetition`](super::FinishReason::Repetition), when its last tokens are one
+/// pattern repeated `min_count` times; not before its `min_tokens`. Repetitions in the prompt do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RepetitionDetection {
     /// Tokens of the shortest pattern, at least 1.
     pub min_pattern_size: usize,
-    /// Tokens of the longest. Each token is compared with so many before it.
+    /// Tokens of the longest pattern, at most 1024: each new token is compared with this many before it.
     pub max_pattern_size: usize,
     /// At least 2.
     pub min_count: usize,
 }
+
+/// Bounds the work for each token, which is done on the step loop's thread.
+const MAX_PATTERN_SIZE: usize = 1024;
 
 impl RepetitionDetection {
     pub(in crate::engine) fn check(&self) -> Result<()> {
@@ -21,6 +23,10 @@ impl RepetitionDetection {
         if !(1..=max_pattern_size).contains(&min_pattern_size) {
             let (field, expected) = ("repetition_detection: min_pattern_size", "from 1 to max_pattern_size");
             return Err(Error::request(field, format!("{expected}, {max_pattern_size}"), min_pattern_size));
+        }
+        if max_pattern_size > MAX_PATTERN_SIZE {
+            let expected = format!("at most {MAX_PATTERN_SIZE}");
+            return Err(Error::request("repetition_detection: max_pattern_size", expected, max_pattern_size));
         }
         if min_count < 2 {
             return Err(Error::request("repetition_detection: min_count", "at least 2", min_count));
@@ -33,7 +39,7 @@ impl RepetitionDetection {
 #[derive(Clone, Debug)]
 pub struct Detector {
     detection: RepetitionDetection,
-    /// By the size of a pattern less the smallest: how many of the last tokens are those so many places before them.
+    /// For each pattern size from the smallest: how many of the last tokens equal the token that many places before.
     runs: Vec<usize>,
 }
 
@@ -42,8 +48,7 @@ impl Detector {
         Self { detection, runs: Vec::new() }
     }
 
-    /// Takes the token after those that were `generated` so far. Whether the last tokens are now a pattern so many times
-    /// over.
+    /// Adds the token after those that were `generated` so far. Returns whether the last tokens now repeat a pattern.
     pub fn take(&mut self, generated: &[u32], token: u32) -> bool {
         let RepetitionDetection { min_pattern_size, max_pattern_size, min_count } = self.detection;
         let sizes = (max_pattern_size.min(generated.len()) + 1).saturating_sub(min_pattern_size);
@@ -99,9 +104,13 @@ mod tests {
             RepetitionDetection { min_pattern_size, max_pattern_size, min_count }.check()
         };
         detection(1, 1, 2).unwrap();
-        for (sizes, count, field) in
-            [([0, 3], 2, "min_pattern_size"), ([4, 3], 2, "min_pattern_size"), ([1, 3], 1, "min_count")]
-        {
+        detection(1, 1024, 2).unwrap();
+        for (sizes, count, field) in [
+            ([0, 3], 2, "min_pattern_size"),
+            ([4, 3], 2, "min_pattern_size"),
+            ([1, 3], 1, "min_count"),
+            ([1, 1025], 2, "max_pattern_size: expected at most 1024, found 1025"),
+        ] {
             let error = detection(sizes[0], sizes[1], count).unwrap_err();
             assert!(error.is_input() && error.to_string().contains(field), "{error}");
         }

@@ -1,53 +1,57 @@
-//! How one sequence's tokens are chosen, and when it ends.
+//! The sampling state of one sequence: how its next token is chosen, and when it ends.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::engine::scheduler::View;
 use crate::error::Result;
-use crate::ops::SampleRow;
+use crate::ops::{Mask, SampleRow, TokenHistory};
 
 use super::repetition::ban;
-use super::{Detector, FinishReason, Guide, LogitsProcessor, Repetition, Resolved, Stretches};
+use super::{Detector, FinishReason, Guide, LogitsProcessor, NgramBan, Repetition, Resolved};
 
 pub struct Rules {
     pub sampling: Resolved,
     pub repetition: Arc<Repetition>,
-    pub stretches: Option<Stretches>,
+    /// `None` where no penalty needs it.
+    pub history: Option<TokenHistory>,
+    pub ngram_ban: Option<NgramBan>,
     pub detector: Option<Detector>,
     pub max_tokens: usize,
     pub min_tokens: usize,
-    /// Tokens that end it.
+    /// End tokens, within the vocabulary.
     pub end_tokens: Vec<u32>,
-    /// Tokens that are not the first.
+    /// Tokens that may not come first.
     pub not_first: Vec<u32>,
     pub guide: Option<Guide>,
-    /// The scale of the contrast that the sequence has.
+    /// The guidance scale, where the sequence has a negative prompt.
     pub guidance: Option<f32>,
     pub processors: Vec<LogitsProcessor>,
 }
 
 impl Rules {
-    /// How the token after those of `view` is chosen.
+    /// The sampling row of the token after those of `view`.
     pub fn row(&self, view: View<'_>) -> SampleRow {
-        let Resolved { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
-        let penalized = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
         SampleRow {
             temperature: self.sampling.temperature,
             top_k: self.sampling.top_k,
             top_p: self.sampling.top_p,
             min_p: self.sampling.min_p,
             typical_p: self.sampling.typical_p,
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            history: if penalized { view.tokens.to_vec() } else { Vec::new() },
-            prompt_len: view.prompt_len,
+            repetition_penalty: self.sampling.repetition_penalty,
+            presence_penalty: self.sampling.presence_penalty,
+            frequency_penalty: self.sampling.frequency_penalty,
+            history: self.history.clone(),
             logit_bias: self.biases(view),
-            mask: self.guide.as_ref().map(Guide::mask),
+            mask: self.mask().cloned(),
             seed: self.sampling.seed,
             position: view.tokens.len() as u64,
         }
+    }
+
+    /// The mask of the next token, where the sequence has a constraint.
+    pub fn mask(&self) -> Option<&Mask> {
+        self.guide.as_ref().map(Guide::mask)
     }
 
     fn biases(&self, view: View<'_>) -> Vec<(u32, f32)> {
@@ -55,7 +59,7 @@ impl Rules {
         let banned =
             [(generated < self.min_tokens).then_some(&self.end_tokens), (generated == 0).then_some(&self.not_first)];
         let mut banned = banned.into_iter().flatten().flatten().peekable();
-        if banned.peek().is_none() && self.repetition.is_none() && self.stretches.is_none() {
+        if banned.peek().is_none() && self.repetition.is_none() && self.ngram_ban.is_none() {
             return self.sampling.logit_bias.clone();
         }
         let mut biases = BTreeMap::new();
@@ -63,8 +67,8 @@ impl Rules {
             *biases.entry(token).or_default() += bias;
         }
         self.repetition.apply(view.tokens, view.prompt_len, &mut biases);
-        if let Some(stretches) = &self.stretches {
-            stretches.followers().iter().for_each(|&token| ban(&mut biases, token));
+        if let Some(ngram_ban) = &self.ngram_ban {
+            ngram_ban.banned().iter().for_each(|&token| ban(&mut biases, token));
         }
         banned.for_each(|&token| ban(&mut biases, token));
         biases.into_iter().collect()
@@ -74,16 +78,17 @@ impl Rules {
         self.end_tokens.contains(&token)
     }
 
-    /// Takes the token after those that were `generated` so far, and says why the sequence ends with it, if it does.
+    /// Adds the token after those that were `generated` so far. Returns why the sequence ends with it, if it does.
     ///
     /// # Errors
-    /// The constraint does not go on.
+    /// The constraint has no mask for this token, or does not go on after it.
     pub fn take(&mut self, token: u32, generated: &[u32]) -> Result<Option<FinishReason>> {
         let fulfilled = match &mut self.guide {
             Some(guide) => guide.advance(token)?,
             None => false,
         };
-        self.stretches.iter_mut().for_each(|stretches| stretches.push(token));
+        self.history.iter().for_each(|history| history.push(token));
+        self.ngram_ban.iter_mut().for_each(|ngram_ban| ngram_ban.push(token));
         let circles = self.detector.as_mut().is_some_and(|detector| detector.take(generated, token));
         let count = generated.len() + 1;
         Ok(if fulfilled || self.is_end(token) {

@@ -1,12 +1,12 @@
-//! What came of a step.
+//! Results of a step: commits its tokens, handles failures and ends sequences.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::sequence::{Pair, Sequence, State, Trial};
+use super::sequence::{Pair, Retry, Sequence, State};
 use super::{Chunk, End, Ended, Outcome, Plan, Scheduler, SequenceId};
 
-/// A step that is being carried out.
+/// A step that is running.
 pub(super) struct UnderWay {
     chunks: Vec<Chunk>,
     /// Whether it moves or copies blocks.
@@ -14,27 +14,27 @@ pub(super) struct UnderWay {
 }
 
 impl Scheduler {
-    /// The plan is being carried out, and the next one can be made.
+    /// The planned step runs now: the next one can be planned.
     pub fn begin(&mut self) {
         self.stats.steps += u64::from(!self.plan.chunks.is_empty());
         self.stats.stored_blocks += self.plan.moves.to_host.len() as u64;
         self.stats.fetched_blocks += self.plan.moves.from_host.len() as u64;
         let under_way = self.take_plan();
         for chunk in &under_way.chunks {
-            self.book(chunk);
+            self.reserve(chunk);
         }
         self.under_way = Some(under_way);
     }
 
-    /// What the plan moves and copies is done in the order of steps: others may be planned.
+    /// Empties the plan. Its moves and copies are made before those of any later plan.
     fn take_plan(&mut self) -> UnderWay {
         let Plan { moves, copies, chunks, .. } = std::mem::take(&mut self.plan);
-        self.blocks.settle();
+        self.blocks.commit();
         UnderWay { chunks, moves: !moves.is_empty() || !copies.is_empty() }
     }
 
-    /// A chunk's keys and values will be in the cache, and the token behind will be known.
-    fn book(&mut self, chunk: &Chunk) {
+    /// Reserves what the running step will produce: the chunk's keys and values, and the token after it.
+    fn reserve(&mut self, chunk: &Chunk) {
         let Some(sequence) = self.sequences.get_mut(chunk.sequence) else { return };
         sequence.computed += chunk.len;
         if !chunk.sample {
@@ -51,21 +51,21 @@ impl Scheduler {
         }
     }
 
-    /// The step is done: one outcome for every sequence that was to be sampled. Of the next one, where it is planned
-    /// already, that is dropped which has ended.
+    /// The step is done: takes one outcome for each sequence that was sampled. Sequences that end are removed from the
+    /// next step, where that is planned already.
     pub fn complete(&mut self, now: Duration, outcomes: &[Outcome]) {
         if self.under_way.is_none() {
             self.begin();
         }
         for chunk in self.under_way.take().into_iter().flat_map(|step| step.chunks) {
-            self.settle(now, chunk);
+            self.commit(now, chunk);
         }
         for &Outcome { sequence: id, token, last } in outcomes {
             for id in self.sequences.both(id) {
                 let Some(sequence) = self.sequences.get_mut(id) else { continue };
                 sequence.give_up_token();
                 sequence.tokens.push(token);
-                sequence.name_blocks(&self.hasher, self.blocks.block_size());
+                sequence.hash_blocks(&self.hasher, self.blocks.block_size());
             }
             let Some(sequence) = self.sequences.get_mut(id) else { continue };
             if sequence.first_token.is_none() {
@@ -77,11 +77,11 @@ impl Scheduler {
                 self.end(now, id, End::Finished);
             }
         }
-        self.blocks.forgo_copies(&mut self.plan.copies);
+        self.blocks.drop_unused_copies(&mut self.plan.copies);
     }
 
-    /// Log-probabilities that the step gave of a sequence: `scores` of all its tokens after the first, as far as they are
-    /// known by now. To be said before [`complete`](Self::complete).
+    /// Caches log-probabilities that the step gave: `scores` of a sequence's tokens from the second on, as far as they
+    /// are known. To be called before [`complete`](Self::complete).
     pub fn scored(&mut self, id: SequenceId, scores: &[f32]) {
         let block_size = self.blocks.block_size();
         let chunks = self.under_way.as_ref().map_or(&self.plan.chunks, |step| &step.chunks);
@@ -92,15 +92,15 @@ impl Scheduler {
             let first = block * block_size;
             let of = |token: usize| if token == 0 { Some(0.0) } else { scores.get(token - 1).copied() };
             let scores: Option<Box<[f32]>> = (first..first + block_size).map(of).collect();
-            if let (Some(scores), Some(&name)) = (scores, sequence.names.get(block)) {
-                self.blocks.set_scores(sequence.table.blocks()[block], name, scores);
+            if let (Some(scores), Some(&hash)) = (scores, sequence.hashes.get(block)) {
+                self.blocks.set_scores(sequence.table.blocks()[block], hash, scores);
             }
         }
     }
 
-    /// The step failed, and what it was to write is not kept. Its sequences end; or, where one of them may be to blame and
-    /// the others may not, they are computed `again`, each in steps of its own, once in its life. A step that is planned
-    /// behind it is not carried out.
+    /// The step failed, and what it wrote is lost. With `again`, where one of its sequences may have caused it, each is
+    /// retried in steps of its own; a sequence that fails then, or in the step after it, ends. Without, all end. A step
+    /// that is planned after it is dropped.
     pub fn fail(&mut self, now: Duration, again: bool) {
         let planned = self.take_plan();
         let UnderWay { chunks, moves } = match self.under_way.take() {
@@ -112,11 +112,11 @@ impl Scheduler {
         let failed: BTreeSet<SequenceId> =
             chunks.iter().map(|chunk| chunk.sequence).chain(begun).map(|id| self.sequences.lead(id)).collect();
         for id in failed {
-            let first = self.sequences.get_mut(id).filter(|sequence| again && sequence.trial == Trial::None);
+            let first = self.sequences.get_mut(id).filter(|sequence| again && sequence.retry == Retry::None);
             if let Some(sequence) = first {
-                sequence.trial = Trial::Due;
+                sequence.retry = Retry::Due;
                 self.stats.retries += 1;
-                self.put_back(id);
+                self.requeue(id);
                 continue;
             }
             for branch in self.branches(id).to_vec() {
@@ -125,78 +125,99 @@ impl Scheduler {
             self.end(now, id, End::Failed);
         }
         if moves {
-            // Nobody knows which of them were made, and not only the step's sequences need them.
+            // It is unknown which of them were made, and other sequences may need them too.
             self.forget();
         }
     }
 
-    /// What the device's memory held is lost, or is another model's: running sequences are computed again, and nothing is
-    /// known of any prompt.
+    /// The contents of the KV cache are lost or belong to another model: running sequences are requeued, and the prefix
+    /// cache is emptied.
     pub fn forget(&mut self) {
         self.take_plan();
         self.under_way = None;
         while let Some(id) = self.running.pop() {
-            self.put_back(id);
+            self.requeue(id);
         }
         self.blocks.forget();
     }
 
-    /// Ends a sequence before it is done; one that has ended already is left alone. A step under way may go on writing to its
-    /// blocks, as whatever they are used for next comes after that.
+    /// Ends a sequence early. A step under way may still write to its blocks: their next use comes after that step.
+    /// Does nothing for a sequence that has ended.
     pub fn cancel(&mut self, now: Duration, id: SequenceId) {
         self.end(now, id, End::Cancelled);
     }
 
-    /// A chunk's keys and values are in the cache.
-    fn settle(&mut self, now: Duration, chunk: Chunk) {
+    /// Takes a sequence out of the plan and leaves it out of steps until [`resume`](Self::resume): its next token
+    /// cannot be chosen yet. It keeps its blocks.
+    pub fn hold(&mut self, id: SequenceId) {
+        let lead = self.sequences.lead(id);
+        if let Some(sequence) = self.sequences.get_mut(lead) {
+            sequence.is_held = true;
+        }
+        let sequences = &self.sequences;
+        self.plan.chunks.retain(|chunk| sequences.lead(chunk.sequence) != lead);
+    }
+
+    /// Lets a held sequence go on.
+    pub fn resume(&mut self, id: SequenceId) {
+        let lead = self.sequences.lead(id);
+        if let Some(sequence) = self.sequences.get_mut(lead) {
+            sequence.is_held = false;
+        }
+    }
+
+    /// Commits a chunk: its keys and values are in the cache.
+    fn commit(&mut self, now: Duration, chunk: Chunk) {
         let block_size = self.blocks.block_size();
         self.stats.computed_tokens += chunk.len as u64;
         let Some(sequence) = self.sequences.get_mut(chunk.sequence) else { return };
-        let full = sequence.settled / block_size;
-        sequence.settled = chunk.start + chunk.len;
-        let filled = full..sequence.settled / block_size;
-        for (&block, &name) in sequence.table.blocks()[filled.clone()].iter().zip(&sequence.names[filled]) {
-            self.blocks.publish(block, name);
+        let full = sequence.committed / block_size;
+        sequence.committed = chunk.start + chunk.len;
+        let filled = full..sequence.committed / block_size;
+        for (&block, &hash) in sequence.table.blocks()[filled.clone()].iter().zip(&sequence.hashes[filled]) {
+            self.blocks.publish(block, hash);
         }
         if let Some(window) = self.window {
-            self.blocks.slide(&mut sequence.table, (sequence.settled + 1).saturating_sub(window));
+            self.blocks.slide(&mut sequence.table, (sequence.committed + 1).saturating_sub(window));
         }
-        if sequence.settled >= sequence.lost {
-            self.stats.stalled += sequence.resume(now);
+        if sequence.committed >= sequence.lost {
+            self.stats.stalled += sequence.end_stall(now);
         }
-        if sequence.settled + usize::from(sequence.awaited) < sequence.tokens.len() {
+        if sequence.committed + usize::from(sequence.awaited) < sequence.tokens.len() {
             return;
         }
-        if sequence.trial == Trial::Due {
-            sequence.trial = Trial::Passed;
-        }
+        sequence.retry = match sequence.retry {
+            Retry::Due => Retry::Passed,
+            // It succeeded in a step with others: a later failure is another matter.
+            Retry::Passed | Retry::None => Retry::None,
+        };
         if sequence.max_tokens == 0 {
             self.end(now, chunk.sequence, End::Finished);
         }
     }
 
-    /// A parked sequence goes on from where the prompt ends, on the same blocks.
+    /// Starts a branch where the prompt ends, on the same blocks.
     fn begin_branch(&mut self, leader: SequenceId, branch: SequenceId) {
         let Some(leader) = self.sequences.get(leader) else { return };
         let table = self.blocks.fork(&leader.table);
         let (computed, admitted, receipt) = (leader.computed, leader.admitted, leader.receipt);
-        // What the two have in common settles with the leader.
-        let settled = computed;
+        // The shared blocks are committed with the leader.
+        let committed = computed;
         let Some(sequence) = self.sequences.get_mut(branch) else { return };
         sequence.table = table;
-        (sequence.computed, sequence.settled) = (computed, settled);
+        (sequence.computed, sequence.committed) = (computed, committed);
         sequence.admitted = admitted;
         sequence.receipt = receipt;
         sequence.state = State::Running;
-        self.enlist(branch);
+        self.add_running(branch);
     }
 
-    /// Ends a sequence, and gives back what it has; a contrast ends with it, and is not spoken of.
+    /// Ends a sequence and releases its blocks. Its negative prompt ends with it and is not reported.
     pub(super) fn end(&mut self, now: Duration, id: SequenceId, end: End) {
         let Some(mut sequence) = self.remove(id) else { return };
-        self.stats.stalled += sequence.resume(now);
-        if let Some(Pair::With(contrast)) = sequence.pair {
-            self.remove(contrast);
+        self.stats.stalled += sequence.end_stall(now);
+        if let Some(Pair::GuidedBy(negative)) = sequence.pair {
+            self.remove(negative);
         }
         self.plan.chunks.retain(|chunk| self.sequences.get(chunk.sequence).is_some());
         let mut receipt = sequence.receipt;
@@ -206,7 +227,7 @@ impl Scheduler {
         self.ended.push(Ended { sequence: id, end, receipt });
     }
 
-    /// Takes a sequence out of all lists, and its blocks from it.
+    /// Removes a sequence from all lists and releases its blocks.
     fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         let mut sequence = self.sequences.remove(id)?;
         match sequence.state {
@@ -221,15 +242,15 @@ impl Scheduler {
             }
         }
         self.blocks.release(&mut sequence.table);
-        self.hand_over(&sequence.branches);
+        self.promote_branch(&sequence.branches);
         if let Some(deadline) = sequence.deadline {
             self.deadlines.remove(&(deadline, id));
         }
         Some(sequence)
     }
 
-    /// Branches whose leader is gone wait for themselves: the first leads the others.
-    fn hand_over(&mut self, branches: &[SequenceId]) {
+    /// Branches whose leader is gone wait on their own: the first one leads the others.
+    fn promote_branch(&mut self, branches: &[SequenceId]) {
         let Some((&heir, others)) = branches.split_first() else { return };
         for &other in others {
             if let Some(sequence) = self.sequences.get_mut(other) {
@@ -239,7 +260,7 @@ impl Scheduler {
         if let Some(sequence) = self.sequences.get_mut(heir) {
             sequence.state = State::Waiting;
             sequence.branches = others.to_vec();
-            self.waiting.insert((sequence.order, heir));
+            self.enqueue(heir);
         }
     }
 }

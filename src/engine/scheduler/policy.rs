@@ -1,65 +1,63 @@
-//! What an operator decides.
+//! Scheduling policy: limits and preferences that an operator sets.
 
 use std::time::Duration;
 
 /// Limits and preferences.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Tokens of a step, no fewer than `max_running`. More make prompts faster and the steps between two tokens of a
-    /// running sequence longer.
+    /// Token budget of a step, at least `max_running`. A larger one makes prefill faster, and the time between two
+    /// tokens of a running sequence longer.
     pub step_tokens: usize,
-    /// Sequences that hold blocks at a time.
+    /// Sequences that run at a time.
     pub max_running: usize,
     /// Requests that wait at a time; more are refused.
     pub max_waiting: usize,
-    /// Tokens of a step that a long prompt gets at the least: where the prompts under way fill the step, and are as many
-    /// as that allows, none is begun.
+    /// Tokens of a step that a long prompt gets at least: no more of them are begun than a step has room for. Prompts
+    /// with no more tokens left are short: they do not wait for long ones.
     pub min_chunk: usize,
-    /// Tokens that a running sequence is expected to generate yet, as far as its `max_tokens` allows.
+    /// Tokens that a running sequence is expected to generate yet, within its `max_tokens`: room is kept for them.
     pub reserve: usize,
     /// Waiting so long weighs as much as one level of priority.
     pub aging: Duration,
-    /// How many of the queue's first are compared by what the cache already has of them.
+    /// How many requests at the head of the queue are compared by their prefix hits.
     pub candidates: usize,
-    /// How often the queue's first may be passed by one behind it.
+    /// How often the first request of the queue may be overtaken.
     pub patience: usize,
-    /// Requests that the driver submits between two steps at most.
+    /// Requests that the driver submits between two steps, at most.
     pub ingest: usize,
     pub preemption: Preemption,
     pub mechanisms: Mechanisms,
 }
 
-/// How a sequence that gave its place up gets back what it had. What the device's cache still has of it is taken in any
-/// case.
+/// How a preempted sequence is restored. Blocks that are still in the device's prefix cache are reused in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preemption {
     /// It is computed again.
     Recompute,
-    /// What the host's memory has of it comes from there; the rest is computed again.
+    /// Blocks in host memory are fetched; the rest is computed again.
     Swap,
-    /// Of what the host's memory has, so much comes from there as takes less time than to compute it.
+    /// Blocks in host memory are fetched where that is faster than computing them.
     #[default]
     Auto,
 }
 
-/// Parts of the scheduler that each answer to a report of something that went wrong without it. They are switched off
-/// to measure what they are worth.
+/// Parts of the scheduler that can be switched off, to measure what each is worth.
 #[derive(Clone, Copy, Debug)]
 pub struct Mechanisms {
-    /// A prompt is begun when all of it has room, not just its next chunk.
+    /// A prompt is admitted when all of it has room, not just its next chunk.
     pub whole_prompt: bool,
-    /// Room is kept for what running sequences will generate, and one that was preempted comes back only when all that
-    /// it may still need is free.
+    /// Room is kept for what running sequences will generate, and a preempted one is admitted only when there is room
+    /// for all that it may still need.
     pub hysteresis: bool,
     /// Prompts and generated tokens share a step; without, prompts go first.
     pub mixed_steps: bool,
     /// Prompts are cut to fit the step.
     pub chunks: bool,
-    /// What the cache has of a prompt is not counted as needed.
+    /// Prefix hits do not count as blocks that a prompt needs.
     pub count_hits: bool,
-    /// Among the first of the queue, one that the cache has more of goes first.
+    /// Among the first of the queue, the one with the most prefix hits goes first.
     pub affinity: bool,
-    /// A prompt whose next block another one is computing waits for it.
+    /// A prompt waits where a running one is computing its next block.
     pub share_in_flight: bool,
     /// No more long prompts are under way than get `min_chunk` tokens of a step.
     pub bounded_prompts: bool,

@@ -1,10 +1,10 @@
-//! One sequence's books.
+//! The scheduler's record of one sequence.
 
 use std::time::Duration;
 
 use crate::engine::kv::{BlockHash, BlockHasher, Table};
 
-/// Names a sequence, and no later one in its place.
+/// Identifies a sequence; ids are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId {
     slot: u32,
@@ -12,17 +12,17 @@ pub struct SequenceId {
 }
 
 impl SequenceId {
-    /// A small number that no other living sequence has: an index for tables beside the scheduler's.
+    /// A small number, unique among the sequences that have not ended: an index for the driver's own tables.
     pub fn slot(self) -> usize {
         self.slot as usize
     }
 }
 
-/// Where a request stands in the queue, and who it is: arrival brought forward by priority, then order of arrival. As
-/// all grow older alike, the order of two never changes.
+/// A request's place in the queue: arrival time brought forward by priority, then order of arrival. As all age alike,
+/// the order of two requests never changes.
 pub(super) type QueueKey = ((i128, u64), SequenceId);
 
-/// What a sequence went through.
+/// Timings and counters of one sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
     /// From submission until it was first scheduled.
@@ -31,13 +31,13 @@ pub struct Receipt {
     pub prefill: Duration,
     /// From its first token to its last so far.
     pub decode: Duration,
-    /// Prompt tokens that the cache had when it was first scheduled.
+    /// Prompt tokens found in the prefix cache when it was first scheduled.
     pub cached_tokens: usize,
-    /// How often it gave its place up: to others, or after a failed step.
+    /// How often it was requeued: preempted, or retried after a failed step.
     pub preemptions: usize,
     /// Tokens that were computed again after preemptions.
     pub recomputed_tokens: usize,
-    /// From each time that it gave its place up to others until it had again what it had then.
+    /// From each preemption until it had caught up.
     pub stalled: Duration,
 }
 
@@ -45,37 +45,37 @@ pub struct Receipt {
 pub(super) enum State {
     Waiting,
     Running,
-    /// Begins where the prompt of another one ends.
+    /// Waits for its leader: a branch for the prompt, a negative prompt for admission.
     Parked {
         leader: SequenceId,
     },
 }
 
-/// The other one of two sequences that go in step: the same tokens behind different prompts. They begin, give their
-/// blocks up and end together; what is known outside of the two is the one that has a contrast.
+/// The partner of a sequence in classifier-free guidance: both have the same generated tokens after different prompts.
+/// They are admitted, preempted and ended together. Outside the scheduler only the guided one is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pair {
-    /// It has this contrast.
-    With(SequenceId),
-    /// It is the contrast of this one.
-    ContrastOf(SequenceId),
+    /// This negative prompt guides it.
+    GuidedBy(SequenceId),
+    /// It is the negative prompt of this sequence.
+    NegativeOf(SequenceId),
 }
 
 impl Pair {
     pub fn other(self) -> SequenceId {
         match self {
-            Self::With(id) | Self::ContrastOf(id) => id,
+            Self::GuidedBy(id) | Self::NegativeOf(id) => id,
         }
     }
 }
 
-/// Where a sequence stands whose step failed.
+/// Whether a sequence is retried after a failed step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trial {
+pub(super) enum Retry {
     None,
-    /// It is computed again, in steps of its own.
+    /// It has to be computed again, in steps of its own.
     Due,
-    /// It was not to blame. Another failure ends it.
+    /// It was computed again without a failure. If its next step fails too, it ends.
     Passed,
 }
 
@@ -85,9 +85,9 @@ pub(super) struct Sequence {
     pub prompt_len: usize,
     pub max_tokens: usize,
     pub reuse: bool,
-    /// Log-probabilities of its tokens are wanted.
+    /// Whether log-probabilities of its tokens are wanted.
     pub scored: bool,
-    /// Those of the tokens after its first one that the cache had.
+    /// Cached ones, of its tokens from the second on.
     pub known_scores: Vec<f32>,
     pub priority: i32,
     /// See [`QueueKey`].
@@ -95,26 +95,28 @@ pub(super) struct Sequence {
     pub deadline: Option<Duration>,
     pub state: State,
     pub pair: Option<Pair>,
-    pub trial: Trial,
+    pub retry: Retry,
+    /// It is left out of steps until [`resume`](super::Scheduler::resume).
+    pub is_held: bool,
     /// Names of the full blocks of `tokens`.
-    pub names: Vec<BlockHash>,
-    /// The last of `names`, or the root.
-    pub last_name: BlockHash,
+    pub hashes: Vec<BlockHash>,
+    /// The last of `hashes`, or the root.
+    pub last_hash: BlockHash,
     pub table: Table,
-    /// Its last token is the one that the step under way chooses.
+    /// Its last token is a placeholder for the one that the step under way samples.
     pub awaited: bool,
-    /// Tokens whose keys and values are in the cache, or will be after the step under way.
+    /// Tokens whose keys and values are in the cache once the step under way is done.
     pub computed: usize,
-    /// Those that are in the cache.
-    pub settled: usize,
+    /// Tokens whose keys and values are in the cache.
+    pub committed: usize,
     /// What `computed` was when it was preempted.
     pub lost: usize,
-    /// When that was, until it has as much again.
+    /// When it was preempted; `None` once it has caught up.
     pub preempted: Option<Duration>,
-    /// Parked sequences that wait for its prompt.
+    /// Parked sequences that continue its prompt.
     pub branches: Vec<SequenceId>,
-    /// How often others went first though it was the queue's first.
-    pub passed_by: usize,
+    /// How often others were admitted while it was first in the queue.
+    pub times_skipped: usize,
     pub submitted: Duration,
     pub admitted: Option<Duration>,
     pub first_token: Option<Duration>,
@@ -135,17 +137,18 @@ impl Sequence {
             deadline: None,
             state: State::Waiting,
             pair: None,
-            trial: Trial::None,
-            names: Vec::new(),
-            last_name: BlockHash::default(),
+            retry: Retry::None,
+            is_held: false,
+            hashes: Vec::new(),
+            last_hash: BlockHash::default(),
             table: Table::default(),
             awaited: false,
             computed: 0,
-            settled: 0,
+            committed: 0,
             lost: 0,
             preempted: None,
             branches: Vec::new(),
-            passed_by: 0,
+            times_skipped: 0,
             submitted,
             admitted: None,
             first_token: None,
@@ -153,11 +156,11 @@ impl Sequence {
         }
     }
 
-    /// Another continuation of the same prompt, which has computed nothing.
+    /// Another branch of the same prompt.
     pub fn parked(&self) -> Self {
         Self {
             tokens: self.tokens.clone(),
-            names: self.names.clone(),
+            hashes: self.hashes.clone(),
             table: Table::default(),
             branches: Vec::new(),
             known_scores: Vec::new(),
@@ -169,49 +172,49 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
-    /// Tokens to compute before the next one can be chosen: none of a sequence that ends with the step under way.
+    /// Tokens to compute before the next one can be sampled: 0 for a sequence that ends with the step under way.
     pub fn remaining(&self) -> usize {
         let is_last = self.awaited && self.generated() >= self.max_tokens;
         if is_last { 0 } else { self.tokens.len() - self.computed }
     }
 
-    /// A step chooses its next token.
+    /// Appends a placeholder for the token that a step samples.
     pub fn await_token(&mut self) {
         const UNKNOWN: u32 = 0;
         self.tokens.push(UNKNOWN);
         self.awaited = true;
     }
 
-    /// No step chooses its next token any more.
+    /// Removes the placeholder.
     pub fn give_up_token(&mut self) {
         if std::mem::take(&mut self.awaited) {
             self.tokens.pop();
         }
     }
 
-    /// It has again what it had when it was preempted, or needs it no more. Returns how long that took.
-    pub fn resume(&mut self, now: Duration) -> Duration {
+    /// Ends the time since a preemption: the sequence has caught up, or ends. Returns how long that took.
+    pub fn end_stall(&mut self, now: Duration) -> Duration {
         let stalled = self.preempted.take().map_or(Duration::ZERO, |since| now.saturating_sub(since));
         self.receipt.stalled += stalled;
         stalled
     }
 
-    /// Names the blocks that `tokens` has filled by now.
-    pub fn name_blocks(&mut self, hasher: &BlockHasher, block_size: usize) {
-        for block in self.tokens.chunks_exact(block_size).skip(self.names.len()) {
-            self.last_name = hasher.next(self.last_name, block);
-            self.names.push(self.last_name);
+    /// Hashes the blocks that `tokens` has filled by now.
+    pub fn hash_blocks(&mut self, hasher: &BlockHasher, block_size: usize) {
+        for block in self.tokens.chunks_exact(block_size).skip(self.hashes.len()) {
+            self.last_hash = hasher.next(self.last_hash, block);
+            self.hashes.push(self.last_hash);
         }
     }
 
-    /// Names of the blocks that may be taken from the cache: not the last token's, whose logits are wanted.
+    /// Hashes of the blocks that may be reused: not the last token's, whose logits are needed.
     pub fn reusable(&self, block_size: usize) -> &[BlockHash] {
         let blocks = if self.reuse { (self.tokens.len() - 1) / block_size } else { 0 };
-        &self.names[..blocks.min(self.names.len())]
+        &self.hashes[..blocks.min(self.hashes.len())]
     }
 }
 
-/// All sequences that have not ended.
+/// All sequences that have not ended, in slots that are used again.
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
     slots: Vec<(u32, Option<Sequence>)>,
@@ -231,11 +234,11 @@ impl Sequences {
         [id].into_iter().chain(other)
     }
 
-    /// The one of a pair that is known outside of it; of no pair, the sequence itself.
+    /// The sequence that a negative prompt guides; any other sequence itself.
     pub fn lead(&self, id: SequenceId) -> SequenceId {
         match self.get(id).and_then(|sequence| sequence.pair) {
-            Some(Pair::ContrastOf(lead)) => lead,
-            Some(Pair::With(_)) | None => id,
+            Some(Pair::NegativeOf(lead)) => lead,
+            Some(Pair::GuidedBy(_)) | None => id,
         }
     }
 

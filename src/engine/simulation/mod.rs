@@ -1,29 +1,29 @@
-//! The scheduler under a virtual clock: what requests would go through on a machine that is not here.
+//! Runs the scheduler under a virtual clock, to predict latencies and throughput on a machine that is not available.
 //!
-//! [`simulate`] drives the [`Scheduler`] as an engine does, request by request and step by step; a step takes what a cost
-//! model says, such as [`GpuModel::seconds`](crate::capacity::GpuModel::seconds). Nothing is computed: an hour of a GPU
-//! takes seconds.
+//! [`simulate`] drives the [`Scheduler`] as an engine does, request by request and step by step. The time of a step
+//! comes from a cost model, such as [`GpuModel::seconds`](crate::capacity::GpuModel::seconds). Nothing is computed: an
+//! hour on a GPU takes seconds.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::scheduler::{End, Outcome, Plan, Receipt, Refused, Scheduler, SequenceId, Stats, Submission};
 
-/// A request, and when it comes.
+/// A request and its arrival time.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Seconds from the beginning.
+    /// Seconds from the start.
     pub at: f64,
     pub submission: Submission,
     /// Tokens that it generates, at most the submission's `max_tokens`.
     pub output: usize,
 }
 
-/// What became of a request.
+/// The history of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     pub at: f64,
-    /// When each of its tokens came.
+    /// The time of each of its tokens.
     pub tokens: Vec<f64>,
     pub end: Option<(End, Receipt)>,
     pub refused: Option<Refused>,
@@ -43,7 +43,7 @@ pub struct Step {
     pub waiting: usize,
 }
 
-/// What became of all.
+/// The result of a simulation.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// One for each request.
@@ -69,16 +69,16 @@ impl Run {
     }
 }
 
-/// What takes time.
+/// Times of the virtual clock.
 pub struct Costs<F> {
     /// Seconds of a step.
     pub step: F,
-    /// Seconds of taking a request in.
+    /// Seconds of submitting a request.
     pub submit: f64,
 }
 
-/// Puts requests, ordered by arrival and each of one branch, through a scheduler that has done nothing yet: to their end,
-/// or for so many steps.
+/// Runs requests, in order of arrival and with one branch each, on a fresh scheduler: to their end, or for `most_steps`
+/// steps.
 pub fn simulate(
     mut scheduler: Scheduler,
     mut costs: Costs<impl FnMut(&Plan) -> f64>,

@@ -1,4 +1,4 @@
-//! From chunks of sequences to what a device is told: tokens, positions, places in the cache, rotary factors.
+//! Turns the scheduler's chunks into a [`Batch`]: tokens, cache slots, rotary factors, page table rows, sampling rows.
 
 use crate::model::Rope;
 use crate::ops::{Batch, SampleRow, Span};
@@ -6,15 +6,15 @@ use crate::ops::{Batch, SampleRow, Span};
 use super::page_rows::PageRows;
 use crate::engine::scheduler::{Chunk, View};
 
-/// Makes the batches of one step after another, in the same room.
+/// Builds the batches of each step, and reuses their memory.
 pub struct Batcher {
     rope: Rope,
     page_size: usize,
-    /// Of sequences that generate.
+    /// The batch of sequences that generate.
     generate: Part,
-    /// Of sequences that are scored.
+    /// The batch of sequences that are scored.
     score: Part,
-    /// Batches so far.
+    /// Batches so far; numbers their layouts.
     layouts: u64,
 }
 
@@ -40,7 +40,7 @@ impl Batcher {
                 rope_rows,
                 rope,
                 spans,
-                // What it has is good for the next step too.
+                // It is updated from step to step.
                 page_table: _,
                 masks,
                 logit_rows,
@@ -63,28 +63,28 @@ impl Batcher {
         append(&mut self.generate, &mut self.rope, self.page_size, chunk, view);
     }
 
-    /// Wants the token after the last one that was added, the most likely one where nothing else [is said](Self::choose).
-    /// May be asked for several times.
+    /// Samples a token after the last one that was added: greedily, unless [`choose`](Self::choose) sets another row.
+    /// May be called several times.
     pub fn want(&mut self) {
         let batch = &mut self.generate.batch;
         batch.logit_rows.push(batch.tokens.len() as u32 - 1);
         batch.samples.push(SampleRow::GREEDY);
     }
 
-    /// How the token of the `at`th [`want`](Self::want) is chosen.
+    /// Sets the sampling row of the `at`th [`want`](Self::want).
     pub fn choose(&mut self, at: usize, row: SampleRow) {
         self.generate.batch.samples[at] = row;
     }
 
-    /// The tokens of the `at`th chunk of a sequence that generates have become known.
+    /// Enters the tokens of the `at`th chunk of the generating sequences, which were not known when it was added.
     pub fn renew(&mut self, at: usize, view: View<'_>) {
         let batch = &mut self.generate.batch;
         let Span { start, len, kv_len, .. } = batch.spans[at];
         batch.tokens[start..start + len].copy_from_slice(&view.tokens[kv_len - len..kv_len]);
     }
 
-    /// Adds a chunk of a sequence that is scored, and wants the log-probabilities of the tokens behind each of its tokens:
-    /// so many.
+    /// Adds a chunk of a sequence that is scored. Returns how many log-probabilities it gives: one for the token after
+    /// each of its tokens.
     pub fn score(&mut self, chunk: Chunk, view: View<'_>) -> usize {
         append(&mut self.score, &mut self.rope, self.page_size, chunk, view);
         let batch = &mut self.score.batch;
@@ -96,19 +96,19 @@ impl Batcher {
         targets.len()
     }
 
-    /// What was added of sequences that generate.
+    /// The batch of sequences that generate.
     pub fn generated(&self) -> &Batch {
         &self.generate.batch
     }
 
-    /// What was added of sequences that are scored.
+    /// The batch of sequences that are scored.
     pub fn scored(&self) -> &Batch {
         &self.score.batch
     }
 }
 
-/// Adds a chunk. Rope kinds that depend on the length see the whole prompt's for each of its tokens, however it is cut,
-/// and for a generated token the length up to it, whenever it is computed.
+/// Adds a chunk. For rope kinds that depend on the length, a prompt token counts the whole prompt, and a generated one
+/// the tokens up to it: so the angles do not depend on how and when chunks are computed.
 fn append(part: &mut Part, rope: &mut Rope, page_size: usize, chunk: Chunk, view: View<'_>) {
     let Part { batch, rows } = part;
     let (start, end) = (batch.tokens.len(), chunk.start + chunk.len);

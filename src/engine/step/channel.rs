@@ -1,4 +1,4 @@
-//! A queue between two threads, one of which may be a task: the receiver waits either way.
+//! A channel whose receiver can block a thread or be polled by an async task.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ struct Shared<T> {
 
 impl<T> Shared<T> {
     fn queue(&self) -> MutexGuard<'_, Queue<T>> {
-        // Nothing that runs under the lock leaves the queue half done.
+        // Nothing that runs under the lock can panic half way.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -33,7 +33,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// Dropping it ends the receiver's items.
+/// Dropping it closes the channel.
 pub struct Sender<T>(Arc<Shared<T>>);
 
 pub struct Receiver<T>(Arc<Shared<T>>);
@@ -57,7 +57,7 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    /// Waits for the next item; `None` where none will come.
+    /// Waits for the next item; `None` once the channel is closed and empty.
     pub fn wait(&self) -> Option<T> {
         let mut queue = self.0.queue();
         loop {
@@ -68,7 +68,7 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// The next item, for a task.
+    /// Polls for the next item.
     pub fn poll(&self, context: &Context<'_>) -> Poll<Option<T>> {
         let mut queue = self.0.queue();
         match queue.items.pop_front() {

@@ -2,6 +2,7 @@
 
 pub mod batching;
 mod channel;
+mod command;
 mod incident;
 mod page_rows;
 mod runner;
@@ -9,10 +10,11 @@ mod watchdog;
 mod worker;
 
 pub(super) use channel::{Receiver, channel};
+pub use command::Status;
+pub(super) use command::{Command, Event, Job, Kind};
 pub use incident::Incident;
 pub(super) use incident::OnIncident;
 pub(super) use runner::{Load, Runner};
 pub(super) use watchdog::Watchdog;
 pub use watchdog::{SlowStep, StepSize};
-pub use worker::Status;
-pub(super) use worker::{Command, Event, Job, Kind, Worker};
+pub(super) use worker::Worker;

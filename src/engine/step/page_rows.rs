@@ -1,17 +1,19 @@
-//! Where each sequence's pages are in a table that stays from step to step.
+//! Row allocator for the persistent page table: places each sequence's block table in it, and updates it incrementally.
 
 use crate::ops::PageTable;
 
 use crate::engine::scheduler::{SequenceId, View};
 
-/// Rows of a page table, of the sequences of the last two steps. Of a sequence that goes on only new pages are written.
+/// The rows of a page table. A sequence keeps its row as long as one of the last two steps used it, and only its new
+/// pages are written.
 ///
-/// A row has room for a power of two of pages; one that is outgrown is left for others of its size.
+/// A row has room for a power of two of pages. A sequence that outgrows it gets a larger one, and the row is free for
+/// others.
 #[derive(Default)]
 pub struct PageRows {
-    /// Of the sequence in each of the scheduler's slots.
+    /// By [`SequenceId::slot`].
     rows: Vec<Option<Row>>,
-    /// Entries where rows of `1 << i` entries begin that nobody has.
+    /// The first entries of free rows, by the logarithm of their size.
     free: Vec<Vec<usize>>,
     /// Steps so far.
     step: u64,
@@ -22,24 +24,24 @@ struct Row {
     /// See [`View::table`].
     table: u64,
     start: usize,
-    /// It has room for `1 << size` pages.
+    /// The logarithm of its entries.
     size: usize,
-    /// Pages that are written.
+    /// Entries that are written.
     len: usize,
-    /// The last step that it was needed for.
+    /// The last step that used it.
     step: u64,
 }
 
-/// Pages that the smallest rows have room for.
+/// Entries of the smallest rows.
 const LEAST: usize = 8;
 
 impl PageRows {
-    /// Rows that the last two steps did not need may go to other sequences.
+    /// Starts a step: rows that the last two steps did not use may be given to other sequences.
     pub fn begin_step(&mut self) {
         self.step += 1;
     }
 
-    /// Sees to it that the first `len` pages of a sequence are in the table; the entry where they begin.
+    /// Writes the first `len` pages of a sequence to its row. Returns the row's first entry.
     pub fn place(&mut self, pages: &mut PageTable, id: SequenceId, view: View<'_>, len: usize) -> usize {
         let slot = id.slot();
         if self.rows.len() <= slot {
@@ -47,9 +49,9 @@ impl PageRows {
         }
         let fits = |row: &Row| row.sequence == id && len <= 1 << row.size;
         let mut row = self.rows[slot].take_if(|row| fits(row)).unwrap_or_else(|| {
-            self.give_back(slot);
+            self.release(slot);
             let size = len.max(LEAST).next_power_of_two().trailing_zeros() as usize;
-            Row { sequence: id, table: 0, start: self.take(pages, size), size, len: 0, step: 0 }
+            Row { sequence: id, table: 0, start: self.allocate(pages, size), size, len: 0, step: 0 }
         });
         if row.table != view.table {
             (row.table, row.len) = (view.table, 0);
@@ -64,8 +66,8 @@ impl PageRows {
         start
     }
 
-    /// Where a row of this size begins that nobody has.
-    fn take(&mut self, pages: &mut PageTable, size: usize) -> usize {
+    /// Allocates a row. Returns its first entry.
+    fn allocate(&mut self, pages: &mut PageTable, size: usize) -> usize {
         if self.free.len() <= size {
             self.free.resize_with(size + 1, Vec::new);
         }
@@ -73,7 +75,7 @@ impl PageRows {
             let is_left = |row: &Row| row.step + 1 < self.step;
             let left: Vec<usize> =
                 (0..self.rows.len()).filter(|&i| self.rows[i].as_ref().is_some_and(is_left)).collect();
-            left.into_iter().for_each(|slot| self.give_back(slot));
+            left.into_iter().for_each(|slot| self.release(slot));
         }
         self.free[size].pop().unwrap_or_else(|| {
             let start = pages.len();
@@ -82,7 +84,7 @@ impl PageRows {
         })
     }
 
-    fn give_back(&mut self, slot: usize) {
+    fn release(&mut self, slot: usize) {
         if let Some(row) = self.rows[slot].take() {
             self.free[row.size].push(row.start);
         }
@@ -98,8 +100,8 @@ mod tests {
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
 
-        /// Whatever the scheduler does with blocks (preemption, copies of what is shared, prefixes from the cache, windows),
-        /// every chunk's pages are its sequence's.
+        /// Whatever the scheduler does with blocks (preemption, copies of what is shared, prefixes from the cache,
+        /// windows), every chunk's pages are its sequence's.
         #[test]
         fn every_chunk_finds_its_pages(seed in 0u64..1 << 32, window in proptest::option::of(8usize..40)) {
             let mut random = seed;

@@ -1,4 +1,4 @@
-//! From a plan to a device, which is set up as often as need be.
+//! Runs the scheduler's plans on a device, and loads the model again after a device failure.
 
 use std::iter;
 
@@ -12,69 +12,69 @@ use crate::engine::sampling::Rules;
 use crate::engine::sampling::{Edited, Editor};
 use crate::engine::scheduler::{Chunk, Scheduler, SequenceId};
 
-/// What a step gave.
+/// The results of a step.
 #[derive(Default)]
 pub struct Results {
-    /// An error is the sequence's own, which ends with it.
-    pub sampled: Vec<(SequenceId, Sampled, Result<()>)>,
-    /// Where a chunk starts, and log-probabilities of the tokens that follow those of it.
+    /// An error ends its own sequence and no other.
+    pub sampled: Vec<(SequenceId, Result<Sampled>)>,
+    /// The start of each chunk, and log-probabilities of the tokens after each of its tokens.
     pub scored: Vec<(SequenceId, usize, Vec<f32>)>,
 }
 
-/// What is wanted of a sequence.
+/// What a sequence is computed for.
 pub enum Wanted<'a> {
-    /// The token after its last one, chosen by these.
+    /// Its next token, sampled by these rules.
     Sample(&'a Rules),
-    /// How likely each of its tokens is.
+    /// The log-probabilities of its tokens.
     Scores,
 }
 
-/// Puts a model on its device, as often as need be.
+/// Loads a model onto its device.
 pub trait Load: Send {
     /// # Errors
-    /// The device is not there, or has no room.
+    /// The device is not available or has too little memory.
     fn load(&mut self) -> Result<Box<dyn Forward>>;
 
-    /// Another checkpoint takes the place of the one that was loaded so far, which is returned.
+    /// Replaces the checkpoint that [`load`](Self::load) loads. Returns the old one.
     fn replace(&mut self, checkpoint: Checkpoint) -> Checkpoint;
 }
 
 pub struct Runner {
-    /// `None` where the device failed and could not be brought back yet.
+    /// `None` while the device is down.
     forward: Option<Box<dyn Forward>>,
     load: Box<dyn Load>,
-    /// The device cannot be used by this process any more: `load` only says so.
+    /// The device cannot be used by this process any more: `load` returns that error.
     gone: bool,
     /// How often it was loaded.
     loads: u64,
-    /// What runs the model, for people.
+    /// A description of the device.
     device: String,
     batcher: Batcher,
     laid_out: LaidOut,
     begun: Begun,
 }
 
-/// What the batches that were made last are of, until they are used.
+/// What the batches contain that were built last, until a step uses them.
 #[derive(Default)]
 struct LaidOut {
-    /// Of the plan.
+    /// The plan's number.
     number: u64,
     chunks: Vec<Chunk>,
-    /// Where a chunk starts, and of how many tokens log-probabilities are wanted.
+    /// The start of each scored chunk, and how many log-probabilities it gives.
     scored: Vec<(SequenceId, usize, usize)>,
 }
 
-/// What the step that was begun last gives.
+/// What the step under way will return.
 #[derive(Default)]
 struct Begun {
-    /// Whose tokens are chosen, in order; nobody's after a negative prompt.
+    /// The sequence of each sampling row; `None` for the row of a negative prompt.
     sampled: Vec<Option<SequenceId>>,
     edited: Edited,
     /// See [`LaidOut`].
     scored: Vec<(SequenceId, usize, usize)>,
 }
 
-/// Makes the batches of the plan, of which tokens and samples are yet to be filled in.
+/// Builds the plan's batches; tokens and sampling rows are filled in later.
 fn lay_out<'a>(batcher: &mut Batcher, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> LaidOut {
     let plan = scheduler.plan();
     let mut laid_out = LaidOut { number: plan.number, chunks: plan.chunks.clone(), scored: Vec::new() };
@@ -92,10 +92,10 @@ fn lay_out<'a>(batcher: &mut Batcher, scheduler: &Scheduler, wanted: impl Fn(Seq
 }
 
 fn is_scored<'a>(scheduler: &Scheduler, chunk: &Chunk, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> bool {
-    scheduler.contrast_of(chunk.sequence).is_none() && matches!(wanted(chunk.sequence), Wanted::Scores)
+    scheduler.guides(chunk.sequence).is_none() && matches!(wanted(chunk.sequence), Wanted::Scores)
 }
 
-/// Whose next tokens are chosen behind a chunk.
+/// The sequences that are sampled after a chunk: its own and its branches.
 fn rows<'a>(scheduler: &'a Scheduler, chunk: &'a Chunk) -> impl Iterator<Item = SequenceId> + use<'a> {
     let all = iter::once(&chunk.sequence).chain(scheduler.branches(chunk.sequence));
     all.filter(|_| chunk.sample).copied()
@@ -123,53 +123,53 @@ impl Runner {
         &self.device
     }
 
-    /// The model on its device, which is brought back where it was lost.
+    /// The model on its device, which is loaded first where it is down.
     ///
     /// # Errors
-    /// It cannot be brought back.
+    /// Those of [`Load::load`].
     pub fn forward(&mut self) -> Result<&mut dyn Forward> {
         forward(&mut self.forward, &mut *self.load, &mut self.loads)
     }
 
-    /// Whether a step goes on after [`begin`](Self::begin) has returned.
+    /// Whether the device works on after [`begin`](Self::begin) has returned.
     pub fn overlaps(&self) -> bool {
         self.forward.as_ref().is_some_and(|forward| forward.overlaps())
     }
 
-    /// How often the device was set up anew.
+    /// How often the model was loaded again.
     pub fn restarts(&self) -> u64 {
         self.loads - 1
     }
 
-    /// What the device was asked to do since it was last set up.
+    /// Launches, replays and copies since the model was last loaded.
     pub fn counters(&self) -> Counters {
         self.forward.as_ref().map(|forward| forward.counters()).unwrap_or_default()
     }
 
-    /// Whether the device, which failed at something, is to be set up anew.
+    /// After a failure: whether the device has to be restarted.
     pub fn is_lost(&self) -> bool {
         !self.gone && self.forward.as_ref().is_none_or(|forward| forward.check().is_err())
     }
 
-    /// Sets the device up anew: all that its memory held is lost.
+    /// Loads the model again. The KV cache is lost.
     ///
     /// # Errors
-    /// It cannot be brought back now, and [`forward`](Self::forward) tries again; or not by this process, and each use of it
-    /// is the same error from now on.
+    /// Those of [`Load::load`], and [`forward`](Self::forward) tries again. Where the device has failed for good, the
+    /// error says so, and is returned by each use from now on.
     pub fn restart(&mut self) -> Result<()> {
         if self.forward.as_ref().is_some_and(|forward| forward.fails_for_good() && forward.check().is_err()) {
             self.gone = true;
             self.load = Box::new(Gone { device: self.device.clone() });
         }
-        // First of all its memory is given back.
+        // Frees the device's memory first.
         self.forward = None;
         self.forward().map(|_| ())
     }
 
-    /// Loads another checkpoint in the place of the one that was loaded so far. All that the device's memory held is lost.
+    /// Loads another checkpoint in place of the current one. The KV cache is lost.
     ///
     /// # Errors
-    /// The device does not take it, and goes on with the old one.
+    /// It cannot be loaded; the old one is loaded again.
     pub fn update(&mut self, checkpoint: Checkpoint) -> Result<()> {
         let old = self.load.replace(checkpoint);
         self.restart().inspect_err(|_| {
@@ -177,12 +177,12 @@ impl Runner {
         })
     }
 
-    /// Does of the next step what can be done before the tokens of the one under way are known.
+    /// Does the part of the next step that does not depend on the tokens of the step under way.
     ///
     /// # Errors
-    /// The plan makes no sense to the device: so will [`begin`](Self::begin) say.
+    /// The device refuses the plan; [`begin`](Self::begin) fails with the same error.
     pub fn prepare<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<()> {
-        // The batches of the step under way are needed until its texts are scored.
+        // The step under way still needs its batches where it scores.
         if let Some(forward) = self.forward.as_mut().filter(|_| self.begun.scored.is_empty()) {
             let laid_out = lay_out(&mut self.batcher, scheduler, wanted);
             forward.prepare(self.batcher.generated())?;
@@ -191,7 +191,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Begins to carry the plan out. [`finish`](Self::finish) waits for what comes of it.
+    /// Starts the planned step. [`finish`](Self::finish) waits for its results.
     pub fn begin<'a>(&mut self, scheduler: &Scheduler, wanted: impl Fn(SequenceId) -> Wanted<'a>) -> Result<()> {
         let (plan, batcher) = (scheduler.plan(), &mut self.batcher);
         let mut laid_out = std::mem::take(&mut self.laid_out);
@@ -203,11 +203,11 @@ impl Runner {
         for (at, chunk) in generating.enumerate() {
             let Some(view) = scheduler.view(chunk.sequence) else { continue };
             batcher.renew(at, view);
-            let lead = scheduler.contrast_of(chunk.sequence);
+            let lead = scheduler.guides(chunk.sequence);
             for id in rows(scheduler, chunk) {
                 let row = sampled.len();
                 match (lead, wanted(id)) {
-                    (Some(lead), _) => editor.contrast(row, lead),
+                    (Some(lead), _) => editor.negative(row, lead),
                     (None, Wanted::Sample(rules)) => {
                         batcher.choose(row, rules.row(view));
                         editor.own(row, id, rules, view);
@@ -235,15 +235,14 @@ impl Runner {
         Ok(())
     }
 
-    /// Waits for the step that was begun last.
+    /// Waits for the step under way.
     pub fn finish(&mut self) -> Result<Results> {
         let Begun { sampled, mut edited, scored } = std::mem::take(&mut self.begun);
         let forward = forward(&mut self.forward, &mut *self.load, &mut self.loads)?;
         let mut results = Results::default();
         if !sampled.is_empty() {
-            let of = |(row, (id, mut chosen)): (usize, (Option<SequenceId>, Sampled))| {
-                let verdict = edited.verdict(row, &mut chosen);
-                Some((id?, chosen, verdict))
+            let of = |(row, (id, chosen)): (usize, (Option<SequenceId>, Result<Sampled>))| {
+                Some((id?, edited.result(row, chosen)))
             };
             results.sampled = sampled.into_iter().zip(forward.sampled()?).enumerate().filter_map(of).collect();
         }
@@ -272,7 +271,7 @@ impl Load for Gone {
     }
 }
 
-/// What is there, or is brought back.
+/// The loaded model, which is loaded first where it is not.
 fn forward<'a>(
     there: &'a mut Option<Box<dyn Forward>>,
     load: &mut dyn Load,

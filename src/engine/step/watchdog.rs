@@ -1,8 +1,8 @@
-//! Steps that take far longer than they should are reported while they run: a device that hangs is not silent.
+//! The watchdog: reports steps that take far longer than expected, while they run, so that a hanging device is noticed.
 //!
-//! What a step will take is estimated from what steps of its size took. Sizes are powers of two, of the step's tokens and
-//! of the positions that they see; of a size that was not met yet the estimate is the least of what others allow, each
-//! scaled in proportion where it is smaller. A step of which nothing can be told is allowed [`FIRST`].
+//! The expected time comes from earlier steps of the same size class: powers of two of a step's tokens and of the
+//! positions that they attend to. For a new class it is the least estimate of the other classes, scaled up from smaller
+//! ones. Without any estimate a step may take [`FIRST`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,22 +12,22 @@ use std::time::{Duration, Instant};
 
 use crate::engine::scheduler::Scheduler;
 
-/// A step is slow beyond so many times its estimate.
+/// A step is slow when it takes this many times its estimate.
 const FACTOR: f64 = 20.0;
-/// No step is slow before: machines stall now and then.
+/// But no step is slow before this: machines stall now and then.
 const LEAST: Duration = Duration::from_secs(1);
-/// What a step may take before anything is known: devices load their code with it.
+/// What a step may take without an estimate: devices load their code with the first one.
 const FIRST: Duration = Duration::from_secs(60);
 /// Weight of the newest step in the estimate.
 const NEWEST: f64 = 0.25;
 
-/// What a step asks of the device.
+/// The size of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepSize {
     pub tokens: usize,
     pub sequences: usize,
-    /// Sequences among them that have one token in the step.
+    /// Sequences with a single token in the step.
     pub decodes: usize,
     /// Positions of the longest sequence.
     pub longest: usize,
@@ -35,14 +35,14 @@ pub struct StepSize {
     pub positions: usize,
 }
 
-/// A step beyond its time.
+/// A step that takes too long.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct SlowStep {
     pub size: StepSize,
-    /// What it should have taken; `None` where nothing was known.
+    /// The expected time, if there was an estimate.
     pub expected: Option<Duration>,
-    /// What it has taken so far.
+    /// The time so far.
     pub elapsed: Duration,
 }
 
@@ -82,7 +82,7 @@ impl StepSize {
     }
 }
 
-/// What steps take, in seconds.
+/// Expected times of steps in seconds, by size class.
 #[derive(Debug, Default)]
 struct Estimates(HashMap<(u32, u32), f64>);
 
@@ -103,10 +103,10 @@ impl Estimates {
     }
 }
 
-/// Who is told.
+/// Called with slow steps.
 pub type Report = Arc<dyn Fn(SlowStep) + Send + Sync>;
 
-/// Watches over one step after another, from a thread of its own.
+/// Watches the steps from a thread of its own.
 pub struct Watchdog {
     shared: Arc<Shared>,
     estimates: Estimates,
@@ -122,7 +122,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     step: Option<Step>,
-    /// Nobody runs a step: the thread waits to be woken.
+    /// No step runs: the thread waits to be woken.
     asleep: bool,
     over: bool,
     slow: u64,
@@ -145,7 +145,7 @@ impl Watchdog {
         Self::with_least(LEAST, report)
     }
 
-    /// With another bound below which no step is slow.
+    /// With another value of [`LEAST`].
     pub(in crate::engine) fn with_least(least: Duration, report: Report) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), least });
         let watched = Arc::clone(&shared);
@@ -165,7 +165,7 @@ impl Watchdog {
         }
     }
 
-    /// It ended; `good` where it did what it should, and says something about steps of its size.
+    /// The step ended. A `good` one updates the estimate.
     pub fn end(&mut self, good: bool) {
         let step = self.shared.state().step.take();
         if let Some(step) = step.filter(|_| good) {
@@ -185,7 +185,7 @@ impl Drop for Watchdog {
         self.shared.state().over = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take() {
-            // What it may have panicked with was a report's, which was heard.
+            // A panic can only come from the report, and has been printed.
             let _ = thread.join();
         }
     }
@@ -193,11 +193,11 @@ impl Drop for Watchdog {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under the lock leaves the state half done.
+        // Nothing that runs under the lock can panic half way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks now and then while steps run: waking it for each would cost more than the look.
+    /// Polls while steps run: waking the thread for each step would cost more.
     fn watch(&self, report: &(dyn Fn(SlowStep) + Send + Sync)) {
         let mut state = self.state();
         while !state.over {

@@ -1,101 +1,29 @@
-//! The step loop, on a thread of its own: take requests in, schedule, run, hand out what came of it.
+//! The step loop, on a thread of its own: takes requests in, schedules, runs steps and hands out their tokens.
 //!
-//! Where a device works on its own, it has a step to work on all the time but for the moment in which the last one's
-//! tokens become the next one's: while a step is under way, the last one's tokens are handed out, requests are taken in
-//! and the next step is scheduled.
+//! Where a device works asynchronously (a GPU), the loop overlaps with it: while a step is under way, the tokens of the
+//! step before are handed out, requests are taken in and the next step is scheduled. The device waits only while the
+//! tokens of one step are entered into the next.
 
-use std::any::Any;
+mod recovery;
+
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::device::Counters;
-use crate::error::{Error, Result};
-use crate::kv::Counts;
-use crate::model::Checkpoint;
-use crate::ops::{Rates, Sampled};
+use crate::error::Error;
 
-use super::channel::Sender;
-use super::incident::{Incident, OnIncident};
+use super::command::{Command, Event, Job, Kind, Status};
+use super::incident::OnIncident;
 use super::runner::{Results, Runner, Wanted};
-use super::watchdog::{SlowStep, StepSize, Watchdog};
+use super::watchdog::{StepSize, Watchdog};
 use crate::engine::sampling::FinishReason;
-use crate::engine::sampling::Rules;
-use crate::engine::scheduler::{End, Ended, Outcome, Receipt, Refused, Scheduler, SequenceId, Stats, Submission};
+use crate::engine::scheduler::{End, Ended, Outcome, Refused, Scheduler, SequenceId, Submission};
+use crate::ops::Mask;
+use recovery::guarded;
 
-/// What the loop is told.
-pub enum Command {
-    /// The deadline takes the place of the submission's.
-    Submit {
-        at: Instant,
-        deadline: Option<Instant>,
-        submission: Submission,
-        jobs: Vec<Job>,
-    },
-    Cancel(u64),
-    Status(mpsc::Sender<Status>),
-    Rates(mpsc::Sender<Result<Rates>>),
-    /// Other weights from now on.
-    Update(Box<Checkpoint>, mpsc::Sender<Result<()>>),
-    /// Nobody is left to ask for anything.
-    Stop,
-}
-
-/// What a request's consumer is told.
-pub enum Event {
-    Token {
-        sampled: Sampled,
-        finish: Option<FinishReason>,
-        /// An end token, which is not part of the text.
-        hidden: bool,
-        receipt: Receipt,
-    },
-    /// It ended without a further token.
-    End {
-        finish: FinishReason,
-        receipt: Receipt,
-    },
-    Failed(Error),
-}
-
-/// One sequence, for whoever asked for it.
-pub struct Job {
-    /// Names it in [`Command::Cancel`].
-    pub key: u64,
-    pub kind: Kind,
-}
-
-pub enum Kind {
-    Generate { rules: Box<Rules>, consumer: Sender<Event> },
-    Score { logprobs: Vec<f32>, reply: mpsc::Sender<Result<Vec<f32>>> },
-}
-
-/// What an engine is doing.
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct Status {
-    /// What the device was asked to do since it was last set up; nothing is counted on the CPU.
-    pub counters: Counters,
-    pub stats: Stats,
-    /// Sequences that hold blocks of the KV cache.
-    pub running: usize,
-    pub waiting: usize,
-    pub blocks: Counts,
-    /// Steps that took far longer than they should.
-    pub slow_steps: u64,
-    /// The last of them.
-    pub slow_step: Option<SlowStep>,
-    /// How often the device was set up anew: because it failed, or for other weights.
-    pub restarts: u64,
-}
-
-/// Why a step failed.
-enum Failure {
-    Error(Error),
-    /// A defect: nobody knows what it left behind.
-    Panic(Error),
-}
+/// How long a step waits for masks that are still being computed: about what a step takes. Masks of grammars are nearly
+/// always there by then. A sequence whose mask takes longer is left out of steps until it is there.
+const MASK_WAIT: Duration = Duration::from_millis(5);
 
 pub struct Worker {
     runner: Runner,
@@ -107,15 +35,17 @@ pub struct Worker {
     /// By [`SequenceId::slot`].
     live: Vec<Option<Job>>,
     ids: HashMap<u64, SequenceId>,
-    /// A step was begun, and what comes of it is not known.
+    /// A step runs on the device.
     under_way: bool,
-    /// What is to be done between steps.
+    /// A command that waits until no step runs.
     aside: Option<Command>,
-    /// What the last step gave.
+    /// Sequences that are left out of steps until their masks are computed.
+    held: Vec<SequenceId>,
+    /// Events of the last step that are not sent yet.
     outbox: Outbox,
 }
 
-/// What consumers are to be told.
+/// Events for the consumers.
 #[derive(Default)]
 struct Outbox {
     events: Vec<(SequenceId, Event)>,
@@ -131,11 +61,11 @@ impl Worker {
         incident: OnIncident,
     ) -> Self {
         let (started, live, ids, outbox) = (Instant::now(), Vec::new(), HashMap::new(), Outbox::default());
-        let (under_way, aside) = (false, None);
-        Self { runner, scheduler, watchdog, incident, commands, started, live, ids, under_way, aside, outbox }
+        let (under_way, aside, held) = (false, None, Vec::new());
+        Self { runner, scheduler, watchdog, incident, commands, started, live, ids, under_way, aside, held, outbox }
     }
 
-    /// Serves until it is told to stop.
+    /// Runs until [`Command::Stop`].
     pub fn run(mut self) {
         while self.take_in() {
             if self.under_way {
@@ -145,9 +75,15 @@ impl Worker {
                 self.finish();
             }
             if self.scheduler.plan().chunks.is_empty() && self.aside.is_none() {
+                self.resume_held(Instant::now());
                 self.scheduler.schedule(self.now());
             }
-            if !self.scheduler.plan().chunks.is_empty() {
+            self.hold_unready();
+            if self.scheduler.plan().chunks.is_empty() {
+                self.deliver();
+                // Nothing else can run; commands are handled in between.
+                self.resume_held(Instant::now() + MASK_WAIT);
+            } else {
                 self.begin();
                 if self.under_way && !self.runner.overlaps() {
                     self.finish();
@@ -161,13 +97,13 @@ impl Worker {
         self.started.elapsed()
     }
 
-    /// The scheduler's time.
+    /// Converts to the scheduler's clock.
     fn since_start(&self, at: Instant) -> Duration {
         at.saturating_duration_since(self.started)
     }
 
-    /// Does what was asked for since the last step, and no more requests than the policy says; with nothing else to do,
-    /// waits for it. False to stop.
+    /// Handles the commands that arrived since the last step, with no more requests than the policy's `ingest`. Waits
+    /// for one where there is nothing else to do. Returns false to stop.
     fn take_in(&mut self) -> bool {
         let mut left = self.scheduler.policy().ingest.max(1);
         let mut next = match self.aside.take() {
@@ -192,12 +128,12 @@ impl Worker {
                 Command::Cancel(key) => {
                     if let Some(&id) = self.ids.get(&key) {
                         self.scheduler.cancel(self.now(), id);
-                        // At once: the next request may get its slot.
+                        // Now, as the next request may get its slot.
                         self.scheduler.take_ended().into_iter().for_each(|ended| self.close(ended, None));
                     }
                 }
                 Command::Status(reply) => {
-                    // Whoever asked may be gone.
+                    // The caller may be gone.
                     let _ = reply.send(self.status());
                 }
                 Command::Rates(reply) => {
@@ -245,15 +181,53 @@ impl Worker {
         }
     }
 
-    /// Schedules the step behind the one under way.
+    /// The mask of a sequence's next token, where it has a constraint.
+    fn mask(&self, id: SequenceId) -> Option<&Mask> {
+        // The slot of a sequence that has ended may belong to another.
+        self.scheduler.view(id)?;
+        match &self.live.get(id.slot())?.as_ref()?.kind {
+            Kind::Generate { rules, .. } => rules.mask(),
+            Kind::Score { .. } => None,
+        }
+    }
+
+    /// Takes sequences out of the plan whose masks are not ready soon.
+    fn hold_unready(&mut self) {
+        let deadline = Instant::now() + MASK_WAIT;
+        let sampled = self.scheduler.plan().chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.sequence);
+        // Branches start with the first mask, which was computed before the request was submitted.
+        let unready = sampled.filter(|&id| self.mask(id).is_some_and(|mask| !mask.wait_until(deadline)));
+        for id in unready.collect::<Vec<_>>() {
+            self.scheduler.hold(id);
+            self.held.push(id);
+        }
+    }
+
+    /// Resumes held sequences whose masks are ready. Waits for the first one until the deadline.
+    fn resume_held(&mut self, deadline: Instant) {
+        let mut held = std::mem::take(&mut self.held);
+        let mut deadline = deadline;
+        held.retain(|&id| {
+            let is_ready = self.mask(id).is_none_or(|mask| mask.wait_until(deadline));
+            if is_ready {
+                self.scheduler.resume(id);
+                deadline = Instant::now();
+            }
+            !is_ready
+        });
+        self.held = held;
+    }
+
+    /// Schedules and prepares the next step while one is under way.
     fn prepare(&mut self) {
+        self.resume_held(Instant::now());
         self.scheduler.schedule(self.now());
         let Self { runner, scheduler, live, .. } = self;
-        // What fails here fails again when the step is begun.
+        // An error is returned again when the step is begun.
         let _ = guarded(runner, |runner| runner.prepare(scheduler, wanted(live)));
     }
 
-    /// Begins to carry the plan out.
+    /// Starts the planned step.
     fn begin(&mut self) {
         self.watchdog.begin(StepSize::of(&self.scheduler));
         let Self { runner, scheduler, live, .. } = self;
@@ -281,19 +255,19 @@ impl Worker {
         }
     }
 
-    /// Makes the step's tokens their sequences', and leaves in the outbox what is to be said of them.
+    /// Adds the step's tokens to their sequences, and the events to the outbox.
     fn complete(&mut self, results: Results) {
         for (id, start, scores) in results.scored {
             if self.scheduler.view(id).is_none() {
-                // It was cancelled since, and its slot may be another's.
+                // It was cancelled meanwhile, and its slot may belong to another.
                 continue;
             }
             if let Some(Job { kind: Kind::Score { logprobs, .. }, .. }) = &mut self.live[id.slot()] {
                 if logprobs.len() < start {
-                    // It began behind what the cache has.
+                    // It began after its prefix hits, whose scores are cached.
                     *logprobs = self.scheduler.known_scores(id).to_vec();
                 }
-                // After a preemption the first ones come again.
+                // After a preemption the first ones are computed again.
                 logprobs.truncate(start);
                 logprobs.extend(scores);
                 self.scheduler.scored(id, logprobs);
@@ -301,26 +275,31 @@ impl Worker {
         }
         let mut outcomes = Vec::with_capacity(results.sampled.len());
         let mut tokens = Vec::with_capacity(results.sampled.len());
-        for (id, sampled, verdict) in results.sampled {
+        for (id, sampled) in results.sampled {
             // As above.
             let Some(view) = self.scheduler.view(id) else { continue };
             let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &mut self.live[id.slot()] else { continue };
-            // The last one is this.
+            // The last one is the placeholder of this token.
             let generated = &view.tokens[view.prompt_len..view.tokens.len() - 1];
-            let finish = verdict.and_then(|()| rules.take(sampled.token, generated));
-            let last = !matches!(finish, Ok(None));
-            outcomes.push(Outcome { sequence: id, token: sampled.token, last });
-            tokens.push((id, sampled, finish));
+            let taken = sampled.and_then(|sampled| Ok((sampled, rules.take(sampled.token, generated)?)));
+            let (token, last) = match &taken {
+                Ok((sampled, finish)) => (sampled.token, finish.is_some()),
+                // It ends the sequence and is not sent to anyone.
+                Err(_) => (0, true),
+            };
+            outcomes.push(Outcome { sequence: id, token, last });
+            tokens.push((id, taken));
         }
         self.scheduler.complete(self.now(), &outcomes);
         let ended = self.scheduler.take_ended();
-        for (id, sampled, finish) in tokens {
+        for (id, taken) in tokens {
             let gone = || ended.iter().find(|ended| ended.sequence == id).map(|ended| ended.receipt);
             let receipt = self.scheduler.receipt(id).or_else(gone).unwrap_or_default();
             if let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &self.live[id.slot()] {
-                let hidden = rules.is_end(sampled.token);
-                let event = match finish {
-                    Ok(finish) => Event::Token { sampled, finish, hidden, receipt },
+                let event = match taken {
+                    Ok((sampled, finish)) => {
+                        Event::Token { sampled, finish, hidden: rules.is_end(sampled.token), receipt }
+                    }
                     Err(error) => Event::Failed(error),
                 };
                 self.outbox.events.push((id, event));
@@ -329,7 +308,7 @@ impl Worker {
         self.outbox.ended.extend(ended);
     }
 
-    /// Hands out what the last step gave.
+    /// Sends the events of the last step.
     fn deliver(&mut self) {
         let Outbox { events, mut ended } = std::mem::take(&mut self.outbox);
         ended.extend(self.scheduler.take_ended());
@@ -343,52 +322,14 @@ impl Worker {
         }
     }
 
-    /// A step failed. Where that was the device's fault, its sequences end; where one of them may be to blame, each is tried
-    /// once more by itself. A device that is of no use any more is set up anew, and what it held is computed again.
-    fn recover(&mut self, failure: Failure) {
-        // What came before, first.
-        self.deliver();
-        let (error, is_panic) = match failure {
-            Failure::Error(error) => (error, false),
-            Failure::Panic(error) => (error, true),
-        };
-        let again = is_panic || !matches!(error, Error::Device { .. });
-        let (reason, begun) = (error.to_string(), Instant::now());
-        self.fail(error, again);
-        if !is_panic && !self.runner.is_lost() {
-            return;
-        }
-        let restarted = self.runner.restart();
-        self.scheduler.forget();
-        let (device, after) = (self.runner.device().to_owned(), begun.elapsed());
-        (self.incident)(match restarted {
-            Ok(()) => Incident::Restarted { device, reason, after },
-            Err(error) => Incident::Down { device, reason, error: error.to_string() },
-        });
-    }
-
-    /// The step's sequences end with this error, or are tried again.
-    fn fail(&mut self, error: Error, again: bool) {
-        self.scheduler.fail(self.now(), again);
-        let ended = self.scheduler.take_ended();
-        let reason = format!("a step that this request shared with others failed: {error}");
-        let device = self.runner.device().to_owned();
-        let mut first = Some(error);
-        for ended in ended {
-            let shared = || Error::Device { device: device.clone(), reason: reason.clone() };
-            let error = (ended.end == End::Failed).then(|| first.take().unwrap_or_else(shared));
-            self.close(ended, error);
-        }
-    }
-
-    /// A sequence ended: whoever asked for it learns how.
+    /// Removes the job of a sequence that ended, and tells its consumer where it does not know yet.
     fn close(&mut self, ended: Ended, error: Option<Error>) {
         let Some(job) = self.live[ended.sequence.slot()].take() else { return };
         self.ids.remove(&job.key);
         match (error, job.kind) {
             (Some(error), kind) => kind.fail(error),
             (None, Kind::Score { logprobs, reply }) => {
-                // Whoever asked may be gone.
+                // The caller may be gone.
                 let _ = reply.send(Ok(logprobs));
             }
             (None, Kind::Generate { consumer, .. }) => {
@@ -407,30 +348,6 @@ fn wanted<'a>(live: &'a [Option<Job>]) -> impl Fn(SequenceId) -> Wanted<'a> {
     }
 }
 
-/// A panic of a kernel fails its step, and no other.
-fn guarded<T>(runner: &mut Runner, work: impl FnOnce(&mut Runner) -> Result<T>) -> Result<T, Failure> {
-    match catch_unwind(AssertUnwindSafe(|| work(runner))) {
-        Ok(done) => done.map_err(Failure::Error),
-        Err(panic) => {
-            let device = runner.device().to_owned();
-            let reason = format!("defect: {}", panic_message(&*panic));
-            Err(Failure::Panic(Error::Device { device, reason }))
-        }
-    }
-}
-
-impl Kind {
-    fn fail(self, error: Error) {
-        match self {
-            Self::Generate { consumer, .. } => consumer.send(Event::Failed(error)),
-            Self::Score { reply, .. } => {
-                // Whoever asked may be gone.
-                let _ = reply.send(Err(error));
-            }
-        }
-    }
-}
-
 fn refusal(refused: Refused) -> Error {
     match refused {
         Refused::Empty => Error::request("prompt", "at least one token", "none"),
@@ -443,11 +360,6 @@ fn refusal(refused: Refused) -> Error {
         }
         Refused::QueueFull { waiting } => Error::Busy { waiting },
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic")
 }
 
 #[cfg(test)]

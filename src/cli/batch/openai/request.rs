@@ -50,6 +50,7 @@ struct Body {
     dry_multiplier: Option<f32>,
     dry_base: Option<f32>,
     dry_allowed_length: Option<usize>,
+    dry_penalty_last_n: Option<usize>,
     dry_sequence_breakers: Option<Vec<String>>,
     bad_words: Option<Vec<String>>,
     /// By token id.
@@ -227,6 +228,7 @@ impl Body {
             multiplier: self.dry_multiplier.unwrap_or(0.0),
             base: self.dry_base.unwrap_or(dry.base),
             allowed_length: self.dry_allowed_length.unwrap_or(dry.allowed_length),
+            last_n: self.dry_penalty_last_n.unwrap_or(dry.last_n),
             sequence_breakers: self.dry_sequence_breakers.unwrap_or(dry.sequence_breakers),
         });
         sampling.typical_p = self.typical_p;

@@ -1,4 +1,4 @@
-//! One sequence's way through its constraint: the mask of its next token is computed while the step loop goes on.
+//! The constraint of one sequence: its state, and the mask of its next token, which a thread of its own computes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -11,25 +11,27 @@ use crate::ops::{Mask, MaskPromise};
 /// What errors call it.
 const CONSTRAINT: &str = "constraint";
 
-/// A thread that computes masks. It ends when nobody can ask it any more.
+/// A thread that computes masks, one after another. It ends when all handles are dropped.
 #[derive(Clone)]
 pub struct Masks(mpsc::Sender<Task>);
 
 struct Task {
-    way: Arc<Mutex<Way>>,
+    state: Arc<Mutex<MaskState>>,
     promise: MaskPromise,
 }
 
 /// A sequence's constraint.
 pub struct Guide {
-    way: Arc<Mutex<Way>>,
+    state: Arc<Mutex<MaskState>>,
     /// Of the next token.
     mask: Mask,
-    masks: Masks,
+    /// `None` until the first token of a sequence that has a thread of its own.
+    masks: Option<Masks>,
+    has_own_thread: bool,
 }
 
-struct Way {
-    state: Box<dyn ConstraintState>,
+struct MaskState {
+    constraint: Box<dyn ConstraintState>,
     vocab: usize,
     /// Tokens that never may come: those with a bias of −∞.
     never: Vec<u32>,
@@ -43,12 +45,12 @@ impl Masks {
     pub fn start() -> std::io::Result<Self> {
         let (tasks, receiver) = mpsc::channel::<Task>();
         let work = move || {
-            for Task { way, promise } in receiver {
-                let mut way = lock(&way);
-                match way.mask() {
+            for Task { state, promise } in receiver {
+                let mut state = lock(&state);
+                match state.mask() {
                     Ok(words) => promise.keep(words),
-                    // Whatever token comes is not handed out: see `Guide::advance`.
-                    Err(error) => way.failed = Some(error),
+                    // The token that is chosen without a mask is not handed out: see `Guide::advance`.
+                    Err(error) => state.failed = Some(error),
                 }
             }
         };
@@ -57,11 +59,11 @@ impl Masks {
     }
 }
 
-impl Way {
+impl MaskState {
     fn mask(&mut self) -> Result<Vec<u32>> {
         let mut words = vec![0; self.vocab.div_ceil(32)];
-        let state = &mut self.state;
-        guarded(CONSTRAINT, || state.allow(&mut words))?;
+        let constraint = &mut self.constraint;
+        guarded(CONSTRAINT, || constraint.allow(&mut words))?;
         for &token in &self.never {
             words[token as usize / 32] &= !(1 << (token % 32));
         }
@@ -79,51 +81,66 @@ impl Way {
 }
 
 impl Guide {
-    /// At the start of a constraint over a vocabulary of `vocab` tokens, of which `never` are banned, all below `vocab`.
+    /// At the start of a constraint over a vocabulary of `vocab` tokens, of which `never` are banned, all below
+    /// `vocab`. Without `masks` the sequence gets a thread of its own with its first token.
     ///
     /// # Errors
     /// No token may come first.
-    pub fn new(state: Box<dyn ConstraintState>, vocab: usize, never: Vec<u32>, masks: Masks) -> Result<Self> {
-        let mut way = Way { state, vocab, never, failed: None };
-        let mask = Mask::new(way.mask()?);
-        Ok(Self { way: Arc::new(Mutex::new(way)), mask, masks })
+    pub fn new(
+        constraint: Box<dyn ConstraintState>,
+        vocab: usize,
+        never: Vec<u32>,
+        masks: Option<Masks>,
+    ) -> Result<Self> {
+        let mut state = MaskState { constraint, vocab, never, failed: None };
+        let mask = Mask::new(state.mask()?);
+        Ok(Self { state: Arc::new(Mutex::new(state)), mask, has_own_thread: masks.is_none(), masks })
     }
 
     /// Which tokens may come next.
-    pub fn mask(&self) -> Mask {
-        self.mask.clone()
+    pub fn mask(&self) -> &Mask {
+        &self.mask
     }
 
-    /// Goes on by a token, and has the next mask computed. True where the constraint is fulfilled and nothing may follow.
+    /// Goes on by a token, and has the next mask computed. True where the constraint is fulfilled and nothing may
+    /// follow.
     ///
     /// # Errors
-    /// There was no mask for this token, or the constraint does not go on after it.
+    /// There was no mask for this token, the constraint does not go on after it, or the system has no thread left.
     pub fn advance(&mut self, token: u32) -> Result<bool> {
-        let mut way = lock(&self.way);
-        if let Some(error) = way.failed.take() {
+        let mut state = lock(&self.state);
+        if let Some(error) = state.failed.take() {
             return Err(error);
         }
-        let state = &mut way.state;
-        if guarded(CONSTRAINT, || state.advance(token))? {
+        let constraint = &mut state.constraint;
+        if guarded(CONSTRAINT, || constraint.advance(token))? {
             return Ok(true);
         }
+        drop(state);
+        let masks = match self.masks.take() {
+            Some(masks) => masks,
+            None => Masks::start().map_err(|cause| Error::request(CONSTRAINT, "a thread for its masks", cause))?,
+        };
         let (mask, promise) = Mask::promised();
         self.mask = mask;
-        // Without the thread the promise is dropped, and the next token is as good as none.
-        let task = Task { way: Arc::clone(&self.way), promise };
-        self.masks.0.send(task).map_err(|_| defect(CONSTRAINT, "the end of the thread that computes masks"))?;
+        let task = Task { state: Arc::clone(&self.state), promise };
+        let masks = self.masks.insert(masks);
+        masks.0.send(task).map_err(|_| defect(CONSTRAINT, "the end of the thread that computes masks"))?;
         Ok(false)
     }
 
-    /// The same way so far, for another sequence.
+    /// The same state, for another sequence.
     pub fn fork(&self) -> Self {
-        let way = lock(&self.way);
-        let forked = Way { state: way.state.fork(), vocab: way.vocab, never: way.never.clone(), failed: None };
-        Self { way: Arc::new(Mutex::new(forked)), mask: self.mask.clone(), masks: self.masks.clone() }
+        let state = lock(&self.state);
+        let (constraint, never) = (state.constraint.fork(), state.never.clone());
+        let forked = MaskState { constraint, vocab: state.vocab, never, failed: None };
+        let masks = self.masks.clone().filter(|_| !self.has_own_thread);
+        let (mask, has_own_thread) = (self.mask.clone(), self.has_own_thread);
+        Self { state: Arc::new(Mutex::new(forked)), mask, masks, has_own_thread }
     }
 }
 
-fn lock(way: &Mutex<Way>) -> MutexGuard<'_, Way> {
-    // Nothing that may panic runs unguarded under the lock.
-    way.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<MaskState>) -> MutexGuard<'_, MaskState> {
+    // Callers' code, which may panic, is guarded.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -56,13 +56,14 @@ pub enum Constraint {
 pub trait ConstraintState: Send + Sync {
     /// Sets the bits of the tokens that may come next, all of which are clear: bit `t % 32` of word `t / 32` for token
     /// `t`. End tokens are among them where the text may end. Called once between two tokens, on a thread beside the
-    /// step loop's.
+    /// step loop's: while it takes long, its sequence waits and the others go on.
     ///
     /// # Errors
     /// The state has no continuation; the request ends with the error.
     fn allow(&mut self, mask: &mut [u32]) -> Result<()>;
 
-    /// Goes on by a token that was chosen among those. True where nothing may follow it: the request is done.
+    /// Goes on by a token that was chosen among those. True where nothing may follow it: the request is done. It runs
+    /// on the step loop's thread, and all requests of a step wait for it.
     ///
     /// # Errors
     /// The request ends with the error.

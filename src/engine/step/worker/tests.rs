@@ -5,9 +5,12 @@ mod lab;
 
 use std::panic::resume_unwind;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::engine::sampling::LogitsProcessor;
+use crate::engine::sampling::{ConstraintState, Guide, LogitsProcessor};
+use crate::engine::step::incident::Incident;
+use crate::error::Result;
 use fake::{FAILURE, Faults, PAGE_SIZE, PAGES};
 use lab::{Asked, Lab, outcome};
 
@@ -96,7 +99,7 @@ fn a_processor_that_fails_ends_its_own_request() {
             (fail, 2, "mine: expected something"),
             (panic, 2, "found a panic"),
             (not_a_number, 0, "found NaN for token 7"),
-            (nothing, 0, "a token that is left"),
+            (nothing, 0, "at least one token left"),
         ];
         let asked = cases.map(|(processor, tokens, message)| {
             let (job, events) = lab.job(12, None, vec![processor]);
@@ -117,6 +120,116 @@ fn a_processor_that_fails_ends_its_own_request() {
         assert_eq!(outcome(&good), "finished");
         let status = lab.status();
         assert_eq!((status.running, status.waiting, status.blocks.held, status.restarts), (0, 0, 0, 0));
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
+
+/// What is wrong with one row of a step ends that row's request, and the step is not tried again.
+#[test]
+fn a_row_that_cannot_be_sampled_ends_its_own_request() {
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
+        let good: Vec<Asked> = (0..3).flat_map(|i| lab.ask(vec![111 + i, 2, 3, 4, 5, 6], 12, 1, None)).collect();
+        let bad = lab.ask_with(vec![111, 2, 3, 4], 12, |rules| rules.sampling.logit_bias = vec![(999_999, 1.0)]);
+        let thread = lab.start();
+        match bad.events.wait() {
+            Some(Event::Failed(error)) => assert!(error.to_string().contains("found 999999"), "{error}"),
+            _ => panic!("no error"),
+        }
+        assert!(good.iter().all(|asked| outcome(asked) == "finished"));
+        assert_eq!(lab.status().stats.retries, 0);
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
+
+/// Allows all tokens; the second mask is computed only once somebody says so.
+struct Slow {
+    masks: usize,
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl ConstraintState for Slow {
+    fn allow(&mut self, mask: &mut [u32]) -> Result<()> {
+        self.masks += 1;
+        if self.masks == 3 {
+            self.gate
+                .lock()
+                .unwrap()
+                .recv_timeout(Duration::from_secs(60))
+                .map_err(|_| Error::request("gate", "to be opened", "a closed one"))?;
+        }
+        mask.fill(u32::MAX);
+        Ok(())
+    }
+
+    fn advance(&mut self, _token: u32) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn fork(&self) -> Box<dyn ConstraintState> {
+        Box::new(Self { masks: self.masks, gate: Arc::clone(&self.gate) })
+    }
+}
+
+/// A constraint that takes its time keeps its own request waiting, and nobody else; it can be cancelled meanwhile.
+#[test]
+fn a_slow_constraint_holds_up_its_own_request_alone() {
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
+        let (open, gate) = mpsc::channel();
+        let slow = Slow { masks: 0, gate: Arc::new(Mutex::new(gate)) };
+        let mut ask = || {
+            lab.ask_with(vec![111, 2, 3, 4, 5, 6], 12, |rules| {
+                rules.end_tokens.clear();
+                rules.guide = Some(Guide::new(slow.fork(), 500, Vec::new(), None).unwrap());
+            })
+        };
+        let slow = [ask(), ask()];
+        let thread = lab.start();
+        for asked in &slow {
+            assert!((0..2).all(|_| matches!(asked.events.wait(), Some(Event::Token { .. }))));
+        }
+        // Beside others, and when nothing else is left to do.
+        for i in 0..3 {
+            assert_eq!(outcome(&lab.ask(vec![112 + i, 2, 3, 4, 5, 6], 12, 1, None)[0]), "finished");
+        }
+        assert_eq!(lab.status().running, 2);
+        lab.commands.send(Command::Cancel(slow[1].key)).unwrap();
+        assert_eq!(lab.status().running, 1);
+        // Whichever of the two asks first.
+        (0..2).for_each(|_| open.send(()).unwrap());
+        let mut tokens = 2;
+        while let Some(event) = slow[0].events.wait() {
+            assert!(matches!(event, Event::Token { .. }));
+            tokens += 1;
+        }
+        assert_eq!(tokens, 12);
+        let status = lab.status();
+        assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
+
+/// Two failures that a request shared with others, one long after the other, do not end it.
+#[test]
+fn who_passed_one_retry_is_given_another() {
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, poison: Some(777), ..Faults::default() });
+        let good = lab.ask_with(vec![112, 2, 3, 4, 5, 6], 200, |rules| rules.end_tokens.clear());
+        let thread = lab.start();
+        let mut tokens = 0;
+        for _ in 0..3 {
+            let bad = lab.ask(vec![111, 2, 3, 777], 12, 1, None).remove(0);
+            let Some(Event::Failed(_)) = bad.events.wait() else { panic!("no error") };
+            for _ in 0..8 {
+                assert!(matches!(good.events.wait(), Some(Event::Token { .. })), "after {tokens}");
+                tokens += 1;
+            }
+        }
+        assert!(lab.status().stats.retries >= 3);
         lab.commands.send(Command::Stop).unwrap();
         thread.join().unwrap();
     }

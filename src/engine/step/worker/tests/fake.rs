@@ -24,7 +24,7 @@ struct Fake {
     plan: Faults,
     is_lost: bool,
     /// What the step that was begun last chose.
-    sampled: Option<thread::Result<Result<Vec<Sampled>>>>,
+    sampled: Option<thread::Result<Result<Vec<Result<Sampled>>>>>,
     prepared: Option<Batch>,
 }
 
@@ -159,7 +159,7 @@ impl Forward for Fake {
         Ok(())
     }
 
-    fn sampled(&mut self) -> Result<Vec<Sampled>> {
+    fn sampled(&mut self) -> Result<Vec<Result<Sampled>>> {
         self.sampled.take().expect("a step").unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -170,7 +170,7 @@ impl Forward for Fake {
 }
 
 impl Fake {
-    fn step(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Sampled>> {
+    fn step(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<Vec<Result<Sampled>>> {
         batch.check()?;
         if let Some(prepared) = self.prepared.take().filter(|prepared| prepared.layout == batch.layout) {
             // All but tokens and samples is as it was.
@@ -206,7 +206,8 @@ impl Fake {
                 (edits.edit)(i, &mut logits);
                 token = (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
             }
-            Sampled { token, logprob: 0.0 }
+            sample.check(VOCAB)?;
+            Ok(Sampled { token, logprob: 0.0 })
         };
         Ok(rows.map(sampled).collect())
     }

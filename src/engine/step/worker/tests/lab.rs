@@ -9,13 +9,14 @@ use crate::engine::sampling::FinishReason;
 use crate::engine::sampling::LogitsProcessor;
 use crate::engine::sampling::Rules;
 use crate::engine::sampling::Sampling;
-use crate::engine::scheduler::{CacheSize, Contrast, Policy, Scheduler, Submission};
+use crate::engine::scheduler::{CacheSize, NegativePrompt, Policy, Scheduler, Submission};
 use crate::engine::step::batching::Batcher;
 use crate::engine::step::channel::{Receiver, channel};
+use crate::engine::step::command::{Command, Event, Job, Kind, Status};
 use crate::engine::step::incident::{Incident, OnIncident};
 use crate::engine::step::runner::Runner;
 use crate::engine::step::watchdog::Watchdog;
-use crate::engine::step::worker::{Command, Event, Job, Kind, Status, Worker};
+use crate::engine::step::worker::Worker;
 use crate::error::Result;
 use crate::model::{GenerationConfig, RopeKind, RopeSpec};
 
@@ -90,8 +91,8 @@ impl Lab {
     pub fn ask_guided(&mut self, prompt: Vec<u32>, negative: Vec<u32>, max_tokens: usize) -> Asked {
         let (job, events) = self.job(max_tokens, Some(0.0), Vec::new());
         let asked = Asked { key: job.key, prompt: negative.clone(), seed: 0, max_tokens, events };
-        let contrast = Some(Contrast { prompt: negative, salt: 0 });
-        self.submit(Submission { contrast, ..Submission::new(prompt, max_tokens) }, vec![job], None);
+        let negative = Some(NegativePrompt { prompt: negative, salt: 0 });
+        self.submit(Submission { negative, ..Submission::new(prompt, max_tokens) }, vec![job], None);
         asked
     }
 
@@ -105,9 +106,10 @@ impl Lab {
         let (consumer, events) = channel();
         let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
         let rules = Box::new(Rules {
-            sampling: sampling.resolve(&GenerationConfig::default(), 1000).unwrap(),
+            sampling: sampling.resolve(&GenerationConfig::default(), 1000, 1000).unwrap(),
             repetition: Arc::default(),
-            stretches: None,
+            history: None,
+            ngram_ban: None,
             detector: None,
             max_tokens,
             min_tokens: 0,
@@ -118,6 +120,17 @@ impl Lab {
             processors,
         });
         (Job { key: self.keys, kind: Kind::Generate { rules, consumer } }, events)
+    }
+
+    /// A request whose rules are changed before it is submitted.
+    pub fn ask_with(&mut self, prompt: Vec<u32>, max_tokens: usize, change: impl FnOnce(&mut Rules)) -> Asked {
+        let (mut job, events) = self.job(max_tokens, None, Vec::new());
+        if let Kind::Generate { rules, .. } = &mut job.kind {
+            change(rules);
+        }
+        let asked = Asked { key: job.key, prompt: prompt.clone(), seed: job.key, max_tokens, events };
+        self.submit(Submission::new(prompt, max_tokens), vec![job], None);
+        asked
     }
 
     pub fn status(&self) -> Status {
