@@ -7,7 +7,7 @@ use std::fmt;
 
 use anyhow::Result;
 use burrstone::capacity::{self, GpuModel};
-use burrstone::device::Card;
+use burrstone::device::GpuSpec;
 use burrstone::model::ArchSpec;
 use burrstone::scheduler::{Plan, Policy, Scheduler, Submission};
 use burrstone::simulation::{Arrival, Costs, Run, simulate};
@@ -84,13 +84,13 @@ enum Command {
 struct CardArg {
     /// The GPU
     #[arg(long, value_name = "CARD", default_value = "h100")]
-    #[arg(value_parser = PossibleValuesParser::new(Card::ALL.map(|card| card.name)))]
+    #[arg(value_parser = PossibleValuesParser::new(GpuSpec::ALL.map(|card| card.name)))]
     gpu: String,
 }
 
 impl CardArg {
-    fn card(&self) -> Result<&'static Card> {
-        Card::named(&self.gpu).ok_or_else(|| exit::bad_input("--gpu", "one of those in --help", &self.gpu))
+    fn card(&self) -> Result<&'static GpuSpec> {
+        GpuSpec::named(&self.gpu).ok_or_else(|| exit::bad_input("--gpu", "one of those in --help", &self.gpu))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::tensor::{Boxes, TensorMap};
+use super::tensor::{TensorMap, TmaBoxes};
 use super::variant::Variant;
 use crate::error::Result;
 
@@ -18,7 +18,7 @@ pub struct DeviceInfo {
     /// Compute capability: 90 is sm_90.
     pub arch: u32,
     /// Streaming multiprocessors.
-    pub processors: u32,
+    pub sms: u32,
     pub memory_bytes: u64,
 }
 
@@ -75,7 +75,7 @@ pub(super) trait Driver: Send + Sync {
     unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()>;
 
     /// What a kernel is told of a tensor that it copies in boxes. Only Hopper copies so.
-    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap>;
+    fn tensor_map(&self, boxes: &TmaBoxes<'_>) -> Result<TensorMap>;
 
     /// Enqueues a kernel.
     ///

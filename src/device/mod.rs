@@ -4,11 +4,11 @@
 //! [`kernels`](crate::kernels), and captures a [`Graph`] of them.
 
 mod bytes;
-mod card;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg_attr(not(any(feature = "cuda", feature = "sim")), allow(dead_code, reason = "no device in this build"))]
 mod driver;
+mod gpu_spec;
 mod memory;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -23,16 +23,16 @@ mod tensor;
 mod variant;
 
 pub use bytes::Bytes;
-pub use card::Card;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::Product;
 #[cfg(feature = "cuda")]
 pub use cuda::{CublasLt, Element};
 pub use driver::{DeviceInfo, Launch};
+pub use gpu_spec::GpuSpec;
 pub use memory::{Memory, Readback};
 #[cfg(feature = "sim")]
 pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
-pub use tensor::{Boxes, Swizzle};
+pub use tensor::{Swizzle, TmaBoxes};
 pub use variant::{ARCHS, Cubin, Kernel, Value, Variant};

@@ -4,11 +4,11 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::card::Card;
 use super::driver::{DeviceInfo, Driver, Launch, Mark, Recording};
+use super::gpu_spec::GpuSpec;
 use super::sim::{self, LaunchStats, Simulator};
 use super::stream::Stream;
-use super::tensor::{Boxes, TensorMap};
+use super::tensor::{TensorMap, TmaBoxes};
 use super::variant::{ARCHS, Variant};
 use crate::error::{Error, Result};
 
@@ -19,7 +19,7 @@ pub struct SimOptions {
     pub arch: u32,
     /// Multiprocessors: what is chosen by their number is to be what a GPU with as many chooses. The simulator runs one
     /// block, or cluster, at a time. `None`: those of a card of the architecture.
-    pub processors: Option<u32>,
+    pub sms: Option<u32>,
     /// Decides every order that CUDA leaves open.
     pub seed: u64,
     pub memory_bytes: u64,
@@ -29,7 +29,7 @@ pub struct SimOptions {
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { arch: 80, processors: None, seed: 0, memory_bytes: 16 << 30, count: false }
+        Self { arch: 80, sms: None, seed: 0, memory_bytes: 16 << 30, count: false }
     }
 }
 
@@ -48,10 +48,10 @@ impl Stream {
             device: "sim".to_owned(),
             name: format!("simulated sm_{}", options.arch),
             arch: options.arch,
-            processors: options.processors.unwrap_or(Card::of_arch(options.arch).processors),
+            sms: options.sms.unwrap_or(GpuSpec::of_arch(options.arch).sms),
             memory_bytes: options.memory_bytes,
         };
-        let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
+        let machine = CostModel { simulator, count: options.count, stats: Mutex::default() };
         Ok(Self::new(Box::new(Sim { info, machine: Arc::new(machine), recording: Mutex::default() })))
     }
 
@@ -63,13 +63,13 @@ impl Stream {
 
 struct Sim {
     info: DeviceInfo,
-    machine: Arc<Machine>,
+    machine: Arc<CostModel>,
     /// What was enqueued since a capture began; `None` outside of one.
     recording: Mutex<Option<Vec<Work>>>,
 }
 
 /// What does the work: shared with recordings.
-struct Machine {
+struct CostModel {
     simulator: Simulator,
     count: bool,
     stats: Mutex<Vec<(&'static str, LaunchStats)>>,
@@ -94,7 +94,7 @@ fn failed(reason: impl ToString) -> Error {
     Error::Device { device: "sim".to_owned(), reason: reason.to_string() }
 }
 
-impl Machine {
+impl CostModel {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch { variant, grid, cluster, args, shape } => {
@@ -181,8 +181,8 @@ impl Driver for Sim {
         self.enqueue(Work::CopyToHost { address, to: HostAddress(to), bytes })
     }
 
-    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
-        let Boxes { address, element_bytes, dims, strides, sides, swizzle } = *boxes;
+    fn tensor_map(&self, boxes: &TmaBoxes<'_>) -> Result<TensorMap> {
+        let TmaBoxes { address, element_bytes, dims, strides, sides, swizzle } = *boxes;
         let map = sim::TensorMap::tiled(address, element_bytes, dims, strides, sides, swizzle).map_err(failed)?;
         Ok(bytemuck::cast(map.to_bytes()))
     }
@@ -231,7 +231,7 @@ impl Mark for Instant {
 }
 
 struct Recorded {
-    machine: Arc<Machine>,
+    machine: Arc<CostModel>,
     work: Vec<Work>,
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::memory::Memory;
-use super::tensor::{Boxes, TensorMap};
+use super::tensor::{TensorMap, TmaBoxes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -175,7 +175,7 @@ impl Stream {
     ///
     /// # Errors
     /// The device cannot copy such boxes.
-    pub fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+    pub fn tensor_map(&self, boxes: &TmaBoxes<'_>) -> Result<TensorMap> {
         self.driver().tensor_map(boxes)
     }
 

@@ -12,7 +12,7 @@ pub enum Swizzle {
 }
 
 /// A tensor and the boxes that it is copied in. Dimensions are counted in elements, innermost first.
-pub struct Boxes<'a> {
+pub struct TmaBoxes<'a> {
     /// The first element's: a multiple of 16.
     pub address: u64,
     /// 1, 2, 4 or 8.

@@ -35,7 +35,7 @@ pub enum Value {
     Text(&'static str),
 }
 
-/// Machine code for one architecture, and what it takes.
+/// CostModel code for one architecture, and what it takes.
 #[derive(Debug)]
 pub struct Cubin {
     pub arch: u32,

@@ -2,7 +2,7 @@
 
 use super::abi::{attention_mask, tensor_map};
 use super::call::{Check, named};
-use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle, Value, Variant};
+use crate::device::{Slice, SliceMut, Stream, Swizzle, TmaBoxes, Value, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -200,7 +200,7 @@ const ROW_TILE: usize = 16;
 /// Row tiles of warps, and how many warps share each. Kernels without that axis share among all warps.
 pub(super) fn row_tiles(variant: &Variant) -> [usize; 2] {
     let axis = |name| variant.int(name).map_or(WARPS, |value| value.max(1) as usize);
-    if by_warpgroups(variant) {
+    if wgmma(variant) {
         // Producer warps do not count: one warp, or a warpgroup.
         [axis("threads").saturating_sub(32) / 128 * WARPS, 1]
     } else {
@@ -215,18 +215,18 @@ pub(super) fn rows_of(variant: &Variant) -> usize {
 }
 
 /// Whether a variant is Hopper's form: TMA copies and wgmma.
-pub(super) fn by_warpgroups(variant: &Variant) -> bool {
+pub(super) fn wgmma(variant: &Variant) -> bool {
     variant.value("instruction") == Some(Value::Text("m64k16"))
 }
 
 /// Tensor maps of keys and values for TMA and the rows of a box; 0 rows if threads copy instead.
-pub(super) struct CacheBoxes {
+pub(super) struct CacheTma {
     pub keys: tensor_map,
     pub values: tensor_map,
     pub rows: u32,
 }
 
-impl CacheBoxes {
+impl CacheTma {
     /// Positions of a KV tile, columns of a box, and the period of the swizzle in rows.
     const TILE: usize = 64;
     const COLUMNS: u32 = 64;
@@ -241,13 +241,13 @@ impl CacheBoxes {
         let aligned = (entry_bytes as u64 | keys.address() | values.address()).is_multiple_of(16);
         // TMA coordinates are signed.
         let numbered = (1..=i32::MAX as usize).contains(&entries);
-        if !(by_warpgroups(variant) && aligned && numbered && page_size >= Self::LEAST_ROWS) {
+        if !(wgmma(variant) && aligned && numbered && page_size >= Self::LEAST_ROWS) {
             let none = tensor_map { opaque: [0; 16] };
             return Ok(Self { keys: none, values: none, rows: 0 });
         }
         let rows = page_size.min(Self::TILE) as u32;
         let boxes = |plane: Slice<'_>| -> Result<tensor_map> {
-            let boxes = Boxes {
+            let boxes = TmaBoxes {
                 address: plane.address(),
                 element_bytes: plane.dtype().size() as u32,
                 dims: &[heads.head_dim as u64, entries as u64],

@@ -1,7 +1,7 @@
 //! Decode attention: the newest queries of each sequence, split over the KV cache.
 
 use super::abi::{attention_decode_args, attention_span};
-use super::attention::{CacheBoxes, Checked, Heads, KvCache, Scoring, aligned, by_warpgroups, key, records, rows_of};
+use super::attention::{CacheTma, Checked, Heads, KvCache, Scoring, aligned, key, records, rows_of, wgmma};
 use super::call::{Call, Check};
 use super::tables::ATTENTION_DECODE;
 use crate::device::{Slice, SliceMut, Stream, Value, Variant};
@@ -103,7 +103,7 @@ impl AttentionDecode<'_> {
         if spans == 0 {
             return Ok(());
         }
-        let boxes = CacheBoxes::new(stream, variant, &self.cache, self.heads)?;
+        let boxes = CacheTma::new(stream, variant, &self.cache, self.heads)?;
         let args = attention_decode_args {
             key_boxes: boxes.keys,
             value_boxes: boxes.values,
@@ -141,8 +141,8 @@ impl AttentionDecode<'_> {
         let row_tiles = spans.saturating_add(tokens.saturating_mul(heads / kv_heads) / rows_of(variant));
         let splits = self.cache.pages.saturating_mul(self.cache.page_size).div_ceil(SPLIT).max(1);
         let items = row_tiles.saturating_mul(splits).saturating_mul(kv_heads);
-        let per_processor = if by_warpgroups(variant) { 1 } else { BLOCKS_PER_PROCESSOR };
-        let blocks = items.min(stream.info().processors as usize * per_processor);
+        let per_processor = if wgmma(variant) { 1 } else { BLOCKS_PER_PROCESSOR };
+        let blocks = items.min(stream.info().sms as usize * per_processor);
         // SAFETY: the slices are device memory of the sizes checked above; the contents of spans and page table are the
         // caller's responsibility.
         unsafe { call.launch(stream, variant, [blocks, 1, 1], &args, &shape) }

@@ -1,10 +1,10 @@
 //! Prefill attention: many queries of each sequence, in tiles of queries.
 
 use super::abi::{attention_prefill_args, attention_span, attention_tile};
-use super::attention::{CacheBoxes, Checked, Heads, KvCache, Scoring, key, records};
+use super::attention::{CacheTma, Checked, Heads, KvCache, Scoring, key, records};
 use super::attention_plan::{AttentionPlan, AttentionShape};
 use super::call::{Call, Check};
-use super::cost::Machine;
+use super::cost::CostModel;
 use super::tables::ATTENTION_PREFILL;
 use crate::device::{Slice, SliceMut, Stream, Value, Variant};
 use crate::error::{Error, Result};
@@ -54,14 +54,14 @@ impl AttentionPrefill<'_> {
     /// Shapes or dtypes do not match; this build has no variant for the device; the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
         self.key()?;
-        let plan = AttentionPlan::choose_prefill(&Machine::of(stream.info()), &self.shape())?;
+        let plan = AttentionPlan::choose_prefill(&CostModel::of(stream.info()), &self.shape())?;
         self.launch_variant(stream, plan.variant)
     }
 
     /// Launches whichever of prefill and decode is faster; decode needs a workspace for the rows.
     pub(super) fn plan(&self, stream: &Stream, records: usize) -> Result<AttentionPlan> {
         self.key()?;
-        AttentionPlan::choose(&Machine::of(stream.info()), &AttentionShape { records, ..self.shape() })
+        AttentionPlan::choose(&CostModel::of(stream.info()), &AttentionShape { records, ..self.shape() })
     }
 
     fn shape(&self) -> AttentionShape {
@@ -107,8 +107,8 @@ impl AttentionPrefill<'_> {
         if tiles == 0 {
             return Ok(());
         }
-        let plan = AttentionPlan::prefill(&Machine::of(stream.info()), &self.shape(), variant);
-        let boxes = CacheBoxes::new(stream, variant, &self.cache, self.heads)?;
+        let plan = AttentionPlan::prefill(&CostModel::of(stream.info()), &self.shape(), variant);
+        let boxes = CacheTma::new(stream, variant, &self.cache, self.heads)?;
         let args = attention_prefill_args {
             key_boxes: boxes.keys,
             value_boxes: boxes.values,

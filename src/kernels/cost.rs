@@ -9,15 +9,15 @@
 //!
 //! Predictions are optimistic; they are for comparing launches with each other.
 
-use crate::device::{Card, DeviceInfo};
+use crate::device::{DeviceInfo, GpuSpec};
 
 /// The parameters of a GPU in the cost model.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
+pub struct CostModel {
     /// Compute capability: 90 is sm_90.
     pub arch: u32,
     /// Streaming multiprocessors.
-    pub processors: u32,
+    pub sms: u32,
     /// Hertz.
     pub clock: f64,
     /// Multiply-adds per SM and cycle on the tensor cores, f16 or bf16 with f32 accumulation.
@@ -51,13 +51,13 @@ impl Floor {
 /// Registers per SM.
 const REGISTERS: u32 = 65_536;
 
-impl From<&Card> for Machine {
-    fn from(card: &Card) -> Self {
-        Self::part(card, card.arch, card.processors)
+impl From<&GpuSpec> for CostModel {
+    fn from(card: &GpuSpec) -> Self {
+        Self::part(card, card.arch, card.sms)
     }
 }
 
-impl Machine {
+impl CostModel {
     /// Bytes per cycle from shared memory, per SM.
     pub const SHARED_BANDWIDTH: f64 = 128.0;
     /// Memory latency under load, in seconds.
@@ -69,20 +69,20 @@ impl Machine {
 
     /// Parameters of the device's product, or of its architecture's default one, scaled to its number of SMs.
     pub fn of(info: &DeviceInfo) -> Self {
-        Self::part(Card::of_product(&info.name, info.arch), info.arch, info.processors)
+        Self::part(GpuSpec::of_product(&info.name, info.arch), info.arch, info.sms)
     }
 
-    /// Parameters of an architecture's default product, scaled to `processors` SMs (at least one).
-    pub fn new(arch: u32, processors: u32) -> Self {
-        Self::part(Card::of_arch(arch), arch, processors)
+    /// Parameters of an architecture's default product, scaled to `sms` SMs (at least one).
+    pub fn new(arch: u32, sms: u32) -> Self {
+        Self::part(GpuSpec::of_arch(arch), arch, sms)
     }
 
-    fn part(card: &Card, arch: u32, processors: u32) -> Self {
-        let processors = processors.max(1);
-        let share = f64::from(processors) / f64::from(card.processors);
+    fn part(card: &GpuSpec, arch: u32, sms: u32) -> Self {
+        let sms = sms.max(1);
+        let share = f64::from(sms) / f64::from(card.sms);
         Self {
             arch,
-            processors,
+            sms,
             clock: card.gigahertz * 1e9,
             tensor_rate: card.tensor_rate,
             memory_bandwidth: card.memory_gb_s * 1e9 * share,
@@ -94,7 +94,7 @@ impl Machine {
 
     /// The floor of a launch that moves `bytes` and computes `products` multiply-adds.
     pub fn floor(&self, bytes: f64, products: f64) -> Floor {
-        let rate = self.tensor_rate * self.clock * f64::from(self.processors);
+        let rate = self.tensor_rate * self.clock * f64::from(self.sms);
         Floor { memory: bytes / self.memory_bandwidth, products: products / rate }
     }
 
@@ -114,18 +114,18 @@ mod tests {
 
     #[test]
     fn the_scarcest_resource_limits_the_blocks() {
-        let ampere = Machine::new(80, 108);
+        let ampere = CostModel::new(80, 108);
         assert_eq!(ampere.resident(128, 64, 0), 8);
         assert_eq!(ampere.resident(128, 32, 40 << 10), 4);
         assert_eq!(ampere.resident(1024, 16, 0), 2);
         assert_eq!(ampere.resident(256, 255, 200 << 10), 1);
-        assert_eq!(Machine::new(75, 40).resident(128, 32, 32 << 10), 2);
+        assert_eq!(CostModel::new(75, 40).resident(128, 32, 32 << 10), 2);
     }
 
     #[test]
     fn half_a_card_has_half_its_bandwidth() {
-        let (whole, half) = (Machine::new(80, 108), Machine::new(80, 54));
+        let (whole, half) = (CostModel::new(80, 108), CostModel::new(80, 54));
         assert_eq!(half.memory_bandwidth * 2.0, whole.memory_bandwidth);
-        assert_eq!(Machine::new(80, 0).processors, 1);
+        assert_eq!(CostModel::new(80, 0).sms, 1);
     }
 }

@@ -117,7 +117,7 @@ impl Ops for Gpu {
 
     fn describe(&self) -> String {
         let info = self.stream.info();
-        format!("{} ({}, {} multiprocessors)", info.device, info.name, info.processors)
+        format!("{} ({}, {} multiprocessors)", info.device, info.name, info.sms)
     }
 
     fn limits(&self) -> KernelLimits {

@@ -8,12 +8,12 @@ use super::abi::{
 };
 use super::act_mul::code;
 use super::call::{Call, Check};
-use super::cost::Machine;
+use super::cost::CostModel;
 use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE};
 use super::tables::MATMUL;
-use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle};
 #[cfg(feature = "cuda")]
 use crate::device::{CublasLt, Product};
+use crate::device::{Slice, SliceMut, Stream, Swizzle, TmaBoxes};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Activation;
@@ -71,9 +71,9 @@ impl MatMul<'_> {
     pub fn launch(self, stream: &Stream) -> Result<()> {
         let shape = self.shape()?;
         let workspace = self.workspace.as_ref().map_or(0, SliceMut::len);
-        let mut plan = MatMulPlan::choose(&Machine::of(stream.info()), &shape, workspace)?;
+        let mut plan = MatMulPlan::choose(&CostModel::of(stream.info()), &shape, workspace)?;
         // Multicast needs TMA copies.
-        plan.pair = plan.pair.filter(|_| plan.copies_boxes(&shape, self.x.address() | self.weight.address()));
+        plan.pair = plan.pair.filter(|_| plan.copies_by_tma(&shape, self.x.address() | self.weight.address()));
         self.launch_plan(stream, &plan)
     }
 
@@ -160,7 +160,7 @@ impl MatMul<'_> {
         let (codes, scale) = quantized(&out, scale, n)?;
         let call = Call { kernel: &MATMUL, key: &shape.key(stream.arch()) };
         call.check(variant)?;
-        let boxes = plan.copies_boxes(&shape, x.address() | weight.address());
+        let boxes = plan.copies_by_tma(&shape, x.address() | weight.address());
         if let Some(pair) = pair
             && !(boxes && splits == 1 && plan.may_pair())
         {
@@ -188,7 +188,7 @@ impl MatMul<'_> {
             return Ok(());
         }
         let [x_boxes, weight_boxes] = if boxes {
-            let [box_m, box_n] = plan.boxes();
+            let [box_m, box_n] = plan.tma_box();
             [matrix_boxes(stream, x, [m, k], box_m)?, matrix_boxes(stream, weight, [rows, k], box_n)?]
         } else {
             [tensor_map { opaque: [0; 16] }; 2]
@@ -218,7 +218,7 @@ impl MatMul<'_> {
             padding: [0; 11],
         };
         CHECK.rows("tiles", plan.items(&shape))?;
-        let blocks = [plan.blocks(&Machine::of(stream.info()), &shape), 1, 1];
+        let blocks = [plan.blocks(&CostModel::of(stream.info()), &shape), 1, 1];
         let shape = format_args!("[{m}, {k}] × [{rows}, {k}]ᵀ of {} to {} in {splits}", x.dtype(), out.dtype());
         let cluster = if pair.is_some() { 2 } else { 1 };
         // SAFETY: every slice was checked against the shape, the workspace against the variant's tiles.
@@ -250,7 +250,7 @@ fn quantized(out: &SliceMut<'_>, scale: Option<Slice<'_>>, n: usize) -> Result<(
 /// Tensor map of 16-bit rows `[rows, k]`, in boxes of a stage's K elements by `side` rows, as wgmma reads them.
 fn matrix_boxes(stream: &Stream, matrix: Slice<'_>, [rows, k]: [usize; 2], side: usize) -> Result<tensor_map> {
     let row_bytes = k * matrix.dtype().size();
-    let boxes = Boxes {
+    let boxes = TmaBoxes {
         address: matrix.address(),
         element_bytes: matrix.dtype().size() as u32,
         dims: &[k as u64, rows as u64],

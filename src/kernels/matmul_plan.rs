@@ -3,7 +3,7 @@
 use super::MatMul;
 use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_K_SLICE};
 use super::call::named;
-use super::cost::{Floor, Machine};
+use super::cost::{CostModel, Floor};
 use super::tables::MATMUL;
 use crate::device::{Value, Variant};
 use crate::dtype::DType;
@@ -81,9 +81,9 @@ impl MatMulShape {
     }
 
     /// Lower bound of any plan.
-    pub fn floor(&self, machine: &Machine) -> Floor {
+    pub fn floor(&self, model: &CostModel) -> Floor {
         let [m, rows, k] = [self.m, self.weight_rows(), self.k].map(|size| size as f64);
-        machine.floor(self.bytes(), m * rows * k)
+        model.floor(self.bytes(), m * rows * k)
     }
 
     /// K slices.
@@ -98,9 +98,9 @@ impl MatMulPlan {
     ///
     /// # Errors
     /// This build has no variant for the device.
-    pub fn choose(machine: &Machine, shape: &MatMulShape, workspace: usize) -> Result<Self> {
-        let plan = |variant| Self::of(machine, shape, workspace, variant);
-        let variant = MATMUL.best(machine.arch, &shape.key(machine.arch), |variant| plan(variant).seconds)?;
+    pub fn choose(model: &CostModel, shape: &MatMulShape, workspace: usize) -> Result<Self> {
+        let plan = |variant| Self::of(model, shape, workspace, variant);
+        let variant = MATMUL.best(model.arch, &shape.key(model.arch), |variant| plan(variant).seconds)?;
         Ok(plan(variant))
     }
 
@@ -108,22 +108,22 @@ impl MatMulPlan {
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
-    pub fn ranked(machine: &Machine, shape: &MatMulShape, workspace: usize) -> Result<Vec<Self>> {
-        let plan = |variant| Self::of(machine, shape, workspace, variant);
-        MATMUL.ranked(machine.arch, &shape.key(machine.arch), plan, |plan| plan.seconds)
+    pub fn ranked(model: &CostModel, shape: &MatMulShape, workspace: usize) -> Result<Vec<Self>> {
+        let plan = |variant| Self::of(model, shape, workspace, variant);
+        MATMUL.ranked(model.arch, &shape.key(model.arch), plan, |plan| plan.seconds)
     }
 
     /// The best plan of one variant.
-    pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
+    pub fn of(model: &CostModel, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
         let tile = Tile::of(variant);
         let plan = |splits, pair| {
-            let seconds = tile.seconds(machine, shape, splits, pair);
+            let seconds = tile.seconds(model, shape, splits, pair);
             Self { variant, splits, pair, seconds }
         };
         let most = if tile.workspace(shape) <= workspace { shape.k_slices() } else { 1 };
         let split = (2..=most).map(|splits| plan(splits, None));
         // If one tile holds all rows of x, x is the smaller part of what is copied.
-        let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && machine.processors > 1;
+        let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && model.sms > 1;
         let paired = [MatMulPair::X, MatMulPair::Weight].map(|pair| plan(1, Some(pair)));
         let others = split.chain(paired.into_iter().filter(|_| pairs));
         others.fold(plan(1, None), |best, plan| if plan.seconds < best.seconds { plan } else { best })
@@ -135,19 +135,19 @@ impl MatMulPlan {
     }
 
     /// Blocks of the launch: one per item; on Hopper at most what the device holds at once (persistent blocks).
-    pub fn blocks(&self, machine: &Machine, shape: &MatMulShape) -> usize {
+    pub fn blocks(&self, model: &CostModel, shape: &MatMulShape) -> usize {
         let tile = Tile::of(self.variant);
         let items = self.items(shape);
-        if !tile.by_warpgroups {
+        if !tile.wgmma {
             return items;
         }
-        let resident = machine.processors as usize * tile.resident(machine) as usize;
+        let resident = model.sms as usize * tile.resident(model) as usize;
         let most = if self.pair.is_some() { (resident & !1).max(2) } else { resident };
         items.min(most)
     }
 
     /// Tokens and weight rows of a TMA box: a tile's, or half of it if a cluster shares the operand.
-    pub(super) fn boxes(&self) -> [usize; 2] {
+    pub(super) fn tma_box(&self) -> [usize; 2] {
         let tile = Tile::of(self.variant);
         match self.pair {
             None => [tile.m, tile.n],
@@ -162,8 +162,8 @@ impl MatMulPlan {
     }
 
     /// Whether tiles are copied by TMA; `addresses` is the bitwise or of both operands'. Otherwise threads copy.
-    pub(super) fn copies_boxes(&self, shape: &MatMulShape, addresses: u64) -> bool {
-        Tile::of(self.variant).by_warpgroups && has_boxes(shape, addresses)
+    pub(super) fn copies_by_tma(&self, shape: &MatMulShape, addresses: u64) -> bool {
+        Tile::of(self.variant).wgmma && has_boxes(shape, addresses)
     }
 
     /// Words of workspace that split-K needs.
@@ -188,7 +188,7 @@ struct Tile {
     threads: usize,
     shared_bytes: u32,
     /// Hopper's form: a producer warpgroup, consumer warpgroups, persistent blocks.
-    by_warpgroups: bool,
+    wgmma: bool,
     /// The last tile skips 8-token units beyond M; workers take units in turns.
     skips: bool,
     /// Warps (or warpgroups) that multiply, along the tokens and along the weight's rows.
@@ -201,26 +201,26 @@ impl Tile {
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
         let is = |instruction| variant.value("instruction") == Some(Value::Text(instruction));
-        let (by_warpgroups, skips) = (is("m64k16"), is("m16n8k16") && m > 32);
-        let threads = if by_warpgroups { threads.saturating_sub(WARPGROUP).max(WARPGROUP) } else { threads };
+        let (wgmma, skips) = (is("m64k16"), is("m16n8k16") && m > 32);
+        let threads = if wgmma { threads.saturating_sub(WARPGROUP).max(WARPGROUP) } else { threads };
         let workers = match m {
-            _ if by_warpgroups => [1, threads / WARPGROUP],
+            _ if wgmma => [1, threads / WARPGROUP],
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, by_warpgroups, skips, workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, wgmma, skips, workers }
     }
 
     /// Occupancy: a consumer thread needs twice its accumulators in registers, and 64 more.
-    fn resident(&self, machine: &Machine) -> u32 {
+    fn resident(&self, model: &CostModel) -> u32 {
         let registers = 64 + 2 * self.m * self.n / self.threads;
-        let copying = if self.by_warpgroups { WARPGROUP } else { 0 };
-        machine.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
+        let copying = if self.wgmma { WARPGROUP } else { 0 };
+        model.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
     }
 
     /// Half a tile must be whole periods of the swizzle, 8 rows.
     fn may_pair(&self) -> bool {
-        self.by_warpgroups && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
+        self.wgmma && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
     }
 
     /// Tiles along the tokens, and along the weight's rows.
@@ -263,22 +263,22 @@ impl Tile {
     /// - each warp reads its own rows of the weight and its own tokens;
     /// - the block with the most K slices decides; if the last row of tiles has less work, its last block starts no
     ///   later than when all SMs have done equal work.
-    fn computing(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
+    fn computing(&self, model: &CostModel, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
         let [tile_m, tile_n] = [self.m, self.n].map(|size| size as f64);
         let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
-        let processors = f64::from(machine.processors);
+        let sms = f64::from(model.sms);
         let depth = self.depth(shape, splits);
         let cycles = |tokens: f64| {
-            let products = depth * tokens * tile_n / machine.tensor_rate;
+            let products = depth * tokens * tile_n / model.tensor_rate;
             let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m + tokens * workers_n);
-            products.max(shared / Machine::SHARED_BANDWIDTH)
+            products.max(shared / CostModel::SHARED_BANDWIDTH)
         };
         let [rows, columns] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let row = columns * splits as f64;
         let (blocks, whole, last) = (rows * row, cycles(tile_m), cycles(self.last_tokens(shape) as f64));
-        let even = (blocks / processors).ceil() * if rows > 1.0 { whole } else { last };
-        let uneven = ((blocks - row) * whole + row * last + (processors - 1.0) * whole) / processors;
-        even.min(uneven) / machine.clock
+        let even = (blocks / sms).ceil() * if rows > 1.0 { whole } else { last };
+        let uneven = ((blocks - row) * whole + row * last + (sms - 1.0) * whole) / sms;
+        even.min(uneven) / model.clock
     }
 
     /// Predicted time of a launch. Assumptions beyond those of the cost model and of [`computing`](Self::computing):
@@ -289,14 +289,14 @@ impl Tile {
     ///   one L2 latency each;
     /// - split-K sums go to L2 and back, the latter to one block per tile with four accesses per thread in flight;
     ///   signalling takes three latencies.
-    fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
+    fn seconds(&self, model: &CostModel, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
         let [m, rows] = [shape.m, shape.weight_rows()].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
-        let processors = f64::from(machine.processors);
+        let sms = f64::from(model.sms);
         let tiles = self.tiles(shape, pair) as f64;
         let blocks = tiles * splits as f64;
         let depth = self.depth(shape, splits);
-        let computing = self.computing(machine, shape, splits, pair);
+        let computing = self.computing(model, shape, splits, pair);
 
         let [tiles_m, tiles_n] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let copied = match pair {
@@ -304,22 +304,22 @@ impl Tile {
             Some(MatMulPair::X) => tiles_m * rows + tiles_n * m / 2.0,
             Some(MatMulPair::Weight) => tiles_m * rows / 2.0 + tiles_n * m,
         };
-        let meeting = if pair.is_some() { 2.0 * Machine::CACHE_LATENCY } else { 0.0 };
-        let busy = (blocks / processors).min(1.0);
-        let from_memory = shape.bytes() / (machine.memory_bandwidth * busy);
-        let from_cache = splits as f64 * depth * 2.0 * copied / (machine.cache_bandwidth * busy);
-        let rounds = (blocks / (processors * f64::from(self.resident(machine)))).ceil();
-        let in_flight = rounds * Machine::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
+        let meeting = if pair.is_some() { 2.0 * CostModel::CACHE_LATENCY } else { 0.0 };
+        let busy = (blocks / sms).min(1.0);
+        let from_memory = shape.bytes() / (model.memory_bandwidth * busy);
+        let from_cache = splits as f64 * depth * 2.0 * copied / (model.cache_bandwidth * busy);
+        let rounds = (blocks / (sms * f64::from(self.resident(model)))).ceil();
+        let in_flight = rounds * CostModel::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);
 
         let adding = if splits > 1 {
             let sums = 4.0 * tiles * tile_m * tile_n * shape.k_slices() as f64;
-            let reading = machine.cache_bandwidth.min(tiles * threads * 64.0 / Machine::CACHE_LATENCY);
-            3.0 * Machine::CACHE_LATENCY + sums / machine.cache_bandwidth + sums / reading
+            let reading = model.cache_bandwidth.min(tiles * threads * 64.0 / CostModel::CACHE_LATENCY);
+            3.0 * CostModel::CACHE_LATENCY + sums / model.cache_bandwidth + sums / reading
         } else {
             0.0
         };
-        let waiting = if shape.accumulate { rounds * Machine::LATENCY } else { 0.0 };
-        Machine::LAUNCH + Machine::LATENCY + computing.max(copying) + adding + meeting + waiting
+        let waiting = if shape.accumulate { rounds * CostModel::LATENCY } else { 0.0 };
+        CostModel::LAUNCH + CostModel::LATENCY + computing.max(copying) + adding + meeting + waiting
     }
 }

@@ -39,7 +39,7 @@ pub use attention::{Heads, KvCache, KvScales, Scoring};
 pub use attention_decode::{AttentionDecode, SplitStates};
 pub use attention_plan::{AttentionPlan, AttentionShape};
 pub use attention_prefill::AttentionPrefill;
-pub use cost::{Floor, Machine};
+pub use cost::{CostModel, Floor};
 pub use embedding::Embedding;
 pub use gpu::Gpu;
 pub use matmul::MatMul;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::PageCopy;
-use super::cost::Machine;
+use super::cost::CostModel;
 use crate::device::Stream;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -21,8 +21,8 @@ const LONG: Duration = Duration::from_micros(200);
 /// # Errors
 /// Device memory is short, or the device failed.
 pub(super) fn rates(stream: &Stream) -> Result<Rates> {
-    let machine = Machine::of(stream.info());
-    let products = machine.tensor_rate * machine.clock * f64::from(machine.processors);
+    let model = CostModel::of(stream.info());
+    let products = model.tensor_rate * model.clock * f64::from(model.sms);
     let mut pages = 1;
     let gb_s = loop {
         let time = copy_time(stream, pages)?;

@@ -189,7 +189,7 @@ fn a_block_that_stays_computes_what_many_do_on_the_simulator() {
         let case = Case { m: 20, n: 200, k, dtype, out, biased: true, accumulate: true, shifts: [shift; 3] };
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         for variant in some_variants(hopper.collect()) {
-            let sim = |processors| simulated(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
+            let sim = |sms| simulated(SimOptions { arch: 90, sms, seed: 3, ..SimOptions::default() });
             let many = case.run(&sim(None), Some(planned(variant, 1, None)), 0);
             for splits in [1, 3] {
                 let one = case.run(&sim(Some(1)), Some(planned(variant, splits, None)), 0);
@@ -219,7 +219,7 @@ fn pairs_compute_what_single_blocks_do() {
                 continue;
             }
             // On three multiprocessors there is one pair, or there are as many as these hold.
-            let few = SimOptions { arch: 90, processors: Some(3), seed: 7, ..SimOptions::default() };
+            let few = SimOptions { arch: 90, sms: Some(3), seed: 7, ..SimOptions::default() };
             let plan = Some(planned(variant, 1, Some(MatMulPair::X)));
             let got = case.run(&simulated(few), plan, 0);
             assert!(got == *plain, "{}: pairs that stay differ", variant.name);

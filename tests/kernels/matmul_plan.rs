@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use burrstone::device::Card;
-use burrstone::kernels::{Machine, MatMul, MatMulPair, MatMulPlan, MatMulShape};
+use burrstone::device::GpuSpec;
+use burrstone::kernels::{CostModel, MatMul, MatMulPair, MatMulPlan, MatMulShape};
 
 use super::*;
 
@@ -24,24 +24,24 @@ fn layers() -> impl Iterator<Item = (usize, usize)> {
     PROBLEMS.iter().map(|problem| (problem.n, problem.k)).chain(LAYERS)
 }
 
-fn plan(machine: &Machine, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
+fn plan(model: &CostModel, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
     let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false };
-    (MatMulPlan::choose(machine, &shape, MatMul::WORKSPACE).unwrap(), shape)
+    (MatMulPlan::choose(model, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
 /// Where spans could fill a wave, a decode step fills it, or more than half of it where sharing tiles would cost more than
 /// it gives.
 #[test]
 fn no_wave_is_empty_that_could_be_full() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
         for (n, k) in layers() {
             for m in [1, 2, 4, 8, 16] {
-                let (plan, shape) = plan(&machine, m, n, k);
+                let (plan, shape) = plan(&model, m, n, k);
                 let blocks = plan.items(&shape);
-                let full = blocks / plan.splits * shape.k_slices() >= machine.processors as usize;
+                let full = blocks / plan.splits * shape.k_slices() >= model.sms as usize;
                 assert!(
-                    2 * blocks > machine.processors as usize || !full,
+                    2 * blocks > model.sms as usize || !full,
                     "{}: {shape:?}: {blocks} blocks of {}",
                     card.name,
                     plan.variant.name
@@ -62,14 +62,14 @@ fn batches() -> Vec<usize> {
 /// smaller one.
 #[test]
 fn throughput_does_not_fall_with_the_batch() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
         let (mut least, mut below, mut all) = (1.0f64, 0, 0);
         for (n, k) in layers() {
             let mut best: f64 = 0.0;
             let mut times = HashMap::new();
             for m in batches() {
-                let seconds = plan(&machine, m, n, k).0.seconds;
+                let seconds = plan(&model, m, n, k).0.seconds;
                 times.insert(m, seconds);
                 if let Some(half) = times.get(&(m / 2)).filter(|_| m.is_power_of_two()) {
                     assert!(seconds <= 2.0 * half, "{}: [{n}, {k}]: {m} rows: {seconds:e}, half: {half:e}", card.name);
@@ -97,22 +97,22 @@ fn throughput_does_not_fall_with_the_batch() {
 /// What no launch can be faster than no plan is; and they come in order.
 #[test]
 fn plans_are_ranked_above_the_floor() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
         for (n, k) in layers() {
             for m in batches() {
-                let shape = plan(&machine, m, n, k).1;
+                let shape = plan(&model, m, n, k).1;
                 let shapes = [shape, MatMulShape { accumulate: true, ..shape }, MatMulShape { gated: true, ..shape }];
                 for shape in shapes {
-                    let plans = MatMulPlan::ranked(&machine, &shape, MatMul::WORKSPACE).unwrap();
-                    let chosen = MatMulPlan::choose(&machine, &shape, MatMul::WORKSPACE).unwrap();
+                    let plans = MatMulPlan::ranked(&model, &shape, MatMul::WORKSPACE).unwrap();
+                    let chosen = MatMulPlan::choose(&model, &shape, MatMul::WORKSPACE).unwrap();
                     assert_eq!((plans[0].variant.name, plans[0].splits), (chosen.variant.name, chosen.splits));
                     assert!(plans.is_sorted_by(|a, b| a.seconds <= b.seconds), "{}: {shape:?}", card.name);
-                    let floor = shape.floor(&machine);
+                    let floor = shape.floor(&model);
                     assert!(plans[0].seconds > floor.seconds(), "{}: {shape:?}: {floor:?}", card.name);
                 }
-                let [of, sum, _] = shapes.map(|shape| shape.floor(&machine));
-                let read = (2 * m * n) as f64 / machine.memory_bandwidth;
+                let [of, sum, _] = shapes.map(|shape| shape.floor(&model));
+                let read = (2 * m * n) as f64 / model.memory_bandwidth;
                 assert!(((sum.memory - of.memory) / read - 1.0).abs() < 1e-6 && sum.products == of.products);
             }
         }
@@ -123,53 +123,53 @@ fn plans_are_ranked_above_the_floor() {
 /// all large layers. They share what is more of the tile.
 #[test]
 fn many_rows_are_for_pairs() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
         for (n, k) in layers() {
             for m in [1, 8, 64, 192] {
-                let (plan, shape) = plan(&machine, m, n, k);
+                let (plan, shape) = plan(&model, m, n, k);
                 let tile = plan.variant.int("m").unwrap() as usize;
                 assert!(plan.pair.is_none() || card.arch == 90 && m > tile, "{}: {shape:?}: {plan:?}", card.name);
             }
-            let (plan, shape) = plan(&machine, 8192, n, k);
+            let (plan, shape) = plan(&model, 8192, n, k);
             let [tile_m, tile_n] = ["m", "n"].map(|axis| plan.variant.int(axis).unwrap());
             let expected =
                 (card.arch == 90).then_some(if tile_m >= tile_n { MatMulPair::X } else { MatMulPair::Weight });
             assert_eq!(plan.pair, expected, "{}: {shape:?}: {plan:?}", card.name);
             assert!(plan.items(&shape).is_multiple_of(if plan.pair.is_some() { 2 } else { 1 }), "{plan:?}");
         }
-        assert_eq!(plan(&Machine::new(90, 1), 8192, 4096, 4096).0.pair, None);
+        assert_eq!(plan(&CostModel::new(90, 1), 8192, 4096, 4096).0.pair, None);
     }
 }
 
 /// Rows of the weight in pairs leave half the results to be written, and nothing else changes.
 #[test]
 fn gates_save_what_is_not_written() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
         for (n, k) in layers().filter(|(n, _)| n % 16 == 0) {
             for m in [1, 64, 4096] {
-                let (plan, shape) = plan(&machine, m, n, k);
+                let (plan, shape) = plan(&model, m, n, k);
                 let gated = MatMulShape { n: n / 2, gated: true, ..shape };
-                let of_gated = MatMulPlan::of(&machine, &gated, MatMul::WORKSPACE, plan.variant);
+                let of_gated = MatMulPlan::of(&model, &gated, MatMul::WORKSPACE, plan.variant);
                 assert!(of_gated.seconds <= plan.seconds, "{}: {shape:?}", card.name);
                 assert_eq!(gated.weight_rows(), n, "{shape:?}");
             }
         }
         // Little depth: the results are most of what memory is asked for.
-        let (plan, shape) = plan(&machine, 8192, 65536, 64);
+        let (plan, shape) = plan(&model, 8192, 65536, 64);
         let gated = MatMulShape { n: shape.n / 2, gated: true, ..shape };
-        let seconds = MatMulPlan::of(&machine, &gated, 0, plan.variant).seconds;
+        let seconds = MatMulPlan::of(&model, &gated, 0, plan.variant).seconds;
         assert!(seconds < 0.9 * plan.seconds, "{}: {seconds:e} {:e}", card.name, plan.seconds);
     }
 }
 
 #[test]
 fn a_choice_is_the_same_for_the_same_problem() {
-    for card in &Card::ALL {
-        let machine = Machine::from(card);
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
         for (m, n, k) in [(1, 4096, 4096), (300, 4096, 4096), (4096, 4096, 4096), (5, 1, 0)] {
-            let (first, second) = (plan(&machine, m, n, k).0, plan(&machine, m, n, k).0);
+            let (first, second) = (plan(&model, m, n, k).0, plan(&model, m, n, k).0);
             let named = |plan: &MatMulPlan| (plan.variant.name, plan.splits, plan.pair);
             assert_eq!(named(&first), named(&second));
             assert!(first.seconds.is_finite() && first.seconds > 0.0, "{first:?}");

@@ -1,6 +1,6 @@
 //! Blocks of a cluster: what they bring each other, and that they wait for each other.
 
-use burrstone::device::Boxes;
+use burrstone::device::TmaBoxes;
 use burrstone::device::sim::{Fault, FaultKind, Swizzle};
 
 use crate::probe::{Probe, bytes};
@@ -14,7 +14,7 @@ fn cluster(plant: &str, [groups, blocks, boxes]: [u32; 3], seed: u64) -> Result<
     (probe.n, probe.m) = (boxes, blocks);
     let (address, dims) = (probe.input(0), &[16, rows.into()]);
     let (strides, sides, swizzle) = (&[64], &[16, 8], Swizzle::None);
-    probe.copy_boxes(&Boxes { address, element_bytes: 4, dims, strides, sides, swizzle });
+    probe.copy_boxes(&TmaBoxes { address, element_bytes: 4, dims, strides, sides, swizzle });
     let stats = probe.launch_clusters(&format!("cluster__{plant}_t64"), all, blocks)?;
     assert_eq!(stats.blocks, u64::from(all));
     for (block, found) in probe.out::<u32>().chunks(matrix.len()).enumerate() {

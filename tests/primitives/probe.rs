@@ -2,7 +2,7 @@
 
 use burrstone::DType;
 use burrstone::device::sim::{Fault, LaunchStats, Simulator};
-use burrstone::device::{Boxes, Launch, Memory, Stream, Variant};
+use burrstone::device::{Launch, Memory, Stream, TmaBoxes, Variant};
 
 use crate::gpu::{announce, gpu, is_left_out, on_a_gpu};
 
@@ -92,10 +92,10 @@ impl Probe {
     }
 
     /// The probe copies this tensor in boxes.
-    pub fn copy_boxes(&mut self, boxes: &Boxes<'_>) {
+    pub fn copy_boxes(&mut self, boxes: &TmaBoxes<'_>) {
         self.map = match &self.device {
             Device::Simulator(_) => {
-                let &Boxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
+                let &TmaBoxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
                 let map =
                     burrstone::device::sim::TensorMap::tiled(address, element_bytes, dims, strides, sides, swizzle);
                 let bytes = map.unwrap().to_bytes();

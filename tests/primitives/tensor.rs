@@ -1,6 +1,6 @@
 //! Bulk copies of tensors: element by element, inside and outside the tensor, with every swizzle.
 
-use burrstone::device::Boxes;
+use burrstone::device::TmaBoxes;
 use burrstone::device::sim::{Fault, FaultKind, Swizzle, TensorMap};
 
 use crate::probe::{Probe, Random, bytes};
@@ -43,7 +43,7 @@ impl Case {
         let strides: Vec<u64> = self.steps[1..].iter().map(|s| *s as u64 * 2).collect();
         let sides: Vec<u32> = self.sides.iter().map(|s| *s as u32).collect();
         let (dims, strides, sides, swizzle) = (&dims, &strides, &sides, self.swizzle);
-        probe.copy_boxes(&Boxes { address, element_bytes: 2, dims, strides, sides, swizzle });
+        probe.copy_boxes(&TmaBoxes { address, element_bytes: 2, dims, strides, sides, swizzle });
     }
 
     fn tensor_len(&self) -> usize {

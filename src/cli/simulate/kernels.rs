@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use burrstone::DType;
 use burrstone::capacity::{head_product, layer_products};
-use burrstone::kernels::{AttentionPlan, AttentionShape, Floor, Gpu, Heads, Machine, MatMul, MatMulPair, MatMulPlan};
+use burrstone::kernels::{AttentionPlan, AttentionShape, CostModel, Floor, Gpu, Heads, MatMul, MatMulPair, MatMulPlan};
 use burrstone::model::ArchSpec;
 use clap::Args;
 use serde::Serialize;
@@ -135,19 +135,19 @@ const PREFILLS: [[usize; 3]; 7] = [
 impl Kernels {
     pub fn run(self) -> Result<()> {
         let card = self.card.card()?;
-        let machine = Machine::from(card);
+        let machine = CostModel::from(card);
         let rows = if self.rows.is_empty() { (0..14).map(|power| 1 << power).collect() } else { self.rows };
         let names = if self.model.is_empty() { shapes::NAMES.map(str::to_owned).to_vec() } else { self.model };
         let models = names.into_iter().map(|name| Model::of(&machine, name, &rows)).collect::<Result<_>>()?;
         let machine = Assumptions {
-            multiprocessors: machine.processors,
+            multiprocessors: machine.sms,
             clock_hz: machine.clock,
             multiply_adds: machine.tensor_rate,
             memory_bytes_per_s: machine.memory_bandwidth,
             cache_bytes_per_s: machine.cache_bandwidth,
-            launch_s: Machine::LAUNCH,
-            memory_latency_s: Machine::LATENCY,
-            cache_latency_s: Machine::CACHE_LATENCY,
+            launch_s: CostModel::LAUNCH,
+            memory_latency_s: CostModel::LATENCY,
+            cache_latency_s: CostModel::CACHE_LATENCY,
         };
         let report = Report { version: env!("CARGO_PKG_VERSION"), gpu: card.name, modelled: true, machine, models };
         if self.json { output::print_json(&report) } else { output::print(report.to_string()) }
@@ -155,7 +155,7 @@ impl Kernels {
 }
 
 impl Model {
-    fn of(machine: &Machine, model: String, rows: &[usize]) -> Result<Self> {
+    fn of(machine: &CostModel, model: String, rows: &[usize]) -> Result<Self> {
         let spec = shapes::spec(&model)?;
         let dtype = Gpu::default_dtype(machine.arch, spec.dtype);
         let mut products = Vec::new();
@@ -173,7 +173,7 @@ impl Model {
 
 impl Product {
     /// The layer's product number `i`; the last one is the output projection.
-    fn of(machine: &Machine, spec: &ArchSpec, dtype: DType, layer: &'static str, i: usize, m: usize) -> Result<Self> {
+    fn of(machine: &CostModel, spec: &ArchSpec, dtype: DType, layer: &'static str, i: usize, m: usize) -> Result<Self> {
         let of_layer = layer_products(spec, dtype, m);
         let shape = of_layer.get(i).copied().unwrap_or_else(|| head_product(spec, dtype, m));
         let plans = MatMulPlan::ranked(machine, &shape, MatMul::WORKSPACE)?;
@@ -190,7 +190,7 @@ impl Product {
 
 impl Attention {
     fn of(
-        machine: &Machine,
+        machine: &CostModel,
         spec: &ArchSpec,
         dtype: DType,
         step: &'static str,
@@ -228,7 +228,7 @@ impl fmt::Display for Report {
             f,
             "taken for granted: {multiprocessors} multiprocessors at {:.2} GHz with {multiply_adds} multiply-adds a cycle \
              each, {:.0} GB/s of memory, {:.0} GB/s of L2 cache, {:.1} us for a launch, {:.1} us for an answer of memory, \
-             {:.1} us of the cache, and what `burrstone::kernels::Machine` says",
+             {:.1} us of the cache, and what `burrstone::kernels::CostModel` says",
             clock_hz / 1e9,
             memory_bytes_per_s / 1e9,
             cache_bytes_per_s / 1e9,

@@ -19,7 +19,7 @@ use cudarc::driver::{
 use super::driver::{DeviceInfo, Driver, Launch, Mark, Recording};
 use super::slice::{Slice, SliceMut};
 use super::stream::Stream;
-use super::tensor::{Boxes, Swizzle, TensorMap};
+use super::tensor::{Swizzle, TensorMap, TmaBoxes};
 use super::variant::ARCHS;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -133,11 +133,11 @@ impl Cuda {
             let reason = format!("{name} is sm_{capability}; this build has code for sm_70 to sm_90");
             return Err(Error::Device { device, reason });
         };
-        let processors =
+        let sms =
             context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(failed)?;
         let memory_bytes = context.total_mem().map_err(failed)? as u64;
-        let processors = u32::try_from(processors).unwrap_or(1);
-        let info = DeviceInfo { device: device.clone(), name, arch, processors, memory_bytes };
+        let sms = u32::try_from(sms).unwrap_or(1);
+        let info = DeviceInfo { device: device.clone(), name, arch, sms, memory_bytes };
         Ok(Self { info, modules: Modules::default(), staging: Staging::new(&stream), stream })
     }
 
@@ -252,14 +252,14 @@ impl Driver for Cuda {
         copied.map_err(|e| self.error("copy to the host", e))
     }
 
-    fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+    fn tensor_map(&self, boxes: &TmaBoxes<'_>) -> Result<TensorMap> {
         use sys::CUtensorMapDataType as Type;
         use sys::CUtensorMapSwizzle as Pattern;
         let refused = |reason: String| {
             let reason = format!("tensor map: {reason}");
             Error::Device { device: self.info.device.clone(), reason }
         };
-        let &Boxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
+        let &TmaBoxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
         let element = match element_bytes {
             1 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             2 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT16,

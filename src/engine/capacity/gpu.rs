@@ -2,23 +2,23 @@
 
 use std::collections::HashMap;
 
-use crate::device::{Card, DeviceInfo};
+use crate::device::{DeviceInfo, GpuSpec};
 use crate::dtype::DType;
 use crate::engine::capacity::{KvBudget, PAGE_SIZE, cache_size};
 use crate::engine::scheduler::{CacheSize, Plan, Policy};
 use crate::error::{Error, Result};
-use crate::kernels::{Gpu, Machine, MatMul, MatMulPlan, MatMulShape, recorded_rows};
+use crate::kernels::{CostModel, Gpu, MatMul, MatMulPlan, MatMulShape, recorded_rows};
 use crate::model::{ArchSpec, Limits};
 use crate::ops::CacheShape;
 
-/// A model on a GPU that need not be here. Its assumptions, beside those of [`Machine`]:
+/// A model on a GPU that need not be here. Its assumptions, beside those of [`CostModel`]:
 /// - a step is one recording: its kernels follow each other, and the host is never late;
 /// - attention reads the keys and values that a sequence's queries see once, or multiplies at the tensor cores' rate,
 ///   whichever takes longer; other kernels read and write their operands once, in two bytes an element;
 /// - the last layer's tail is computed for all tokens.
 pub struct GpuModel {
     spec: ArchSpec,
-    machine: Machine,
+    cost_model: CostModel,
     memory_bytes: u64,
     dtype: DType,
     kv_dtype: DType,
@@ -53,19 +53,19 @@ impl GpuModel {
     ///
     /// # Errors
     /// This build has no matrix product for the card's architecture.
-    pub fn new(spec: &ArchSpec, card: &Card, kv_dtype: Option<DType>) -> Result<Self> {
+    pub fn new(spec: &ArchSpec, card: &GpuSpec, kv_dtype: Option<DType>) -> Result<Self> {
         let dtype = Gpu::default_dtype(card.arch, spec.dtype);
-        Self::on(spec, Machine::from(card), u64::from(card.memory_gib) << 30, [dtype, kv_dtype.unwrap_or(dtype)])
+        Self::on(spec, CostModel::from(card), u64::from(card.memory_gib) << 30, [dtype, kv_dtype.unwrap_or(dtype)])
     }
 
-    /// For a GPU of this machine or a simulated one, with the dtypes of activations and KV cache.
+    /// For a GPU of this cost_model or a simulated one, with the dtypes of activations and KV cache.
     pub(in crate::engine) fn of_device(spec: &ArchSpec, info: &DeviceInfo, dtypes: [DType; 2]) -> Result<Self> {
-        Self::on(spec, Machine::of(info), info.memory_bytes, dtypes)
+        Self::on(spec, CostModel::of(info), info.memory_bytes, dtypes)
     }
 
-    fn on(spec: &ArchSpec, machine: Machine, memory_bytes: u64, [dtype, kv_dtype]: [DType; 2]) -> Result<Self> {
+    fn on(spec: &ArchSpec, cost_model: CostModel, memory_bytes: u64, [dtype, kv_dtype]: [DType; 2]) -> Result<Self> {
         let (products, heads) = (HashMap::new(), HashMap::new());
-        let model = Self { spec: spec.clone(), machine, memory_bytes, dtype, kv_dtype, products, heads };
+        let model = Self { spec: spec.clone(), cost_model, memory_bytes, dtype, kv_dtype, products, heads };
         model.product(layer_products(spec, dtype, 1)[0])?;
         Ok(model)
     }
@@ -117,7 +117,7 @@ impl GpuModel {
         layers * (self.layer_products(rows) + self.small_kernels(rows))
             + self.attention(spans)
             + self.head(wanted)
-            + STEP_LAUNCHES * Machine::LAUNCH
+            + STEP_LAUNCHES * CostModel::LAUNCH
     }
 
     fn cache_shape(&self) -> CacheShape {
@@ -125,7 +125,7 @@ impl GpuModel {
     }
 
     fn product(&self, shape: MatMulShape) -> Result<f64> {
-        Ok(MatMulPlan::choose(&self.machine, &shape, MatMul::WORKSPACE)?.seconds)
+        Ok(MatMulPlan::choose(&self.cost_model, &shape, MatMul::WORKSPACE)?.seconds)
     }
 
     fn layer_products(&mut self, rows: usize) -> f64 {
@@ -157,13 +157,13 @@ impl GpuModel {
         let heads = (self.spec.heads + 2 * self.spec.kv_heads) * self.spec.head_dim;
         // Two norms read the residual stream, and write what they make of it.
         let elements = rows * (2 * 2 * hidden + 2 * heads);
-        LAYER_LAUNCHES * Machine::LAUNCH + (elements * self.dtype.size()) as f64 / self.machine.memory_bandwidth
+        LAYER_LAUNCHES * CostModel::LAUNCH + (elements * self.dtype.size()) as f64 / self.cost_model.memory_bandwidth
     }
 
     /// Of all layers.
     fn attention(&self, spans: &[Span]) -> f64 {
-        let machine = &self.machine;
-        let rate = machine.tensor_rate * f64::from(machine.processors) * machine.clock;
+        let cost_model = &self.cost_model;
+        let rate = cost_model.tensor_rate * f64::from(cost_model.sms) * cost_model.clock;
         let position = CacheShape { layers: 1, ..self.cache_shape() }.bytes_per_token() as f64;
         let pair = (2 * self.spec.heads * self.spec.head_dim) as f64;
         let of_layer = |window: &Option<usize>| {
@@ -175,9 +175,9 @@ impl GpuModel {
                 // The last query sees the most, the first the least.
                 pairs += len * ((start + 1).min(seen) + end.min(seen)) / 2;
             }
-            let reading = positions as f64 * position / machine.memory_bandwidth;
+            let reading = positions as f64 * position / cost_model.memory_bandwidth;
             let computing = pairs as f64 * pair / rate;
-            Machine::LAUNCH + Machine::LATENCY + reading.max(computing)
+            CostModel::LAUNCH + CostModel::LATENCY + reading.max(computing)
         };
         self.spec.windows.iter().map(of_layer).sum()
     }
@@ -199,7 +199,7 @@ pub(super) mod tests {
     }
 
     fn gpu(name: &str) -> GpuModel {
-        GpuModel::new(&llama_8b(), Card::named(name).unwrap(), None).unwrap()
+        GpuModel::new(&llama_8b(), GpuSpec::named(name).unwrap(), None).unwrap()
     }
 
     /// The plan of a step for sequences with so many tokens in the cache, each with so many more.
@@ -247,7 +247,7 @@ pub(super) mod tests {
         assert!(of(32, 1000, 1) < 8.0 * of(1, 1000, 1));
         assert!(of(2, 0, 2048) > of(1, 0, 2048));
         // Keys and values of half the size.
-        let card = Card::named("a100").unwrap();
+        let card = GpuSpec::named("a100").unwrap();
         let mut fp8 = GpuModel::new(&llama_8b(), card, Some(DType::E4M3)).unwrap();
         let positions = 8000.0 * 32.0 * 8.0 * 128.0 * 2.0;
         let saved = of(1, 8000, 1) - fp8.seconds(&plan(1, 8000, 1));
@@ -262,7 +262,7 @@ pub(super) mod tests {
         let gib = bytes as f64 / f64::from(1 << 30);
         assert!((30.0..33.0).contains(&gib), "{gib}");
         assert_eq!(gpu("h100").cache(&policy, 3200).unwrap().blocks, 100);
-        let small = Card { memory_gib: 12, ..*Card::named("t4").unwrap() };
+        let small = GpuSpec { memory_gib: 12, ..*GpuSpec::named("t4").unwrap() };
         let error = GpuModel::new(&llama_8b(), &small, None).unwrap().cache(&policy, usize::MAX).unwrap_err();
         assert!(error.is_input() && error.to_string().contains("12884901888 bytes"), "{error}");
     }

@@ -131,7 +131,7 @@ pub fn simulate(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Card;
+    use crate::device::GpuSpec;
     use crate::engine::capacity::{Capacity, GpuModel, cache_size, llama_8b};
     use crate::engine::scheduler::Policy;
 
@@ -146,7 +146,7 @@ mod tests {
             ("h200", 8000, 100, 400),
             ("h100", 8000, 1500, 50),
         ] {
-            let mut gpu = GpuModel::new(&llama_8b(), Card::named(card).unwrap(), None).unwrap();
+            let mut gpu = GpuModel::new(&llama_8b(), GpuSpec::named(card).unwrap(), None).unwrap();
             let policy = Policy { max_running: 128, ..Policy::default() };
             let cache = cache_size(&llama_8b(), blocks);
             let said = gpu.capacity(&policy, cache, prompt, output);
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_no_sequence_fits_gives_nothing() {
-        let mut gpu = GpuModel::new(&llama_8b(), Card::named("h100").unwrap(), None).unwrap();
+        let mut gpu = GpuModel::new(&llama_8b(), GpuSpec::named("h100").unwrap(), None).unwrap();
         let said = gpu.capacity(&Policy::default(), cache_size(&llama_8b(), 3), 100, 30);
         assert_eq!(said, Capacity { sequences: 0, tokens_per_s: 0.0 });
     }

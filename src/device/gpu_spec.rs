@@ -2,17 +2,17 @@
 
 /// A GPU as its data sheet has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Card {
+pub struct GpuSpec {
     /// Part of the product's name, in lower case.
     pub name: &'static str,
     /// Compute capability: 90 is sm_90.
     pub arch: u32,
     /// Streaming multiprocessors.
-    pub processors: u32,
+    pub sms: u32,
     /// Boost clock.
     pub gigahertz: f64,
     /// Multiply-adds of f16 or bf16 into f32 sums on the tensor cores of a multiprocessor, a cycle: the dense f16 TFLOP/s
-    /// with f32 sums, divided by clock and processors.
+    /// with f32 sums, divided by clock and sms.
     pub tensor_rate: f64,
     pub memory_gib: u32,
     /// Memory bandwidth, 10⁹ bytes a second.
@@ -25,7 +25,7 @@ pub struct Card {
     pub threads: u32,
 }
 
-impl Card {
+impl GpuSpec {
     /// The first one of an architecture stands for it.
     pub const ALL: [Self; 7] = [
         card("v100", 70, 80, 1.53, 512.0, 16, 900.0, 2100.0, 96, 2048),
@@ -60,7 +60,7 @@ impl Card {
 const fn card(
     name: &'static str,
     arch: u32,
-    processors: u32,
+    sms: u32,
     gigahertz: f64,
     tensor_rate: f64,
     memory_gib: u32,
@@ -68,8 +68,8 @@ const fn card(
     cache_gb_s: f64,
     shared_kib: u32,
     threads: u32,
-) -> Card {
-    Card { name, arch, processors, gigahertz, tensor_rate, memory_gib, memory_gb_s, cache_gb_s, shared_kib, threads }
+) -> GpuSpec {
+    GpuSpec { name, arch, sms, gigahertz, tensor_rate, memory_gib, memory_gb_s, cache_gb_s, shared_kib, threads }
 }
 
 #[cfg(test)]
@@ -79,21 +79,21 @@ mod tests {
     #[test]
     fn a_card_reaches_its_data_sheet() {
         let sheets = [125.0, 65.0, 312.0, 71.0, 165.0, 989.0, 989.0];
-        for (card, teraflops) in Card::ALL.iter().zip(sheets) {
-            let found = 2.0 * card.tensor_rate * card.gigahertz * f64::from(card.processors) / 1e3;
+        for (card, teraflops) in GpuSpec::ALL.iter().zip(sheets) {
+            let found = 2.0 * card.tensor_rate * card.gigahertz * f64::from(card.sms) / 1e3;
             assert!((found / teraflops - 1.0).abs() < 0.01, "{}: {found} TFLOP/s", card.name);
         }
     }
 
     #[test]
     fn a_product_is_its_card_or_its_architectures() {
-        assert_eq!(Card::of_product("NVIDIA H200", 90).name, "h200");
-        assert_eq!(Card::of_product("NVIDIA H20", 90).name, "h100");
-        assert_eq!(Card::of_product("Tesla T4", 75).name, "t4");
-        assert_eq!(Card::of_product("NVIDIA GeForce RTX 5090", 120).name, "h100");
-        assert_eq!(Card::of_arch(87).name, "3090");
-        assert_eq!(Card::of_arch(60).name, "v100");
-        assert_eq!(Card::named("h200").map(|card| card.memory_gib), Some(141));
-        assert_eq!(Card::named("H200"), None);
+        assert_eq!(GpuSpec::of_product("NVIDIA H200", 90).name, "h200");
+        assert_eq!(GpuSpec::of_product("NVIDIA H20", 90).name, "h100");
+        assert_eq!(GpuSpec::of_product("Tesla T4", 75).name, "t4");
+        assert_eq!(GpuSpec::of_product("NVIDIA GeForce RTX 5090", 120).name, "h100");
+        assert_eq!(GpuSpec::of_arch(87).name, "3090");
+        assert_eq!(GpuSpec::of_arch(60).name, "v100");
+        assert_eq!(GpuSpec::named("h200").map(|card| card.memory_gib), Some(141));
+        assert_eq!(GpuSpec::named("H200"), None);
     }
 }
