@@ -1,4 +1,4 @@
-//! From specifications to what the crate includes: problems, kernels for the simulator and for GPUs, dispatch tables.
+//! From specifications to what the crate includes: problems, kernels for GPUs, dispatch tables.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use burrstone_codegen::device::{self, Cubin, Store};
 use burrstone_codegen::discover::Environment;
 use burrstone_codegen::render::{problems, tables};
 use burrstone_codegen::toolchain::Toolchain;
-use burrstone_codegen::{Error, Kernel, Role, Tree, Variant, host, write_if_changed};
+use burrstone_codegen::{Error, Kernel, Role, Tree, Variant, write_if_changed};
 
 fn main() -> ExitCode {
     let errors = generate().err().unwrap_or_default();
@@ -21,46 +21,21 @@ fn main() -> ExitCode {
 fn generate() -> Result<(), Vec<String>> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(variable("OUT_DIR"));
-    let tree = Tree::at(&root);
+    let tree = Tree::own();
     watch_inputs(&tree);
     let kernels = tree.kernels().map_err(one)?;
-    let simulated = compile_for_the_simulator(&tree, &kernels, &out).map_err(one)?;
     let cubins = compile_for_gpus(&tree, &kernels, &root, &out)?;
-    write_all(&kernels, simulated, &cubins, &out).map_err(one)
+    write_all(&kernels, &cubins, &out).map_err(one)
 }
 
 fn watch_inputs(tree: &Tree) {
     for input in tree.inputs() {
         println!("cargo::rerun-if-changed={}", input.display());
     }
-    let own = ["BURRSTONE_CUDA_VARIANTS", "BURRSTONE_SIM_SANITIZE", "CXX", "CXXFLAGS", "DOCS_RS"];
+    let own = ["BURRSTONE_CUDA_VARIANTS", "DOCS_RS"];
     for name in Environment::VARIABLES.iter().chain(&own) {
         println!("cargo::rerun-if-env-changed={name}");
     }
-}
-
-/// Whether there is a simulator: with the feature, and where there is a C++ compiler.
-fn compile_for_the_simulator(tree: &Tree, kernels: &[Kernel], out: &Path) -> Result<bool, Error> {
-    if std::env::var_os("CARGO_FEATURE_SIM").is_none() || documentation_only() {
-        return Ok(false);
-    }
-    let sanitize = std::env::var("BURRSTONE_SIM_SANITIZE").unwrap_or_default();
-    let compiler = match host::Compiler::find(tree, &variable("TARGET"), &variable("HOST"), &sanitize) {
-        Ok(compiler) => compiler,
-        Err(reason) => {
-            println!("cargo::warning=no C++ compiler, so no simulator of the CUDA kernels: {reason}");
-            return Ok(false);
-        }
-    };
-    let folder = out.join("sim");
-    let objects = compiler.objects(tree, kernels, &folder)?;
-    host::keep_only(&folder, &objects)?;
-    compiler.link(&objects, out)?;
-    if variable("CARGO_CFG_TARGET_OS") == "linux" {
-        // So that a test can load other kernels in place of these: they call the simulator that is in the program.
-        println!("cargo::rustc-link-arg-tests=-Wl,--export-dynamic-symbol=burrstone_sim_*");
-    }
-    Ok(true)
 }
 
 /// Cubins within their budgets, and a report of what they use, with the feature and where there is a CUDA compiler.
@@ -94,10 +69,10 @@ fn compile_for_gpus<'a>(
     if over.is_empty() { Ok(cubins) } else { Err(over.iter().map(Error::to_string).collect()) }
 }
 
-fn write_all(kernels: &[Kernel], simulated: bool, cubins: &[Cubin], out: &Path) -> Result<(), Error> {
+fn write_all(kernels: &[Kernel], cubins: &[Cubin], out: &Path) -> Result<(), Error> {
     write_if_changed(&out.join("problems.rs"), &problems::problems(kernels))?;
     for (role, file) in [(Role::Kernel, "kernels.rs"), (Role::Probe, "probes.rs")] {
-        write_if_changed(&out.join(file), &tables::tables(role, kernels, simulated, cubins))?;
+        write_if_changed(&out.join(file), &tables::tables(role, kernels, cubins))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Every kernel on the layers of real models, with the floor of this machine beside: `cargo bench --bench kernels`.
-//! `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU.
+//! `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU, `BURRSTONE_BENCH_KERNELS=matmul,sample` some of them.
 
 use burrstone::cpu::{Cpu, CpuOptions};
 use burrstone::device::{SimOptions, Stream};
@@ -8,6 +8,10 @@ use burrstone::device::{SimOptions, Stream};
 mod cpu;
 #[path = "kernels/gpu.rs"]
 mod gpu;
+#[path = "kernels/layers.rs"]
+mod layers;
+#[path = "../tests/simulator/mod.rs"]
+mod simulator;
 #[path = "kernels/support.rs"]
 mod support;
 
@@ -17,6 +21,7 @@ mod problems {
     include!(concat!(env!("OUT_DIR"), "/problems.rs"));
 }
 
+// Kernels, by `burrstone-codegen lists`:
 #[path = "kernels/act_mul.rs"]
 mod act_mul;
 #[path = "kernels/attention.rs"]
@@ -39,25 +44,42 @@ mod rotary_kv_write;
 mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
+// End of kernels.
+
+/// Measures a kernel on a device.
+type Measure<D> = fn(&mut criterion::Criterion, &support::Lab<D>);
 
 fn all<D: support::Bench>(device: D) {
+    let benches: &[(&str, Measure<D>)] = &[
+        // Benches, by `burrstone-codegen lists`:
+        ("act_mul", act_mul::bench),
+        ("attention", attention::bench),
+        ("embedding", embedding::bench),
+        ("gather_rows", gather_rows::bench),
+        ("matmul", matmul::bench),
+        ("page_copy", page_copy::bench),
+        ("page_table_update", page_table_update::bench),
+        ("rms_norm", rms_norm::bench),
+        ("rotary_kv_write", rotary_kv_write::bench),
+        ("sample", sample::bench),
+        ("target_logprobs", target_logprobs::bench),
+        // End of benches.
+        ("layers", layers::bench),
+    ];
+    let chosen = std::env::var("BURRSTONE_BENCH_KERNELS").ok();
+    let chosen: Option<Vec<&str>> = chosen.as_deref().map(|list| list.split(',').collect());
+    if let Some(other) = chosen.iter().flatten().find(|name| benches.iter().all(|(bench, _)| bench != *name)) {
+        let names: Vec<_> = benches.iter().map(|(name, _)| *name).collect();
+        eprintln!("BURRSTONE_BENCH_KERNELS: expected some of {}, found {other}", names.join(", "));
+        std::process::exit(2);
+    }
     let mut criterion = criterion::Criterion::default().configure_from_args();
     let mut lab = support::Lab::new(device);
-    for bench in [
-        act_mul::bench,
-        attention::bench,
-        embedding::bench,
-        gather_rows::bench,
-        matmul::bench,
-        page_copy::bench,
-        page_table_update::bench,
-        rms_norm::bench,
-        rotary_kv_write::bench,
-        sample::bench,
-        target_logprobs::bench,
-    ] {
-        lab.probe();
-        bench(&mut criterion, &lab);
+    for (name, bench) in benches {
+        if chosen.as_ref().is_none_or(|chosen| chosen.contains(&name)) {
+            lab.probe();
+            bench(&mut criterion, &lab);
+        }
     }
     criterion.final_summary();
 }
@@ -67,7 +89,10 @@ fn main() -> burrstone::Result<()> {
         Err(_) | Ok("cpu") => all(Cpu::new(CpuOptions::default())?),
         Ok("cuda") => all(gpu::gpu(Stream::cuda(0)?)?),
         // Its times mean nothing; what is measured can be tried out (`-- --test`).
-        Ok("sim") => all(gpu::gpu(Stream::sim(SimOptions::default())?)?),
+        Ok("sim") => {
+            simulator::load();
+            all(gpu::gpu(Stream::sim(SimOptions::default())?)?);
+        }
         Ok(other) => {
             eprintln!("BURRSTONE_BENCH_DEVICE: expected cpu, cuda or sim, found {other}");
             std::process::exit(2);

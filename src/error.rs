@@ -51,6 +51,7 @@ impl Error {
         }
     }
 
+    #[cfg(feature = "engine")]
     pub(crate) fn checkpoint(
         file: &Path,
         field: impl Into<String>,
@@ -85,6 +86,7 @@ impl Error {
 
 /// Text that a file had a say in, with its control characters spelled out: an error is one line, and does not write
 /// to the terminal what it pleases.
+#[cfg(feature = "engine")]
 fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
         if c.is_control() {

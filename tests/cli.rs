@@ -3,6 +3,10 @@
 
 #[path = "cli/batch.rs"]
 mod batch;
+#[path = "cli/batch_fields.rs"]
+mod batch_fields;
+#[path = "cli/batch_files.rs"]
+mod batch_files;
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/chat.rs"]

@@ -153,7 +153,7 @@ fn issue_3714_objects_choices_expressions_and_grammars_are_kept_to() {
         let parsed = serde_json::from_str::<Map<String, Value>>(&text);
         assert!(text.starts_with('{') && (parsed.is_ok() || finish == Some(FinishReason::Length)), "{text:?}");
 
-        let all = texts(&["yes", "no", "no, \"never\"", "Grüße/\n"]);
+        let all = texts(&["yes", "no", "no, \"never\"", "Grüße/\n", "\x7f\u{1}"]);
         assert!(all.contains(&fulfilled(&engine, wild(Constraint::Choice(all.clone()), seed))));
 
         let date = fulfilled(&engine, wild(Constraint::Regex(r"[12][0-9]{3}-[01][0-9]/[a-c]+!".to_owned()), seed));
@@ -197,12 +197,96 @@ fn what_is_no_constraint_is_refused_by_name() {
     );
     refused(&engine, Constraint::JsonSchema(json!([1])), "json_schema: expected");
     refused(&engine, Constraint::Regex("a(".to_owned()), "regex: expected");
-    refused(&engine, Constraint::Regex("(?=a)b".to_owned()), "regex: expected");
+    let look = "regex: expected a regular expression without look-around, found look-around, including look-ahead and \
+                look-behind, is not supported, at character 2 of \"ü(?=a)b\"";
+    refused(&engine, Constraint::Regex("ü(?=a)b".to_owned()), look);
+    refused(&engine, Constraint::Regex("\\p{Nothing}".to_owned()), "regex: expected");
+    let error = engine.generate(wild(Constraint::Grammar("start: /(?=a)a/".to_owned()), 1)).err().unwrap().to_string();
+    assert!(error.starts_with("grammar: expected") && error.contains("look-around, including"), "{error}");
     refused(&engine, Constraint::Grammar("start: missing".to_owned()), "grammar: expected");
     refused(&engine, Constraint::Grammar(String::new()), "grammar: expected");
     refused(&engine, Constraint::Choice(Vec::new()), "choice: expected");
     refused(&engine, Constraint::Choice(texts(&["a", ""])), "choice: expected");
     assert_eq!(fulfilled(&engine, wild(Constraint::Choice(texts(&["yes"])), 1)), "yes");
+}
+
+/// Legal schemas that llguidance would refuse, each with the texts that fulfil it or how they begin.
+#[test]
+fn legal_schemas_are_taken() {
+    let engine = engine();
+    let schemas = [
+        (json!({"type": "string", "format": "password", "maxLength": 3}), "\""),
+        (json!({"format": "int32", "type": ["string", "null"], "maxLength": 2.0}), ""),
+        (json!({"type": "array", "items": {"const": 1}, "uniqueItems": false, "minItems": 1, "maxItems": 2.0}), "["),
+        (json!({"enum": ["r"], "type": "string", "maxLength": 1e300}), "\"r\""),
+        (json!({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": "r"}}}), "\"r\""),
+        (json!({"$ref": "#/$defs/a%20b", "$defs": {"a b": {"const": "r"}}}), "\"r\""),
+        (json!({"$ref": "#/definitions/a~0%25b", "definitions": {"a~%b": {"const": "r"}}}), "\"r\""),
+        (json!({"$ref": "#/prefixItems/0", "prefixItems": [{"const": "r"}]}), "\"r\""),
+        (json!({"$ref": "#name", "$defs": {"x": {"$anchor": "name", "const": "r"}}}), "\"r\""),
+        (json!({"type": "string", "minLength": 1.0, "maxLength": 2.0, "propertyNames": {}, "not": false}), "\""),
+    ];
+    for (schema, start) in schemas {
+        let text = fulfilled(&engine, wild(Constraint::JsonSchema(schema.clone()), 1));
+        assert!(text.starts_with(start), "{text:?} for {schema}");
+        assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text:?} for {schema}");
+    }
+    refused(&engine, Constraint::JsonSchema(json!({"type": "array", "uniqueItems": true})), "json_schema: expected");
+    refused(&engine, Constraint::JsonSchema(json!({"$ref": "#/$defs/none"})), "json_schema: expected");
+    refused(&engine, Constraint::JsonSchema(json!({"type": "string", "pattern": "(?=a)a"})), "json_schema: expected");
+}
+
+/// A model that would write nothing but white space still gets to the end of the object.
+#[test]
+fn white_space_ends() {
+    let engine = engine();
+    let schema = json!({"type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"type": "boolean"}},
+                        "required": ["a", "b"], "additionalProperties": false});
+    let white: Vec<u32> = (0..engine.spec().vocab_size as u32)
+        .filter(|&id| {
+            let text = engine.tokenizer().unwrap().decode(&[id], true).unwrap_or_default();
+            !text.is_empty() && text.trim().is_empty()
+        })
+        .collect();
+    assert!(!white.is_empty());
+    for seed in 0..4 {
+        let request = wild(Constraint::JsonSchema(schema.clone()), seed);
+        let text = fulfilled(&engine, white.iter().fold(request, |request, &id| request.logit_bias(id, 100.0)));
+        assert!(text.contains(['\n', ' ']) && text.matches('\n').count() <= 10, "{text:?}");
+        assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text:?}");
+    }
+}
+
+/// Whether a constraint lets this text pass and ends with it.
+fn passes(engine: &Engine, constraint: Constraint, text: &str) -> bool {
+    let mut state = engine.constraint(&constraint).unwrap();
+    let mut ended = false;
+    for token in engine.tokenizer().unwrap().encode(text, false).unwrap() {
+        let mut mask = vec![0; engine.spec().vocab_size.div_ceil(32)];
+        if ended || state.allow(&mut mask).is_err() || mask[token as usize / 32] >> (token % 32) & 1 == 0 {
+            return false;
+        }
+        ended = state.advance(token).unwrap();
+    }
+    ended
+}
+
+#[test]
+fn json_may_be_printed_in_any_usual_way() {
+    let engine = engine();
+    let value = json!({"a": [1, {"b": [[], {}], "c": "d e"}], "f": {"g": {"h": {"i": [true, null]}}}});
+    let pretty = serde_json::to_string_pretty(&value).unwrap();
+    let wide = pretty.replace("  ", "    ");
+    let texts = [value.to_string(), pretty.replace('\n', "\r\n"), pretty.replace("  ", "\t"), pretty, wide];
+    for text in texts {
+        assert!(passes(&engine, Constraint::JsonObject, &text), "{text}");
+    }
+    for text in ["{  \"a\":1}", "{\n\n\n\"a\":1}", &format!("{{\n{}\"a\":1}}", " ".repeat(33))] {
+        assert!(!passes(&engine, Constraint::JsonObject, text), "{text}");
+    }
+    // A schema may say otherwise.
+    let free = json!({"type": "object", "x-guidance": {"whitespace_pattern": "[ \n]+"}});
+    assert!(passes(&engine, Constraint::JsonSchema(free), "{\n\n\n  \"a\":1}"));
 }
 
 /// Token ids that follow one another; at a number above all it does what it should not.

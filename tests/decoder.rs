@@ -1,9 +1,10 @@
 //! The decoder on a simulated GPU, by batches: what the engine will ask of it once it serves several sequences.
-#![cfg(feature = "sim")]
+#![cfg(all(feature = "engine", feature = "sim"))]
 
 #[allow(dead_code, reason = "the checkpoint is wanted, not what transformers says of it")]
 #[path = "golden/checkpoint.rs"]
 mod checkpoint;
+mod simulator;
 
 use burrstone::DType;
 use burrstone::device::{SimOptions, Stream};
@@ -42,6 +43,7 @@ impl Lab {
             dtype: DType::BF16,
         };
         let limits = Limits { batch_tokens: PAGE_SIZE * PAGES_EACH, cache };
+        simulator::load();
         let stream = Stream::sim(SimOptions { memory_bytes: MEMORY, ..SimOptions::default() }).unwrap();
         let gpu = Gpu::new(stream.clone(), DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
         let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();

@@ -1,10 +1,19 @@
-//! Streams, memory and graphs, on the simulator.
+//! Streams, memory and graphs: on the simulator, or on the first GPU where `BURRSTONE_TEST_DEVICE` is `cuda`.
 #![cfg(feature = "sim")]
+
+#[allow(dead_code, reason = "no variants are launched here")]
+#[path = "gpu/device.rs"]
+mod gpu;
+
+use std::time::Duration;
 
 use burrstone::DType;
 use burrstone::device::{Memory, Readback, SimOptions, Stream};
 
 fn stream() -> Stream {
+    if gpu::on_a_gpu() {
+        return gpu::gpu();
+    }
     Stream::sim(SimOptions { memory_bytes: 1 << 20, ..SimOptions::default() }).unwrap()
 }
 
@@ -25,7 +34,7 @@ fn memory_holds_what_is_written() {
 }
 
 #[test]
-fn a_full_device_says_how_full() {
+fn a_full_device_says_how_full_on_the_simulator() {
     let stream = stream();
     let held = stream.alloc(DType::U8, 1 << 19).unwrap();
     let error = stream.alloc(DType::F32, 1 << 18).map(drop).unwrap_err().to_string();
@@ -59,10 +68,11 @@ fn a_graph_does_its_work_when_it_is_replayed() {
 #[test]
 fn a_capture_that_allocates_uploads_or_waits_is_an_error() {
     let stream = stream();
+    let device = stream.info().device.clone();
     let mut memory = stream.alloc(DType::U32, 1).unwrap();
     let mut refused = |what: &str, attempt: &mut dyn FnMut(&mut Memory) -> burrstone::Result<()>| {
         let error = stream.capture(|| attempt(&mut memory)).map(drop).unwrap_err().to_string();
-        assert_eq!(error, format!("device sim: {what}"));
+        assert_eq!(error, format!("device {device}: {what}"));
     };
     let other = stream.capture(|| Ok(())).unwrap();
     refused("an allocation while a graph is being captured", &mut |_| stream.alloc(DType::U32, 1).map(drop));
@@ -76,9 +86,20 @@ fn a_capture_that_allocates_uploads_or_waits_is_an_error() {
     assert_eq!(memory.read::<u32>().unwrap(), [7], "the stream goes on");
 }
 
+/// Work is timed where it is done; a graph cannot be recorded meanwhile.
+#[test]
+fn what_is_enqueued_is_timed() {
+    let stream = stream();
+    let mut memory = stream.alloc(DType::U8, 1 << 19).unwrap();
+    let time = stream.timed(|| (0..20).try_for_each(|_| memory.clear())).unwrap();
+    assert!(time > Duration::ZERO);
+    let error = stream.capture(|| stream.timed(|| Ok(())).map(drop)).map(drop).unwrap_err().to_string();
+    assert!(error.ends_with("a measurement while a graph is being captured"), "{error}");
+}
+
 /// A graph's addresses stay its own until it is gone.
 #[test]
-fn memory_that_a_graph_may_use_outlives_its_owner() {
+fn memory_that_a_graph_may_use_outlives_its_owner_on_the_simulator() {
     let stream = stream();
     let memory = stream.alloc(DType::U8, 1 << 19).unwrap();
     let graph = stream.capture(|| Ok(())).unwrap();
@@ -92,7 +113,7 @@ fn memory_that_a_graph_may_use_outlives_its_owner() {
 }
 
 #[test]
-fn an_unknown_architecture_is_refused() {
+fn an_unknown_architecture_is_refused_on_the_simulator() {
     let error = Stream::sim(SimOptions { arch: 60, ..SimOptions::default() }).map(drop).unwrap_err().to_string();
     assert_eq!(error, "sim-arch: expected one of [70, 75, 80, 86, 89, 90], found 60");
 }

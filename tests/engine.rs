@@ -1,6 +1,9 @@
 //! The engine as a Rust program meets it, on the built-in model.
 #![cfg(feature = "builtin-model")]
 
+#[cfg(feature = "sim")]
+mod simulator;
+
 use burrstone::scheduler::Preemption;
 use burrstone::text::Message;
 use burrstone::{DType, Device, Dry, Engine, Error, FinishReason, Guidance, Prompt, RepetitionDetection, Request};
@@ -151,6 +154,7 @@ fn logits_processors_get_their_own_rows() {
 #[test]
 #[cfg(feature = "sim")]
 fn logits_processors_get_their_own_rows_on_the_simulator() {
+    simulator::load();
     let engine = Engine::builtin().device(Device::Sim).max_sequences(4).kv_tokens(256).step_tokens(64).build();
     processors_get_their_own_rows(&engine.unwrap());
 }
@@ -418,6 +422,7 @@ fn issue_14381_the_precision_of_the_cache_is_a_choice() {
 #[test]
 #[cfg(feature = "sim")]
 fn caches_of_eight_bits_on_the_simulator_agree_with_the_cpu() {
+    simulator::load();
     let tokens: Vec<u32> = (0..12).map(|i| 100 + i * 37 % 1500).collect();
     for kv in [DType::I8, DType::E4M3, DType::E5M2] {
         let scores = |device| {

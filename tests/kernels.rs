@@ -1,8 +1,10 @@
 //! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
+#![cfg(feature = "sim")]
 
-#[cfg(feature = "sim")]
 #[path = "kernels/device.rs"]
 mod device;
+#[path = "gpu/device.rs"]
+mod gpu;
 #[path = "slice/mod.rs"]
 mod slice;
 #[path = "kernels/support.rs"]
@@ -16,21 +18,19 @@ mod problems {
 
 #[path = "reference/mod.rs"]
 mod reference;
+mod simulator;
 
+// Kernels, by `burrstone-codegen lists`:
 #[path = "kernels/act_mul.rs"]
 mod act_mul;
 #[path = "kernels/attention.rs"]
 mod attention;
 #[path = "kernels/attention_decode.rs"]
 mod attention_decode;
-#[path = "kernels/attention_masks.rs"]
-mod attention_masks;
 #[path = "kernels/attention_prefill.rs"]
 mod attention_prefill;
 #[path = "kernels/embedding.rs"]
 mod embedding;
-#[path = "kernels/gated_matmul.rs"]
-mod gated_matmul;
 #[path = "kernels/gather_rows.rs"]
 mod gather_rows;
 #[path = "kernels/matmul.rs"]
@@ -39,11 +39,6 @@ mod matmul;
 mod page_copy;
 #[path = "kernels/page_table_update.rs"]
 mod page_table_update;
-#[path = "kernels/paged_attention.rs"]
-mod paged_attention;
-#[cfg(feature = "sim")]
-#[path = "kernels/quantized_matmul.rs"]
-mod quantized_matmul;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]
@@ -52,3 +47,17 @@ mod rotary_kv_write;
 mod sample;
 #[path = "kernels/target_logprobs.rs"]
 mod target_logprobs;
+// End of kernels.
+
+#[path = "kernels/attention_masks.rs"]
+mod attention_masks;
+#[path = "kernels/gated_matmul.rs"]
+mod gated_matmul;
+#[path = "kernels/paged_attention.rs"]
+mod paged_attention;
+#[cfg(feature = "sim")]
+#[path = "kernels/quantized_matmul.rs"]
+mod quantized_matmul;
+#[cfg(feature = "sim")]
+#[path = "kernels/tensor_cores.rs"]
+mod tensor_cores;

@@ -1,4 +1,5 @@
-//! Each primitive of `csrc/common` by itself, on the simulator, against what the PTX manual says it does.
+//! Each primitive of `csrc/common` by itself, on the simulator or on a GPU, against what the PTX manual says it does.
+//! Tests that end in `_on_the_simulator`, and those of `fault` and `banks`, are about what the simulator finds.
 #![cfg(feature = "sim")]
 
 #[path = "primitives/banks.rs"]
@@ -11,6 +12,8 @@ mod convert;
 mod cp_async;
 #[path = "primitives/fault.rs"]
 mod fault;
+#[path = "gpu/device.rs"]
+mod gpu;
 #[path = "primitives/ldmatrix.rs"]
 mod ldmatrix;
 #[path = "primitives/memory.rs"]
@@ -25,6 +28,7 @@ mod pipeline;
 mod probe;
 #[path = "primitives/registers.rs"]
 mod registers;
+mod simulator;
 #[path = "primitives/tensor.rs"]
 mod tensor;
 #[path = "primitives/warp.rs"]

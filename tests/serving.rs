@@ -4,6 +4,8 @@
 #[allow(dead_code, reason = "the checkpoints are wanted, not what transformers says of them")]
 #[path = "golden/checkpoint.rs"]
 mod checkpoint;
+#[cfg(feature = "sim")]
+mod simulator;
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -213,6 +215,7 @@ fn caches_of_eight_bits_give_the_same_bits_in_any_company() {
 #[test]
 #[cfg(feature = "sim")]
 fn the_simulator_gives_the_same_bits_in_any_company() {
+    simulator::load();
     let folder = tempfile::tempdir().unwrap();
     checkpoint::case("qwen3").write(folder.path());
     let model = folder.path().to_str().unwrap().to_owned();
@@ -254,6 +257,7 @@ fn what_was_given_up_comes_back_from_the_host() {
 #[test]
 #[cfg(feature = "sim")]
 fn issue_6879_a_step_is_one_copy_and_one_replay_on_the_device() {
+    simulator::load();
     let folder = tempfile::tempdir().unwrap();
     checkpoint::case("qwen3").write(folder.path());
     let builder = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).max_sequences(4);

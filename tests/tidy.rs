@@ -68,28 +68,6 @@ fn every_kernel_is_in_every_room() {
     }
 }
 
-/// Rust asks for a list of modules; a kernel that is missing from one would be neither tested nor measured.
-#[test]
-fn every_kernel_is_in_every_list() {
-    let specs = specs();
-    for (list, names) in [
-        ("src/cpu/mod.rs", &specs.ops),
-        ("src/kernels/mod.rs", &specs.on_devices),
-        ("tests/kernels.rs", &specs.kernels),
-        ("tests/reference/mod.rs", &specs.ops),
-        ("benches/kernels.rs", &specs.ops),
-    ] {
-        let text = fs::read_to_string(root().join(list)).unwrap();
-        for name in names {
-            assert!(text.contains(&format!("mod {name};\n")), "{list} lacks {name}");
-        }
-    }
-    let benches = fs::read_to_string(root().join("benches/kernels.rs")).unwrap();
-    for op in &specs.ops {
-        assert!(benches.contains(&format!("{op}::bench,")), "benches/kernels.rs does not run {op}");
-    }
-}
-
 /// What is tested or measured under a kernel's name has a specification, so that nothing stands outside the plan.
 #[test]
 fn oracles_tests_and_benches_belong_to_a_kernel() {
@@ -98,22 +76,34 @@ fn oracles_tests_and_benches_belong_to_a_kernel() {
     assert!(extra.is_empty(), "tests/reference has {extra:?}, which no codegen/specs names");
 }
 
-/// `unsafe` lives where hardware is touched, or a library of its maker, and nowhere else.
+/// `unsafe` lives where hardware is touched, or something outside of Rust, and nowhere else.
 #[test]
 fn unsafe_stays_in_its_rooms() {
     let mut sources = Vec::new();
     files_below(&root().join("src"), &["rs"], &mut sources);
     files_below(&root().join("codegen/src"), &["rs"], &mut sources);
+    files_below(&root().join("codegen/sim-kernels/src"), &["rs"], &mut sources);
+    let rooms = ["src/device", "src/kernels", "src/cpu", "codegen/src/nvidia.rs", "codegen/src/parallel.rs"];
     for path in sources {
         let inside = path.strip_prefix(root()).unwrap();
-        if ["src/device", "src/kernels", "src/cpu", "codegen/src/nvidia.rs"].iter().any(|room| inside.starts_with(room))
-        {
+        if rooms.iter().chain(&["codegen/sim-kernels"]).any(|room| inside.starts_with(room)) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
         let word = text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
         assert!(!word, "{} uses unsafe", inside.display());
     }
+}
+
+/// The simulator's functions are passed to compiled kernels as a table: Rust and C++ must agree about its order.
+#[test]
+fn the_simulators_functions_are_in_one_order() {
+    let header = fs::read_to_string(root().join("csrc/sim/runtime.h")).unwrap();
+    let (_, fields) = header.split_once("struct burrstone_sim_hooks {").unwrap();
+    let fields = fields.lines().filter_map(|line| Some(line.split_once("(*")?.1.split_once(")(")?.0));
+    let table = fs::read_to_string(root().join("src/device/sim/hook_table.rs")).unwrap();
+    let entries = table.lines().filter_map(|line| line.split_once("::hook_")?.1.strip_suffix(" as *const (),"));
+    assert_eq!(entries.collect::<Vec<_>>(), fields.collect::<Vec<_>>());
 }
 
 /// The top level is the plan's.
@@ -132,7 +122,7 @@ fn the_top_level_has_no_strangers() {
 /// A room uses only what is below it.
 #[test]
 fn floors_hold() {
-    const ENGINE: [&str; 4] = ["engine", "kv", "scheduler", "simulation"];
+    const ENGINE: [&str; 6] = ["engine", "batching", "capacity", "kv", "scheduler", "simulation"];
     let floors: [(&str, &[&str]); 6] = [
         ("model", &["kernels", "cpu"]),
         ("kernels", &["model", "cpu", "text"]),
@@ -150,6 +140,28 @@ fn floors_hold() {
             for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
                 for above in ENGINE.iter().chain(others) {
                     let found = [";", "::", "{"].iter().any(|end| line.contains(&format!("crate::{above}{end}")));
+                    assert!(!found, "{}: {line}", file.display());
+                }
+            }
+        }
+    }
+}
+
+/// The engine's rooms, from the bottom up: each uses only those before it.
+#[test]
+fn floors_of_the_engine_hold() {
+    let rooms = ["kv", "scheduler", "sampling", "capacity", "step", "request", "load", "simulation"];
+    for (floor, room) in rooms.iter().enumerate() {
+        let mut files = Vec::new();
+        files_below(&root().join("src/engine").join(room), &["rs"], &mut files);
+        assert!(!files.is_empty(), "src/engine/{room} has no files");
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            // Unit tests come last, and may look further.
+            let code = text.split("#[cfg(test)]").next().unwrap().split("#[cfg(all(test").next().unwrap();
+            for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+                for above in &rooms[floor + 1..] {
+                    let found = ["engine::", "crate::"].iter().any(|path| line.contains(&format!("{path}{above}::")));
                     assert!(!found, "{}: {line}", file.display());
                 }
             }

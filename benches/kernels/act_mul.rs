@@ -7,15 +7,16 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     for problem in PROBLEMS {
         let width = problem.width;
         for &rows in lab.device.rows() {
-            let gate_up = lab.buffer(lab.wide_dtype(), rows * 2 * width);
-            let mut out = lab.buffer(lab.device.dtype(), rows * width);
-            if lab.device.act_mul(rows, width, &gate_up, &mut out).is_none() {
-                return;
-            }
             // The exponential counts as ten.
             let work = Work { bytes: rows * width * (2 * lab.wide() + lab.narrow()), flops: 13 * rows * width };
-            lab.measure(criterion, "act_mul", &format!("{}/{rows}", problem.label), work, || {
-                lab.device.act_mul(rows, width, &gate_up, &mut out).expect("a kernel")
+            let sets = lab.sets(work.bytes);
+            let gate_up = lab.buffers(sets, lab.wide_dtype(), rows * 2 * width);
+            let mut out = lab.buffers(sets, lab.device.dtype(), rows * width);
+            if lab.device.act_mul(rows, width, &gate_up[0], &mut out[0]).is_none() {
+                return;
+            }
+            lab.measure(criterion, "act_mul", &format!("{}/{rows}", problem.label), work, sets, |set| {
+                lab.device.act_mul(rows, width, &gate_up[set], &mut out[set]).expect("a kernel")
             });
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use burrstone::cpu::{Buffer, Cpu};
 use burrstone::{DType, Result};
 
-use crate::support::Bench;
+use crate::support::{Bench, Layers, Timer};
 
 impl Bench for Cpu {
     fn dtype(&self) -> DType {
@@ -14,6 +14,22 @@ impl Bench for Cpu {
 
     fn rows(&self) -> &'static [usize] {
         &[1, 512]
+    }
+
+    fn product_rows(&self) -> &'static [usize] {
+        &[1, 8, 64, 512]
+    }
+
+    fn cold_bytes(&self) -> usize {
+        0
+    }
+
+    fn measurement_time(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn layers(&self) -> Option<Layers> {
+        None
     }
 
     fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)> {
@@ -29,9 +45,12 @@ impl Bench for Cpu {
         None
     }
 
-    fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        let start = Instant::now();
-        (0..calls).try_for_each(|_| call())?;
-        Ok(start.elapsed())
+    fn timer<'a>(&'a self, sets: usize, call: &'a mut dyn FnMut(usize) -> Result<()>) -> Result<Timer<'a>> {
+        let mut next = (0..sets).cycle();
+        Ok(Box::new(move |calls| {
+            let start = Instant::now();
+            (0..calls).try_for_each(|_| call(next.next().unwrap_or(0)))?;
+            Ok(start.elapsed())
+        }))
     }
 }

@@ -9,10 +9,11 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let tables = lab.matrices(32_000, width);
         for &rows in lab.device.rows() {
             let step = lab.step(&[(0, rows)], vec![0]);
-            let mut out = lab.buffer(lab.wide_dtype(), rows * width);
             let work = Work { bytes: rows * width * (lab.wide() + lab.narrow()), flops: 0 };
-            lab.measure(criterion, "embedding", &format!("{}/{rows}", problem.label), work, || {
-                lab.device.embedding(&step, &tables[0], &mut out)
+            let sets = lab.sets(work.bytes);
+            let mut out = lab.buffers(sets, lab.wide_dtype(), rows * width);
+            lab.measure(criterion, "embedding", &format!("{}/{rows}", problem.label), work, sets, |set| {
+                lab.device.embedding(&step, &tables[set % tables.len()], &mut out[set])
             });
         }
     }

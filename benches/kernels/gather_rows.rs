@@ -8,11 +8,12 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     let step = lab.step(&[(0, tokens)], (0..tokens as u32).collect());
     for problem in PROBLEMS {
         let width = problem.width;
-        let x = lab.buffer(lab.wide_dtype(), tokens * width);
-        let mut out = lab.buffer(lab.wide_dtype(), tokens * width);
         let work = Work { bytes: 2 * tokens * width * lab.wide(), flops: 0 };
-        lab.measure(criterion, "gather_rows", &format!("{}/{tokens}", problem.label), work, || {
-            lab.device.gather_rows(&step, 0..tokens, width, &x, &mut out)
+        let sets = lab.sets(work.bytes);
+        let x = lab.buffers(sets, lab.wide_dtype(), tokens * width);
+        let mut out = lab.buffers(sets, lab.wide_dtype(), tokens * width);
+        lab.measure(criterion, "gather_rows", &format!("{}/{tokens}", problem.label), work, sets, |set| {
+            lab.device.gather_rows(&step, 0..tokens, width, &x[set], &mut out[set])
         });
     }
 }

@@ -1,19 +1,19 @@
-//! A GPU as a device that is measured: by replays of graphs, with the L2 cache cold.
+//! A GPU as a device that is measured: by events around replays of graphs, whose calls use buffers in turn.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burrstone::device::{Memory, Stream};
 use burrstone::kernels::{ActMul, Gpu};
-use burrstone::ops::Activation;
+use burrstone::ops::{Activation, WeightView};
 use burrstone::{DType, Result};
 use half::{bf16, f16};
 
-use crate::support::{Bench, VendorMatmul};
+use crate::support::{Bench, Layers, Timer, VendorMatmul};
 
-/// More than the L2 cache of any GPU.
+/// Twice the L2 cache of any GPU, or more.
 const COLD: usize = 256 << 20;
-/// Calls of a graph: enough to make its start a small part.
-const CALLS: u64 = 16;
+/// Calls of a graph at the least: enough to make its start a small part.
+const CALLS: usize = 16;
 /// Tokens of the largest step, and the largest vocabulary, of all benches.
 const LARGEST: usize = 8192;
 const VOCAB: usize = 1 << 18;
@@ -24,17 +24,6 @@ pub fn gpu(stream: Stream) -> Result<Gpu> {
     Gpu::new(stream, dtype, LARGEST, VOCAB)
 }
 
-/// Time of `times` replays of what `work` enqueues.
-fn replayed(stream: &Stream, times: u64, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    let graph = stream.capture(work)?;
-    graph.replay()?;
-    stream.synchronize()?;
-    let start = Instant::now();
-    (0..times).try_for_each(|_| graph.replay())?;
-    stream.synchronize()?;
-    Ok(start.elapsed())
-}
-
 impl Bench for Gpu {
     fn dtype(&self) -> DType {
         Gpu::default_dtype(self.stream().arch(), DType::BF16)
@@ -42,6 +31,30 @@ impl Bench for Gpu {
 
     fn rows(&self) -> &'static [usize] {
         &[1, 32, 512, LARGEST]
+    }
+
+    fn product_rows(&self) -> &'static [usize] {
+        &[1, 16, 128, 4096]
+    }
+
+    fn cold_bytes(&self) -> usize {
+        COLD
+    }
+
+    fn measurement_time(&self) -> Duration {
+        Duration::from_millis(300)
+    }
+
+    /// Of Llama-3-8B; on the simulator of nobody, to try the bench out.
+    fn layers(&self) -> Option<Layers> {
+        let (heads, kv_heads) = (32, 8);
+        Some(if self.stream().info().device == "sim" {
+            let (hidden, intermediate) = (64, 128);
+            Layers { label: "tiny", layers: 2, hidden, heads: 4, kv_heads: 2, head_dim: 16, intermediate, depth: 40 }
+        } else {
+            let (hidden, intermediate) = (4096, 14336);
+            Layers { label: "8b", layers: 32, hidden, heads, kv_heads, head_dim: 128, intermediate, depth: 1024 }
+        })
     }
 
     fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)> {
@@ -70,7 +83,7 @@ impl Bench for Gpu {
     }
 
     #[cfg(feature = "cuda")]
-    fn vendor_matmul(&self, n: usize, k: usize) -> Option<VendorMatmul<Memory>> {
+    fn vendor_matmul(&self, weights: Vec<WeightView>, n: usize, k: usize) -> Option<VendorMatmul<Memory>> {
         use burrstone::device::CublasLt;
         use burrstone::kernels::MatMul;
 
@@ -79,11 +92,15 @@ impl Bench for Gpu {
             return None;
         }
         let library = CublasLt::new(stream).inspect_err(|error| eprintln!("{error}")).ok()?;
-        let mut weight = stream.alloc(dtype, n * k).expect("a weight");
-        // As the weights of all benches.
-        weight.write(&vec![0x3cu8; n * k * dtype.size()]).expect("a weight");
+        let upload = |view: WeightView| {
+            let mut weight = stream.alloc(dtype, n * k).expect("a weight");
+            weight.write(&view.data[..]).expect("a weight");
+            weight
+        };
+        let weights: Vec<Memory> = weights.into_iter().map(upload).collect();
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE).expect("a workspace");
-        Some(Box::new(move |m, x, out| {
+        Some(Box::new(move |set, m, x, out| {
+            let weight = &weights[set % weights.len()];
             let (x, weight, workspace) = (x.slice(), weight.slice(), Some(workspace.slice_mut()));
             let args = MatMul {
                 x,
@@ -102,27 +119,20 @@ impl Bench for Gpu {
         }))
     }
 
-    /// Each call finds a cold cache, cleared by zeros; what these take by themselves is taken off. A call that cannot be
-    /// captured is timed as it is enqueued.
-    fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+    /// A call that cannot be captured, because it uploads, is timed as it is enqueued.
+    fn timer<'a>(&'a self, sets: usize, call: &'a mut dyn FnMut(usize) -> Result<()>) -> Result<Timer<'a>> {
         // The first one loads the kernel's module.
-        call()?;
+        call(0)?;
         let stream = self.stream();
-        let mut cold = stream.alloc(DType::U8, COLD)?;
-        let graphs = calls.div_ceil(CALLS);
-        let both = replayed(stream, graphs, || {
-            (0..CALLS).try_for_each(|_| {
-                cold.clear()?;
-                call()
-            })
-        });
-        let Ok(both) = both else {
-            let start = Instant::now();
-            (0..calls).try_for_each(|_| call())?;
-            stream.synchronize()?;
-            return Ok(start.elapsed());
+        let calls = CALLS.next_multiple_of(sets);
+        let Ok(graph) = stream.capture(|| (0..calls).try_for_each(|i| call(i % sets))) else {
+            return Ok(Box::new(move |calls| stream.timed(|| (0..calls).try_for_each(|i| call(i as usize % sets)))));
         };
-        let clears = replayed(stream, graphs, || (0..CALLS).try_for_each(|_| cold.clear()))?;
-        Ok(both.saturating_sub(clears).mul_f64(calls as f64 / (graphs * CALLS) as f64))
+        graph.replay()?;
+        Ok(Box::new(move |wanted| {
+            let replays = wanted.div_ceil(calls as u64);
+            let time = stream.timed(|| (0..replays).try_for_each(|_| graph.replay()))?;
+            Ok(time.mul_f64(wanted as f64 / (replays * calls as u64) as f64))
+        }))
     }
 }

@@ -9,7 +9,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let half = shape.pages as u32 / 2;
         let pairs: Vec<[u32; 2]> = (0..half).map(|from| [from, from + half]).collect();
         let work = Work { bytes: shape.bytes(), flops: 0 };
-        lab.measure(criterion, "page_copy", &format!("{}/{half}", problem.label), work, || {
+        lab.measure(criterion, "page_copy", &format!("{}/{half}", problem.label), work, 1, |_| {
             lab.device.copy_pages(&mut cache, &pairs)
         });
     }

@@ -11,7 +11,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let mut step = lab.device.step().expect("a step");
         let mut round = 0;
         let work = Work { bytes: 8 * problem.changes, flops: 0 };
-        lab.measure(criterion, "page_table_update", &format!("{}/{}", problem.label, problem.changes), work, || {
+        lab.measure(criterion, "page_table_update", &format!("{}/{}", problem.label, problem.changes), work, 1, |_| {
             round += 1;
             for change in 0..problem.changes {
                 batch.page_table.write((round * 31 + change * 61) % (1 << 16), &[1]);

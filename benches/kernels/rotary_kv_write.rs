@@ -11,16 +11,17 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let width = (heads + 2 * kv_heads) * head_dim;
         for &rows in lab.device.rows() {
             let step = lab.step(&[(0, rows)], vec![0]);
-            let (mut cache, _) = lab.cache(1, rows, kv_heads, head_dim);
-            let factors = lab.buffer(DType::F32, rows * head_dim);
-            let qkv = lab.buffer(lab.wide_dtype(), rows * width);
-            let mut query = lab.buffer(lab.device.dtype(), rows * heads * head_dim);
             let work = Work { bytes: rows * width * (lab.wide() + lab.narrow()), flops: 3 * rows * width };
-            lab.measure(criterion, "rotary_kv_write", &format!("{}/{rows}", problem.label), work, || {
+            let sets = lab.sets(work.bytes);
+            let mut caches: Vec<_> = (0..sets).map(|_| lab.cache(1, rows, kv_heads, head_dim).0).collect();
+            let factors = lab.buffer(DType::F32, rows * head_dim);
+            let qkv = lab.buffers(sets, lab.wide_dtype(), rows * width);
+            let mut queries = lab.buffers(sets, lab.device.dtype(), rows * heads * head_dim);
+            lab.measure(criterion, "rotary_kv_write", &format!("{}/{rows}", problem.label), work, sets, |set| {
                 let args = RotaryKvWrite {
-                    qkv: &qkv,
-                    query: &mut query,
-                    cache: &mut cache,
+                    qkv: &qkv[set],
+                    query: &mut queries[set],
+                    cache: &mut caches[set],
                     layer: 0,
                     heads,
                     kv_heads,

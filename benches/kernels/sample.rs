@@ -18,12 +18,13 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let vocab = problem.vocab;
         for rows in [1, 512] {
             let values: Vec<f32> = (0..rows * vocab).map(|i| (i * 7919 % 10_007) as f32 / 1000.0).collect();
-            let mut logits = lab.buffer_of(DType::F32, &values);
+            let work = Work { bytes: 4 * rows * vocab, flops: 13 * rows * vocab };
+            let sets = lab.sets(work.bytes);
+            let mut logits: Vec<_> = (0..sets).map(|_| lab.buffer_of(DType::F32, &values)).collect();
             for (case, row) in &cases {
-                let work = Work { bytes: 4 * rows * vocab, flops: 13 * rows * vocab };
                 let mut step = lab.step_for_logits(vec![row.clone(); rows], Vec::new());
-                lab.measure(criterion, "sample", &format!("{}/{case}-{rows}", problem.label), work, || {
-                    lab.device.sample(&mut step, 0..rows, vocab, &mut logits)
+                lab.measure(criterion, "sample", &format!("{}/{case}-{rows}", problem.label), work, sets, |set| {
+                    lab.device.sample(&mut step, 0..rows, vocab, &mut logits[set])
                 });
             }
         }

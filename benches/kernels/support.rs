@@ -1,6 +1,7 @@
 //! What the benches share: a device with its floors, and one way to measure.
 
-use std::cell::Cell;
+use std::cell::{OnceCell, RefCell};
+use std::io::Write;
 use std::time::Duration;
 
 use burrstone::device::Bytes;
@@ -13,8 +14,28 @@ const WEIGHTS: usize = 256 << 20;
 /// Tokens of a page.
 const PAGE_SIZE: usize = 16;
 
-/// Takes rows, x and out.
-pub type VendorMatmul<B> = Box<dyn FnMut(usize, &B, &mut B) -> Result<()>>;
+/// Takes the number of the weight, rows, x and out.
+pub type VendorMatmul<B> = Box<dyn FnMut(usize, usize, &B, &mut B) -> Result<()>>;
+
+/// Times so many calls, one after another.
+pub type Timer<'a> = Box<dyn FnMut(u64) -> Result<Duration> + 'a>;
+
+/// Samples of a case.
+const SAMPLES: usize = 10;
+
+/// Layers of a decoder.
+#[derive(Clone, Copy)]
+pub struct Layers {
+    pub label: &'static str,
+    pub layers: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub intermediate: usize,
+    /// Tokens before the one that is measured.
+    pub depth: usize,
+}
 
 /// A device that can be measured.
 pub trait Bench: Ops {
@@ -24,6 +45,19 @@ pub trait Bench: Ops {
     /// Numbers of rows that are worth measuring.
     fn rows(&self) -> &'static [usize];
 
+    /// The same of products.
+    fn product_rows(&self) -> &'static [usize];
+
+    /// Bytes after which a cache has nothing left of what was used before: buffers are used in turns of as many bytes. 0:
+    /// every call has the same buffers.
+    fn cold_bytes(&self) -> usize;
+
+    /// How long to measure a case, after a warm-up of a third of that.
+    fn measurement_time(&self) -> Duration;
+
+    /// Whole layers to measure, where that makes sense.
+    fn layers(&self) -> Option<Layers>;
+
     /// Batches that attention is measured with: a name, and for each sequence the tokens before and in the step.
     fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)>;
 
@@ -32,13 +66,13 @@ pub trait Bench: Ops {
     /// `out = silu(gate) * up` of `gate_up: [rows, 2 · width]`, where that has a kernel of its own.
     fn act_mul(&self, rows: usize, width: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Option<Result<()>>;
 
-    /// `out = x · weightᵀ` of a weight `[n, k]` of its own by the vendor's library, where there is one.
-    fn vendor_matmul(&self, _n: usize, _k: usize) -> Option<VendorMatmul<Self::Buffer>> {
+    /// `out = x · weightᵀ` of one of these weights `[n, k]` by the vendor's library, where there is one.
+    fn vendor_matmul(&self, _weights: Vec<WeightView>, _n: usize, _k: usize) -> Option<VendorMatmul<Self::Buffer>> {
         None
     }
 
-    /// Time of `calls` calls, one after another.
-    fn time(&self, calls: u64, call: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+    /// Times calls of `call`, which is told which of `sets` sets of buffers to use.
+    fn timer<'a>(&'a self, sets: usize, call: &'a mut dyn FnMut(usize) -> Result<()>) -> Result<Timer<'a>>;
 }
 
 /// What a call must do at least.
@@ -52,12 +86,13 @@ pub struct Work {
 pub struct Lab<D> {
     pub device: D,
     rates: Option<Rates>,
-    weights: Bytes,
+    /// Random numbers, made when they are first wanted.
+    weights: OnceCell<Bytes>,
 }
 
 impl<D: Bench> Lab<D> {
     pub fn new(device: D) -> Self {
-        Self { device, rates: None, weights: Bytes::from(vec![0x3c; WEIGHTS]) }
+        Self { device, rates: None, weights: OnceCell::new() }
     }
 
     /// Takes the device's rates, unless the benches are only tried out (`--test`).
@@ -67,40 +102,66 @@ impl<D: Bench> Lab<D> {
         }
     }
 
-    /// Times `call`, and prints its best against the floor: what memory and arithmetic need, whichever is longer.
+    /// Sets of buffers of so many bytes that are used in turn, so that a call finds none of its own in a cache; at most 64.
+    pub fn sets(&self, bytes: usize) -> usize {
+        if self.device.cold_bytes() == 0 { 1 } else { (self.device.cold_bytes() / bytes.max(1) + 1).clamp(2, 64) }
+    }
+
+    /// Times `call`, which is told which of `sets` sets of buffers to use, and prints the spread of its times against the
+    /// floor: what memory and arithmetic need, whichever is longer. With `BURRSTONE_BENCH_RECORD`, a file, a line of JSON is
+    /// appended there.
     pub fn measure(
         &self,
         criterion: &mut Criterion,
         kernel: &str,
         case: &str,
         work: Work,
-        mut call: impl FnMut() -> Result<()>,
+        sets: usize,
+        mut call: impl FnMut(usize) -> Result<()>,
     ) {
-        let best = Cell::new(Duration::MAX);
+        let samples = RefCell::new(Vec::new());
         let mut group = criterion.benchmark_group(kernel);
-        group.sample_size(10).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(200));
+        let time = self.device.measurement_time();
+        group.sample_size(SAMPLES).measurement_time(time).warm_up_time(time / 3);
         group.throughput(Throughput::Bytes(work.bytes as u64));
+        let mut timer = self.device.timer(sets, &mut call).expect(kernel);
         group.bench_function(case, |bencher| {
             bencher.iter_custom(|iterations| {
-                let time = self.device.time(iterations, &mut call).expect(kernel);
-                best.set(best.get().min(time.div_f64(iterations as f64)));
+                let time = timer(iterations).expect(kernel);
+                samples.borrow_mut().push(time.as_secs_f64() / iterations as f64);
                 time
             });
         });
         group.finish();
-        let Some(rates) = self.rates.filter(|_| best.get() < Duration::MAX) else { return };
-        let time = best.get().as_secs_f64();
+        let samples = samples.into_inner();
+        let Some(rates) = self.rates.filter(|_| !samples.is_empty()) else { return };
+        // The first ones are the warm-up's.
+        let mut samples = samples[samples.len().saturating_sub(SAMPLES)..].to_vec();
+        samples.sort_by(f64::total_cmp);
+        let (min, median, max) = (samples[0], samples[samples.len() / 2], samples[samples.len() - 1]);
         let (gb, gflop) = (work.bytes as f64 / 1e9, work.flops as f64 / 1e9);
-        let floor = (gb / rates.gb_s).max(gflop / rates.gflop_s);
+        let floor = 100.0 * (gb / rates.gb_s).max(gflop / rates.gflop_s) / median;
+        let data = match self.device.cold_bytes() {
+            0 => "reused",
+            cold if sets * work.bytes >= cold => "cold",
+            _ => "in the cache",
+        };
+        let [min_us, median_us, max_us] = [min, median, max].map(|seconds| seconds * 1e6);
+        let (gb_s, gflop_s) = (gb / median, gflop / median);
         println!(
-            "{kernel}/{case}: best {:.2} µs, {:.1} GB/s of {:.1}, {:.1} GFLOP/s of {:.1}: {:.0} % of the floor",
-            time * 1e6,
-            gb / time,
-            rates.gb_s,
-            gflop / time,
-            rates.gflop_s,
-            100.0 * floor / time,
+            "{kernel}/{case}: {min_us:.2} {median_us:.2} {max_us:.2} µs (min, median, max), {gb_s:.1} GB/s of {:.1}, \
+             {gflop_s:.1} GFLOP/s of {:.1}: {floor:.0} % of the floor, data {data}",
+            rates.gb_s, rates.gflop_s,
         );
+        let Some(file) = std::env::var_os("BURRSTONE_BENCH_RECORD") else { return };
+        let line = format!(
+            "{{\"record\":\"figure\",\"kernel\":\"{kernel}\",\"case\":\"{case}\",\"min_us\":{min_us:.3},\
+             \"median_us\":{median_us:.3},\"max_us\":{max_us:.3},\"gb_s\":{gb_s:.1},\"gflop_s\":{gflop_s:.1},\
+             \"peak_gb_s\":{:.1},\"peak_gflop_s\":{:.1},\"floor_percent\":{floor:.1},\"data\":\"{data}\"}}\n",
+            rates.gb_s, rates.gflop_s,
+        );
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(&file);
+        opened.and_then(|mut file| file.write_all(line.as_bytes())).expect("BURRSTONE_BENCH_RECORD");
     }
 
     /// Bytes of an element of activations, weights and cache.
@@ -130,24 +191,43 @@ impl<D: Bench> Lab<D> {
         views.chunks_exact(2).map(one).collect()
     }
 
-    fn views(&self, n: usize, k: usize) -> impl Iterator<Item = WeightView> {
+    pub fn views(&self, n: usize, k: usize) -> impl Iterator<Item = WeightView> {
         let (dtype, len) = (self.device.dtype(), n * k * self.narrow());
-        (0..WEIGHTS / len).map(move |i| {
-            let data = self.weights.slice(i * len..(i + 1) * len).expect("inside");
-            WeightView { name: "weight".to_owned(), dtype, shape: vec![n, k], data }
+        (0..WEIGHTS / len).map(move |i| self.view(dtype, vec![n, k], i * len))
+    }
+
+    /// Random numbers from byte `from` on.
+    pub fn view(&self, dtype: DType, shape: Vec<usize>, from: usize) -> WeightView {
+        let len = shape.iter().product::<usize>() * dtype.size();
+        let data = self.weights().slice(from..from + len).expect("inside");
+        WeightView { name: "weight".to_owned(), dtype, shape, data }
+    }
+
+    /// Numbers of the device's dtype, small and random: constant ones cost less power, and a GPU is faster with them.
+    fn weights(&self) -> &Bytes {
+        self.weights.get_or_init(|| {
+            let mut bytes = Vec::with_capacity(WEIGHTS);
+            for x in random(WEIGHTS / 2) {
+                let x = 0.05 * x;
+                bytes.extend(
+                    match self.device.dtype() {
+                        DType::F16 => half::f16::from_f32(x).to_bits(),
+                        _ => half::bf16::from_f32(x).to_bits(),
+                    }
+                    .to_le_bytes(),
+                );
+            }
+            Bytes::from(bytes)
         })
     }
 
     /// A gain of `width`.
     pub fn vector(&self, width: usize) -> D::Vector {
-        let data = self.weights.slice(0..width * self.narrow()).expect("inside");
-        let view = WeightView { name: "gain".to_owned(), dtype: self.device.dtype(), shape: vec![width], data };
-        self.device.vector(view).expect("a gain")
+        self.device.vector(self.view(self.device.dtype(), vec![width], 0)).expect("a gain")
     }
 
     pub fn buffer(&self, dtype: DType, len: usize) -> D::Buffer {
-        let values: Vec<f32> = (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
-        self.buffer_of(dtype, &values)
+        self.buffer_of(dtype, &random(len).collect::<Vec<_>>())
     }
 
     pub fn buffer_of(&self, dtype: DType, values: &[f32]) -> D::Buffer {
@@ -156,11 +236,23 @@ impl<D: Bench> Lab<D> {
         buffer
     }
 
-    /// A cache with room for `tokens` in one sequence.
+    /// As many buffers.
+    pub fn buffers(&self, sets: usize, dtype: DType, len: usize) -> Vec<D::Buffer> {
+        (0..sets).map(|_| self.buffer(dtype, len)).collect()
+    }
+
+    /// A cache with room for `tokens` in one sequence, of random numbers.
     pub fn cache(&self, layers: usize, tokens: usize, kv_heads: usize, head_dim: usize) -> (D::Cache, CacheShape) {
         let (pages, page_size, dtype) = (tokens.div_ceil(PAGE_SIZE), PAGE_SIZE, self.device.dtype());
         let shape = CacheShape { layers, pages, page_size, kv_heads, head_dim, dtype };
-        (self.device.cache(shape).expect("a cache"), shape)
+        let mut cache = self.device.cache(shape).expect("a cache");
+        let page_bytes = shape.bytes() / pages.max(1);
+        for page in 0..pages {
+            let from = page * page_bytes % (WEIGHTS - page_bytes) / 2 * 2;
+            let bytes = self.weights().slice(from..from + page_bytes).expect("inside");
+            self.device.write_page(&mut cache, page as u32, &bytes).expect("a page");
+        }
+        (cache, shape)
     }
 
     /// Sequences of so many tokens before the step and in it; the logits of `logit_rows` are wanted.
@@ -180,6 +272,16 @@ impl<D: Bench> Lab<D> {
         self.device.upload(&batch, &mut step).expect("a batch");
         step
     }
+}
+
+/// Random numbers between −1 and 1: Weyl's sequence, mixed.
+fn random(len: usize) -> impl Iterator<Item = f32> {
+    (0..len as u64).map(|i| {
+        let mut z = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z ^= z >> 31;
+        (z >> 40) as f32 / (1 << 23) as f32 - 1.0
+    })
 }
 
 /// Slots that sequences of so many tokens take, each of which has pages of its own.

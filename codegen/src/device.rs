@@ -10,7 +10,7 @@ use crate::cubin::Resources;
 use crate::occupancy::{Occupancy, most_shared_bytes, predict};
 use crate::sass::{Mix, Sass};
 use crate::toolchain::{Job, Toolchain};
-use crate::{Arch, Error, Kernel, Tree, Variant, table};
+use crate::{Arch, Error, Kernel, Role, Tree, Variant, table};
 
 /// A variant's cubin for one architecture.
 #[derive(Debug)]
@@ -124,7 +124,8 @@ pub fn unlike_the_facts(cubins: &[Cubin]) -> Vec<Error> {
     errors
 }
 
-/// The cubins that use more than their specification's gate allows, or more than there is.
+/// The cubins that use more than their specification's gate allows, or more than there is, or another amount of shared
+/// memory than the cost model is told.
 pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
     let mut errors = Vec::new();
     for Cubin { kernel, variant, arch, used, .. } in cubins {
@@ -140,6 +141,11 @@ pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
                 let reason = format!("{} on {arch}: {what}: expected at most {budget}, found {found}", variant.name);
                 errors.push(Error::new(&kernel.spec.file, reason));
             }
+        }
+        let (expected, found) = (variant.shared_bytes, used.shared_bytes);
+        if kernel.spec.role == Role::Kernel && found != expected {
+            let reason = format!("{} on {arch}: shared: expected {found} bytes, found {expected}", variant.name);
+            errors.push(Error::new(&kernel.spec.file, reason));
         }
     }
     errors
@@ -190,7 +196,7 @@ pub fn report(cubins: &[Cubin]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Role, parse};
+    use crate::spec::parse;
 
     fn kernel() -> Kernel {
         let spec = "summary = 's'\n[fallback]\nthreads = 64\n[[axis]]\nname = 'threads'\ntag = 't'\nvalues = [64]\n\
@@ -221,6 +227,16 @@ mod tests {
         assert_eq!(errors(cubin(&kernel, 1, 40, 65540, 0)), [shared]);
         let both = "norm__t64 on sm_75: gate.shared_bytes: expected at most 70000, found 70001";
         assert_eq!(errors(cubin(&kernel, 1, 40, 70001, 0))[0], both);
+    }
+
+    #[test]
+    fn a_specification_that_is_wrong_about_shared_memory_is_named() {
+        let mut kernel = kernel();
+        kernel.spec.role = Role::Kernel;
+        kernel.variants[0].shared_bytes = 512;
+        assert_eq!(over_budget(&[cubin(&kernel, 2, 40, 512, 0)]).len(), 0);
+        let errors = over_budget(&[cubin(&kernel, 2, 40, 1024, 0)]);
+        assert_eq!(errors[0].reason, "norm__t64 on sm_80: shared: expected 1024 bytes, found 512");
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Variant {
     pub threads: u32,
     /// Where it is legal.
     pub archs: Vec<Arch>,
+    /// Shared memory of a block, in bytes, as the specification says.
+    pub shared_bytes: u32,
     /// Whether it is always built, to run where nothing was tuned.
     pub fallback: bool,
 }
@@ -49,31 +51,39 @@ impl Kernel {
 
     /// What its specification says of a variant's machine code for an architecture.
     pub fn facts(&self, variant: &Variant, arch: Arch) -> Vec<&Fact> {
-        // That the conditions are conditions was seen when the kernel was expanded.
-        facts(&self.spec, variant, arch).unwrap_or_default()
+        let environment = environment();
+        let formulas = Formulas::new(&self.spec, &environment);
+        // `expand` has seen that there are no errors.
+        formulas.and_then(|formulas| formulas.facts(variant, arch)).unwrap_or_default()
     }
 
     /// One pass of a variant's main loop for an architecture, with nothing beside what it is for, where its specification
     /// says so.
     pub fn ideal(&self, variant: &Variant, arch: Arch) -> Option<Mix> {
-        // As above.
-        ideal(&self.spec, variant, arch).unwrap_or_default()
+        let environment = environment();
+        let formulas = Formulas::new(&self.spec, &environment);
+        // As in `facts`.
+        formulas.and_then(|formulas| formulas.ideal(variant, arch)).unwrap_or_default()
     }
 
     /// Expands a specification's axes.
     ///
     /// # Errors
-    /// A rule, or the condition of a fact or a loop, is no expression over the axes and `arch`; the same of a loop's
-    /// instructions; a variant has two loops; nothing is legal; or a fallback is not legal wherever its keys are.
+    /// A rule, or the condition of a fact, a loop or a size, is no expression over the axes and `arch`; the same of a loop's
+    /// instructions and of sizes; a variant has two loops or two sizes; nothing is legal; or a fallback is not legal
+    /// wherever its keys are.
     pub fn expand(spec: Spec) -> Result<Self, Error> {
         let wrong = |reason: String| Error::new(&spec.file, reason);
         let (mut variants, pruned) = candidates(&spec).map_err(wrong)?;
         check_coverage(&spec, &variants).map_err(wrong)?;
-        for variant in &variants {
+        let environment = environment();
+        let formulas = Formulas::new(&spec, &environment).map_err(wrong)?;
+        for variant in &mut variants {
             for &arch in &variant.archs {
-                facts(&spec, variant, arch).map_err(wrong)?;
-                ideal(&spec, variant, arch).map_err(wrong)?;
+                formulas.facts(variant, arch).map_err(wrong)?;
+                formulas.ideal(variant, arch).map_err(wrong)?;
             }
+            variant.shared_bytes = formulas.shared_bytes(variant).map_err(wrong)?;
         }
         variants.sort_by_key(|variant| !variant.fallback);
         Ok(Self { spec, variants, pruned })
@@ -119,6 +129,7 @@ fn candidates(spec: &Spec) -> Result<(Vec<Variant>, Vec<Pruned>), String> {
                 name,
                 threads: threads.ok_or("expected an axis named threads")?,
                 archs,
+                shared_bytes: 0,
                 fallback: values
                     .iter()
                     .all(|(axis, value)| spec.fallback.get(axis).is_none_or(|own| own.values().contains(value))),
@@ -162,46 +173,96 @@ impl<'a> Formula<'a> {
         bool::try_from(holds.clone()).map_err(|_| format!("expected true or false, found {holds}"))
     }
 
-    fn count(&self, values: &[(String, Value)], arch: Arch) -> Result<u32, String> {
-        let count = self.eval(values, arch)?;
-        let whole = u32::try_from(count.clone()).ok().filter(|count| *count > 0);
-        whole.ok_or_else(|| format!("expected a whole number from 1 on, found {count}"))
+    fn number(&self, values: &[(String, Value)], arch: Arch, least: u32) -> Result<u32, String> {
+        let number = self.eval(values, arch)?;
+        let whole = u32::try_from(number.clone()).ok().filter(|number| *number >= least);
+        whole.ok_or_else(|| format!("expected a whole number from {least} on, found {number}"))
     }
 }
 
-/// The facts that a variant's machine code for an architecture is to show.
-fn facts<'a>(spec: &'a Spec, variant: &Variant, arch: Arch) -> Result<Vec<&'a Fact>, String> {
-    let environment = environment();
-    let mut found = Vec::new();
-    for (index, fact) in spec.facts.iter().enumerate() {
-        let holds = Formula::new(spec, &environment, &fact.of).and_then(|of| of.holds(&variant.values, arch));
-        if holds.map_err(|e| format!("sass {index}: {}: {e}", variant.name))? {
-            found.push(fact);
-        }
-    }
-    Ok(found)
+/// What a specification says of compiled variants. Compiled once for all of them: products have more than a hundred.
+struct Formulas<'s, 'e> {
+    facts: Vec<(Formula<'e>, &'s Fact)>,
+    /// Conditions, and the counts of instructions.
+    loops: Vec<(Formula<'e>, Vec<(&'s str, Formula<'e>)>)>,
+    /// Conditions, and bytes.
+    shared: Vec<(Formula<'e>, Formula<'e>)>,
 }
 
-/// One pass of the main loop that a variant has for an architecture, if the specification has one for it.
-fn ideal(spec: &Spec, variant: &Variant, arch: Arch) -> Result<Option<Mix>, String> {
-    let environment = environment();
-    let mut found = None;
-    for (index, pass) in spec.loops.iter().enumerate() {
-        let wrong = |e| format!("loop {index}: {}: {e}", variant.name);
-        let of = Formula::new(spec, &environment, &pass.of).map_err(wrong)?;
-        if !of.holds(&variant.values, arch).map_err(wrong)? {
-            continue;
+impl<'s: 'e, 'e> Formulas<'s, 'e> {
+    fn new(spec: &'s Spec, environment: &'e Environment<'e>) -> Result<Self, String> {
+        let formula = |text: &'s str| Formula::new(spec, environment, text);
+        let mut formulas = Self { facts: Vec::new(), loops: Vec::new(), shared: Vec::new() };
+        for (index, fact) in spec.facts.iter().enumerate() {
+            let of = formula(&fact.of).map_err(|e| format!("sass {index}: {e}"))?;
+            formulas.facts.push((of, fact));
         }
-        let mut counts = Vec::new();
-        for (name, text) in &pass.ideal {
-            let count = Formula::new(spec, &environment, text).and_then(|count| count.count(&variant.values, arch));
-            counts.push((name.as_str(), count.map_err(|e| wrong(format!("{name}: {e}")))?));
+        for (index, pass) in spec.loops.iter().enumerate() {
+            let of = formula(&pass.of).map_err(|e| format!("loop {index}: {e}"))?;
+            let mut counts = Vec::new();
+            for (name, text) in &pass.ideal {
+                counts.push((name.as_str(), formula(text).map_err(|e| format!("loop {index}: {name}: {e}"))?));
+            }
+            formulas.loops.push((of, counts));
         }
-        if found.replace(Mix::of_operations(counts.into_iter())).is_some() {
-            return Err(wrong("expected one loop for it, found two".to_owned()));
+        for (index, shared) in spec.shared.iter().enumerate() {
+            let both = formula(&shared.of).and_then(|of| Ok((of, formula(&shared.bytes)?)));
+            formulas.shared.push(both.map_err(|e| format!("shared {index}: {e}"))?);
         }
+        Ok(formulas)
     }
-    Ok(found)
+
+    /// The facts that a variant's machine code for an architecture is to show.
+    fn facts(&self, variant: &Variant, arch: Arch) -> Result<Vec<&'s Fact>, String> {
+        let mut found = Vec::new();
+        for (index, (of, fact)) in self.facts.iter().enumerate() {
+            if of.holds(&variant.values, arch).map_err(|e| format!("sass {index}: {}: {e}", variant.name))? {
+                found.push(*fact);
+            }
+        }
+        Ok(found)
+    }
+
+    /// One pass of the main loop that a variant has for an architecture, if the specification has one for it.
+    fn ideal(&self, variant: &Variant, arch: Arch) -> Result<Option<Mix>, String> {
+        let mut found = None;
+        for (index, (of, counts)) in self.loops.iter().enumerate() {
+            let wrong = |e| format!("loop {index}: {}: {e}", variant.name);
+            if !of.holds(&variant.values, arch).map_err(wrong)? {
+                continue;
+            }
+            let mut mix = Vec::new();
+            for (name, count) in counts {
+                let count = count.number(&variant.values, arch, 1).map_err(|e| wrong(format!("{name}: {e}")))?;
+                mix.push((*name, count));
+            }
+            if found.replace(Mix::of_operations(mix.into_iter())).is_some() {
+                return Err(wrong("expected one loop for it, found two".to_owned()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Shared memory of a variant's block: the same on every architecture, and none where the specification says nothing.
+    fn shared_bytes(&self, variant: &Variant) -> Result<u32, String> {
+        let mut found = None;
+        for &arch in &variant.archs {
+            let mut bytes = None;
+            for (index, (of, size)) in self.shared.iter().enumerate() {
+                let wrong = |e| format!("shared {index}: {}: {e}", variant.name);
+                if of.holds(&variant.values, arch).map_err(wrong)?
+                    && bytes.replace(size.number(&variant.values, arch, 0).map_err(wrong)?).is_some()
+                {
+                    return Err(wrong("expected one size for it, found two".to_owned()));
+                }
+            }
+            let bytes = bytes.unwrap_or(0);
+            if *found.get_or_insert(bytes) != bytes {
+                return Err(format!("shared: {}: expected one size on all architectures", variant.name));
+            }
+        }
+        Ok(found.unwrap_or(0))
+    }
 }
 
 /// Every combination of values, the last axis changing fastest. None where there are no axes.
@@ -341,6 +402,23 @@ mod tests {
     }
 
     #[test]
+    fn shared_memory_follows_from_the_axes() {
+        let one = "[[shared]]\nwhere = 'vec == 8'\nbytes = 'threads * 4'\n";
+        let kernel = expand(&format!("{SPEC}{one}")).unwrap();
+        let bytes = |name: &str| kernel.variants.iter().find(|variant| variant.name == name).unwrap().shared_bytes;
+        assert_eq!((bytes("norm__f16_v8_t128"), bytes("norm__f16_v4_t256")), (512, 0));
+        for (text, expected) in [
+            (format!("{one}{one}"), "shared 1: norm__bf16_v8_t256: expected one size for it, found two"),
+            (one.replace("threads * 4", "0 - threads"), "expected a whole number from 0 on, found -256"),
+            (one.replace("threads * 4", "arch"), "norm__bf16_v8_t256: expected one size on all architectures"),
+            (one.replace("threads * 4", "width"), "shared 0: expected the names of axes or arch, found width"),
+        ] {
+            let error = expand(&format!("{SPEC}{text}")).unwrap_err();
+            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
     fn a_kernel_without_axes_has_no_variants() {
         let kernel = expand("summary = 's'\n").unwrap();
         assert_eq!((kernel.variants.len(), kernel.pruned.len()), (0, 0));
@@ -355,7 +433,7 @@ mod tests {
             (SPEC.replace(rule, "arch"), "rule 0: norm__bf16_v4_t128: expected true or false, found 70"),
             (SPEC.replace(rule, "vec + dtype"), "rule 0: norm__bf16_v4_t128: "),
             (format!("{SPEC}[[sass]]\nwhere = 'vec'\n"), "sass 0: norm__bf16_v4_t256: expected true or false, found 4"),
-            (format!("{SPEC}[[sass]]\nwhere = 'wide'\n"), "sass 0: norm__bf16_v4_t256: expected the names of axes"),
+            (format!("{SPEC}[[sass]]\nwhere = 'wide'\n"), "sass 0: expected the names of axes"),
             (SPEC.replace("dtype != 'bf16' or arch >= 80", "false"), "the rules leave no variant"),
             (SPEC.replace("vec * threads != 512", "vec != 8"), "fallback: not legal for dtype = bf16 on sm_80"),
             (SPEC.replace("vec * threads != 512", "vec != 8 or arch < 90"), "on sm_90a, where norm__bf16_v4_t128 is"),

@@ -42,8 +42,8 @@ impl Compiler {
         Ok(Self { tool, version: String::from_utf8_lossy(&version.stdout).into_owned(), sanitize: sanitize.to_owned() })
     }
 
-    /// Compiles all variants of each kernel, and the C++ side of the simulator, to objects in `out`. What was
-    /// compiled before from the same sources is taken as it is.
+    /// Compiles all variants of each kernel, and the table of them, to objects in `out`. What was compiled before from
+    /// the same sources is taken as it is.
     ///
     /// # Errors
     /// The compiler refuses a unit, or a file cannot be read or written.
@@ -53,7 +53,7 @@ impl Compiler {
         let command = format!("{:?}", self.tool.to_command());
         let settings = [command.as_str(), self.version.as_str()];
         let mut units = Vec::new();
-        for (name, text) in texts(tree, kernels)? {
+        for (name, text) in texts(kernels) {
             let object = out.join(format!("{name}-{}.o", &sources.key(&text, &settings)?[..16]));
             let unit = out.join(format!("{name}.cpp"));
             write_if_changed(&unit, &text)?;
@@ -70,12 +70,9 @@ impl Compiler {
     /// # Errors
     /// There is no archiver, or it fails.
     pub fn link(&self, objects: &[PathBuf], out: &Path) -> Result<(), Error> {
-        if objects.is_empty() {
-            return Ok(());
-        }
         let mut library = cc::Build::new();
         library.cpp(true).out_dir(out).objects(objects);
-        library.try_compile("burrstone_sim").map_err(|e| Error::new(out, one_line(&e.to_string())))?;
+        library.try_compile("burrstone_sim_kernels").map_err(|e| Error::new(out, one_line(&e.to_string())))?;
         for (sanitizer, runtime) in [("address", "asan"), ("undefined", "ubsan")] {
             if self.sanitize.split(',').any(|name| name == sanitizer) {
                 println!("cargo::rustc-link-lib=dylib={runtime}");
@@ -104,29 +101,16 @@ impl Compiler {
     }
 }
 
-/// The units to compile, by name: those of each kernel's variants, and whatever `csrc/sim` has.
-fn texts(tree: &Tree, kernels: &[Kernel]) -> Result<Vec<(String, String)>, Error> {
+/// The units to compile, by name: those of each kernel's variants, and the table of all.
+fn texts(kernels: &[Kernel]) -> Vec<(String, String)> {
     let mut units = Vec::new();
     for kernel in kernels {
         let name = |i| if i == 0 { String::new() } else { format!("_{i}") };
         let of_kernel = cuda::units(kernel).enumerate();
         units.extend(of_kernel.map(|(i, text)| (format!("kernel_{}{}", kernel.spec.name, name(i)), text)));
     }
-    let folder = tree.csrc().join("sim");
-    if folder.exists() {
-        let mut runtime = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
-            let path = entry.map_err(Error::io(&folder))?.path();
-            if let (Some("cpp"), Some(stem)) =
-                (path.extension().and_then(|e| e.to_str()), path.file_stem().and_then(|s| s.to_str()))
-            {
-                runtime.push((format!("sim_{stem}"), format!("#include \"sim/{stem}.cpp\"\n")));
-            }
-        }
-        runtime.sort();
-        units.extend(runtime);
-    }
-    Ok(units)
+    units.push(("table".to_owned(), cuda::table(kernels)));
+    units
 }
 
 fn run(command: &mut Command, file: &Path) -> Result<(), Error> {

@@ -26,6 +26,10 @@
 //! legal = "dtype != 'bf16' or arch >= 80"
 //! why = "Volta and Turing have no bf16"
 //!
+//! [[shared]]                   # shared memory of a block, which the cost model counts; none by default
+//! where = "true"
+//! bytes = "threads * 4"
+//!
 //! [fallback]                   # a value, or a list of them, for each axis that is not a key: always built
 //! threads = 256
 //!
@@ -39,7 +43,7 @@
 //! ```
 //!
 //! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
-//! as Rust, [`host`] compiles them for the simulator, [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
+//! as Rust, [`host`] compiles them for the simulator (in the crate `burrstone-sim-kernels`), [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
 //! for GPUs, reads what they use and holds that against their gates.
 //!
 //! # Environment
@@ -64,6 +68,8 @@ pub mod device;
 pub mod discover;
 mod expand;
 pub mod host;
+pub mod lists;
+mod messages;
 mod nvcc;
 mod nvidia;
 pub mod occupancy;
@@ -112,12 +118,22 @@ impl std::error::Error for Error {}
 #[derive(Clone, Debug)]
 pub struct Tree {
     root: PathBuf,
+    codegen: PathBuf,
+    csrc: PathBuf,
 }
 
 impl Tree {
     /// The repository at `root`.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), codegen: root.join("codegen"), csrc: root.join("csrc") }
+    }
+
+    /// The specifications and sources that come with this crate, in its package too: `csrc` there is a link to the
+    /// repository's.
+    pub fn own() -> Self {
+        let codegen = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = codegen.parent().unwrap_or(codegen).to_owned();
+        Self { root, codegen: codegen.to_owned(), csrc: codegen.join("csrc") }
     }
 
     /// Its folder.
@@ -132,7 +148,7 @@ impl Tree {
 
     /// The folder that kernels' includes start from.
     pub fn csrc(&self) -> PathBuf {
-        self.root.join("csrc")
+        self.csrc.clone()
     }
 
     /// The folders and files that are read, as far as they exist.
@@ -156,7 +172,7 @@ impl Tree {
     }
 
     fn specs(&self, role: Role) -> PathBuf {
-        self.root.join("codegen").join(match role {
+        self.codegen.join(match role {
             Role::Kernel => "specs",
             Role::Probe => "probes",
         })

@@ -9,7 +9,7 @@ use burrstone_codegen::discover::Environment;
 use burrstone_codegen::render::cuda;
 use burrstone_codegen::table::aligned;
 use burrstone_codegen::toolchain::Toolchain;
-use burrstone_codegen::{Arch, Error, Kernel, Tree, host, this_target, write_if_changed};
+use burrstone_codegen::{Arch, Error, Kernel, Tree, host, lists, this_target, write_if_changed};
 use clap::{Args, Parser, Subcommand};
 
 /// Burrstone's kernel generator.
@@ -61,6 +61,8 @@ enum Command {
         #[arg(long, value_name = "LIST", env = "BURRSTONE_SIM_SANITIZE", default_value = "")]
         sanitize: String,
     },
+    /// Writes the lists of kernels in src, tests and benches, after a specification was added or removed.
+    Lists,
     /// Writes src/kernels/abi.rs from csrc/abi. Needs the feature `bindings` and libclang (LIBCLANG_PATH).
     Bindings,
     /// Fails unless the specifications make sense and src/kernels/abi.rs is what csrc/abi says.
@@ -101,8 +103,7 @@ fn main() -> ExitCode {
 
 /// What the command has to say.
 fn run(cli: &Cli) -> Result<String, Vec<String>> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let tree = Tree::at(cli.root.as_deref().or(own).unwrap_or(Path::new(".")));
+    let tree = cli.root.as_deref().map_or_else(Tree::own, Tree::at);
     match &cli.command {
         Command::List(chosen) => Ok(list(&chosen.from(&tree)?)),
         Command::Pruned(chosen) => Ok(pruned(&chosen.from(&tree)?)),
@@ -112,6 +113,7 @@ fn run(cli: &Cli) -> Result<String, Vec<String>> {
         Command::Simulator { chosen, out, sanitize } => {
             simulator(&tree, &chosen.from(&tree)?, out.as_deref(), sanitize)
         }
+        Command::Lists => write_lists(&tree),
         Command::Bindings => write_if_changed(&tree.bindings(), &bindings(&tree)?).map(|()| String::new()).map_err(one),
         Command::Check => check(&tree),
     }
@@ -150,6 +152,13 @@ fn simulator(tree: &Tree, kernels: &[Kernel], out: Option<&Path>, sanitize: &str
     let out = out.map_or_else(|| folder.join("kernels.so"), Path::to_owned);
     compiler.shared_object(&objects, &out).map_err(one)?;
     Ok(format!("{}\n", out.display()))
+}
+
+fn write_lists(tree: &Tree) -> Result<String, Vec<String>> {
+    for (file, text) in lists::lists(tree, &tree.kernels().map_err(one)?).map_err(one)? {
+        write_if_changed(&file, &text).map_err(one)?;
+    }
+    Ok(String::new())
 }
 
 fn words(archs: &[Arch]) -> String {

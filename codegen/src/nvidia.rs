@@ -10,7 +10,7 @@ use std::ptr;
 
 use libloading::Library;
 
-use crate::Arch;
+use crate::{Arch, Role, messages};
 
 type Status = c_int;
 type Program = *mut c_void;
@@ -99,14 +99,17 @@ impl Nvrtc {
         &self.archs
     }
 
-    /// Compiles one translation unit to a cubin. `name` is what messages call the unit.
+    /// Compiles one translation unit of a kernel or a probe to a cubin. `name` is what messages call the unit.
     ///
     /// # Errors
-    /// What the compiler says. Its warnings count as errors.
-    pub fn compile(&self, name: &str, unit: &str, flags: &[String]) -> Result<Vec<u8>, String> {
+    /// What the compiler says. Its warnings count as errors, but for those that [`messages`] calls harmless.
+    pub fn compile(&self, name: &str, role: Role, unit: &str, flags: &[String]) -> Result<Vec<u8>, String> {
         let text = |text: &str| CString::new(text).map_err(|_| format!("{name}: expected no NUL in the source"));
         let (unit, unit_name) = (text(unit)?, text(name)?);
-        let flags = flags.iter().map(|flag| text(flag)).collect::<Result<Vec<_>, _>>()?;
+        // What NVRTC has in a cache of its own it hands out without the messages: a unit that was refused would pass the
+        // second time.
+        let no_cache = (self.version >= (12, 9)).then_some("--no-cache");
+        let flags = flags.iter().map(String::as_str).chain(no_cache).map(text).collect::<Result<Vec<_>, _>>()?;
         let flags: Vec<_> = flags.iter().map(|flag| flag.as_ptr()).collect();
         let mut program = Owned { nvrtc: self, program: ptr::null_mut() };
         // SAFETY: the strings outlive the program; it has no headers, so their arrays may be null.
@@ -118,12 +121,9 @@ impl Nvrtc {
         // SAFETY: `create` made the program, and `flags` has `count` strings.
         let status = unsafe { (self.compile)(program.program, count, flags.as_ptr()) };
         let log = program.bytes(self.log_size, self.log)?;
-        let log = String::from_utf8_lossy(&log);
-        // That Volta's days are numbered is known.
-        let said: Vec<_> =
-            log.trim_matches('\0').lines().filter(|line| !line.contains("are deprecated and may be removed")).collect();
-        if said.iter().any(|line| !line.trim().is_empty()) {
-            return Err(said.join("\n").trim().to_owned());
+        let failures = messages::failures(&String::from_utf8_lossy(&log), role);
+        if !failures.is_empty() {
+            return Err(failures);
         }
         self.check(status)?;
         program.bytes(self.cubin_size, self.cubin)

@@ -42,6 +42,9 @@ pub struct Spec {
     pub fallback: BTreeMap<String, Choice>,
     #[serde(default)]
     pub gate: Gate,
+    /// Shared memory of blocks, for the cost model; none where no entry is of a variant.
+    #[serde(default)]
+    pub shared: Vec<SharedMemory>,
     /// What machine code has, or lacks.
     #[serde(rename = "sass", default)]
     pub facts: Vec<Fact>,
@@ -128,6 +131,17 @@ pub struct Loop {
     /// How many of an operation, by nvdisasm's name: a minijinja expression over the axes and `arch`. Those of the tensor
     /// cores that the products need, and those that bring the operands.
     pub ideal: BTreeMap<String, String>,
+}
+
+/// The shared memory of a block: the size of the template's struct.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct SharedMemory {
+    /// Of which variants: a minijinja expression over the axes.
+    #[serde(rename = "where")]
+    pub of: String,
+    /// A minijinja expression over the axes.
+    pub bytes: String,
 }
 
 /// Which instructions variants are made of.
@@ -238,7 +252,7 @@ fn check_problems(spec: &Spec) -> Result<(), String> {
 fn check_axes(spec: &Spec) -> Result<(), String> {
     if spec.axes.is_empty() {
         let nothing = spec.rules.is_empty() && spec.fallback.is_empty();
-        let nothing = nothing && spec.facts.is_empty() && spec.loops.is_empty();
+        let nothing = nothing && spec.facts.is_empty() && spec.loops.is_empty() && spec.shared.is_empty();
         return if nothing && spec.gate == Gate::default() {
             Ok(())
         } else {

@@ -161,7 +161,7 @@ impl Toolchain {
                     let name = &job.variant.name;
                     let mut flags = self.compiler.flags(job.arch);
                     flags.push(format!("--include-path={}", csrc.display()));
-                    let cubin = nvrtc.compile(&format!("{name}.cu"), &job.unit, &flags);
+                    let cubin = nvrtc.compile(&format!("{name}.cu"), job.kernel.spec.role, &job.unit, &flags);
                     let wrong = |reason| Error::new(&job.kernel.spec.file, format!("{name} on {}: {reason}", job.arch));
                     done(job, &cubin.map_err(wrong)?)
                 };

@@ -5,7 +5,7 @@
 #include "abi/types.h"
 
 /* Elements of k whose products are one chain of additions; see csrc/kernels/matmul.cu. */
-#define BURRSTONE_MATMUL_SPAN 512
+#define BURRSTONE_MATMUL_K_SLICE 512
 
 /* Tiles whose arrivals a workspace counts. */
 #define BURRSTONE_MATMUL_COUNTERS 4096
@@ -29,7 +29,7 @@
  * out would be is rounded to its type, and added to what it holds. */
 typedef struct matmul_args {
     /* x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
-     * 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere. */
+     * 128 bytes: on Hopper, where rows are aligned to 16 bytes; zeros elsewhere. */
     tensor_map x_boxes;
     tensor_map weight_boxes;
     device_ptr x;        /* [m, k] */
@@ -37,13 +37,13 @@ typedef struct matmul_args {
     device_ptr bias;     /* [n] or 0 */
     device_ptr out;      /* [m, columns] */
     device_ptr scale;    /* f32 [1]: with codes, what results are divided by; or 0 */
-    /* u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, spans,
+    /* u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, K slices,
      * tile]: sums. At a multiple of 16 bytes; not used with one split. */
     device_ptr workspace;
     uint32_t m;
     uint32_t n;
     uint32_t k;
-    uint32_t splits;     /* blocks that share the spans of a tile: at least 1, at most the spans */
+    uint32_t splits;     /* blocks that share the K slices of a tile: at least 1, at most their number */
     uint32_t columns;    /* n; with an activation the number of gates */
     uint32_t activation; /* one of abi/activation.h, for outputs of x's type; or 0 */
     /* One of the above in clusters of two blocks, on Hopper, with boxes and one split; or 0. */

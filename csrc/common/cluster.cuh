@@ -1,8 +1,9 @@
-// Blocks of a cluster: neighbours along x that run at the same time and reach each other's shared memory. sm_90.
+// Thread block clusters (sm_90): blocks that are neighbours along x, run at the same time and can access each other's
+// shared memory.
 //
-// A launch says how many there are; without that each block is a cluster of its own. A block's shared memory is there from
-// the first cluster_sync on that it takes part in, and gone with its last thread: cluster_sync before the first and after
-// the last access of others.
+// The launch sets the cluster size; by default each block is a cluster of its own. Another block's shared memory is
+// valid from the first cluster_sync until its last thread exits, so call cluster_sync before the first and after the
+// last remote access.
 #ifndef BURRSTONE_COMMON_CLUSTER_CUH
 #define BURRSTONE_COMMON_CLUSTER_CUH
 
@@ -10,10 +11,10 @@
 
 namespace burrstone {
 
-// The block's number in its cluster.
+// The block's rank in its cluster.
 BURRSTONE_DEVICE unsigned cluster_rank() {
 #ifdef BURRSTONE_SIM
-    return burrstone_sim_current()->rank;
+    return burrstone_sim.current()->rank;
 #else
     unsigned rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -21,10 +22,11 @@ BURRSTONE_DEVICE unsigned cluster_rank() {
 #endif
 }
 
-// Every thread of the cluster, none of which may have finished. The lanes of a warp come to it together. Orders memory.
+// Barrier of all threads of the cluster, none of which may have exited. The lanes of a warp must arrive together.
+// Orders memory.
 BURRSTONE_DEVICE void cluster_sync(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cluster_sync(site.file, site.line);
+    burrstone_sim.cluster_sync(site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -32,10 +34,10 @@ BURRSTONE_DEVICE void cluster_sync(Site site = here()) {
 #endif
 }
 
-// The address, in the window of the cluster, of what is at `shared` in block `rank`.
+// The cluster-window address of `shared` in block `rank`.
 BURRSTONE_DEVICE uint32_t cluster_address(uint32_t shared, unsigned rank, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    return burrstone_sim_cluster_address(shared, rank, site.file, site.line);
+    return burrstone_sim.cluster_address(shared, rank, site.file, site.line);
 #else
     (void)site;
     uint32_t mapped;
@@ -44,24 +46,24 @@ BURRSTONE_DEVICE uint32_t cluster_address(uint32_t shared, unsigned rank, Site s
 #endif
 }
 
-// Arrives at the barrier of a block of the cluster; see cluster_address. Whoever waits there may overwrite what this thread
-// has read. What it has written is not seen by other blocks for that: a release to them is a fence of the whole GPU, every time
-// (the simulator does not tell).
+// Arrives at an mbarrier of another block (see cluster_address). The waiting threads may then overwrite what this
+// thread has read. This thread's writes are not made visible to other blocks: a cluster-wide release would cost a
+// GPU-wide fence each time. The simulator does not model that difference.
 BURRSTONE_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive_cluster(barrier, site.file, site.line);
+    burrstone_sim.mbarrier_arrive_cluster(barrier, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 #endif
 }
 
-// A box of a matrix, to `shared` of every block that `blocks` has a bit of, by rank; its bytes are reported to `mbarrier` of
-// each of them. See tensor_load.
+// Multicast tensor_load: a box goes to `shared` of every block whose bit is set in `blocks` (by rank), and its bytes
+// are reported to `mbarrier` of each. See tensor_load.
 BURRSTONE_DEVICE void tensor_multicast(uint32_t shared, const tensor_map &map, const Coordinates<2> &c, uint32_t mbarrier,
                                        uint32_t blocks, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_multicast(shared, &map, c.at, 2, mbarrier, blocks, site.file, site.line);
+    burrstone_sim.tensor_multicast(shared, &map, c.at, 2, mbarrier, blocks, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "

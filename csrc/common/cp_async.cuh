@@ -1,6 +1,7 @@
-// Copies from global to shared memory that run beside the thread. sm_80 and later.
+// Asynchronous copies from global to shared memory (sm_80 and later).
 //
-// The simulator lands a copy as late as it may: in the wait. Until then its bytes are NaN, and touching them is a fault.
+// The simulator completes a copy as late as allowed: in the wait. Until then its bytes are NaN, and accessing them is a
+// fault.
 #ifndef BURRSTONE_COMMON_CP_ASYNC_CUH
 #define BURRSTONE_COMMON_CP_ASYNC_CUH
 
@@ -8,12 +9,12 @@
 
 namespace burrstone {
 
-// Copies BYTES (4, 8, 16; 16 without a place in the L1 cache) to an address of the shared window. Of the source only
-// `valid` bytes are read, the rest becomes zero; with `valid` 0 the source is not touched.
+// Copies BYTES (4, 8 or 16; 16 bypasses L1) to a shared-window address. Only `valid` bytes of the source are read, the
+// rest is filled with zeros; with `valid` 0 the source is not accessed.
 template <int BYTES> BURRSTONE_DEVICE void cp_async(uint32_t shared, const void *global, uint32_t valid = BYTES, Site site = here()) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async(shared, global, BYTES, valid, site.file, site.line);
+    burrstone_sim.cp_async(shared, global, BYTES, valid, site.file, site.line);
 #else
     (void)site;
     uint64_t from;
@@ -28,28 +29,28 @@ template <int BYTES> BURRSTONE_DEVICE void cp_async(uint32_t shared, const void 
 // Closes the group of this thread's copies since the last commit.
 BURRSTONE_DEVICE void cp_async_commit(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async_commit(site.file, site.line);
+    burrstone_sim.cp_async_commit(site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// Waits until at most PENDING of this thread's latest groups are on their way. Other threads see the copies after a
+// Waits until at most PENDING of this thread's latest groups are in flight. Other threads see the copies after a
 // barrier.
 template <int PENDING> BURRSTONE_DEVICE void cp_async_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async_wait(PENDING, site.file, site.line);
+    burrstone_sim.cp_async_wait(PENDING, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif
 }
 
-// The thread's earlier copies arrive at an mbarrier when they have landed, as one arrival that its count includes.
+// When the thread's earlier copies are complete, they arrive at the mbarrier once; its count must include that arrival.
 BURRSTONE_DEVICE void cp_async_arrive(uint32_t mbarrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_cp_async_arrive(mbarrier, site.file, site.line);
+    burrstone_sim.cp_async_arrive(mbarrier, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(mbarrier) : "memory");

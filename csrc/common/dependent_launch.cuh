@@ -1,5 +1,5 @@
-// Overlap of a kernel with the one before it in the stream, where the launch asks for it. Without effect below sm_90,
-// and on the simulator, whose launches do not overlap.
+// Programmatic dependent launch: overlaps a kernel with its predecessor in the stream if the launch asks for it. No
+// effect below sm_90 or on the simulator.
 #ifndef BURRSTONE_COMMON_DEPENDENT_LAUNCH_CUH
 #define BURRSTONE_COMMON_DEPENDENT_LAUNCH_CUH
 
@@ -7,7 +7,7 @@
 
 namespace burrstone {
 
-// Before the first access to what the kernel before may write.
+// Call before the first access to memory that the previous kernel may write.
 BURRSTONE_DEVICE void wait_for_previous_kernel() {
 #if !defined(BURRSTONE_SIM) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -1,4 +1,4 @@
-// What every kernel includes, and the entry of a variant.
+// Included by every kernel: common headers and the entry point of a variant.
 #ifndef BURRSTONE_COMMON_KERNEL_CUH
 #define BURRSTONE_COMMON_KERNEL_CUH
 
@@ -12,19 +12,18 @@
 
 namespace burrstone {
 
-// An empty struct has one byte in C++, and needs none of shared memory.
+// An empty struct has size 1 in C++, but needs no shared memory.
 template <class S> constexpr unsigned shared_bytes = __is_empty(S) ? 0 : unsigned(sizeof(S));
 
-// Blocks that must fit a multiprocessor at once; a variant's `min_blocks`, or 1. (Moving registers between warps works
-// only in kernels that say so.)
+// Blocks that must fit an SM: a variant's `min_blocks`, or 1. setmaxnreg only works in kernels with such a bound.
 template <class V, class = void> constexpr int min_blocks = 1;
 template <class V> constexpr int min_blocks<V, decltype(void(V::min_blocks))> = V::min_blocks;
 
 } // namespace burrstone
 
-// BURRSTONE_KERNEL(kernel, name, variant) makes the entry `name` of the template burrstone::kernel<variant>, and says
-// how many bytes of dynamic shared memory it wants. One block for a multiprocessor is enough: the compiler is not to
-// spill registers for room for another.
+// BURRSTONE_KERNEL(kernel, name, variant) defines the entry `name` of the template burrstone::kernel<variant>, and its
+// dynamic shared memory size. The launch bound is one block per SM, so that the compiler does not spill registers to
+// fit more.
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_KERNEL(kernel, name, variant)                                                                        \
     extern "C" {                                                                                                       \

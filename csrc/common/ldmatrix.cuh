@@ -1,4 +1,4 @@
-// Loads of 8x8 matrices of 16-bit elements from shared memory into the fragments of mma. sm_75 and later.
+// Loads of 8x8 matrices of 16-bit elements from shared memory into mma fragments (sm_75 and later).
 #ifndef BURRSTONE_COMMON_LDMATRIX_CUH
 #define BURRSTONE_COMMON_LDMATRIX_CUH
 
@@ -40,8 +40,8 @@ template <int N, bool TRANSPOSE = false> BURRSTONE_DEVICE vec<uint32_t, N> ldmat
 #ifdef BURRSTONE_SIM
     detail::MatrixRecord record{};
     if (lane_index() < 8 * N)
-        record.row = burrstone_sim_shared_at(address, 16, BURRSTONE_SIM_LOAD, site.file, site.line);
-    burrstone_sim_warp(FULL_WARP, true, detail::run_ldmatrix<N, TRANSPOSE>, &record, "ldmatrix", site.file, site.line);
+        record.row = burrstone_sim.shared_at(address, 16, BURRSTONE_SIM_LOAD, site.file, site.line);
+    burrstone_sim.warp(FULL_WARP, true, detail::run_ldmatrix<N, TRANSPOSE>, &record, "ldmatrix", site.file, site.line);
     for (int i = 0; i < N; ++i) words.v[i] = record.words[i];
 #else
     (void)site;

@@ -1,4 +1,4 @@
-// Float functions. The simulator's are the C library's: exact to half a unit where the GPU's are to one or two.
+// Float functions. The simulator uses the C library (half an ulp), where GPUs have errors of one or two ulp.
 #ifndef BURRSTONE_COMMON_MATH_CUH
 #define BURRSTONE_COMMON_MATH_CUH
 
@@ -13,18 +13,18 @@ constexpr float INFINITY_F = __builtin_bit_cast(float, 0x7f800000u);
 #ifdef BURRSTONE_SIM
 
 inline float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-// A product that is rounded by itself: no compiler fuses it with an addition.
+// A product with its own rounding, never contracted to an FMA.
 inline float mul_(float a, float b) { return a * b; }
-// 2^x; on a GPU two units in the last place (ex2.approx).
+// 2^x; on a GPU 2 ulp (ex2.approx).
 inline float exp2_fast(float x) { return __builtin_exp2f(x); }
 inline float exp_(float x) { return __builtin_expf(x); }
 inline float log_(float x) { return __builtin_logf(x); }
 inline double log_(double x) { return __builtin_log(x); }
 inline float log2_fast(float x) { return __builtin_log2f(x); }
-// 1/sqrt(x); on a GPU two units in the last place.
+// 1/sqrt(x); on a GPU 2 ulp.
 inline float rsqrt_(float x) { return 1.0f / __builtin_sqrtf(x); }
 inline float sqrt_(float x) { return __builtin_sqrtf(x); }
-// 1/x; on a GPU one unit in the last place.
+// 1/x; on a GPU 1 ulp.
 inline float reciprocal_fast(float x) { return 1.0f / x; }
 inline float tanh_(float x) { return __builtin_tanhf(x); }
 inline float erf_(float x) { return __builtin_erff(x); }

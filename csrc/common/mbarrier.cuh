@@ -1,7 +1,7 @@
-// Barriers in shared memory, which count arrivals and bytes of asynchronous copies. sm_80; bytes from sm_90 on.
+// mbarriers: barriers in shared memory that count arrivals (sm_80) and bytes of asynchronous copies (sm_90).
 //
-// A barrier is a uint64_t of shared memory, named by its address in the shared window. It goes through phases 0, 1, 2…;
-// waiting takes the parity of the phase that must be over.
+// An mbarrier is a uint64_t of shared memory, identified by its shared-window address. It goes through phases 0, 1, 2…;
+// a wait takes the parity of the phase that must have completed.
 #ifndef BURRSTONE_COMMON_MBARRIER_CUH
 #define BURRSTONE_COMMON_MBARRIER_CUH
 
@@ -9,17 +9,17 @@
 
 namespace burrstone {
 
-// One thread makes the barrier, for `count` arrivals a phase; the others may use it after sync_block.
+// Called by one thread: initialises for `count` arrivals per phase. Others may use it after sync_block.
 BURRSTONE_DEVICE void mbarrier_init(uint32_t barrier, uint32_t count, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_init(barrier, count, site.file, site.line);
+    burrstone_sim.mbarrier_init(barrier, count, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 #endif
 }
 
-// After the inits and before sync_block: asynchronous copies see the barriers. sm_90.
+// Makes initialised mbarriers visible to asynchronous copies: call after the inits, before sync_block. sm_90.
 BURRSTONE_DEVICE void mbarrier_fence_init() {
 #ifndef BURRSTONE_SIM
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -28,17 +28,17 @@ BURRSTONE_DEVICE void mbarrier_fence_init() {
 
 BURRSTONE_DEVICE void mbarrier_arrive(uint32_t barrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive(barrier, 1, 0, site.file, site.line);
+    burrstone_sim.mbarrier_arrive(barrier, 1, 0, site.file, site.line);
 #else
     (void)site;
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier) : "memory");
 #endif
 }
 
-// The phase also waits for `bytes` of asynchronous copies. sm_90.
+// Adds `bytes` of asynchronous copies to what the phase waits for. sm_90.
 BURRSTONE_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive(barrier, 0, bytes, site.file, site.line);
+    burrstone_sim.mbarrier_arrive(barrier, 0, bytes, site.file, site.line);
 #else
     (void)site;
     asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -48,7 +48,7 @@ BURRSTONE_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes, Site sit
 // Both at once.
 BURRSTONE_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_arrive(barrier, 1, bytes, site.file, site.line);
+    burrstone_sim.mbarrier_arrive(barrier, 1, bytes, site.file, site.line);
 #else
     (void)site;
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }"
@@ -56,10 +56,10 @@ BURRSTONE_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes, S
 #endif
 }
 
-// Whether the phase of this parity is over. May wait a while first; the simulator waits until it is.
+// Whether the phase of this parity has completed. May block for a while first; the simulator blocks until it has.
 BURRSTONE_DEVICE bool mbarrier_try_wait(uint32_t barrier, uint32_t parity, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_mbarrier_wait(barrier, parity, site.file, site.line);
+    burrstone_sim.mbarrier_wait(barrier, parity, site.file, site.line);
     return true;
 #else
     (void)site;
@@ -80,11 +80,11 @@ BURRSTONE_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity, Site site
     }
 }
 
-// The thread's ordinary writes (and cp_async) to shared memory before this may be read by bulk copies and wgmma after it:
-// of this thread, or of others behind a barrier. sm_90.
+// Proxy fence: makes the thread's ordinary writes (and cp_async) to shared memory visible to later bulk copies and
+// wgmma, of this thread or, after a barrier, of others. sm_90.
 BURRSTONE_DEVICE void fence_async() {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_fence_async();
+    burrstone_sim.fence_async();
 #else
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif

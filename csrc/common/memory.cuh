@@ -1,4 +1,4 @@
-// Global and shared memory. Kernels touch memory through these alone, so that the simulator sees every access.
+// Access to global and shared memory. Kernels use only these functions, so that the simulator checks every access.
 #ifndef BURRSTONE_COMMON_MEMORY_CUH
 #define BURRSTONE_COMMON_MEMORY_CUH
 
@@ -74,10 +74,10 @@ template <class T> __device__ __forceinline__ void store_global(T *address, T va
 
 } // namespace detail
 
-// One access of sizeof(T) bytes, which must be aligned to its size.
+// One access of sizeof(T) bytes, aligned to its size.
 template <class T> BURRSTONE_DEVICE T load(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_LOAD, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_LOAD, site.file, site.line);
     return *address;
 #else
     (void)site;
@@ -85,7 +85,7 @@ template <class T> BURRSTONE_DEVICE T load(const T *address, Site site = here())
 #endif
 }
 
-// The same for data that is read once: it does not displace others from the L1 cache.
+// A load of data that is read once: it is not kept in L1.
 template <class T> BURRSTONE_DEVICE T load_streaming(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
     return load(address, site);
@@ -95,7 +95,7 @@ template <class T> BURRSTONE_DEVICE T load_streaming(const T *address, Site site
 #endif
 }
 
-// The same for data that nothing writes while the kernel runs.
+// A load of data that no thread writes while the kernel runs.
 template <class T> BURRSTONE_DEVICE T load_cached(const T *address, Site site = here()) {
 #ifdef BURRSTONE_SIM
     return load(address, site);
@@ -107,7 +107,7 @@ template <class T> BURRSTONE_DEVICE T load_cached(const T *address, Site site = 
 
 template <class T> BURRSTONE_DEVICE void store(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_STORE, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_STORE, site.file, site.line);
     *address = value;
 #else
     (void)site;
@@ -130,7 +130,7 @@ BURRSTONE_DEVICE uint32_t max_in_place(uint32_t *at, uint32_t value) { return ::
 // added in no order differ from run to run.
 template <class T> BURRSTONE_DEVICE T atomic_add(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
     T old = *address;
     *address = T(old + value);
     return old;
@@ -140,9 +140,22 @@ template <class T> BURRSTONE_DEVICE T atomic_add(T *address, T value, Site site 
 #endif
 }
 
+// The same, ordered at the scope of the whole GPU: what this thread has written or seen before, whoever finds the new value by
+// such an add sees afterwards. With a barrier before it, that holds for the block's writes; with one behind it, for its reads.
+BURRSTONE_DEVICE uint32_t atomic_add_ordered(uint32_t *address, uint32_t value, Site site = here()) {
+#ifdef BURRSTONE_SIM
+    return atomic_add(address, value, site);
+#else
+    (void)site;
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(address), "r"(value) : "memory");
+    return old;
+#endif
+}
+
 template <class T> BURRSTONE_DEVICE T atomic_max(T *address, T value, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
+    burrstone_sim.global(address, sizeof(T), BURRSTONE_SIM_ATOMIC, site.file, site.line);
     T old = *address;
     *address = detail::max_of(old, value);
     return old;
@@ -159,7 +172,7 @@ BURRSTONE_DEVICE void fence_global() {
 #endif
 }
 
-// N values in shared memory. On a GPU it starts with no defined content, like any shared memory.
+// N values in shared memory, uninitialised.
 template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
     T data[N];
 
@@ -200,11 +213,11 @@ template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
 #endif
     }
 
-    // The address of value i in the shared window, for the instructions that take one. No access by itself.
+    // The shared-window address of value i, for instructions that take one. Not an access.
     BURRSTONE_DEVICE uint32_t address(unsigned i, Site site = here()) const {
 #ifdef BURRSTONE_SIM
-        if (i > unsigned(N)) burrstone_sim_fault("address beyond the end of a shared array", site.file, site.line);
-        return burrstone_sim_shared_address(data, site.file, site.line) + i * uint32_t(sizeof(T));
+        if (i > unsigned(N)) burrstone_sim.fault("address beyond the end of a shared array", site.file, site.line);
+        return burrstone_sim.shared_address(data, site.file, site.line) + i * uint32_t(sizeof(T));
 #else
         (void)site;
         return uint32_t(__cvta_generic_to_shared(data)) + i * uint32_t(sizeof(T));
@@ -214,7 +227,7 @@ template <class T, int N, int ALIGN = 16> struct alignas(ALIGN) Shared {
   private:
 #ifdef BURRSTONE_SIM
     void check(unsigned i, uint32_t bytes, uint32_t access, Site site) const {
-        burrstone_sim_shared(data, sizeof data, uint64_t(i) * sizeof(T), bytes, access, site.file, site.line);
+        burrstone_sim.shared(data, sizeof data, uint64_t(i) * sizeof(T), bytes, access, site.file, site.line);
     }
 #endif
     template <class A> BURRSTONE_DEVICE A load_vec(unsigned i, Site site) const {

@@ -1,11 +1,11 @@
-// Products of small matrices by a warp: d += a b.
+// Warp-level matrix products (mma): d += a b.
 //
-// A shape names the fragments: how many words each lane holds of each operand, and which element is where. Elements of
-// `a` and `b` are packed into words from the low end. The lanes' coordinates are the PTX manual's.
+// A shape defines the fragments: the words that a lane holds of each operand, and which element is where. Elements of
+// `a` and `b` are packed from the low end of a word. Lane coordinates follow the PTX manual.
 //
-// Numbers on the simulator: products are exact, their sum with the accumulator is exact to double precision and rounded
-// once to the accumulator's type (s8: 32-bit integers that wrap). A GPU aligns the terms of a few products at a time and
-// cuts them off some bits below the largest, so the last bits of a sum may differ.
+// On the simulator the sum of products and accumulator is exact to double precision and rounded once to the
+// accumulator's type (s8: 32-bit integers that wrap). A GPU aligns the terms of a few products at a time and truncates
+// them some bits below the largest, so the last bits of a sum may differ.
 #ifndef BURRSTONE_COMMON_MMA_CUH
 #define BURRSTONE_COMMON_MMA_CUH
 
@@ -20,7 +20,7 @@ struct Element {
     int column;
 };
 
-// What the shapes m16n8kK have in common: rows in groups of four lanes. PER_WORD elements of a row are side by side.
+// Common to the shapes m16n8kK: rows in groups of four lanes, with PER_WORD consecutive elements of a row per word.
 template <int DEPTH, int PER_WORD> struct mma_16x8 {
     static constexpr int M = 16, N = 8, K = DEPTH;
     static constexpr int A_WORDS = M * K / PER_WORD / 32, B_WORDS = N * K / PER_WORD / 32, D_WORDS = 4;
@@ -44,8 +44,8 @@ struct m16n8k16 : mma_16x8<16, 2> {};
 // i8 in, 32-bit integer sum: sm_80 and later. e4m3 or e5m2 in, f32 sum: sm_89 and later.
 struct m16n8k32 : mma_16x8<32, 4> {};
 
-// f16 in, f32 sum: what Volta has (sm_70 and later; slow from sm_75 on). A warp makes four products at once: lanes 4q to
-// 4q+3 and 16+4q to 16+4q+3 hold product q. B_ROWS: lanes hold rows of b, not columns.
+// f16 in, f32 sum: Volta's shape (sm_70 and later; slow from sm_75 on). A warp computes four products at once: lanes 4q
+// to 4q+3 and 16+4q to 16+4q+3 hold product q. B_ROWS: lanes hold rows of b instead of columns.
 template <bool B_ROWS> struct mma_8x8x4 {
     static constexpr int M = 8, N = 8, K = 4;
     static constexpr int A_WORDS = 2, B_WORDS = 2, D_WORDS = 8;
@@ -82,7 +82,7 @@ inline float unpack(const uint32_t *words, int i, e4m3) { return to_float(e4m3{u
 inline float unpack(const uint32_t *words, int i, e5m2) { return to_float(e5m2{uint8_t(words[i / 4] >> i % 4 * 8)}); }
 inline float unpack(const uint32_t *words, int i, i8) { return float(i8(words[i / 4] >> i % 4 * 8)); }
 
-// How a sum is held in a lane's registers, and in which type it is formed.
+// How an accumulator is stored in a lane's registers, and the type in which it is summed.
 inline double read_sum(const float *d, int i) { return d[i]; }
 inline double read_sum(const int32_t *d, int i) { return d[i]; }
 inline double read_sum(const uint32_t *d, int i) { return unpack(d, i, f16{}); }
@@ -187,7 +187,7 @@ BURRSTONE_DEVICE void mma(D (&d)[S::D_WORDS], const uint32_t (&a)[S::A_WORDS], c
                           Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::MmaRecord<S, D> record{d, a, b};
-    burrstone_sim_warp(FULL_WARP, true, detail::run_mma<S, T, D>, &record, "mma", site.file, site.line);
+    burrstone_sim.warp(FULL_WARP, true, detail::run_mma<S, T, D>, &record, "mma", site.file, site.line);
 #else
     (void)site;
     detail::mma_on_gpu(S{}, T{}, d, a, b);

@@ -1,5 +1,5 @@
-// Two 16-bit floats in a word, the first in its low half: what the tensor cores' fragments are made of, and how numbers
-// of eight bits become them, two at a time.
+// Pairs of 16-bit floats in a word, first in the low half: the elements of tensor core fragments, and the conversion of
+// 8-bit numbers to them.
 #ifndef BURRSTONE_COMMON_PAIRS_CUH
 #define BURRSTONE_COMMON_PAIRS_CUH
 
@@ -13,7 +13,7 @@ template <class T> BURRSTONE_DEVICE T half_of(uint32_t pair, int i) { return {ui
 
 } // namespace detail
 
-// The bytes that the digits of `selector` name, the lowest first: 0 to 3 are a's, 4 to 7 are b's.
+// Byte permutation: each digit of `selector` selects a byte, lowest first; 0 to 3 are a's, 4 to 7 are b's.
 BURRSTONE_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
 #ifdef BURRSTONE_SIM
     const uint64_t bytes = uint64_t(b) << 32 | a;
@@ -61,7 +61,7 @@ namespace detail {
 
 BURRSTONE_DEVICE constexpr uint32_t both(uint32_t bits) { return bits << 16 | bits; }
 
-// An f16 pair as T, of which T has both numbers.
+// An f16 pair as T; T can represent both numbers.
 template <class T> BURRSTONE_DEVICE uint32_t from_f16_pair(uint32_t pair) {
     if constexpr (IS_BF16<T>)
         return pack<bf16>(to_float(half_of<f16>(pair, 0)), to_float(half_of<f16>(pair, 1)));
@@ -69,7 +69,8 @@ template <class T> BURRSTONE_DEVICE uint32_t from_f16_pair(uint32_t pair) {
         return pair;
 }
 
-// Selectors of bytes 2 w and 2 w + 1 of a word as the upper, and as the lower bytes of a pair; b has the others.
+// Selectors that put bytes 2 w and 2 w + 1 of a word into the upper, or lower, bytes of a pair; b supplies the other
+// bytes.
 BURRSTONE_DEVICE constexpr uint32_t upper_bytes(int w) { return w == 0 ? 0x1404 : 0x3424; }
 BURRSTONE_DEVICE constexpr uint32_t lower_bytes(int w) { return w == 0 ? 0x4140 : 0x4342; }
 
@@ -87,13 +88,15 @@ template <class T> BURRSTONE_DEVICE void widen(uint32_t word, uint32_t (&wide)[2
         asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(uint16_t(word >> 16 * w)));
         wide[w] = from_f16_pair<T>(pair);
 #else
-        // With sign, exponent and mantissa in T's places the numbers are 2^8, in bf16 2^120, too small, subnormals too.
+        // With sign, exponent and mantissa moved to T's places the numbers are 2^8 (bf16: 2^120) too small, subnormals
+        // included.
         constexpr int DOWN = IS_BF16<T> ? 4 : 1;
         constexpr uint32_t UP = both(IS_BF16<T> ? 0x7b80 : 0x5c00), MINUS_ZERO = both(0x8000);
         const uint32_t bytes = permute(word, 0, upper_bytes(w));
         const uint32_t small = (bytes & MINUS_ZERO) | (bytes >> DOWN & both(0x7f00 >> DOWN));
         const uint32_t pair = fma_pair<T>(small, UP, MINUS_ZERO);
-        // NaN has become 480: times this it is infinite, as 448 is not, and times zero NaN again.
+        // NaN has become 480: multiplied by this it overflows to infinity, unlike 448, and infinity times zero is NaN
+        // again.
         constexpr uint32_t SIEVE = both(IS_BF16<T> ? 0x7b0e : 0x5860);
         wide[w] = fma_pair<T>(fma_pair<T>(pair, SIEVE, MINUS_ZERO), 0, pair);
 #endif
@@ -104,11 +107,12 @@ template <class T> BURRSTONE_DEVICE void widen(uint32_t word, uint32_t (&wide)[2
     BURRSTONE_UNROLL
     for (int w = 0; w < 2; ++w) {
         if constexpr (IS_BF16<T>) {
-            // In the last seven bits of 128 a number from 0 on is an integer; the sign's bit makes -256 of -128.
+            // In the low seven mantissa bits of 128 a non-negative number is an integer; the sign bit turns -128 into
+            // -256.
             const uint32_t pair = permute(word, both(0x4343), lower_bytes(w));
             wide[w] = fma_pair<T>(pair & both(0xff7f), both(0x3f80), (pair & both(0x80)) | both(0xc300));
         } else {
-            // In those of 1024 likewise, with 128 added before and subtracted after.
+            // The same with 1024, after adding 128, which is subtracted again.
             const uint32_t pair = permute(word ^ both(0x8080), both(0x6464), lower_bytes(w));
             wide[w] = fma_pair<T>(pair, both(0x3c00), both(0xe480));
         }

@@ -1,4 +1,4 @@
-// Where the code runs: on a GPU, or in the simulator (BURRSTONE_SIM), one fiber for each CUDA thread.
+// Compilation target: a GPU, or the simulator (BURRSTONE_SIM) with one fiber per CUDA thread.
 #ifndef BURRSTONE_COMMON_PLATFORM_CUH
 #define BURRSTONE_COMMON_PLATFORM_CUH
 
@@ -11,23 +11,24 @@
 #define BURRSTONE_DEVICE __device__ __forceinline__
 #endif
 
-// Before a loop whose body indexes registers: unrolled whole, so that they are registers.
+// Full unroll, for loops that index registers.
 #ifdef BURRSTONE_SIM
 #define BURRSTONE_UNROLL
 #define BURRSTONE_ROLLED
 #define BURRSTONE_UNROLL_BY(count)
 #else
 #define BURRSTONE_UNROLL _Pragma("unroll")
-// Before a loop whose body is large enough: copies of it would only take registers.
+// No unroll: copies of a large body would only take registers.
 #define BURRSTONE_ROLLED _Pragma("unroll 1")
-// Before a loop that is to have so many copies of its body: a constant.
+// Unroll by a constant.
 #define BURRSTONE_PRAGMA(text) _Pragma(#text)
 #define BURRSTONE_UNROLL_BY(count) BURRSTONE_PRAGMA(unroll(count))
 #endif
 
 namespace burrstone {
 
-// The line of a kernel that calls a primitive. The simulator names it in faults and counts by it; on a GPU it is empty.
+// The source location of a call to a primitive. The simulator reports it in faults and counts accesses by it; on a GPU
+// it is empty.
 #ifdef BURRSTONE_SIM
 struct Site {
     const char *file;

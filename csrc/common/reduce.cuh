@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, in one fixed order: the same bits in every run, on every machine.
+// Sums and maxima over a warp or block, in a fixed order: the same bits in every run, on every machine.
 #ifndef BURRSTONE_COMMON_REDUCE_CUH
 #define BURRSTONE_COMMON_REDUCE_CUH
 

@@ -1,4 +1,4 @@
-// Registers move between the warpgroups of a block: producers give, consumers take. sm_90a.
+// setmaxnreg: moves registers between the warpgroups of a block, from producers to consumers (sm_90a).
 #ifndef BURRSTONE_COMMON_REGISTER_BUDGET_CUH
 #define BURRSTONE_COMMON_REGISTER_BUDGET_CUH
 
@@ -6,7 +6,7 @@
 
 namespace burrstone {
 
-// Every warp of a warpgroup keeps at most REGISTERS a thread.
+// Releases registers: every warp of the warpgroup keeps at most REGISTERS per thread.
 template <int REGISTERS> BURRSTONE_DEVICE void give_registers() {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0, "24 to 256 registers, in eights");
 #ifndef BURRSTONE_SIM
@@ -14,7 +14,7 @@ template <int REGISTERS> BURRSTONE_DEVICE void give_registers() {
 #endif
 }
 
-// Every warp of a warpgroup waits for REGISTERS a thread.
+// Acquires registers: every warp of the warpgroup waits for REGISTERS per thread.
 template <int REGISTERS> BURRSTONE_DEVICE void take_registers() {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0, "24 to 256 registers, in eights");
 #ifndef BURRSTONE_SIM

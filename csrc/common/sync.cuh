@@ -1,7 +1,7 @@
-// Waiting for other threads, and exchanging registers inside a warp.
+// Barriers, and exchange of registers within a warp.
 //
-// Masks name the lanes that take part; all of them must reach the same call. Only the barriers order memory: after a
-// shuffle or a vote, another lane's writes to shared memory are not yet visible (sync_warp makes them so).
+// Masks name the participating lanes, all of which must reach the same call. Only barriers order memory: after a
+// shuffle or vote, another lane's writes to shared memory are not visible yet (sync_warp makes them so).
 #ifndef BURRSTONE_COMMON_SYNC_CUH
 #define BURRSTONE_COMMON_SYNC_CUH
 
@@ -9,11 +9,11 @@
 
 namespace burrstone {
 
-// __syncthreads: every thread of the block, none of which may have finished. The lanes of a warp come to it together, as to
-// the named barriers below.
+// __syncthreads: every thread of the block, none of which may have exited. The lanes of a warp must arrive together, as
+// for the named barriers below.
 BURRSTONE_DEVICE void sync_block(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_barrier(0, 0, true, site.file, site.line);
+    burrstone_sim.barrier(0, 0, true, site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.sync.aligned 0;" ::: "memory");
@@ -22,7 +22,7 @@ BURRSTONE_DEVICE void sync_block(Site site = here()) {
 
 BURRSTONE_DEVICE void sync_warp(uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_sync_warp(mask, site.file, site.line);
+    burrstone_sim.sync_warp(mask, site.file, site.line);
 #else
     (void)site;
     asm volatile("bar.warp.sync %0;" ::"r"(mask) : "memory");
@@ -34,7 +34,7 @@ BURRSTONE_DEVICE void sync_warp(uint32_t mask = FULL_WARP, Site site = here()) {
 template <int ID> BURRSTONE_DEVICE void barrier_sync(unsigned threads, Site site = here()) {
     static_assert(ID >= 1 && ID <= 15, "barrier 0 is sync_block's");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_barrier(ID, threads, true, site.file, site.line);
+    burrstone_sim.barrier(ID, threads, true, site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.sync.aligned %0, %1;" ::"n"(ID), "r"(threads) : "memory");
@@ -44,7 +44,7 @@ template <int ID> BURRSTONE_DEVICE void barrier_sync(unsigned threads, Site site
 template <int ID> BURRSTONE_DEVICE void barrier_arrive(unsigned threads, Site site = here()) {
     static_assert(ID >= 1 && ID <= 15, "barrier 0 is sync_block's");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_barrier(ID, threads, false, site.file, site.line);
+    burrstone_sim.barrier(ID, threads, false, site.file, site.line);
 #else
     (void)site;
     asm volatile("barrier.arrive.aligned %0, %1;" ::"n"(ID), "r"(threads) : "memory");
@@ -70,14 +70,14 @@ inline void run_shuffle(void *const *records) {
         auto *record = static_cast<ShuffleRecord *>(records[lane]);
         if (!record) continue;
         if (!records[record->source])
-            burrstone_sim_fault("shuffle from a lane outside its mask", record->file, record->line);
+            burrstone_sim.fault("shuffle from a lane outside its mask", record->file, record->line);
         record->value = values[record->source];
     }
 }
 
 inline uint32_t shuffle(uint32_t mask, uint32_t value, unsigned source, const char *what, Site site) {
     ShuffleRecord record{value, source, site.file, site.line};
-    burrstone_sim_warp(mask, false, run_shuffle, &record, what, site.file, site.line);
+    burrstone_sim.warp(mask, false, run_shuffle, &record, what, site.file, site.line);
     return record.value;
 }
 
@@ -183,7 +183,7 @@ template <class T> BURRSTONE_DEVICE T shfl_down(T value, unsigned delta, int wid
 BURRSTONE_DEVICE uint32_t ballot(bool predicate, uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::VoteRecord record{predicate, 0};
-    burrstone_sim_warp(mask, false, detail::run_ballot, &record, "ballot", site.file, site.line);
+    burrstone_sim.warp(mask, false, detail::run_ballot, &record, "ballot", site.file, site.line);
     return record.result;
 #else
     (void)site;
@@ -206,7 +206,7 @@ BURRSTONE_DEVICE bool all(bool predicate, uint32_t mask = FULL_WARP, Site site =
 BURRSTONE_DEVICE uint32_t match_any(uint32_t value, uint32_t mask = FULL_WARP, Site site = here()) {
 #ifdef BURRSTONE_SIM
     detail::VoteRecord record{value, 0};
-    burrstone_sim_warp(mask, false, detail::run_match, &record, "match_any", site.file, site.line);
+    burrstone_sim.warp(mask, false, detail::run_match, &record, "match_any", site.file, site.line);
     return record.result;
 #else
     (void)site;

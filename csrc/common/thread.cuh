@@ -1,4 +1,4 @@
-// Who the thread is.
+// Thread and block indices.
 #ifndef BURRSTONE_COMMON_THREAD_CUH
 #define BURRSTONE_COMMON_THREAD_CUH
 
@@ -10,14 +10,14 @@ constexpr unsigned WARP = 32;
 constexpr uint32_t FULL_WARP = 0xffffffffu;
 
 #ifdef BURRSTONE_SIM
-inline unsigned thread_index() { return burrstone_sim_current()->thread; }
-inline unsigned block_size() { return burrstone_sim_current()->threads; }
-inline unsigned block_index_x() { return burrstone_sim_current()->block[0]; }
-inline unsigned block_index_y() { return burrstone_sim_current()->block[1]; }
-inline unsigned block_index_z() { return burrstone_sim_current()->block[2]; }
-inline unsigned grid_size_x() { return burrstone_sim_current()->grid[0]; }
-inline unsigned grid_size_y() { return burrstone_sim_current()->grid[1]; }
-inline unsigned grid_size_z() { return burrstone_sim_current()->grid[2]; }
+inline unsigned thread_index() { return burrstone_sim.current()->thread; }
+inline unsigned block_size() { return burrstone_sim.current()->threads; }
+inline unsigned block_index_x() { return burrstone_sim.current()->block[0]; }
+inline unsigned block_index_y() { return burrstone_sim.current()->block[1]; }
+inline unsigned block_index_z() { return burrstone_sim.current()->block[2]; }
+inline unsigned grid_size_x() { return burrstone_sim.current()->grid[0]; }
+inline unsigned grid_size_y() { return burrstone_sim.current()->grid[1]; }
+inline unsigned grid_size_z() { return burrstone_sim.current()->grid[2]; }
 #else
 BURRSTONE_DEVICE unsigned thread_index() { return threadIdx.x; }
 BURRSTONE_DEVICE unsigned block_size() { return blockDim.x; }

@@ -1,8 +1,8 @@
-// Bulk copies between global and shared memory, of plain bytes and of boxes of tensors. sm_90.
+// TMA (sm_90): bulk copies between global and shared memory, of plain bytes or boxes of tensors.
 //
-// One thread starts a copy. Loads report their bytes to an mbarrier; stores are waited for in groups. A tensor's
-// coordinates count elements, innermost dimension first; what lies outside the tensor loads as zero and is not stored.
-// On the simulator a load lands when no thread can go on without it, a store in the wait.
+// One thread starts a copy. Loads report their bytes to an mbarrier; stores are waited for in groups. Tensor
+// coordinates count elements, innermost dimension first; elements outside the tensor load as zero and are not stored.
+// On the simulator a load completes only when no thread can continue without it, a store in the wait.
 #ifndef BURRSTONE_COMMON_TMA_CUH
 #define BURRSTONE_COMMON_TMA_CUH
 
@@ -11,7 +11,7 @@
 
 namespace burrstone {
 
-// Where a box lies in a tensor of D dimensions.
+// The coordinates of a box in a tensor of D dimensions.
 template <int D> struct Coordinates {
     int32_t at[D];
 };
@@ -20,7 +20,7 @@ template <class... I> Coordinates(I...) -> Coordinates<int(sizeof...(I))>;
 // `bytes`, and both addresses, are multiples of 16.
 BURRSTONE_DEVICE void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t mbarrier, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_load(shared, global, bytes, mbarrier, site.file, site.line);
+    burrstone_sim.bulk_load(shared, global, bytes, mbarrier, site.file, site.line);
 #else
     (void)site;
     uint64_t from;
@@ -32,7 +32,7 @@ BURRSTONE_DEVICE void bulk_load(uint32_t shared, const void *global, uint32_t by
 
 BURRSTONE_DEVICE void bulk_store(void *global, uint32_t shared, uint32_t bytes, Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_store(global, shared, bytes, site.file, site.line);
+    burrstone_sim.bulk_store(global, shared, bytes, site.file, site.line);
 #else
     (void)site;
     uint64_t to;
@@ -41,13 +41,13 @@ BURRSTONE_DEVICE void bulk_store(void *global, uint32_t shared, uint32_t bytes, 
 #endif
 }
 
-// `map` lies in the kernel's argument struct. `shared` is a multiple of 128, of 1024 for boxes with a swizzle.
+// `map` is in the kernel's argument struct. `shared` is aligned to 128 bytes, or to 1024 for swizzled boxes.
 template <int D>
 BURRSTONE_DEVICE void tensor_load(uint32_t shared, const tensor_map &map, const Coordinates<D> &c, uint32_t mbarrier,
                                   Site site = here()) {
     static_assert(D >= 1 && D <= 5, "tensors have 1 to 5 dimensions");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_load(shared, &map, c.at, D, mbarrier, site.file, site.line);
+    burrstone_sim.tensor_load(shared, &map, c.at, D, mbarrier, site.file, site.line);
 #else
     (void)site;
     if constexpr (D == 1)
@@ -73,12 +73,12 @@ BURRSTONE_DEVICE void tensor_load(uint32_t shared, const tensor_map &map, const 
 #endif
 }
 
-// Writes to the shared memory must have come before a fence_async() of their threads, and a barrier.
+// The writes to shared memory must be followed by fence_async() in their threads, then a barrier.
 template <int D>
 BURRSTONE_DEVICE void tensor_store(const tensor_map &map, const Coordinates<D> &c, uint32_t shared, Site site = here()) {
     static_assert(D >= 1 && D <= 5, "tensors have 1 to 5 dimensions");
 #ifdef BURRSTONE_SIM
-    burrstone_sim_tensor_store(&map, c.at, D, shared, site.file, site.line);
+    burrstone_sim.tensor_store(&map, c.at, D, shared, site.file, site.line);
 #else
     (void)site;
     if constexpr (D == 1)
@@ -102,7 +102,7 @@ BURRSTONE_DEVICE void tensor_store(const tensor_map &map, const Coordinates<D> &
 // Closes the group of this thread's stores since the last commit.
 BURRSTONE_DEVICE void bulk_commit(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_commit(site.file, site.line);
+    burrstone_sim.bulk_commit(site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
@@ -112,24 +112,24 @@ BURRSTONE_DEVICE void bulk_commit(Site site = here()) {
 // Waits until all but PENDING of this thread's latest groups have read their shared memory.
 template <int PENDING> BURRSTONE_DEVICE void bulk_wait_read(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_wait(PENDING, site.file, site.line);
+    burrstone_sim.bulk_wait(PENDING, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 #endif
 }
 
-// The same, until they have also written.
+// The same, until they have also been written to global memory.
 template <int PENDING> BURRSTONE_DEVICE void bulk_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
-    burrstone_sim_bulk_wait(PENDING, site.file, site.line);
+    burrstone_sim.bulk_wait(PENDING, site.file, site.line);
 #else
     (void)site;
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
 #endif
 }
 
-// Brings a map into the cache that copies read it from.
+// Prefetches a tensor map.
 BURRSTONE_DEVICE void prefetch_tensor_map([[maybe_unused]] const tensor_map &map) {
 #ifndef BURRSTONE_SIM
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

@@ -1,6 +1,6 @@
-// Numbers: the storage types of tensors, their conversions to and from float, and short vectors of them.
+// Storage types of tensors, their conversions to and from float, and short vectors of them.
 //
-// Conversions round to nearest, ties to even. The eight-bit floats saturate (infinities too) and keep NaN.
+// Conversions round to nearest even. The 8-bit floats saturate (infinities too) and keep NaN.
 #ifndef BURRSTONE_COMMON_TYPES_CUH
 #define BURRSTONE_COMMON_TYPES_CUH
 
@@ -36,8 +36,8 @@ namespace detail {
 BURRSTONE_DEVICE uint32_t float_bits(float x) { return bit_cast<uint32_t>(x); }
 BURRSTONE_DEVICE float float_from_bits(uint32_t x) { return bit_cast<float>(x); }
 
-// Rounds a float to a smaller binary format of EXPONENT and MANTISSA bits, without regard to the sign.
-// `limit` is the largest code of a finite value; `over` the code of everything that rounds above it.
+// Rounds the magnitude of a float to a smaller binary format of EXPONENT and MANTISSA bits. `limit` is the largest code
+// of a finite value; `over` the code of anything that rounds above it.
 template <int EXPONENT, int MANTISSA> BURRSTONE_DEVICE uint32_t narrow(uint32_t magnitude, uint32_t limit, uint32_t over) {
     constexpr int BIAS = (1 << (EXPONENT - 1)) - 1;
     constexpr int DROPPED = 23 - MANTISSA;
@@ -100,7 +100,7 @@ BURRSTONE_DEVICE float to_float(f16 x) {
 #endif
 }
 
-// Without a branch: with its exponent and mantissa in an f32's place the number is 2^120 too small, subnormals too.
+// Branch-free: with its exponent and mantissa in an f32's places the number is 2^120 too small, subnormals included.
 BURRSTONE_DEVICE float to_float(e4m3 x) {
     uint32_t magnitude = x.bits & 0x7f, sign = uint32_t(x.bits & 0x80) << 24;
     float wide = detail::float_from_bits(magnitude << 20) * detail::float_from_bits((127u + 120) << 23);

@@ -1,13 +1,13 @@
-// Products by a warpgroup, four warps together, with operands in shared memory: d (+)= a b, where d is 64 x N, a is 64 x 16
-// and b is 16 x N. sm_90a.
+// wgmma (sm_90a): asynchronous products by a warpgroup, with operands in shared memory: d (+)= a b, where d is 64 x N,
+// a is 64 x 16 and b is 16 x N.
 //
-// A product runs beside the threads: fence, start products, commit them as a group, wait for groups. Until the wait
-// nobody may touch the accumulator, the registers of a, or the shared memory; but products of one shape may follow each
-// other into one accumulator. On the simulator it is NaN until the first of them is waited for, and a product is made in the
-// wait, from what shared memory holds then. Its numbers are those of common/mma.cuh.
+// Usage: fence, issue products, commit them as a group, wait for groups. Until the wait no thread may access the
+// accumulator, the registers of a, or the shared memory; but products of one shape may follow each other into one
+// accumulator. On the simulator the accumulator is NaN until its first product has been waited for, and a product is
+// computed in the wait, from what shared memory holds then, with the arithmetic of common/mma.cuh.
 //
-// Lane l of warp w holds of d, as element i: row 16w + l/4 + 8(i/2 % 2), column 8(i/4) + 2(l%4) + i%2. Of a in registers:
-// as m16n8k16, for the rows 16w to 16w + 15.
+// Element i of d in lane l of warp w: row 16w + l/4 + 8(i/2 % 2), column 8(i/4) + 2(l%4) + i%2. a in registers: as
+// m16n8k16, for rows 16w to 16w + 15.
 #ifndef BURRSTONE_COMMON_WGMMA_CUH
 #define BURRSTONE_COMMON_WGMMA_CUH
 
@@ -19,7 +19,7 @@
 
 namespace burrstone {
 
-// These products as a shape that a variant may have: 64 rows of a and any number of columns of b in eights.
+// The shape of these products as an axis value: 64 rows of a, and columns of b in multiples of 8.
 struct m64k16 {
     static constexpr int M = 64, N = 8, K = 16;
     static constexpr int LANES_PER_PRODUCT = 32;
@@ -28,16 +28,17 @@ struct m64k16 {
 template <class Shape> constexpr bool BY_WARPGROUP = false;
 template <> constexpr bool BY_WARPGROUP<m64k16> = true;
 
-// How 16-byte pieces of an operand are permuted; a tensor_load with the same swizzle makes it so.
+// Swizzle of an operand's 16-byte units; the same as the tensor_load's that wrote it.
 enum class MatrixSwizzle : uint32_t { NONE = 0, BYTES_128 = 1, BYTES_64 = 2, BYTES_32 = 3 };
 
-// Where an operand is in shared memory. Without a swizzle it is made of 8 x 8 blocks of 128 bytes; with one, of blocks of 8
-// rows of 32, 64 or 128 bytes, which start at a multiple of their size (moving along K inside a block is a larger start).
+// Descriptor of an operand in shared memory. Without a swizzle the operand consists of 8 x 8 blocks of 128 bytes; with
+// one, of blocks of 8 rows of 32, 64 or 128 bytes, aligned to their size (moving along K inside a block increases the
+// start).
 //
-// Operand with K side by side: `stride` is the distance in bytes from eight rows (of M or N) to the next eight; `leading`
-// that from eight columns to the next, used without a swizzle alone.
-// Operand with M or N side by side: without a swizzle `stride` is the distance from eight M or N to the next, `leading`
-// from eight K to the next; with one, `leading` is from a block's width to the next, `stride` from eight K to the next.
+// K-major operand: `stride` is the distance in bytes between groups of eight rows (of M or N); `leading` that between
+// groups of eight columns, used only without a swizzle.
+// MN-major operand: without a swizzle `stride` is the distance between groups of eight M or N, `leading` between groups
+// of eight K; with one, `leading` is the distance between block widths, `stride` between groups of eight K.
 BURRSTONE_DEVICE uint64_t matrix_descriptor(uint32_t start, uint32_t leading, uint32_t stride, MatrixSwizzle swizzle) {
     return uint64_t((start & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
            uint64_t(swizzle) << 62;
@@ -71,16 +72,16 @@ inline Element wgmma_d(int thread, int i) {
     return {16 * warp + lane / 4 + i / 2 % 2 * 8, i / 4 * 8 + lane % 4 * 2 + i % 2};
 }
 
-// Reads `count` rows of 16 values (K side by side) or 16 rows of `count` values into values[row or column][k].
+// Reads `count` rows of 16 values (K-major) or 16 rows of `count` values into values[row or column][k].
 template <class T, bool MN> void read_operand(uint64_t descriptor, int count, float (*values)[16], Site site) {
     uint32_t start = uint32_t(descriptor & 0x3fff) << 4, leading = uint32_t(descriptor >> 16 & 0x3fff) << 4;
     uint32_t stride = uint32_t(descriptor >> 32 & 0x3fff) << 4, mode = uint32_t(descriptor >> 62);
     uint32_t width = mode == 0 ? 16 : 256u >> mode; // bytes of a block's row
     uint32_t mask = mode == 0 ? 0 : width - 16;
-    if (descriptor >> 49 & 7) burrstone_sim_fault("matrix descriptor with a base offset", site.file, site.line);
+    if (descriptor >> 49 & 7) burrstone_sim.fault("matrix descriptor with a base offset", site.file, site.line);
     auto piece = [&](uint32_t address, uint16_t(&elements)[8]) {
         address ^= address >> 3 & mask;
-        __builtin_memcpy(elements, burrstone_sim_shared_at(address, 16, BURRSTONE_SIM_ASYNC_LOAD, site.file, site.line), 16);
+        __builtin_memcpy(elements, burrstone_sim.shared_at(address, 16, BURRSTONE_SIM_ASYNC_LOAD, site.file, site.line), 16);
     };
     uint16_t elements[8];
     if (!MN) {
@@ -126,41 +127,41 @@ template <int N, class T, bool A_REGISTERS, bool A_MN, bool B_MN> void run_wgmma
     auto *first = static_cast<WgmmaRecord *>(records[0]);
     WgmmaWork<N> work;
     work.a = first->a, work.b = first->b, work.accumulate = first->accumulate, work.site = first->site;
-    work.chained = burrstone_sim_deferred(first->d);
+    work.chained = burrstone_sim.deferred(first->d);
     for (int thread = 0; thread < GROUP; ++thread) {
         auto *record = static_cast<WgmmaRecord *>(records[thread]);
         if (record->a != work.a || record->b != work.b || record->accumulate != work.accumulate)
-            burrstone_sim_fault("threads of a warpgroup give different operands", record->site.file, record->site.line);
+            burrstone_sim.fault("threads of a warpgroup give different operands", record->site.file, record->site.line);
         work.d[thread] = record->d;
         __builtin_memcpy(work.before[thread], record->d, sizeof work.before[thread]);
         if (A_REGISTERS) __builtin_memcpy(work.words[thread], record->words, sizeof work.words[thread]);
         // One that others still add to keeps what those that are done have left.
         if (!work.chained) __builtin_memset(record->d, 0xff, sizeof work.before[thread]);
     }
-    burrstone_sim_defer(work_wgmma<N, T, A_REGISTERS, A_MN, B_MN>, &work, sizeof work, first->d);
+    burrstone_sim.defer(work_wgmma<N, T, A_REGISTERS, A_MN, B_MN>, &work, sizeof work, first->d);
 }
 
-inline void run_wgmma_commit(void *const *) { burrstone_sim_defer_commit(); }
-template <int PENDING> void run_wgmma_wait(void *const *) { burrstone_sim_defer_wait(PENDING); }
+inline void run_wgmma_commit(void *const *) { burrstone_sim.defer_commit(); }
+template <int PENDING> void run_wgmma_wait(void *const *) { burrstone_sim.defer_wait(PENDING); }
 
 #endif
 
 } // namespace detail
 
-// Before the first product, and after the threads have written an accumulator or registers of a.
+// Before the first product, and after threads have written an accumulator or registers of a.
 BURRSTONE_DEVICE void wgmma_fence() {
 #ifndef BURRSTONE_SIM
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
 
-// Both operands in shared memory. A_MN, B_MN: the operand has M or N side by side, not K.
+// Both operands in shared memory. A_MN, B_MN: the operand is MN-major instead of K-major.
 template <int N, class T, bool A_MN = false, bool B_MN = false>
 BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate, Site site = here()) {
     static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 columns, in eights");
 #ifdef BURRSTONE_SIM
     detail::WgmmaRecord record{d, a, b, nullptr, accumulate, site};
-    burrstone_sim_warpgroup(detail::run_wgmma<N, T, false, A_MN, B_MN>, &record, "wgmma", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma<N, T, false, A_MN, B_MN>, &record, "wgmma", site.file, site.line);
 #else
     (void)site;
     detail::WgmmaInstruction<N>::template run<A_MN, B_MN>(T{}, d, a, b, accumulate);
@@ -173,7 +174,7 @@ BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t 
     static_assert(N >= 8 && N <= 256 && N % 8 == 0, "8 to 256 columns, in eights");
 #ifdef BURRSTONE_SIM
     detail::WgmmaRecord record{d, 0, b, a, accumulate, site};
-    burrstone_sim_warpgroup(detail::run_wgmma<N, T, true, false, B_MN>, &record, "wgmma", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma<N, T, true, false, B_MN>, &record, "wgmma", site.file, site.line);
 #else
     (void)site;
     detail::WgmmaInstruction<N>::template run<B_MN>(T{}, d, a, b, accumulate);
@@ -184,7 +185,7 @@ BURRSTONE_DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t 
 BURRSTONE_DEVICE void wgmma_commit(Site site = here()) {
 #ifdef BURRSTONE_SIM
     char record = 0;
-    burrstone_sim_warpgroup(detail::run_wgmma_commit, &record, "wgmma_commit", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma_commit, &record, "wgmma_commit", site.file, site.line);
 #else
     (void)site;
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -195,7 +196,7 @@ BURRSTONE_DEVICE void wgmma_commit(Site site = here()) {
 template <int PENDING> BURRSTONE_DEVICE void wgmma_wait(Site site = here()) {
 #ifdef BURRSTONE_SIM
     char record = 0;
-    burrstone_sim_warpgroup(detail::run_wgmma_wait<PENDING>, &record, "wgmma_wait", site.file, site.line);
+    burrstone_sim.warpgroup(detail::run_wgmma_wait<PENDING>, &record, "wgmma_wait", site.file, site.line);
 #else
     (void)site;
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");

@@ -7,9 +7,8 @@
 
 namespace burrstone {
 
-// SiLU and the tanh form of GELU are both x times a sigmoid: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), and in this form
-// nothing cancels where u is far below 0. The fast functions are within a few units of f32's last place, which the
-// rounding to the output hides.
+// SiLU and the tanh form of GELU are both x times a sigmoid: 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)). In this form
+// nothing cancels for u far below 0. The fast functions are within a few f32 ulp, which rounding to the output hides.
 BURRSTONE_DEVICE float activate(uint32_t activation, float x) {
     if (activation == BURRSTONE_GELU_ERF) return 0.5f * x * (1.0f + erf_(0.7071067811865476f * x));
     const float twice = 1.5957691216057308f * fma_(0.044715f * x * x, x, x);

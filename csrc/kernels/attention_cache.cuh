@@ -8,16 +8,16 @@
 
 namespace burrstone {
 
-// Which instructions bring copies that run beside the thread.
+// Instructions of architectures that have cp.async.
 template <class Instruction> constexpr bool HAS_CP_ASYNC = false;
 template <> constexpr bool HAS_CP_ASYNC<m16n8k16> = true;
 
-// An int8 cache has a scale for each position, an fp8 cache one for all.
+// An int8 cache has a scale per position, an fp8 cache one scale.
 template <class KV> constexpr bool HAS_SCALES = false;
 template <> constexpr bool HAS_SCALES<i8> = true;
 
-// A matrix in shared memory, in pieces of 16 bytes. A row's pieces are permuted by its number, so that eight pieces of
-// one column, or of eight columns of one row, lie in different banks.
+// A matrix in shared memory in 16-byte units. A row's units are swizzled by its number, so that eight units of a
+// column, or of eight columns of a row, lie in different banks.
 template <class T, int ROWS, int COLUMNS, int ALIGN = 128> struct SwizzledRows {
     static constexpr uint32_t PIECE = 16 / sizeof(T);
     static constexpr uint32_t PIECES = COLUMNS / PIECE;
@@ -26,18 +26,18 @@ template <class T, int ROWS, int COLUMNS, int ALIGN = 128> struct SwizzledRows {
 
     Shared<T, ROWS * COLUMNS, ALIGN> data;
 
-    // Where an element is. index(row, column ^ x) is index(row, column) ^ x: addresses of a loop over columns are one
-    // register and constants.
+    // Index of an element. index(row, column ^ x) is index(row, column) ^ x, so the addresses of a loop over columns
+    // take one register and constants.
     static BURRSTONE_DEVICE uint32_t index(uint32_t row, uint32_t column) {
         const uint32_t flip = row / LINE % (PIECES < 8 ? PIECES : 8);
         return row * COLUMNS + (column / PIECE ^ flip) * PIECE + column % PIECE;
     }
 };
 
-// In place of an entry of the cache that is not to be read: zeros take its place.
+// Stands for a cache entry that must not be read: it loads as zeros.
 constexpr uint32_t NO_ENTRY = 0xffffffffu;
 
-// Keys and values of one sequence and one key head. TILE positions at a time; V::threads threads load them.
+// Keys and values of one sequence and one key head, TILE positions at a time, loaded by V::threads threads.
 template <class V, int TILE, class Args> class AttentionCache {
     using KV = typename V::cache;
     using Rows = SwizzledRows<KV, TILE, V::head_dim>;
@@ -46,7 +46,7 @@ template <class V, int TILE, class Args> class AttentionCache {
     const Args &args;
     const uint32_t pages;
     const uint32_t kv_head;
-    // Positions that some row sees. Others may be nobody's.
+    // Positions that at least one row sees. Others may be unallocated.
     const uint32_t low;
     const uint32_t high;
     const bool aligned;
@@ -56,7 +56,7 @@ template <class V, int TILE, class Args> class AttentionCache {
         : args(args), pages(pages), kv_head(kv_head), low(low), high(high),
           aligned(args.head_dim % Rows::PIECE == 0 && (args.keys | args.values) % 16 == 0) {}
 
-    // The entry (one head's key or value) of this thread's position of the tile at `base`, of the threads that have
+    // The cache entry (one head's key or value) of this thread's position in the tile at `base`, for threads that have
     // one.
     BURRSTONE_DEVICE uint32_t entry(uint32_t base) const {
         const uint32_t position = base + thread_index();
@@ -66,10 +66,11 @@ template <class V, int TILE, class Args> class AttentionCache {
         return ((page * args.kv_heads + kv_head) << args.page_bits) + within;
     }
 
-    // Starts loading a tile of `plane` (keys or values). What no row sees, and columns beyond the head, become zeros.
+    // Starts loading a tile of `plane` (keys or values). Positions that no row sees, and columns beyond the head,
+    // become zeros.
     BURRSTONE_DEVICE void load_tile(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows) const {
         constexpr uint32_t COUNT = TILE * Rows::PIECES;
-        // So many loads of a thread are on their way at a time, where threads wait for them.
+        // Loads in flight per thread, where loads are synchronous.
         constexpr uint32_t AHEAD = 4;
         static_assert(COUNT % (V::threads * AHEAD) == 0 || COUNT % V::threads == 0, "threads share a tile evenly");
         constexpr uint32_t EACH = COUNT / V::threads, STEP = EACH < AHEAD || ASYNC ? EACH : AHEAD;
@@ -106,7 +107,7 @@ template <class V, int TILE, class Args> class AttentionCache {
         }
     }
 
-    // Closes what load_tile began; waits for it.
+    // Commits what load_tile started; waits for it.
     BURRSTONE_DEVICE void commit() const {
         if constexpr (ASYNC) cp_async_commit();
     }
@@ -115,7 +116,7 @@ template <class V, int TILE, class Args> class AttentionCache {
     }
 
   private:
-    // Piece i of the tile where rows are not aligned to pieces.
+    // Unit i of the tile, for rows that are not aligned to 16 bytes.
     BURRSTONE_DEVICE void load_elements(device_ptr plane, const Shared<uint32_t, TILE> &entries, Rows &rows,
         uint32_t i) const {
         const uint32_t row = i / Rows::PIECES, column = i % Rows::PIECES * Rows::PIECE;

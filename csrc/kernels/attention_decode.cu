@@ -132,18 +132,16 @@ BURRSTONE_DEVICE void decode_item(const attention_decode_args &args, attention_d
     });
     if (!shared_out) return;
 
-    fence_global();
     shared.sync();
     if (thread_index() == 0) {
         uint32_t *arrived = pointer<uint32_t>(args.counters) + first + begin;
-        const bool last = atomic_add(arrived, 1u) + 1 == splits;
+        const bool last = atomic_add_ordered(arrived, 1u) + 1 == splits;
         // Ready for the next launch.
         if (last) store(arrived, 0u);
         shared.last.store(0, last);
     }
     shared.sync();
     if (!shared.last.load(0)) return;
-    fence_global();
     merge_splits<V>(args, work, part, records);
 }
 

@@ -1,8 +1,8 @@
-// Attention's two products in the fragments of the tensor cores' instructions.
+// The two products of attention in the fragments of tensor core instructions.
 //
-// Whatever the instruction, a warp works on blocks of 16 rows by 16 columns, of which a lane holds eight elements: four
-// in each of two rows. Element i of a block of scores is in row row(i / 2 % 2) and belongs to key key(i). A score is
-// one chain of additions over the head's columns, an output one over the keys: neither depends on other rows.
+// For every instruction a warp works on blocks of 16 rows by 16 columns, of which a lane holds eight elements: four in
+// each of two rows. Element i of a block of scores is in row row(i / 2 % 2) and belongs to key key(i). A score is one
+// chain of additions over the head's columns, an output one over the keys: neither depends on other rows.
 #ifndef BURRSTONE_KERNELS_ATTENTION_FRAGMENTS_CUH
 #define BURRSTONE_KERNELS_ATTENTION_FRAGMENTS_CUH
 
@@ -24,19 +24,19 @@ template <class T> BURRSTONE_DEVICE bool not_finite(uint32_t word) {
 
 } // namespace detail
 
-// Of m16n8k8 and m16n8k16. Eight-bit elements come by ldmatrix as pairs, and stay where that puts them: of a head's 16
-// columns, words of a key hold 4c and 4c + 1, and 4c + 2 and 4c + 3, so the query is permuted likewise; values come out
-// as even and odd columns.
+// For m16n8k8 and m16n8k16. 8-bit elements are loaded by ldmatrix as pairs and stay in that order: of a head's 16
+// columns, a key's words hold 4c and 4c + 1, and 4c + 2 and 4c + 3, so the query is permuted in the same way; values
+// come out as even and odd columns.
 template <class Instruction, class T, class KV> struct AttentionFragments {
     static constexpr bool NARROW = sizeof(KV) == 1;
-    // What flips a lane's number to those that hold other columns of the same rows.
+    // Xor masks to the lanes that hold other columns of the same rows.
     static BURRSTONE_DEVICE unsigned row_peer(int i) { return 1u << i; }
     static constexpr int QUERY_WORDS = 4, WEIGHT_WORDS = 4, VALUE_WORDS = 4;
 
     static BURRSTONE_DEVICE uint32_t row(int half) { return lane_index() / 4 + 8 * half; }
     static BURRSTONE_DEVICE uint32_t key(int i) { return lane_index() % 4 * 2 + i / 4 * 8 + i % 2; }
 
-    // Two neighbouring columns of a block of the output, by pair (0, 1): the elements, and the first column.
+    // Two adjacent columns of an output block, by pair (0, 1): the elements, and the first column.
     static BURRSTONE_DEVICE int element(int pair, int half, int e) {
         return NARROW ? 4 * e + 2 * half + pair : 4 * pair + 2 * half + e;
     }
@@ -109,7 +109,7 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
         }
     }
 
-    // Zeros in place of the values of keys whose bits are not in `seen`.
+    // Replaces the values of keys whose bits are not in `seen` by zeros.
     static BURRSTONE_DEVICE void clear_values(uint32_t (&words)[VALUE_WORDS], uint32_t seen) {
         BURRSTONE_UNROLL
         for (int i = 0; i < 4; ++i) {
@@ -145,10 +145,10 @@ template <class Instruction, class T, class KV> struct AttentionFragments {
     }
 };
 
-// Of m8n8k4, with fragments laid by hand. The warp's four products are the quarters of a block: bit 2 of the lane gives
-// its rows r with r / 4 % 2, bit 3 its columns likewise, so that lanes that load together touch eight different rows of
-// shared memory. For the second product the weights of half of the keys come from the lanes that differ in bit 3: those
-// begin with the other half, and so does their sum.
+// For m8n8k4, with manually loaded fragments. The warp's four products are the quarters of a block: bit 2 of the lane
+// selects rows r with r / 4 % 2, bit 3 columns likewise, so that lanes that load together access eight different rows
+// of shared memory. In the second product the weights of half of the keys come from the lanes that differ in bit 3:
+// those lanes start with the other half, and so does their sum.
 template <class T, class KV> struct AttentionFragments<m8n8k4, T, KV> {
     static constexpr bool NARROW = sizeof(KV) == 1;
     static BURRSTONE_DEVICE unsigned row_peer(int i) { return i == 0 ? 2 : 8; }

@@ -1,4 +1,4 @@
-// Attention of many queries of each sequence. Blocks [tiles of queries and key heads, rows of a tile in batches].
+// Prefill attention: many queries per sequence. Grid [query tiles x key heads, blocks per tile].
 #ifndef BURRSTONE_KERNELS_ATTENTION_PREFILL_CU
 #define BURRSTONE_KERNELS_ATTENTION_PREFILL_CU
 
@@ -14,7 +14,7 @@ template <class V> struct attention_prefill_shared : AttentionShared<V, V::share
 template <class V, class F> BURRSTONE_DEVICE void each_part(const attention_prefill_args &args, F f) {
     const auto tile = load(pointer<const attention_tile>(args.tiles) + block_index_x() / args.kv_heads);
     const auto span = load(pointer<const attention_span>(args.spans) + tile.span);
-    // Where blocks take several tiles at a time, it is the first of them that does.
+    // If blocks handle several tiles, the block of the first one does.
     if (tile.first >= span.len || tile.first % args.tile_queries != 0) return;
     const uint32_t left = span.len - tile.first, queries = left < args.tile_queries ? left : args.tile_queries;
     const uint32_t group = args.heads / args.kv_heads, last = (tile.first + queries) * group;

@@ -1,6 +1,5 @@
-// Tiles of the paged cache on their way to warpgroups: Hopper's form. One warp copies and runs ahead, from walk to
-// walk; a ring of places lies between it and those that multiply. A place holds the keys of a tile, the next one its
-// values.
+// Hopper's KV pipeline: one producer warp copies KV tiles by TMA into a ring of stages and runs ahead across work
+// items; warpgroups consume them. A stage holds the keys of a tile, the next one its values.
 #ifndef BURRSTONE_KERNELS_ATTENTION_RING_CUH
 #define BURRSTONE_KERNELS_ATTENTION_RING_CUH
 
@@ -11,12 +10,12 @@
 namespace burrstone {
 
 constexpr int WARPGROUP = 4 * int(WARP);
-// Columns of a box: a row of the 128-byte swizzle.
+// Columns of a box: one row of the 128-byte swizzle.
 constexpr int BOX_COLUMNS = 64;
 
-// A warpgroup for each 64 rows, and the warp that copies; where they are two, a warpgroup of which one warp copies,
-// which leaves its registers to the others. The sums of the split are in registers, those of all before it in shared
-// memory.
+// One consumer warpgroup per 64 rows, and a producer warp; with two consumers, a producer warpgroup of which one warp
+// copies, so that it can release its registers. The sums of the current split are in registers, those of earlier ones
+// in shared memory.
 template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
     static constexpr int TILE = KV_TILE<V>;
     static constexpr int BLOCKS = TILE / BLOCK_SIDE;
@@ -25,22 +24,22 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
     static constexpr int GROUP_ROWS = 64;
     static constexpr int ROWS = GROUPS * GROUP_ROWS;
     static constexpr int BOXES = V::head_dim / BOX_COLUMNS;
-    // 48 KiB on their way to heads of 64 columns. A multiprocessor of an H200 gets some 36 bytes a nanosecond from
-    // memory and waits 700 ns for them, so that half would do; the rest is for products that take their time. Of heads
-    // of 256 columns four are what there is room for: values of a tile and keys of the next in use, two on their way.
+    // 48 KiB in flight for heads of 64 columns. An SM of an H200 gets about 36 bytes per nanosecond from memory with a
+    // latency of 700 ns, so half would do; the rest covers slow products. For heads of 256 columns only four stages
+    // fit: values of a tile and keys of the next in use, two in flight.
     static constexpr int PLACES = V::head_dim <= 128 ? 6 : 4;
 
-    // 64 columns of each row, as boxes with a 128-byte swizzle lie.
+    // 64 columns of each row, as boxes with a 128-byte swizzle are laid out.
     template <int COUNT> using Box = SwizzledRows<typename V::dtype, COUNT, BOX_COLUMNS, 1024>;
     using Tile = Box<TILE>;
 
     Box<GROUP_ROWS> query[GROUPS][BOXES];
     Tile tiles[PLACES][BOXES];
-    // Eight keys' values in place of any that are not to be multiplied.
+    // Zeros that replace eight keys' values in the product.
     Box<8> zeros;
     // By element of the rows' results, then by thread.
     Shared<float, V::head_dim / 2 * WORKERS> results;
-    // Copies arrive at `full`, warps that are done with a tile at `empty`.
+    // Copies arrive at `full`, warps that have finished a stage at `empty`.
     Shared<uint64_t, PLACES> full, empty;
     // Whether a warp found a value that is not finite.
     Shared<uint32_t, GROUPS * 4> found;
@@ -55,7 +54,7 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
         static BURRSTONE_DEVICE uint32_t at(int block, int i) { return (block * 8 + i) * WORKERS + thread_index(); }
     };
 
-    // A place in the ring, and the parity of its phase.
+    // A stage of the ring, and its phase parity.
     struct Place {
         uint32_t at = 0, parity = 0;
 
@@ -65,7 +64,7 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
         }
     };
 
-    // Whether there are threads that hold no rows.
+    // Whether some threads hold no rows.
     static constexpr bool COPIES = true;
 
     // All threads, before anything else.
@@ -88,22 +87,22 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
     }
     static BURRSTONE_DEVICE bool has_no_rows() { return thread_index() >= uint32_t(WORKERS); }
     static BURRSTONE_DEVICE bool copies() { return thread_index() / WARP == WORKERS / WARP; }
-    // Registers that who copies leaves to who multiplies.
+    // Registers that the producer releases to the consumers.
     static BURRSTONE_DEVICE void share_registers() {
         if constexpr (GROUPS > 1) {
             if (has_no_rows()) give_registers<40>();
             else take_registers<232>();
         }
     }
-    // Waits for the threads that hold rows; for those of the own group.
+    // Barrier of the threads that hold rows; of those of one warpgroup.
     static BURRSTONE_DEVICE void sync() { barrier_sync<1>(WORKERS); }
     static BURRSTONE_DEVICE void sync_group() {
         if (GROUPS == 1 || thread_index() < uint32_t(WARPGROUP)) barrier_sync<2>(WARPGROUP);
         else barrier_sync<3>(WARPGROUP);
     }
 
-    // Two groups start the products of their tiles in turn: the first group begins, and each has a turn for every tile.
-    // So the tensor cores work for one while the other weighs its scores, and do not wait for both at once.
+    // Ping-pong: two warpgroups issue the products of their tiles in turn, the first one first, one turn per tile. The
+    // tensor cores then work for one while the other computes its softmax.
     static BURRSTONE_DEVICE void wait_turn(uint32_t group) {
         if (group == 0) barrier_sync<4>(WORKERS);
         else barrier_sync<5>(WORKERS);
@@ -119,21 +118,21 @@ template <class V, int SHARE> struct AttentionShared<V, SHARE, true> {
     BURRSTONE_DEVICE void wait_empty(const Place &place) const {
         mbarrier_wait(empty.address(place.at), place.parity ^ 1);
     }
-    // The thread's warp is done with a place.
+    // The thread's warp has finished a stage.
     BURRSTONE_DEVICE void release(const Place &place) const {
         sync_warp();
         if (lane_index() == 0) mbarrier_arrive(empty.address(place.at));
     }
 };
 
-// The warp that copies.
+// The producer warp.
 template <class V, int SHARE, class Args> class AttentionCopies {
     using T = typename V::dtype;
     using Memory = AttentionShared<V, SHARE>;
     using Place = typename Memory::Place;
     static constexpr uint32_t TILE = Memory::TILE;
     static constexpr int BOXES = Memory::BOXES;
-    // Pieces of 16 bytes of a row of a box.
+    // 16-byte units of a box's row.
     static constexpr uint32_t PIECES = Memory::Tile::PIECES, PIECE = Memory::Tile::PIECE;
 
     const Args &args;
@@ -150,8 +149,8 @@ template <class V, int SHARE, class Args> class AttentionCopies {
           range(AttentionRows<Args>(args, part.span, part.kv_head), part, from, until),
           aligned(args.head_dim % PIECE == 0 && (args.keys | args.values) % 16 == 0) {}
 
-    // Keys and values of all tiles, in order. Tiles that reach beyond what somebody sees may have positions, and pages,
-    // of nobody: they are copied by rows, with zeros there.
+    // Copies keys and values of all tiles, in order. Tiles that reach beyond the visible range may include unallocated
+    // positions and pages: those are copied row by row, with zeros in place of the missing ones.
     BURRSTONE_DEVICE void run(Place &place) const {
         BURRSTONE_ROLLED
         for (uint32_t base = range.begin; base < range.end; base += TILE) {
@@ -161,7 +160,7 @@ template <class V, int SHARE, class Args> class AttentionCopies {
     }
 
   private:
-    // Where one head's key or value of a position is in the cache.
+    // Cache entry of one head's key or value of a position.
     BURRSTONE_DEVICE uint32_t entry(uint32_t position) const {
         const uint32_t page = load(pointer<const uint32_t>(args.page_table) + part.span.pages +
                                    (position >> args.page_bits));
@@ -169,7 +168,7 @@ template <class V, int SHARE, class Args> class AttentionCopies {
         return ((page * args.kv_heads + part.kv_head) << args.page_bits) + within;
     }
 
-    // A lane for each box: rows of a page by 64 columns.
+    // One lane per box: rows of a page by 64 columns.
     BURRSTONE_DEVICE void copy_boxes(uint32_t base, Place &place) const {
         const uint32_t row = lane_index() / BOXES * args.box_rows, column = lane_index() % BOXES;
         const bool has_box = row < TILE;
@@ -211,7 +210,7 @@ template <class V, int SHARE, class Args> class AttentionCopies {
         }
     }
 
-    // 32 rows of a tile, whose entries the lanes have: those of NO_ENTRY, and columns beyond the head, become zeros.
+    // 32 rows of a tile, one entry per lane: rows with NO_ENTRY, and columns beyond the head, become zeros.
     BURRSTONE_DEVICE void copy_half(device_ptr plane, uint32_t entries, uint32_t first_row,
                                     typename Memory::Tile (&tile)[BOXES]) const {
         BURRSTONE_ROLLED

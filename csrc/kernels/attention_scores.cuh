@@ -1,4 +1,4 @@
-// From products of queries and keys to scores in base 2, and what of them a row does not see.
+// Turns products of queries and keys into base-2 scores, and masks what a row does not see.
 #ifndef BURRSTONE_KERNELS_ATTENTION_SCORES_CUH
 #define BURRSTONE_KERNELS_ATTENTION_SCORES_CUH
 
@@ -7,7 +7,7 @@
 
 namespace burrstone {
 
-// Of a warp's row tile: rows from first_row on; those behind last_row are taken for it.
+// For a warp's row tile: rows from first_row on; rows beyond last_row repeat it.
 template <class V, class Memory, class Fragments, class Args> class AttentionScoring {
     static constexpr int BLOCKS = Memory::BLOCKS;
     using Scores = float[BLOCKS][8];
@@ -41,14 +41,14 @@ template <class V, class Memory, class Fragments, class Args> class AttentionSco
         if (args.slopes != 0) tilt(scores, base);
     }
 
-    // What a row does not see scores minus infinity.
+    // Masked scores become minus infinity.
     BURRSTONE_DEVICE void hide(Scores &scores, uint32_t base) const {
         BURRSTONE_UNROLL
         for (int half = 0; half < 2; ++half) {
-            const AttentionSight sight = rows.sight(row_of(half));
+            const VisibleRange visible = rows.visible_range(row_of(half));
             BURRSTONE_UNROLL
             for (int b = 0; b < BLOCKS; ++b) {
-                const uint32_t seen = rows.seen(sight, base + b * BLOCK_SIDE) >> Fragments::key(0);
+                const uint32_t seen = rows.seen(visible, base + b * BLOCK_SIDE) >> Fragments::key(0);
                 BURRSTONE_UNROLL
                 for (int i = 0; i < 8; ++i)
                     if (i / 2 % 2 == half) scores[b][i] = seen >> behind_first(i) & 1 ? scores[b][i] : -INFINITY_F;
@@ -57,7 +57,7 @@ template <class V, class Memory, class Fragments, class Args> class AttentionSco
     }
 
   private:
-    // How far element i's key is behind the lane's first: a constant, whereas a lane's keys take a register each.
+    // Offset of element i's key from the lane's first key: a constant, where the keys themselves would take registers.
     static BURRSTONE_DEVICE uint32_t behind_first(int i) { return Fragments::key(i) - Fragments::key(0); }
 
     BURRSTONE_DEVICE uint32_t row_of(int half) const {
@@ -71,7 +71,7 @@ template <class V, class Memory, class Fragments, class Args> class AttentionSco
         for (int b = 0; b < BLOCKS; ++b) {
             BURRSTONE_UNROLL
             for (int i = 0; i < 8; ++i) {
-                // tanh(x) = 1 - 2 / (e^2x + 1), as exact as a score of the size of the cap can be.
+                // tanh(x) = 1 - 2 / (e^2x + 1): accurate enough for scores of the cap's magnitude.
                 const float power = exp2_fast(mul_(scores[b][i], 2.0f * LOG2_E));
                 scores[b][i] = mul_(cap, fma_(-2.0f, reciprocal_fast(power + 1.0f), 1.0f));
             }

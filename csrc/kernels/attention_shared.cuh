@@ -1,4 +1,4 @@
-// The work of a block of attention, and its shared memory.
+// Work items of attention, and the shared memory of a block.
 #ifndef BURRSTONE_KERNELS_ATTENTION_SHARED_CUH
 #define BURRSTONE_KERNELS_ATTENTION_SHARED_CUH
 
@@ -8,15 +8,15 @@
 
 namespace burrstone {
 
-// Positions of a split. Short enough to give every multiprocessor some where sequences are few; long enough that
-// merging is nothing beside walking.
+// Positions of a split. Short enough to give every SM work when sequences are few; long enough that merging costs
+// almost nothing.
 constexpr uint32_t KV_SPLIT = 512;
-// Positions of a tile: up to 16 KiB of keys, and of values, at 16 bits; by warpgroups 32.
+// Positions of a KV tile: up to 16 KiB of keys, and of values, at 16 bits; 32 in the wgmma form.
 template <class V> constexpr int KV_TILE = V::head_dim <= 128 || BY_WARPGROUP<typename V::instruction> ? 64 : 32;
-// Beyond every position.
+// Larger than every position.
 constexpr uint32_t ALL_POSITIONS = 0xffffffffu;
 
-// Rows begin..end of a span, in its numbering: the heads of the first query that share kv_head, then those of the next.
+// Rows begin..end of a span: the heads of the first query that share kv_head, then those of the next.
 struct AttentionPart {
     attention_span span;
     uint32_t kv_head;
@@ -24,8 +24,8 @@ struct AttentionPart {
     uint32_t end;
 };
 
-// What a block walks of positions from..until for its part: tiles of begin..end. Of their positions only low..high are
-// somebody's to see.
+// The KV range that a block walks for its part: tiles of begin..end, within positions from..until. Only positions
+// low..high are visible to some row.
 template <uint32_t TILE> struct AttentionRange {
     uint32_t low;
     uint32_t high;
@@ -39,21 +39,21 @@ template <uint32_t TILE> struct AttentionRange {
           end(min_of(until, high)) {}
 };
 
-// Of the block's warps SHARE share a row tile: each has its part of the keys in the first product, and of the columns
-// in the second.
+// SHARE of the block's warps work on one row tile: each takes part of the keys in the first product, and part of the
+// columns in the second.
 template <class V, int SHARE, bool GROUP = BY_WARPGROUP<typename V::instruction>> struct AttentionShared {
     static constexpr int TILE = KV_TILE<V>;
     static constexpr int BLOCKS = TILE / BLOCK_SIDE;
     static constexpr int ROW_TILES = V::threads / int(WARP) / SHARE;
     static constexpr int ROWS = ROW_TILES * BLOCK_SIDE;
-    // Threads that hold rows: all. Nothing goes on from one walk to the next.
+    // All threads hold rows. Nothing carries over between walks.
     static constexpr int WORKERS = V::threads;
     static constexpr bool COPIES = false;
     struct Place {};
     BURRSTONE_DEVICE Place begin() { return {}; }
     static BURRSTONE_DEVICE void sync() { sync_block(); }
 
-    // A lane's elements of the rows' results.
+    // Elements of the rows' results per lane.
     static constexpr bool IN_REGISTERS = true;
     template <int OUT_BLOCKS> struct Totals {
         float out[OUT_BLOCKS][8] = {};
@@ -66,15 +66,13 @@ template <class V, int SHARE, bool GROUP = BY_WARPGROUP<typename V::instruction>
     SwizzledRows<typename V::dtype, ROWS, V::head_dim> query;
     SwizzledRows<typename V::cache, TILE, V::head_dim> keys;
     SwizzledRows<typename V::cache, TILE, V::head_dim> values;
-    // Entries of the tile's positions in the cache, and of the next tile's.
+    // Cache entries of the tile's positions, and of the next tile's.
     Shared<uint32_t, TILE> entries[2];
-    // Of each position: the factor of its scores, that of its weight, and the latter's logarithm. One element where
-    // unused.
+    // Per position: the scale of its scores, that of its weight, and the latter's logarithm. One element if unused.
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> key_scales;
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_scales;
     Shared<float, HAS_SCALES<typename V::cache> ? TILE : 1> value_logs;
-    // Scores on their way from the warp that has computed them to those that share the row tile: by row tile, block,
-    // half of the lane's elements, lane.
+    // Scores exchanged between the warps that share a row tile: by row tile, block, half of the lane's elements, lane.
     Shared<float, (SHARE > 1 ? ROW_TILES * BLOCKS * int(WARP) * 8 : 1)> scores;
 };
 

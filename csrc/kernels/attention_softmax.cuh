@@ -1,4 +1,4 @@
-// The online softmax of a warp's 16 rows, whichever instructions multiply.
+// Online softmax of a warp's 16 rows, independent of the instruction.
 #ifndef BURRSTONE_KERNELS_ATTENTION_SOFTMAX_CUH
 #define BURRSTONE_KERNELS_ATTENTION_SOFTMAX_CUH
 
@@ -6,8 +6,8 @@
 
 namespace burrstone {
 
-// Of a block whose shared memory is Memory: a warp with rows from first_row on of the part, and OUT_BLOCKS blocks of
-// columns of their results from first_out on. Rows behind the part's last are taken for it.
+// For a block with shared memory Memory: a warp with rows from first_row on, and OUT_BLOCKS column blocks of their
+// results from first_out on. Rows beyond the part's last repeat it.
 template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> class AttentionSoftmax {
   protected:
     using T = typename V::dtype;
@@ -19,7 +19,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
     using Scoring = AttentionScoring<V, Memory, Fragments, Args>;
     using Weights = uint32_t[Fragments::WEIGHT_WORDS];
 
-    // A lane's part of two rows. The sum is of the lane's keys until the split ends.
+    // A lane's state of two rows. The sum covers only the lane's keys until the split ends.
     struct State {
         AttentionSum sums[2] = {{LOWEST_SCORE, 0.0f}, {LOWEST_SCORE, 0.0f}};
         float out[OUT_BLOCKS][8] = {};
@@ -47,7 +47,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         for (int half = 0; half < 2; ++half) {
             const uint32_t row = first_row + Fragments::row(half);
             if (row >= part.end) continue;
-            // What is in registers is named by constants.
+            // Register arrays need constant indices.
             BURRSTONE_UNROLL_BY(Memory::IN_REGISTERS ? OUT_BLOCKS : 1)
             for (int o = 0; o < OUT_BLOCKS; ++o) {
                 BURRSTONE_UNROLL
@@ -60,7 +60,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         }
     }
 
-    // Merges the state into the total and begins a new one. The first split's sums come out as they are.
+    // Merges the state into the total and resets it. The first split's sums are unchanged by that.
     BURRSTONE_DEVICE void end_split() {
         BURRSTONE_UNROLL
         for (int half = 0; half < 2; ++half) {
@@ -78,7 +78,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         state = State{};
     }
 
-    // Brings maxima and sums up to the tile's scores; what is summed of the values is behind by the factors `decay`.
+    // Updates maxima and sums with the tile's scores; the accumulated values must be multiplied by the factors `decay`.
     BURRSTONE_DEVICE void raise_maxima(const Scores &scores, float (&decay)[2]) {
         BURRSTONE_UNROLL
         for (int half = 0; half < 2; ++half) {
@@ -89,8 +89,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
                 for (int i = 0; i < 8; ++i) {
                     if (i / 2 % 2 != half) continue;
                     float score = scores[b][i];
-                    // Where each value has a scale, it is weights times scales that are at most 1: they are what is
-                    // rounded.
+                    // With a scale per value, weights times scales (at most 1) are rounded instead of weights.
                     if constexpr (HAS_SCALES<KV>) score += shared.value_logs.load(b * BLOCK_SIDE + Fragments::key(i));
                     max = max_(max, score);
                 }
@@ -104,7 +103,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
     }
 
     BURRSTONE_DEVICE void decay_out(const float (&decay)[2]) {
-        // A factor of one changes nothing, and maxima change seldom.
+        // A factor of one changes nothing, and maxima rarely change.
         if (!any(decay[0] != 1.0f || decay[1] != 1.0f)) return;
         BURRSTONE_UNROLL
         for (int b = 0; b < OUT_BLOCKS; ++b) {
@@ -113,7 +112,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         }
     }
 
-    // Weights of a block's scores, which are added to the sums.
+    // Weights of a block's scores, added to the sums.
     BURRSTONE_DEVICE void weigh(int b, const float (&scores)[8], Weights &words) {
         float weights[8];
         BURRSTONE_UNROLL
@@ -129,8 +128,8 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         Fragments::pack_weights(weights, words);
     }
 
-    // Whether blocks of keys first..end have values of this warp's columns that are infinite or NaN. load(b, o, words)
-    // loads 16 keys' values of 16 of the warp's columns.
+    // Whether key blocks first..end have infinite or NaN values in this warp's columns. load(b, o, words) loads 16
+    // keys' values of 16 of the warp's columns.
     template <class Load> BURRSTONE_DEVICE bool not_finite(uint32_t first, uint32_t end, Load load) const {
         bool found = false;
         BURRSTONE_ROLLED
@@ -146,11 +145,10 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
         return found;
     }
 
-    // Weights times values, each row with the values that it sees alone: for a weight of zero does not hide an infinite
-    // one. `load` as above.
+    // Weights times values, masking values per row: a weight of zero does not hide an infinite value. `load` as above.
     template <class Load>
     BURRSTONE_DEVICE void add_by_rows(const Weights (&weights)[BLOCKS], uint32_t base, uint32_t last_row, Load load) {
-        // One body for all blocks of keys costs fewer registers, and one block of columns at a time the fewest.
+        // A loop over key blocks, and one column block at a time, takes the fewest registers.
         BURRSTONE_UNROLL
         for (int o = 0; o < OUT_BLOCKS; ++o) {
             BURRSTONE_ROLLED
@@ -163,7 +161,7 @@ template <class V, class Memory, class Fragments, int OUT_BLOCKS, class Args> cl
                 }
                 BURRSTONE_ROLLED
                 for (uint32_t r = 0; r < BLOCK_SIDE && first_row + r <= last_row; ++r) {
-                    const uint32_t seen = rows.seen(rows.sight(first_row + r), base + b * BLOCK_SIDE);
+                    const uint32_t seen = rows.seen(rows.visible_range(first_row + r), base + b * BLOCK_SIDE);
                     uint32_t values[Fragments::VALUE_WORDS];
                     load(b, o, values);
                     Fragments::clear_values(values, seen);

@@ -1,12 +1,11 @@
-// Softmax attention over the paged cache on tensor cores, as decode and prefill both do it: a query gets the same bits
-// from either.
+// Softmax attention over the paged cache on tensor cores, shared by decode and prefill: a query gets the same bits from
+// both.
 //
 // A row is one query of one head; the heads of a group share keys and values. 16 rows are a row tile: the products'
 // short side (Dao, FlashAttention-2, 2023). Keys are walked in tiles at absolute positions, with the online softmax of
-// Milakov and Gimelshein (2018); every KV_SPLIT positions the state starts afresh, and the states are merged in
-// ascending order. A row's result depends on its own sequence alone: what a row does not see has weight zero, which
-// changes no bit of its sums; and where that would not be so, for values that are not finite, rows are multiplied one
-// by one.
+// Milakov and Gimelshein (2018); every KV_SPLIT positions the state is restarted, and the states are merged in
+// ascending order. A row's result depends only on its own sequence: masked keys have weight zero, which changes no bit
+// of its sums; for values that are not finite, where that fails, rows are multiplied one by one.
 #ifndef BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 #define BURRSTONE_KERNELS_ATTENTION_TILE_CUH
 
@@ -14,7 +13,7 @@
 
 namespace burrstone {
 
-// How a warp's share of the block's rows and columns follows from the variant.
+// A warp's share of the block's rows and columns, derived from the variant.
 template <class V, int SHARE> struct AttentionWarp {
     using Memory = AttentionShared<V, SHARE>;
     using Fragments = AttentionFragments<typename V::instruction, typename V::dtype, typename V::cache>;
@@ -24,7 +23,7 @@ template <class V, int SHARE> struct AttentionWarp {
     template <class Args> using Softmax = AttentionSoftmax<V, Memory, Fragments, OUT_BLOCKS, Args>;
 };
 
-// By warps, each of which multiplies on its own.
+// The mma form: each warp multiplies on its own.
 template <class V, int SHARE, class Args>
 class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
     using Softmax = typename AttentionWarp<V, SHARE>::template Softmax<Args>;
@@ -50,11 +49,11 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
     static constexpr int OWN_BLOCKS = BLOCKS < SHARE ? 1 : BLOCKS / SHARE;
     static constexpr int OUT_BLOCKS = AttentionWarp<V, SHARE>::OUT_BLOCKS;
     static constexpr int STEPS = V::head_dim / BLOCK_SIDE;
-    // The query stays in registers where they last for it and both sums of the output.
+    // The query stays in registers if they suffice for it and both sums of the output.
     static constexpr int QUERY_REGISTERS = STEPS * Fragments::QUERY_WORDS, SUM_REGISTERS = 2 * 8 * OUT_BLOCKS;
     static constexpr bool KEEP_QUERY = QUERY_REGISTERS <= 32 && QUERY_REGISTERS + SUM_REGISTERS <= 96;
 
-    // Of this warp: its row tile, and which of the warps that share it.
+    // The warp's row tile, and its index among the warps that share it.
     const uint32_t row_tile;
     const uint32_t share;
     uint32_t query[KEEP_QUERY ? STEPS : 1][Fragments::QUERY_WORDS];
@@ -65,7 +64,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
                   warp_index() % SHARE * OUT_BLOCKS),
           row_tile(warp_index() / SHARE), share(warp_index() % SHARE) {}
 
-    // What the rows see of positions from..until, of which `from` begins a split; `each` as each_result has it.
+    // Walks positions from..until, where `from` starts a split; `each` as in each_result.
     template <class Each>
     BURRSTONE_DEVICE void run(typename Memory::Place &, uint32_t from, uint32_t until, Each each) {
         walk(AttentionRange<TILE>(rows, part, from, until));
@@ -77,14 +76,14 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
         const uint32_t begin = range.begin, end = range.end;
         if (begin >= end) return;
 
-        // Rows that are not there see what the last one sees.
+        // Padding rows see what the last row sees.
         const uint32_t last_row = min_of(first_row + BLOCK_SIDE, part.end) - 1;
         const AttentionExtent extent = rows.extent(first_row, last_row);
         const Scoring scoring(args, rows, shared, first_row, last_row);
 
         const Cache cache(args, part.span.pages, part.kv_head, range.low, range.high);
         load_queries();
-        // Tiles take turns by their positions.
+        // Buffers alternate by tile position.
         store_entry(begin / TILE % 2, cache.entry(begin));
         uint32_t next_entry = cache.entry(begin + TILE);
         sync_block();
@@ -96,7 +95,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
             const bool sees = extent.some_from < base + TILE && base < extent.some_to;
             cache.wait();
             sync_block();
-            // The keys are here, and nobody needs the values of the tile before.
+            // The keys have arrived, and all warps have finished the values of the previous tile.
             cache.load_tile(args.values, shared.entries[turn], shared.values);
             cache.commit();
             const Scales scales = load_scales(shared.entries[turn]);
@@ -107,7 +106,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
             store_scales(scales);
             cache.wait();
             sync_block();
-            // The values are here, and nobody needs the keys.
+            // The values have arrived, and all warps have finished the keys.
             if (base + TILE < end) cache.load_tile(args.keys, shared.entries[turn ^ 1], shared.keys);
             cache.commit();
             if (sees) {
@@ -117,7 +116,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
                 float decay[2];
                 this->raise_maxima(scores, decay);
                 this->decay_out(decay);
-                // Values that were loaded, but that some row does not see, may be infinite.
+                // Loaded values that are masked for some row may be infinite.
                 const bool clean = extent.has_all(max_of(base, range.low), min_of(base + TILE, range.high));
                 Weights weights[BLOCKS];
                 BURRSTONE_UNROLL
@@ -134,7 +133,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
         }
     }
 
-    // The block's rows, zeros for those that are not there and for columns beyond the head.
+    // Loads the block's rows, with zeros for padding rows and columns beyond the head.
     BURRSTONE_DEVICE void load_queries() {
         constexpr uint32_t PAIRS = V::head_dim / 2;
         const bool aligned = args.head_dim % 2 == 0 && args.query % 4 == 0;
@@ -193,7 +192,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
         }
     }
 
-    // Queries times keys: this warp's blocks, or all where it has the row tile to itself.
+    // Queries times keys: this warp's blocks, or all if no other warp shares the row tile.
     BURRSTONE_DEVICE void first_product(Scores &all) {
         float own[OWN_BLOCKS][8] = {};
         const uint32_t first = share * OWN_BLOCKS;
@@ -202,7 +201,7 @@ class AttentionWarps : AttentionWarp<V, SHARE>::template Softmax<Args> {
             BURRSTONE_UNROLL
             for (int step = 0; step < STEPS; step += Fragments::STEPS) add_step(step, own);
         } else {
-            // Queries come from shared memory: more steps at a time would only take registers.
+            // Queries come from shared memory: unrolling further would only take registers.
             BURRSTONE_ROLLED
             for (int step = 0; step < STEPS; step += 4) {
                 BURRSTONE_UNROLL

@@ -97,7 +97,7 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
                 Scores scores;
                 start_scores(scores, keys);
                 start_sums(weights, values, zeros);
-                end_turn(base, range);
+                end_turn();
                 wgmma_wait<1>(flat(scores));
                 shared.release(keys);
                 if (base > first && base % KV_SPLIT == 0) {
@@ -142,6 +142,9 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
             this->end_split();
         }
         if (Memory::GROUPS > 1) skip(base, range.end, range, place);
+        // The second group gives a turn after its last tile too. Taken here, both barriers are as the walk found them: a block
+        // may walk again.
+        if (Memory::GROUPS > 1 && group == 0) Memory::wait_turn(group);
     }
 
     // Tiles that no row of the group sees.
@@ -154,17 +157,17 @@ class AttentionWarpgroups : AttentionGroup<V>::template Softmax<SHARE, Args> {
                 shared.release(place);
             }
             begin_turn(base, range);
-            end_turn(base, range);
+            end_turn();
         }
     }
 
-    // The group's turn of a tile; a tile that it skips is one too. The first needs nobody to give it, and the last is
-    // followed by none.
+    // The group's turn of a tile; tiles that it skips have a turn as well. The first group does not wait for the first turn
+    // of a walk.
     BURRSTONE_DEVICE void begin_turn(uint32_t base, const AttentionRange<TILE> &range) const {
         if (Memory::GROUPS > 1 && (group > 0 || base > range.begin)) Memory::wait_turn(group);
     }
-    BURRSTONE_DEVICE void end_turn(uint32_t base, const AttentionRange<TILE> &range) const {
-        if (Memory::GROUPS > 1 && (group == 0 || base + TILE < range.end)) Memory::give_turn(group);
+    BURRSTONE_DEVICE void end_turn() const {
+        if (Memory::GROUPS > 1) Memory::give_turn(group);
     }
 
     // The group's rows, zeros for those that are not there and for columns beyond the head.

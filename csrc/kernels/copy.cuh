@@ -1,4 +1,4 @@
-// Copies of bytes, in the widest accesses that addresses and length allow.
+// Byte copies in the widest accesses that addresses and length allow.
 #ifndef BURRSTONE_KERNELS_COPY_CUH
 #define BURRSTONE_KERNELS_COPY_CUH
 

@@ -1,4 +1,4 @@
-// Rows of logits: their maximum, and the denominator of their softmax, in bits that depend on the row alone.
+// Rows of logits: maximum and softmax denominator, with bits that depend only on the row.
 #ifndef BURRSTONE_KERNELS_LOGITS_CUH
 #define BURRSTONE_KERNELS_LOGITS_CUH
 
@@ -9,8 +9,8 @@ namespace burrstone {
 // What CUDA's atomics call 64 bits.
 using u64 = unsigned long long;
 
-// Weights from 0 to 1 are summed as integers, in units of 2^-43: in whatever order, by however many threads, the bits
-// are the same. A row of 2^20 ones still fits, and what is cut off a vocabulary's weights is below an f32's rounding.
+// Weights from 0 to 1 are summed as integers in units of 2^-43: the bits are the same for every order and number of
+// threads. A row of 2^20 ones still fits, and the truncation is below an f32's rounding.
 constexpr int WEIGHT_BITS = 43;
 constexpr float WEIGHT_ONE = float(u64(1) << WEIGHT_BITS);
 BURRSTONE_DEVICE u64 fixed_point(float weight) { return u64(weight * WEIGHT_ONE); }
@@ -70,7 +70,7 @@ BURRSTONE_DEVICE Largest largest_logit(const float *row, uint32_t vocab, LogitsS
         if (!(logit < INFINITY_F) && at < bad) bad = at;
         if (logit > best || column == NO_COLUMN) best = logit, column = at;
     });
-    // Larger logits have larger keys, and of equal ones the lower column does; adding zero makes -0 equal to 0.
+    // Larger logits have larger keys, ties go to the lower column; adding zero makes -0 equal to 0.
     const uint32_t bits = bit_cast<uint32_t>(best + 0.0f);
     const uint32_t order = bits >> 31 ? ~bits : bits | 0x80000000u;
     const u64 key = reduce_max_block(column == NO_COLUMN ? u64(0) : u64(order) << 32 | (NO_COLUMN - column), shared.best);

@@ -1,12 +1,12 @@
-// x weight^T + bias on the tensor cores of every architecture, and what a gated layer makes of two of them.
+// x weight^T + bias on the tensor cores of every architecture, optionally gated.
 //
-// A result's bits do not depend on tiles, on the number of tokens, nor on how many blocks share the work. k is cut into spans
-// of BURRSTONE_MATMUL_SPAN elements; the products of a span are one chain of the instruction, from zero, in ascending k; the
-// spans' sums are added in ascending order. Any block may compute any span.
+// The bits of a result do not depend on tile sizes, the number of tokens or split-K. K is cut into slices of
+// BURRSTONE_MATMUL_K_SLICE elements; the products of a slice are one chain of the instruction, from zero, in ascending k;
+// the slices' sums are added in ascending order. Any block may compute any slice.
 //
-// A span of 512: short enough that the layers of a model of 1 B parameters (k = 2048) give four blocks to each tile of a
-// decode step, long enough that the sums of spans are next to nothing beside the products (1 addition for 32 instructions
-// of Ampere's), and that their way through memory is short (a 128th of the weight's bytes for each token).
+// A slice of 512 is short enough that the layers of a 1 B model (k = 2048) give four blocks to each tile of a decode
+// step, and long enough that adding slices costs almost nothing (one addition per 32 Ampere instructions), as does
+// their way through memory (1/128 of the weight's bytes per token).
 #ifndef BURRSTONE_KERNELS_MATMUL_CU
 #define BURRSTONE_KERNELS_MATMUL_CU
 
@@ -23,8 +23,8 @@ template <class V> struct matmul_shared<V, false> {
     };
 };
 
-// The sums of the item's stages of k; calls f(sums, span) where a span ends. RAGGED: those of units that have some of so many
-// tokens; a loop of its own, for whole tiles want none of its branches.
+// Multiplies the item's stages; calls f(sums, slice) where a K slice ends. RAGGED: only units with tokens, in a loop of
+// its own, because whole tiles do not need its branches.
 template <class V, bool RAGGED, class F>
 BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, const MatmulItem<V> &item,
                                       uint32_t tokens, F f) {
@@ -37,8 +37,8 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
     sums.clear();
     const auto end_stage = [&](uint32_t done) {
         const uint32_t at = item.first + done;
-        if (at % Tile::SPAN != Tile::SPAN - 1 && done + 1 != count) return;
-        f(sums, at / Tile::SPAN);
+        if (at % Tile::SLICE != Tile::SLICE - 1 && done + 1 != count) return;
+        f(sums, at / Tile::SLICE);
         sums.clear();
     };
     const auto start_of = [&](uint32_t stage) { return (item.first + stage) * Tile::K; };
@@ -52,7 +52,7 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
         BURRSTONE_ROLLED
         for (uint32_t done = 0; done < count; ++done) {
             cp_async_wait<V::stages - 2>();
-            // The stage has landed for all, and all are done with the one before, whose place is the next copies'.
+            // This stage has arrived for all threads, and all have finished the one whose buffer is next.
             sync_block();
             const uint32_t next = done + V::stages - 1;
             if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
@@ -62,22 +62,22 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
         }
     } else {
         static_assert(V::stages == 2, "one stage is multiplied, one is written");
-        Grain<T> grains[Tile::COPIES] = {};
-        copies.read(grains, start_of(0));
-        if (count > 0) copies.write(shared.tiles, 0, start_of(0), grains);
+        Vec8<T> chunks[Tile::COPIES] = {};
+        copies.read(chunks, start_of(0));
+        if (count > 0) copies.write(shared.tiles, 0, start_of(0), chunks);
         BURRSTONE_ROLLED
         for (uint32_t done = 0; done < count; ++done) {
             const uint32_t next = done + 1;
             sync_block();
-            if (next < count) copies.read(grains, start_of(next));
+            if (next < count) copies.read(chunks, start_of(next));
             multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE, units);
             end_stage(done);
-            if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), grains);
+            if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), chunks);
         }
     }
 }
 
-// Blocks: an item each; by warpgroups any number, which share the items.
+// Grid: one block per item; in the wgmma form any number of persistent blocks that share the items.
 template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_shared<V> &shared) {
     if constexpr (MatmulTile<V>::GROUP) {
         multiply_by_warpgroups<V>(args, shared);
@@ -86,18 +86,18 @@ template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_
         const MatmulCopies<V> copies(args, item);
         MatmulSums<V> result;
         result.clear();
-        const auto end_span = [&](MatmulSums<V> &sums, uint32_t span) {
+        const auto end_slice = [&](MatmulSums<V> &sums, uint32_t slice) {
             if (args.splits == 1) result.add(sums);
-            else store_partial<V>(args, uint64_t(item.tile) * item.spans + span, sums);
+            else store_partial<V>(args, uint64_t(item.tile) * item.k_slices + slice, sums);
         };
         using Tile = MatmulTile<V>;
         const uint32_t tokens = args.m - item.first_m;
         if (Tile::SKIPS && tokens + Tile::WORKERS_M * Tile::UNIT_M <= uint32_t(V::m))
-            multiply_stages<V, Tile::SKIPS>(copies, shared, item, tokens, end_span);
+            multiply_stages<V, Tile::SKIPS>(copies, shared, item, tokens, end_slice);
         else
-            multiply_stages<V, false>(copies, shared, item, tokens, end_span);
+            multiply_stages<V, false>(copies, shared, item, tokens, end_slice);
         if (args.splits == 1) {
-            // The rows of the result take the place of the stages.
+            // The result rows reuse the stages' shared memory.
             sync_block();
         } else {
             if (!is_last<V>(args, item.tile, shared.rows.arrived)) return;

@@ -15,7 +15,7 @@ template <class V> struct MatmulRows {
     Shared<uint32_t, 1> arrived;
 };
 
-// Where the sums of one span of a tile are, in the order of threads: each writes and reads its own, 16 bytes side by side.
+// Where the sums of one K slice of a tile are stored, in thread order: each thread has consecutive 16 bytes.
 template <class V, class F> BURRSTONE_DEVICE void each_partial(const matmul_args &args, uint64_t tile_and_span, F f) {
     constexpr int PIECES = MatmulSums<V>::COUNT / 4, THREADS = MatmulTile<V>::THREADS;
     const device_ptr sums = args.workspace + BURRSTONE_MATMUL_COUNTERS * sizeof(uint32_t);
@@ -35,29 +35,27 @@ BURRSTONE_DEVICE void store_partial(const matmul_args &args, uint64_t tile_and_s
 // Whether this is the last block of its tile to come here: then the sums of all others can be read. The counter is 0
 // again afterwards.
 template <class V> BURRSTONE_DEVICE bool is_last(const matmul_args &args, unsigned tile, Shared<uint32_t, 1> &before) {
-    fence_global();
     MatmulTile<V>::sync();
     uint32_t *arrivals = pointer<uint32_t>(args.workspace) + tile;
     if (thread_index() == 0) {
-        const uint32_t arrived = atomic_add(arrivals, 1u);
+        const uint32_t arrived = atomic_add_ordered(arrivals, 1u);
         if (arrived + 1 == args.splits) store(arrivals, 0u);
         before.store(0, arrived);
     }
     MatmulTile<V>::sync();
-    fence_global();
     return before.load(0) + 1 == args.splits;
 }
 
-// Adds the tile's spans in ascending order: what one block alone does.
+// Adds the K slices of the tile in ascending order, as a single block does.
 template <class V> BURRSTONE_DEVICE void add_partials(const matmul_args &args, const MatmulItem<V> &item, MatmulSums<V> &sums) {
     // Four loads are in flight at least.
     constexpr int PIECES = MatmulSums<V>::COUNT / 4;
     [[maybe_unused]] constexpr int TOGETHER = PIECES < 4 ? 4 / PIECES : 1;
     sums.clear();
     BURRSTONE_UNROLL_BY(TOGETHER)
-    for (uint32_t span = 0; span < item.spans; ++span) {
+    for (uint32_t slice = 0; slice < item.k_slices; ++slice) {
         vec<float, 4> pieces[PIECES];
-        each_partial<V>(args, uint64_t(item.tile) * item.spans + span, [&](vec<float, 4> *from, int i) { pieces[i] = load(from); });
+        each_partial<V>(args, uint64_t(item.tile) * item.k_slices + slice, [&](vec<float, 4> *from, int i) { pieces[i] = load(from); });
         BURRSTONE_UNROLL
         for (int i = 0; i < MatmulSums<V>::COUNT; ++i) sums.at(i) += pieces[i / 4].v[i % 4];
     }

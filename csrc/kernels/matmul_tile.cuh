@@ -1,4 +1,4 @@
-// A block's tile of a product: rows of the weight and of x in shared memory, and the warps' fragments of them.
+// A block's tile of a product: rows of the weight and of x in shared memory, and the warps' fragments.
 #ifndef BURRSTONE_KERNELS_MATMUL_TILE_CUH
 #define BURRSTONE_KERNELS_MATMUL_TILE_CUH
 
@@ -10,32 +10,32 @@
 
 namespace burrstone {
 
-// The sizes that follow from a variant's axes. The weight is operand a, x is operand b: eight tokens are one instruction's
-// width on every architecture, so that one token and eight thousand are multiplied by the same instruction.
+// Sizes derived from a variant's axes. The weight is operand a, x is operand b: an instruction is eight tokens wide on
+// every architecture, so one token and eight thousand use the same instruction.
 template <class V> struct MatmulTile {
     using S = typename V::instruction;
-    // Before Turing lanes hold rows, eight elements of k at a time; then ldmatrix deals out 16 elements of k.
+    // On Volta lanes hold rows, eight elements of k at a time; from Turing on ldmatrix distributes 16 elements of k.
     static constexpr bool BY_ROWS = S::LANES_PER_PRODUCT < int(WARP);
-    // Copies to shared memory that run beside the warps came with this shape.
+    // cp.async came with this shape.
     static constexpr bool ASYNC = S::K == 16;
 
-    // Elements of k in a stage: 128 bytes of a row, a whole cache line and once around the banks.
+    // Elements of k per stage: 128 bytes of a row, which is a cache line and all banks once.
     static constexpr int K = 64;
-    static constexpr int GRAINS = K / GRAIN;
-    // Stages of a span.
-    static constexpr int SPAN = BURRSTONE_MATMUL_SPAN / K;
+    static constexpr int CHUNKS = K / VEC8;
+    // Stages per K slice.
+    static constexpr int SLICE = BURRSTONE_MATMUL_K_SLICE / K;
     // Rows of a stage: those of the weight, then those of x.
     static constexpr int ROWS = V::n + V::m;
     static constexpr int STAGE = ROWS * K;
 
-    // Who multiplies on its own: a warp, or a warpgroup, which reads shared memory itself. Then the block's last warpgroup
-    // does nothing but copy.
+    // Workers: warps, or warpgroups that read shared memory themselves; then the block's last warpgroup is the
+    // producer.
     static constexpr bool GROUP = BY_WARPGROUP<S>;
     static constexpr int WARPGROUP = 4 * int(WARP);
     static constexpr int THREADS = V::threads - (GROUP ? WARPGROUP : 0);
     static constexpr int WORKERS = THREADS / (GROUP ? WARPGROUP : int(WARP));
-    // Few tokens: a warp for each part of the weight's rows. Else two warps share rows of the weight: squarer tiles of a
-    // warp read less of shared memory for each product.
+    // For few tokens each warp has its own weight rows. Otherwise two warps share weight rows: squarer warp tiles read
+    // less shared memory per product.
     static constexpr int WORKERS_M = V::m > 16 && !GROUP ? 2 : 1;
     static constexpr int WORKERS_N = WORKERS / WORKERS_M;
     // What one instruction covers: 16 rows of the weight, four products' 32 or a warpgroup's 64, times eight tokens.
@@ -46,7 +46,7 @@ template <class V> struct MatmulTile {
     static_assert(UNITS_N * UNIT_N * WORKERS_N == V::n && UNITS_M * UNIT_M * WORKERS_M == V::m, "warps cover the tile");
     static_assert(!GROUP || UNITS_N == 1, "a warpgroup has one accumulator");
 
-    // A thread's sums of a unit.
+    // A thread's accumulators of a unit.
     static constexpr int WORDS = UNIT_N * UNIT_M / int(WARP) / (GROUP ? 4 : 1);
 
     // Of the thread's worker: its first row of the weight and its first token in the tile.
@@ -54,17 +54,17 @@ template <class V> struct MatmulTile {
     static BURRSTONE_DEVICE unsigned worker_n() { return worker() % WORKERS_N * (V::n / WORKERS_N); }
     static BURRSTONE_DEVICE unsigned worker_m() { return worker() / WORKERS_N; }
 
-    // The first token of the worker's unit `j`. Workers that share rows of the weight have units in turns: where tokens end
-    // inside a tile, each has its part of them.
+    // The first token of the worker's unit `j`. Workers that share weight rows take units in turns, so that each has
+    // part of the tokens in a partial tile.
     static BURRSTONE_DEVICE unsigned unit_m(unsigned j) { return (j * WORKERS_M + worker_m()) * UNIT_M; }
-    // How many of its units have tokens, where the tile has so many.
+    // How many of its units have tokens, in a tile with `tokens`.
     static BURRSTONE_DEVICE int units_of(uint32_t tokens) {
         return int((tokens + (WORKERS_M - worker_m()) * UNIT_M - 1) / (WORKERS_M * UNIT_M));
     }
-    // Whether units without tokens are left out: in tall tiles whose copies run beside the warps.
+    // Whether 8-token units beyond M are skipped: in tall tiles with asynchronous copies.
     static constexpr bool SKIPS = ASYNC && !GROUP && V::m > 32;
 
-    // Which row of the weight and which token of the tile the thread's sum number `index` belongs to.
+    // The weight row and token in the tile of the thread's accumulator `index`.
     static BURRSTONE_DEVICE Element place_of_sum(int index) {
         const int e = index % WORDS, j = index / WORDS % UNITS_M, i = index / WORDS / UNITS_M;
         const int lane = int(lane_index());
@@ -80,23 +80,23 @@ template <class V> struct MatmulTile {
     }
 
     // Elements of k that fragments hold at a time, and the instructions for them.
-    static constexpr int DEPTH = BY_ROWS ? GRAIN : 16;
+    static constexpr int DEPTH = BY_ROWS ? VEC8 : 16;
     static constexpr int PARTS = DEPTH / S::K;
 
-    // Waits for the threads that multiply.
+    // Barrier of the threads that multiply.
     static BURRSTONE_DEVICE void sync() {
         if constexpr (GROUP) barrier_sync<1>(THREADS);
         else sync_block();
     }
 
-    // Grains that a thread copies for a stage: every PASS-th row.
+    // 16-byte units that a thread copies per stage: every PASS-th row.
     static constexpr int COPYING = GROUP ? WARPGROUP : V::threads;
-    static constexpr int PASS = COPYING / GRAINS;
+    static constexpr int PASS = COPYING / CHUNKS;
     static constexpr int COPIES = (ROWS + PASS - 1) / PASS;
     static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
 };
 
-// The tiles of a product, or where blocks are pairs the pairs of tiles that they compute side by side.
+// The tiles of a product, or with clusters of two the pairs of tiles.
 template <class V> struct MatmulGrid {
     // 1 along n, or along m, where pairs are neighbours.
     unsigned by_n, by_m;
@@ -115,7 +115,7 @@ template <class V> struct MatmulGrid {
     BURRSTONE_DEVICE unsigned tiles() const { return size() << (by_n | by_m); }
 };
 
-// What a block computes at a time: spans of a tile.
+// A work item: K slices of a tile.
 template <class V> struct MatmulItem {
     unsigned tile;
     // The tile's first token and first row of the weight.
@@ -123,16 +123,16 @@ template <class V> struct MatmulItem {
     // Stages of k.
     uint32_t first, end;
     // Of the whole of k.
-    uint32_t spans;
+    uint32_t k_slices;
 
-    // Item `number` of tiles times splits; two items from an even one on are a pair's.
+    // Item `number` of tiles x splits; two consecutive items from an even one on belong to a cluster.
     BURRSTONE_DEVICE MatmulItem(const matmul_args &args, unsigned number) {
         using Tile = MatmulTile<V>;
         const MatmulGrid<V> grid(args);
         const unsigned piece = number >> (grid.by_n | grid.by_m);
         tile = piece % grid.size();
 
-        // Blocks that run side by side share rows of x and of the weight: tiles are numbered down bands of eight tiles of x.
+        // Concurrent blocks share rows of x and of the weight in L2: tiles are numbered down bands of eight tiles of x.
         constexpr unsigned BAND = 8;
         const unsigned band = tile / (BAND * grid.columns), inside = tile % (BAND * grid.columns);
         const unsigned height = grid.rows - band * BAND < BAND ? grid.rows - band * BAND : BAND;
@@ -141,14 +141,14 @@ template <class V> struct MatmulItem {
         first_n = (tile_n << grid.by_n | (number & grid.by_n)) * V::n;
 
         const uint32_t split = piece / grid.size(), stages = (args.k + Tile::K - 1) / Tile::K;
-        spans = (stages + Tile::SPAN - 1) / Tile::SPAN;
-        first = uint32_t(uint64_t(split) * spans / args.splits) * Tile::SPAN;
-        const uint32_t behind = uint32_t(uint64_t(split + 1) * spans / args.splits) * Tile::SPAN;
+        k_slices = (stages + Tile::SLICE - 1) / Tile::SLICE;
+        first = uint32_t(uint64_t(split) * k_slices / args.splits) * Tile::SLICE;
+        const uint32_t behind = uint32_t(uint64_t(split + 1) * k_slices / args.splits) * Tile::SLICE;
         end = behind < stages ? behind : stages;
     }
 };
 
-// The sums of a thread: the accumulators of all units, those of a warpgroup in one piece.
+// A thread's accumulators: of all units; a warpgroup's are one array.
 template <class V> struct MatmulSums {
     using Tile = MatmulTile<V>;
     static constexpr int COUNT = Tile::UNITS_N * Tile::UNITS_M * Tile::WORDS;
@@ -167,38 +167,38 @@ template <class V> struct MatmulSums {
     }
 };
 
-// Where a grain of a row is in its stage. The grains of eight rows that lie above each other are in different banks.
-template <class V> BURRSTONE_DEVICE unsigned matmul_place(unsigned row, unsigned grain) {
-    return row * MatmulTile<V>::K + (grain ^ row % 8) * GRAIN;
+// Position of a row's 16-byte unit in its stage. Units of eight consecutive rows in a column are in different banks.
+template <class V> BURRSTONE_DEVICE unsigned matmul_place(unsigned row, unsigned chunk) {
+    return row * MatmulTile<V>::K + (chunk ^ row % 8) * VEC8;
 }
 
-// What a thread copies from global memory: the same grain of every PASS-th row.
+// A thread's copies from global memory: the same unit of every PASS-th row.
 template <class V> struct MatmulCopies {
     using T = typename V::dtype;
     using Tile = MatmulTile<V>;
 
-    // The thread's first row of each operand at its grain, and the rows that there are from that one on.
+    // The thread's first row of each operand at its chunk, and the rows that there are from that one on.
     const T *weight, *x;
     int32_t weight_rows, x_rows;
     uint32_t k;
-    // Whether all grains are whole and aligned; see has_grains.
+    // Whether all units are whole and aligned; see is_vectorizable.
     bool whole;
 
     BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, const MatmulItem<V> &item) {
         k = args.k;
-        whole = has_grains<T>(args.x | args.weight, k);
+        whole = is_vectorizable<T>(args.x | args.weight, k);
         weight = pointer<const T>(args.weight) + uint64_t(item.first_n + row()) * k;
         x = pointer<const T>(args.x) + uint64_t(item.first_m + row()) * k;
         weight_rows = int32_t(args.n - (item.first_n + row()));
         x_rows = int32_t(args.m - (item.first_m + row()));
     }
 
-    // The last threads of a block copy, or all.
+    // The last threads of a block copy, or all of them.
     static BURRSTONE_DEVICE unsigned copier() { return thread_index() - (V::threads - Tile::COPYING); }
-    static BURRSTONE_DEVICE unsigned row() { return copier() / Tile::GRAINS; }
-    static BURRSTONE_DEVICE unsigned grain() { return copier() % Tile::GRAINS; }
+    static BURRSTONE_DEVICE unsigned row() { return copier() / Tile::CHUNKS; }
+    static BURRSTONE_DEVICE unsigned chunk() { return copier() % Tile::CHUNKS; }
 
-    // Calls f(copy, row of the stage, row in memory, whether it is there) for each copy.
+    // Calls f(copy, row of the stage, row in memory, whether it exists) for each copy.
     template <class F> BURRSTONE_DEVICE void each(F f) const {
         BURRSTONE_UNROLL
         for (int i = 0; i < Tile::COPIES; ++i) {
@@ -210,32 +210,32 @@ template <class V> struct MatmulCopies {
         }
     }
 
-    // Starts copies of the elements from `start` on to a stage, which begins at element `to` of `tiles`.
+    // Starts copies of the elements from `start` on to the stage at element `to` of `tiles`.
     template <class Tiles> BURRSTONE_DEVICE void start(Tiles &tiles, unsigned to, uint32_t start) const {
-        const uint32_t at = start + grain() * GRAIN;
+        const uint32_t at = start + chunk() * VEC8;
         if (!whole) return copy_ragged(tiles, to, at);
         each([&](int, unsigned row, const T *from, bool there) {
-            cp_async<16>(tiles.address(to + matmul_place<V>(row, grain())), from + at, there && at < k ? 16 : 0);
+            cp_async<16>(tiles.address(to + matmul_place<V>(row, chunk())), from + at, there && at < k ? 16 : 0);
         });
     }
 
-    // The same through registers: what was read is written once the warps are done with the stage.
-    BURRSTONE_DEVICE void read(Grain<T> (&grains)[Tile::COPIES], uint32_t start) const {
-        const uint32_t at = start + grain() * GRAIN;
+    // The same through registers: data is stored once the warps have finished the stage.
+    BURRSTONE_DEVICE void read(Vec8<T> (&chunks)[Tile::COPIES], uint32_t start) const {
+        const uint32_t at = start + chunk() * VEC8;
         if (!whole) return;
         each([&](int i, unsigned, const T *from, bool there) {
-            grains[i] = there && at < k ? burrstone::load(reinterpret_cast<const Grain<T> *>(from + at)) : Grain<T>{};
+            chunks[i] = there && at < k ? burrstone::load(reinterpret_cast<const Vec8<T> *>(from + at)) : Vec8<T>{};
         });
     }
     template <class Tiles>
-    BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Grain<T> (&grains)[Tile::COPIES]) const {
-        if (!whole) return copy_ragged(tiles, to, start + grain() * GRAIN);
+    BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Vec8<T> (&chunks)[Tile::COPIES]) const {
+        if (!whole) return copy_ragged(tiles, to, start + chunk() * VEC8);
         each([&](int i, unsigned row, const T *, bool) {
-            tiles.template store_vec<GRAIN>(to + matmul_place<V>(row, grain()), grains[i]);
+            tiles.template store_vec<VEC8>(to + matmul_place<V>(row, chunk()), chunks[i]);
         });
     }
 
-    // Element by element, and one grain after the other: rare, and not to take registers.
+    // Element by element, one unit after another: rare, so it should not take registers.
     template <class Tiles> BURRSTONE_DEVICE void copy_ragged(Tiles &tiles, unsigned to, uint32_t at) const {
         BURRSTONE_ROLLED
         for (int row = this->row(), ahead = 0; row < Tile::ROWS; row += Tile::PASS, ahead += Tile::PASS) {
@@ -243,8 +243,8 @@ template <class V> struct MatmulCopies {
             const int of_operand = of_weight ? ahead : ahead - V::n;
             const bool there = of_operand < (of_weight ? weight_rows : x_rows);
             const T *from = (of_weight ? weight : x) + uint64_t(of_operand) * k;
-            const auto grain = there && at < k ? load_grain(from, k, at, false) : Grain<T>{};
-            tiles.template store_vec<GRAIN>(to + matmul_place<V>(row, this->grain()), grain);
+            const auto chunk = there && at < k ? load_vec8(from, k, at, false) : Vec8<T>{};
+            tiles.template store_vec<VEC8>(to + matmul_place<V>(row, this->chunk()), chunk);
         }
     }
 };
@@ -263,14 +263,15 @@ template <class V> struct MatmulFragments {
         const unsigned lane = lane_index();
         const unsigned first_n = Tile::worker_n();
         if constexpr (Tile::BY_ROWS) {
-            // Of the weight each lane takes its own row: four products' rows, eight of which are never in one bank.
+            // Each lane takes its own row of the weight: rows of the four products, of which eight are never in one
+            // bank.
             BURRSTONE_UNROLL
             for (int i = 0; i < Tile::UNITS_N; ++i)
-                deal(a[i], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
+                deal(a[i], tiles.template load_vec<VEC8>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
             BURRSTONE_UNROLL
             for (int j = 0; j < Tile::UNITS_M; ++j) {
                 const unsigned row = V::n + Tile::unit_m(j) + S::b(lane, 0).column;
-                deal(b[j], tiles.template load_vec<GRAIN>(stage + matmul_place<V>(row, step)));
+                deal(b[j], tiles.template load_vec<VEC8>(stage + matmul_place<V>(row, step)));
             }
         } else {
             // Rows 0 to 7 and 8 to 15 of the first eight of k, then of the other eight: the order of the words of a.
@@ -318,8 +319,8 @@ template <class V> struct MatmulFragments {
     }
 };
 
-// Adds a warp's products with the stage at element `stage` of `tiles`, of its first `units` of x. While fragments are
-// multiplied the next ones are loaded, where copies leave registers for them.
+// Multiplies the stage at element `stage` of `tiles` into the accumulators, with the first `units` of x. Fragments are
+// double-buffered where asynchronous copies leave registers for it.
 template <class V, class Tiles>
 BURRSTONE_DEVICE void multiply_stage(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage, int units) {
     using Tile = MatmulTile<V>;

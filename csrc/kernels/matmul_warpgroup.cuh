@@ -1,12 +1,11 @@
-// Products by warpgroups: Hopper's form.
+// Products by wgmma: Hopper's form.
 //
-// A block stays, and takes item after item. One thread brings stages by bulk copies, in the order in which they are
-// multiplied, and runs ahead of the warpgroups that multiply, from item to item: while they store a tile, the first stages
-// of the next one arrive. Each place of the ring of stages has two barriers: copies arrive at `full`, the warps that are
-// done with a stage at `empty`.
+// Blocks are persistent. A producer thread copies stages by TMA in the order in which they are multiplied, and runs
+// ahead of the consumer warpgroups across items: while they store a tile, the first stages of the next one arrive. Each
+// stage of the ring has two mbarriers: copies arrive at `full`, warps that have finished the stage at `empty`.
 //
-// Two blocks of a cluster may be a pair, with tiles side by side. Of the operand that both multiply each brings half of a
-// stage, to both; a stage is free where the warps of both are done with it.
+// In clusters of two, the blocks have adjacent tiles. Each copies half of the shared operand's stage by multicast to
+// both; a stage is free when the warps of both have finished it.
 #ifndef BURRSTONE_KERNELS_MATMUL_WARPGROUP_CUH
 #define BURRSTONE_KERNELS_MATMUL_WARPGROUP_CUH
 
@@ -24,7 +23,7 @@ template <class V> struct MatmulRing {
     Shared<uint32_t, 1> arrived;
 };
 
-// A place in the ring, and how often the ring has come around to it: the parity of `full`'s phase.
+// A stage of the ring, and how often the ring has wrapped: the phase parity of `full`.
 template <class V> struct MatmulPlace {
     uint32_t at = 0, parity = 0;
 
@@ -43,7 +42,7 @@ template <class V, class F> BURRSTONE_DEVICE void each_item(const matmul_args &a
         f(MatmulItem<V>(args, number));
 }
 
-// Brings a stage, as boxes: of what a pair shares this block's half, to both.
+// Copies a stage by TMA: of an operand shared in the cluster this block's half, to both.
 template <class V>
 BURRSTONE_DEVICE void bring_stage(const matmul_args &args, MatmulRing<V> &ring, MatmulPlace<V> place, const MatmulItem<V> &item,
                                   uint32_t stage) {
@@ -67,7 +66,7 @@ BURRSTONE_DEVICE void bring_stage(const matmul_args &args, MatmulRing<V> &ring, 
     }
 }
 
-// Calls f(item, stage, place) for each stage of the block's items, once its place is free.
+// Calls f(item, stage, place) for each stage of the block's items, once its buffer is free.
 template <class V, class F> BURRSTONE_DEVICE void each_free_stage(const matmul_args &args, const MatmulRing<V> &ring, F f) {
     MatmulPlace<V> place;
     each_item<V>(args, [&](const MatmulItem<V> &item) {
@@ -79,13 +78,14 @@ template <class V, class F> BURRSTONE_DEVICE void each_free_stage(const matmul_a
     });
 }
 
-// The warpgroup that copies. Rows of whole grains are one thread's work; ragged ones are copied by all, element by element.
+// The producer warpgroup. One thread copies aligned rows by TMA; unaligned rows are copied by all threads, element by
+// element.
 template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, MatmulRing<V> &ring, bool whole) {
     using Tile = MatmulTile<V>;
     if (!whole) {
         each_free_stage<V>(args, ring, [&](const MatmulItem<V> &item, uint32_t stage, MatmulPlace<V> place) {
             const MatmulCopies<V> copies(args, item);
-            copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.grain() * GRAIN);
+            copies.copy_ragged(ring.tiles, place.element(), stage * Tile::K + copies.chunk() * VEC8);
             fence_async();
             mbarrier_arrive(ring.full.address(place.at));
         });
@@ -96,7 +96,7 @@ template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, Ma
     }
 }
 
-// Starts the products of the thread's warpgroup with a stage. Stages lie as 128-byte swizzles do.
+// Issues the products of the thread's warpgroup with a stage, which has the 128-byte swizzle.
 template <class V>
 BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const MatmulRing<V> &ring, MatmulPlace<V> place, bool accumulate) {
     using T = typename V::dtype;
@@ -114,15 +114,15 @@ BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const MatmulRing<V> &r
     wgmma_commit();
 }
 
-// The thread's warp is done with a stage. `others`: where `empty` of the other block of a pair is, or 0.
+// The thread's warp has finished a stage. `others`: address of `empty` in the cluster's other block, or 0.
 template <class V> BURRSTONE_DEVICE void release_stage(const MatmulRing<V> &ring, MatmulPlace<V> place, uint32_t others) {
     sync_warp();
     if (lane_index() == 0) mbarrier_arrive(ring.empty.address(place.at));
     if (others && lane_index() == 1) mbarrier_arrive_cluster(others + place.at * sizeof(uint64_t));
 }
 
-// The item's tile, from registers. A thread has two rows of the weight, eight apart, for two tokens in each eight: where
-// there are gates, a gate and what it lets through.
+// Stores the item's tile from registers. A thread has two weight rows, eight apart, for two of each eight tokens: with
+// gates, a gate and its up projection.
 template <class V> struct MatmulStore {
     using T = typename V::dtype;
     using Out = typename V::out;
@@ -131,7 +131,7 @@ template <class V> struct MatmulStore {
     // Of out, and whether results are added to what it holds.
     uint32_t columns;
     bool accumulate;
-    // The thread's first row and first token, and how many of the tile's there are from there on.
+    // The thread's first row and first token, and how many of the tile's exist from there on.
     uint64_t row, token;
     int rows, tokens;
     float bias[2] = {0.0f, 0.0f};
@@ -160,7 +160,7 @@ template <class V> struct MatmulStore {
         return from_float<Out>(sums.at(eight * 4 + h * 2 + t) + bias[h]);
     }
 
-    // One by one: of f32 eight lanes fill a sector.
+    // One by one: eight lanes of f32 fill a sector.
     BURRSTONE_DEVICE void singles(Out *out, MatmulSums<V> &sums) const {
         Out *to = out + token * columns + row;
         BURRSTONE_UNROLL
@@ -179,15 +179,15 @@ template <class V> struct MatmulStore {
         }
     }
 
-    // Of 16 bits: the eight lanes that have the same tokens exchange sums until each has four neighbouring rows of one
-    // token, so that four lanes fill a sector; half of one, of codes.
+    // 16 bits: the eight lanes with the same tokens exchange sums until each has four consecutive rows of one token, so
+    // that four lanes fill a sector (half of one for codes).
     BURRSTONE_DEVICE void pieces(const MatmulOut<V> &out, MatmulSums<V> &sums) const {
         const unsigned lane = lane_index() / 4;
         const bool odd = lane % 2 == 1, high = lane / 2 % 2 == 1;
         const int first = high * 8 + int(lane) / 4 * PIECE - int(lane);
         uint64_t to = (token + odd) * columns + row + first;
         const auto there = [&](int eight) { return eight * 8 + odd < tokens && first < rows; };
-        // What results are added to, all of it on its way at once.
+        // Loads what results are added to, all in flight at once.
         vec<Out, PIECE> before[V::m / 8] = {};
         if (accumulate) {
             BURRSTONE_UNROLL
@@ -199,7 +199,7 @@ template <class V> struct MatmulStore {
         };
         BURRSTONE_UNROLL
         for (int eight = 0; eight < V::m / 8; ++eight, to += 8 * uint64_t(columns)) {
-            // Tokens of both rows; one goes to the neighbour, which has the rows beside these.
+            // Tokens of both rows; one goes to the neighbour lane, which has the adjacent rows.
             const vec<Out, 2> a{rounded(sums, eight, 0, 0), rounded(sums, eight, 1, 0)};
             const vec<Out, 2> b{rounded(sums, eight, 0, 1), rounded(sums, eight, 1, 1)};
             const vec<Out, 2> own = odd ? b : a, other = exchange(odd ? a : b, 4);
@@ -216,8 +216,8 @@ template <class V> struct MatmulStore {
         }
     }
 
-    // Gated, one by one: the eight lanes that have the same tokens fill half a sector, all that a warp has of a token;
-    // a quarter, of codes.
+    // Gated, one by one: the eight lanes with the same tokens fill half a sector, all that a warp has of a token (a
+    // quarter for codes).
     BURRSTONE_DEVICE void gates(const MatmulOut<V> &out, MatmulSums<V> &sums, uint32_t activation) const {
         static_assert(BURRSTONE_MATMUL_GATES == 8, "as the fragments are");
         const uint64_t column = row / 16 * 8 + row % 8;
@@ -248,25 +248,25 @@ template <class V> BURRSTONE_DEVICE void store_sums(const matmul_args &args, con
     to.singles(pointer<Out>(args.out), sums);
 }
 
-// The warpgroups that multiply.
+// The consumer warpgroups.
 template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args, MatmulRing<V> &ring) {
     using Tile = MatmulTile<V>;
     MatmulPlace<V> place;
     MatmulSums<V> sums, result;
     const uint32_t others = args.pair ? cluster_address(ring.empty.address(0), cluster_rank() ^ 1) : 0;
     each_item<V>(args, [&](const MatmulItem<V> &item) {
-        // Nothing of it lasts while a tile is stored: that has its registers.
+        // Scoped so that its registers are free while a tile is stored.
         sums.clear();
         result.clear();
         BURRSTONE_ROLLED
-        for (uint32_t first = item.first; first < item.end; first += Tile::SPAN) {
-            const uint32_t end = item.end - first < Tile::SPAN ? item.end : first + Tile::SPAN;
+        for (uint32_t first = item.first; first < item.end; first += Tile::SLICE) {
+            const uint32_t end = item.end - first < Tile::SLICE ? item.end : first + Tile::SLICE;
             MatmulPlace<V> before;
             BURRSTONE_ROLLED
             for (uint32_t stage = first; stage < end; ++stage, place.advance()) {
                 mbarrier_wait(ring.full.address(place.at), place.parity);
                 start_products<V>(sums, ring, place, stage != first);
-                // One stage's products run while the next one's are started.
+                // One stage's products run while the next one's are issued.
                 if (stage != first) {
                     wgmma_wait<1>();
                     release_stage<V>(ring, before, others);
@@ -276,7 +276,7 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
             wgmma_wait<0>(sums.v[0]);
             release_stage<V>(ring, before, others);
             if (args.splits == 1) result.add(sums);
-            else store_partial<V>(args, uint64_t(item.tile) * item.spans + first / Tile::SPAN, sums);
+            else store_partial<V>(args, uint64_t(item.tile) * item.k_slices + first / Tile::SLICE, sums);
         }
         if (args.splits > 1) {
             if (!is_last<V>(args, item.tile, ring.arrived)) return;
@@ -288,10 +288,10 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
 
 template <class V> BURRSTONE_DEVICE void multiply_by_warpgroups(const matmul_args &args, MatmulRing<V> &ring) {
     using Tile = MatmulTile<V>;
-    // Registers that who copies leaves to who multiplies, in blocks that have a multiprocessor for themselves.
+    // Registers that the producer releases to the consumers, in blocks that have an SM to themselves.
     constexpr bool GIVES = Tile::WORKERS > 1;
     constexpr int COPYING = 40, MULTIPLYING = 232;
-    const bool whole = has_grains<typename V::dtype>(args.x | args.weight, args.k);
+    const bool whole = is_vectorizable<typename V::dtype>(args.x | args.weight, args.k);
     if (thread_index() == 0) {
         BURRSTONE_ROLLED
         for (int stage = 0; stage < V::stages; ++stage) {
@@ -310,7 +310,7 @@ template <class V> BURRSTONE_DEVICE void multiply_by_warpgroups(const matmul_arg
         multiply_items<V>(args, ring);
     }
     if (!args.pair) return;
-    // The other block may still bring something, and release what this one has brought.
+    // The other block may still multicast into this one, or release stages that this one filled.
     sync_warp();
     cluster_sync();
 }

@@ -1,4 +1,4 @@
-// Entries of a page table, written. A thread for each.
+// Writes entries of a page table, one thread each.
 #ifndef BURRSTONE_KERNELS_PAGE_TABLE_UPDATE_CU
 #define BURRSTONE_KERNELS_PAGE_TABLE_UPDATE_CU
 
@@ -14,7 +14,7 @@ template <class V> BURRSTONE_DEVICE void page_table_update(const page_table_upda
     if (i >= args.count) return;
     const uint32_t *change = pointer<const uint32_t>(args.changes) + 2 * i;
     const uint32_t entry = load_cached(change), page = load_cached(change + 1);
-    // Entries come from the device, where nobody checked them.
+    // Entries come from the device and are unchecked.
     if (entry < args.entries) store(pointer<uint32_t>(args.table) + entry, page);
 }
 

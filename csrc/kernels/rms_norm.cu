@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm of rows, after an optional addition to the residual stream. One block a row.
+// RMSNorm and LayerNorm of rows, after an optional addition to the residual stream. One block per row.
 #ifndef BURRSTONE_KERNELS_RMS_NORM_CU
 #define BURRSTONE_KERNELS_RMS_NORM_CU
 
@@ -7,7 +7,7 @@
 
 namespace burrstone {
 
-// The values of the axis `norm`: whether a row's mean is taken off.
+// Values of the axis `norm`: whether the row's mean is subtracted.
 struct rms {
     static constexpr bool centred = false;
 };
@@ -37,21 +37,21 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
     typename Walk::template Kept<T> kept;
     typename Walk::Chains sum, squares;
     Walk::each_of_chains(width, [&](uint32_t at, int chain, int k) {
-        Grain<T> x = load_grain(residual, width, at, WHOLE);
+        Vec8<T> x = load_vec8(residual, width, at, WHOLE);
         if (delta) {
-            const Grain<T> d = load_grain(delta, width, at, WHOLE);
-            Grain<float> total;
+            const Vec8<T> d = load_vec8(delta, width, at, WHOLE);
+            Vec8<float> total;
             BURRSTONE_UNROLL
-            for (int e = 0; e < GRAIN; ++e) {
+            for (int e = 0; e < VEC8; ++e) {
                 total.v[e] = to_float(x.v[e]) + to_float(d.v[e]);
-                // What is normed is what the next layer will read.
+                // Normalises the rounded value, which is what the next layer reads.
                 x.v[e] = from_float<T>(total.v[e]);
             }
-            store_grain(residual, width, at, WHOLE, total);
+            store_vec8(residual, width, at, WHOLE, total);
         }
-        if (k >= 0) kept.grains[k] = x;
+        if (k >= 0) kept.vectors[k] = x;
         BURRSTONE_UNROLL
-        for (int e = 0; e < GRAIN; ++e) {
+        for (int e = 0; e < VEC8; ++e) {
             const float v = to_float(x.v[e]);
             if constexpr (CENTRED)
                 sum.v[chain] += v;
@@ -59,18 +59,18 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
                 squares.v[chain] = fma_(v, v, squares.v[chain]);
         }
     });
-    const auto grain = [&](uint32_t at, int k) {
-        return k >= 0 ? kept.grains[k] : load_grain(residual, width, at, WHOLE);
+    const auto vector = [&](uint32_t at, int k) {
+        return k >= 0 ? kept.vectors[k] : load_vec8(residual, width, at, WHOLE);
     };
 
     float mean = 0.0f;
     if constexpr (CENTRED) {
-        // The squares of deviations, not the difference of two large sums.
+        // Squares of deviations, because the difference of two large sums would cancel.
         mean = Walk::reduce(sum, Sum{}, shared.sum) / float(width);
         Walk::each_of_chains(width, [&](uint32_t at, int chain, int k) {
-            const Grain<T> x = grain(at, k);
+            const Vec8<T> x = vector(at, k);
             BURRSTONE_UNROLL
-            for (int e = 0; e < GRAIN; ++e) {
+            for (int e = 0; e < VEC8; ++e) {
                 const float v = WHOLE || at + e < width ? to_float(x.v[e]) - mean : 0.0f;
                 squares.v[chain] = fma_(v, v, squares.v[chain]);
             }
@@ -79,11 +79,11 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
     const float factor = rsqrt_(Walk::reduce(squares, Sum{}, shared.squares) / float(width) + args.eps);
 
     const auto normed = [&](uint32_t at, int k) {
-        const Grain<T> x = grain(at, k), gain = load_grain(weight, width, at, WHOLE);
-        const Grain<T> shift = bias ? load_grain(bias, width, at, WHOLE) : Grain<T>{};
-        Grain<float> y;
+        const Vec8<T> x = vector(at, k), gain = load_vec8(weight, width, at, WHOLE);
+        const Vec8<T> shift = bias ? load_vec8(bias, width, at, WHOLE) : Vec8<T>{};
+        Vec8<float> y;
         BURRSTONE_UNROLL
-        for (int e = 0; e < GRAIN; ++e) {
+        for (int e = 0; e < VEC8; ++e) {
             const float unit = (to_float(x.v[e]) - mean) * factor;
             y.v[e] = fma_(unit, to_float(gain.v[e]) + args.weight_offset, to_float(shift.v[e]));
         }
@@ -95,8 +95,8 @@ template <class V, bool WHOLE> BURRSTONE_DEVICE void norm_row(const rms_norm_arg
 
 template <class V> BURRSTONE_DEVICE void rms_norm(const rms_norm_args &args, rms_norm_shared<V> &shared) {
     using T = typename V::dtype;
-    const bool whole = has_grains<T>(args.residual | args.delta | args.weight | args.bias, args.width) &&
-                       has_grains<typename V::out>(args.out, args.width);
+    const bool whole = is_vectorizable<T>(args.residual | args.delta | args.weight | args.bias, args.width) &&
+                       is_vectorizable<typename V::out>(args.out, args.width);
     if (whole)
         norm_row<V, true>(args, shared);
     else

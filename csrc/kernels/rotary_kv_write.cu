@@ -1,5 +1,5 @@
-// Queries and keys: norm of each head, rotation; keys and values: to their slots in the paged cache. A group of lanes
-// has one head, and no block-wide barrier is needed.
+// Queries and keys: optional head norm and rotary embedding; keys and values: written to their slots in the paged
+// cache. A group of lanes handles a head, so no block-wide barrier is needed.
 #ifndef BURRSTONE_KERNELS_ROTARY_KV_WRITE_CU
 #define BURRSTONE_KERNELS_ROTARY_KV_WRITE_CU
 
@@ -10,32 +10,32 @@ namespace burrstone {
 
 template <class V> struct rotary_kv_write_shared {};
 
-// What a lane handles at a time: a grain of the first half of what turns with its partners in the second; or, behind
-// what turns, a grain alone, and zeros.
+// What a lane handles at a time: eight elements of the first rotated half with their partners in the second; or, beyond
+// the rotated part, eight elements alone.
 template <class T> struct HeadUnit {
-    Grain<T> low;
-    Grain<T> high;
+    Vec8<T> low;
+    Vec8<T> high;
 };
 
-// How a head falls into units.
+// How a head is divided into units.
 struct HeadShape {
-    // Elements that turn with a partner each, and those that do not turn.
+    // Rotated pairs, and elements that are not rotated.
     unsigned half, rest;
     unsigned pairs;
     bool whole;
 
     BURRSTONE_DEVICE HeadShape(unsigned half, unsigned dim, bool whole)
-        : half(half), rest(dim - 2 * half), pairs((half + GRAIN - 1) / GRAIN), whole(whole) {}
-    BURRSTONE_DEVICE unsigned units() const { return pairs + (rest + GRAIN - 1) / GRAIN; }
+        : half(half), rest(dim - 2 * half), pairs((half + VEC8 - 1) / VEC8), whole(whole) {}
+    BURRSTONE_DEVICE unsigned units() const { return pairs + (rest + VEC8 - 1) / VEC8; }
 };
 
 template <class T> BURRSTONE_DEVICE HeadUnit<T> load_unit(const HeadShape &shape, const T *head, unsigned u, Site site = here()) {
     HeadUnit<T> x = {};
     if (u < shape.pairs) {
-        x.low = load_grain(head, shape.half, u * GRAIN, shape.whole, site);
-        x.high = load_grain(head + shape.half, shape.half, u * GRAIN, shape.whole, site);
+        x.low = load_vec8(head, shape.half, u * VEC8, shape.whole, site);
+        x.high = load_vec8(head + shape.half, shape.half, u * VEC8, shape.whole, site);
     } else {
-        x.low = load_grain(head + 2 * shape.half, shape.rest, (u - shape.pairs) * GRAIN, shape.whole, site);
+        x.low = load_vec8(head + 2 * shape.half, shape.rest, (u - shape.pairs) * VEC8, shape.whole, site);
     }
     return x;
 }
@@ -43,24 +43,24 @@ template <class T> BURRSTONE_DEVICE HeadUnit<T> load_unit(const HeadShape &shape
 template <class T>
 BURRSTONE_DEVICE void store_unit(const HeadShape &shape, T *head, unsigned u, HeadUnit<float> y, Site site = here()) {
     if (u < shape.pairs) {
-        store_grain(head, shape.half, u * GRAIN, shape.whole, y.low, site);
-        store_grain(head + shape.half, shape.half, u * GRAIN, shape.whole, y.high, site);
+        store_vec8(head, shape.half, u * VEC8, shape.whole, y.low, site);
+        store_vec8(head + shape.half, shape.half, u * VEC8, shape.whole, y.high, site);
     } else {
-        store_grain(head + 2 * shape.half, shape.rest, (u - shape.pairs) * GRAIN, shape.whole, y.low, site);
+        store_vec8(head + 2 * shape.half, shape.rest, (u - shape.pairs) * VEC8, shape.whole, y.low, site);
     }
 }
 
-// The sum over a head has one order, like that over a row: unit u belongs to chain u % HEAD_CHAINS.
+// The sum over a head has a fixed order, as over a row: unit u belongs to chain u % HEAD_CHAINS.
 constexpr int HEAD_CHAINS = 16;
 
-// How a cache of eight bits is scaled: floats by one number for a layer, integers by one for each head of each token.
+// Scales of an 8-bit cache: floats have one per layer, integers one per head of each token.
 template <class T> constexpr bool SCALED_BY_LAYER = false;
 template <> constexpr bool SCALED_BY_LAYER<e4m3> = true;
 template <> constexpr bool SCALED_BY_LAYER<e5m2> = true;
 template <class T> constexpr bool SCALED_BY_ENTRY = false;
 template <> constexpr bool SCALED_BY_ENTRY<i8> = true;
 
-// Blocks [tokens, groups of heads]: queries' heads, then keys', then values'.
+// Grid [tokens, groups of heads]: query heads, then key heads, then value heads.
 template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_args &args, rotary_kv_write_shared<V> &) {
     using T = typename V::dtype;
     using Cache = typename V::cache;
@@ -75,12 +75,12 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
     const bool query = head < args.heads, value = head >= args.heads + args.kv_heads;
     const uint32_t slot = load_cached(pointer<const uint32_t>(args.slots) + token);
     const uint32_t row = load_cached(pointer<const uint32_t>(args.rope_rows) + token);
-    // Slots and rows come from the device, where nobody checked them; BURRSTONE_NO_SLOT is none.
+    // Slots and rows come from the device and are unchecked; BURRSTONE_NO_SLOT means none.
     const bool absent = head >= heads || slot >= args.slot_count || (args.rotary_dim && row >= args.table_rows + args.rows);
 
-    const bool whole = (args.rotary_dim / 2) % GRAIN == 0 && has_grains<float>(args.rope_table | args.rope, d) &&
-                       has_grains<T>(args.qkv | args.query | args.query_gain | args.key_gain, d) &&
-                       has_grains<Cache>(args.keys | args.values, d);
+    const bool whole = (args.rotary_dim / 2) % VEC8 == 0 && is_vectorizable<float>(args.rope_table | args.rope, d) &&
+                       is_vectorizable<T>(args.qkv | args.query | args.query_gain | args.key_gain, d) &&
+                       is_vectorizable<Cache>(args.keys | args.values, d);
     const HeadShape shape(value ? 0 : args.rotary_dim / 2, d, whole);
     const unsigned units = absent ? 0 : shape.units();
 
@@ -88,7 +88,7 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
     const device_ptr gain = query ? args.query_gain : value ? 0 : args.key_gain;
 
     float norm = 1.0f;
-    // The same for all groups of a warp: they meet in the reduction.
+    // Uniform in a warp, because its groups meet in the reduction.
     if (args.query_gain || args.key_gain) {
         float squares[OWN_CHAINS] = {};
         for (unsigned first = lane; first < units; first += HEAD_CHAINS) {
@@ -97,7 +97,7 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
                 if (first + c * LANES >= units) break;
                 const HeadUnit<T> v = load_unit(shape, x, first + c * LANES);
                 BURRSTONE_UNROLL
-                for (int e = 0; e < GRAIN; ++e) {
+                for (int e = 0; e < VEC8; ++e) {
                     const float low = to_float(v.low.v[e]), high = to_float(v.high.v[e]);
                     squares[c] = fma_(high, high, fma_(low, low, squares[c]));
                 }
@@ -119,20 +119,20 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
         const HeadUnit<T> raw = load_unit(shape, x, u);
         HeadUnit<float> y;
         BURRSTONE_UNROLL
-        for (int e = 0; e < GRAIN; ++e) y.low.v[e] = to_float(raw.low.v[e]), y.high.v[e] = to_float(raw.high.v[e]);
+        for (int e = 0; e < VEC8; ++e) y.low.v[e] = to_float(raw.low.v[e]), y.high.v[e] = to_float(raw.high.v[e]);
         if (gain) {
             const HeadUnit<T> g = load_unit(shape, pointer<const T>(gain), u);
             BURRSTONE_UNROLL
-            for (int e = 0; e < GRAIN; ++e) {
+            for (int e = 0; e < VEC8; ++e) {
                 y.low.v[e] *= norm * (to_float(g.low.v[e]) + args.gain_offset);
                 y.high.v[e] *= norm * (to_float(g.high.v[e]) + args.gain_offset);
             }
         }
         if (u < shape.pairs) {
-            const Grain<float> cosine = load_grain(cosines, shape.half, u * GRAIN, whole);
-            const Grain<float> sine = load_grain(cosines + shape.half, shape.half, u * GRAIN, whole);
+            const Vec8<float> cosine = load_vec8(cosines, shape.half, u * VEC8, whole);
+            const Vec8<float> sine = load_vec8(cosines + shape.half, shape.half, u * VEC8, whole);
             BURRSTONE_UNROLL
-            for (int e = 0; e < GRAIN; ++e) {
+            for (int e = 0; e < VEC8; ++e) {
                 const float low = y.low.v[e], high = y.high.v[e];
                 y.low.v[e] = fma_(low, cosine.v[e], -(high * sine.v[e]));
                 y.high.v[e] = fma_(high, cosine.v[e], low * sine.v[e]);
@@ -151,7 +151,7 @@ template <class V> BURRSTONE_DEVICE void rotary_kv_write(const rotary_kv_write_a
         for (unsigned u = lane; u < units && !query; u += LANES) {
             const HeadUnit<float> y = turned(u);
             BURRSTONE_UNROLL
-            for (int e = 0; e < GRAIN; ++e) largest = max_(largest, max_(abs_(y.low.v[e]), abs_(y.high.v[e])));
+            for (int e = 0; e < VEC8; ++e) largest = max_(largest, max_(abs_(y.low.v[e]), abs_(y.high.v[e])));
         }
         largest = reduce_max<V::lanes>(largest);
         factor = quantizer<Cache>(largest);

@@ -1,8 +1,8 @@
-// Chooses the next token of each row of logits. One block a row.
+// Chooses the next token of each row of logits. One block per row.
 //
-// Nothing is sorted: a filter's cut is found digit by digit, from histograms over the bits of the weights, which order
-// as the weights do, and so is the draw, over the bits of the ids. Weights are summed as integers: the choice is the
-// same for every number of threads and in every run.
+// Nothing is sorted: a filter's threshold is found digit by digit from histograms over the bits of the weights, whose
+// order is that of the weights; the draw uses the bits of the ids likewise. Weights are summed as integers, so the
+// choice is the same for every number of threads and in every run.
 #ifndef BURRSTONE_KERNELS_SAMPLE_CU
 #define BURRSTONE_KERNELS_SAMPLE_CU
 
@@ -11,7 +11,7 @@
 
 namespace burrstone {
 
-// Enough for the leading 11 bits of a weight from 0 to 1, the others coming in 10 and 9; and for pieces of 512 ids of
+// Enough for the leading 11 bits of a weight from 0 to 1 (the others follow in 10 and 9), and for pieces of 512 ids of
 // the largest vocabulary.
 constexpr uint32_t SAMPLE_BINS = 2048;
 
@@ -89,7 +89,7 @@ template <class V> class Sampler {
     }
 
   private:
-    // Penalties, then biases, then the mask, in place. Everyone has read the logits: their sum is known.
+    // Penalties, biases and mask, in this order, in place. All threads have read the logits by now: their sum is known.
     BURRSTONE_DEVICE void adjust() {
         sample_seen *seen = reinterpret_cast<sample_seen *>(lists + row.seen);
         for (uint32_t i = thread_index(); i < row.seen_len; i += THREADS) {
@@ -97,7 +97,7 @@ template <class V> class Sampler {
             const uint32_t generated = load(&seen[i].generated);
             const float logit = load(at), rate = row.repetition_penalty;
             store(&seen[i].logit, logit);
-            // As on the CPU, to the bit: no product is fused with a difference.
+            // No contraction to FMA, so that the bits equal the CPU's.
             const float scaled = logit > 0.0f ? logit / rate : mul_(logit, rate);
             const float presence = generated > 0 ? row.presence_penalty : 0.0f;
             store(at, min_(scaled - mul_(row.frequency_penalty, float(generated)) - presence, MAX));
@@ -162,8 +162,8 @@ template <class V> class Sampler {
         });
     }
 
-    // Where top-k, top-p and min-p, in this order, cut. Tokens as likely as the k-th stay with it; where top-p cuts
-    // among equals, the lower ids stay.
+    // The thresholds of top-k, top-p and min-p, in this order. Tokens as likely as the k-th are kept; where top-p cuts
+    // among equals, lower ids are kept.
     BURRSTONE_DEVICE Floor filtered() {
         Floor floor{bit_cast<uint32_t>(MIN_NORMAL), NO_COLUMN};
         const auto weights = [this](float logit) { return weight(logit); };
@@ -192,7 +192,7 @@ template <class V> class Sampler {
         return floor;
     }
 
-    // What is nearest to the mean surprise, of what the floor keeps.
+    // Typical-p: the tokens nearest to the mean surprise, of those that the filters above keep.
     BURRSTONE_DEVICE Typical typical_of(Floor floor) {
         // All weights, and their products with minus their logarithms, which are at most 1/e.
         u64 total = 0, moment = 0;
@@ -202,7 +202,7 @@ template <class V> class Sampler {
             total += mass(bits);
             moment += fixed_point(-mul_(bit_cast<float>(bits), log_weight(logit)));
         });
-        // The sums of the softmax have been read.
+        // All threads have read the sums of the softmax.
         sync_block();
         total = reduce_sum_block(total, shared.logits.sum);
         sync_block();
@@ -272,7 +272,7 @@ template <class V> class Sampler {
     }
 
     BURRSTONE_DEVICE void clear() {
-        // Nobody reads the bins any more: the last pick ended with a barrier.
+        // The last pick ended with a barrier, so the bins are free.
         for (uint32_t i = thread_index(); i < SAMPLE_BINS; i += THREADS) shared.bins.store(i, 0);
         sync_block();
     }

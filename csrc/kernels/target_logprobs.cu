@@ -1,4 +1,4 @@
-// Log-probabilities of given tokens. One block a row.
+// Log-probabilities of given tokens. One block per row.
 #ifndef BURRSTONE_KERNELS_TARGET_LOGPROBS_CU
 #define BURRSTONE_KERNELS_TARGET_LOGPROBS_CU
 

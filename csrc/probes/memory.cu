@@ -1,5 +1,6 @@
 // out[t] = a[t] of `bytes` a thread, read in three ways and passed through shared memory. Then, in words: what the atomics
-// of thread t found (global add, shared add), and what all of them left (global add and max, shared add and max).
+// of thread t found (global add, shared add), what all of them left (global add and max, shared add and max), and what the
+// threads found by ordered adds to a third word of b.
 #ifndef BURRSTONE_PROBES_MEMORY_CU
 #define BURRSTONE_PROBES_MEMORY_CU
 
@@ -34,6 +35,7 @@ template <class V> BURRSTONE_DEVICE void memory(const memory_args &args, memory_
     store(words + t, atomic_add(pointer<uint32_t>(args.b), 1u));
     store(words + V::threads + t, shared.sum.atomic_add(0, 2u));
     int32_t mine = int32_t(t * 37 % 128) - 200;
+    store(words + 2 * V::threads + 4 + t, atomic_add_ordered(pointer<uint32_t>(args.b) + 2, 3u));
     atomic_max(pointer<int32_t>(args.b) + 1, mine);
     shared.most.atomic_max(0, mine);
     fence_global();

@@ -8,7 +8,7 @@ use super::constraint::ConstraintArgs;
 use super::output;
 use super::values::{self, KvPrecision, OnPreemption, Precision, Scaling};
 
-/// Which model, and how it runs.
+/// Which model to load and how to run it.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
@@ -16,11 +16,11 @@ pub struct ModelArgs {
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
 
-    /// auto, cpu, cuda, cuda:N or sim (the CUDA kernels, on the CPU)
+    /// auto, cpu, cuda, cuda:N or sim (the CUDA kernels in the simulator)
     #[arg(long, default_value = "auto", value_parser = device)]
     pub device: Device,
 
-    /// Architecture that the simulator stands in for: sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a
+    /// Architecture that the simulator emulates: sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a
     #[arg(long, value_name = "ARCH", default_value = "sm_80", value_parser = values::arch)]
     pub sim_arch: u32,
 
@@ -28,7 +28,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
     pub threads: Option<usize>,
 
-    /// Precision of the activations, and on a GPU of the weights, which on the CPU stay as they are stored
+    /// Precision of activations; on a GPU of weights too, which on the CPU stay as stored
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
 
@@ -36,11 +36,11 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value_t = KvPrecision::Auto)]
     pub kv_dtype: KvPrecision,
 
-    /// Tokens that a sequence may hold [default: what the model and the memory allow]
+    /// Longest sequence in tokens [default: what the model and the memory allow]
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
     pub context: Option<usize>,
 
-    /// Which sequences are stretched, of a model whose configuration asks for YaRN
+    /// When to apply YaRN scaling, for models whose configuration asks for it
     #[arg(long, value_enum, default_value_t = Scaling::Always)]
     pub rope_scaling: Scaling,
 
@@ -48,15 +48,15 @@ pub struct ModelArgs {
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     pub memory: Option<u64>,
 
-    /// Bytes of the KV cache [default: what all sequences fill, or half of the free memory]
+    /// Bytes of the KV cache [default: enough for all sequences at full length, or half of the free memory]
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     pub kv_memory: Option<u64>,
 
-    /// Bytes of the host's memory for what the KV cache gives up
+    /// Host memory for KV blocks that are evicted from the cache, in bytes
     #[arg(long, value_name = "SIZE", value_parser = values::bytes)]
     pub host_kv_memory: Option<u64>,
 
-    /// How a sequence that had to give its place up gets back what it had [default: auto]
+    /// How to resume a preempted sequence [default: auto]
     #[arg(long, value_name = "HOW", value_enum)]
     pub preemption: Option<OnPreemption>,
 
@@ -64,23 +64,23 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
     pub kv_tokens: Option<usize>,
 
-    /// Sequences that run at a time [default: 64 on the CPU, 256 on a GPU, 4 on the simulator]
-    #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
+    /// Sequences that run at once [default: 64 on the CPU, 256 on a GPU, 4 on the simulator]
+    #[arg(long, value_name = "N", value_parser = values::bounded, allow_negative_numbers = true)]
     pub max_sequences: Option<usize>,
 
-    /// Tokens of one step: more make prompts faster, and tokens slower while there are prompts [default: 512]
-    #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
+    /// Tokens per step: more makes prefill faster, and decoding slower while prompts are prefilled [default: 512]
+    #[arg(long, value_name = "TOKENS", value_parser = values::bounded, allow_negative_numbers = true)]
     pub step_tokens: Option<usize>,
 
-    /// Read every weight first, and refuse NaN and infinities
+    /// Read every weight first and refuse NaN and infinities
     #[arg(long)]
     pub check: bool,
 
-    /// Take hub models from the local cache only
+    /// Use hub models from the local cache only
     #[arg(long)]
     pub offline: bool,
 
-    /// No progress, notes or timings on standard error
+    /// Print no progress, notes or timings on standard error
     #[arg(long, short)]
     pub quiet: bool,
 }
@@ -143,7 +143,7 @@ impl ModelArgs {
     }
 }
 
-/// How tokens are chosen, and when to stop.
+/// How tokens are sampled, and when to stop.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
@@ -163,29 +163,29 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", value_parser = values::min_p, allow_negative_numbers = true)]
     min_p: Option<f32>,
 
-    /// Keep the smallest set of tokens that reaches this probability, in (0, 1], of those whose surprise is nearest to
-    /// what is to be expected [default: the checkpoint's]
+    /// Keep the smallest set of tokens that reaches this probability, in (0, 1], nearest to the expected surprise first
+    /// [default: the checkpoint's]
     #[arg(long, value_name = "P", value_parser = values::share, allow_negative_numbers = true)]
     typical_p: Option<f32>,
 
-    /// Make tokens that occurred before less likely; 1 does nothing [default: the checkpoint's]
+    /// Divide the logits of earlier tokens by this (multiply if negative); 1 is off [default: the checkpoint's]
     #[arg(long, value_name = "R", value_parser = values::penalty, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
-    /// Subtract this from the logit of every token that was generated, from -2 to 2
+    /// Subtract this from the logit of every generated token once, from -2 to 2
     #[arg(long, value_name = "P", value_parser = values::subtracted, default_value_t = 0.0, allow_negative_numbers = true)]
     presence_penalty: f32,
 
-    /// Subtract this from a token's logit as often as it was generated, from -2 to 2
+    /// Subtract this from a token's logit for each time it was generated, from -2 to 2
     #[arg(long, value_name = "P", value_parser = values::subtracted, default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f32,
 
-    /// Let no stretch of so many tokens come twice; 0 lets all [default: the checkpoint's]
+    /// Never repeat an n-gram of this many tokens; 0 is off [default: the checkpoint's]
     #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
     no_repeat_ngram_size: Option<usize>,
 
-    /// DRY: make it less likely to go on with what is being repeated. A token that would extend a repeated stretch of n
-    /// tokens loses MULTIPLIER * BASE ^ (n - LENGTH) from its logit; 0 does nothing
+    /// DRY: a token that would extend a repeated sequence of n tokens loses MULTIPLIER * BASE ^ (n - LENGTH) from its
+    /// logit; 0 is off
     #[arg(long, value_name = "MULTIPLIER", value_parser = values::amount, allow_negative_numbers = true)]
     dry_multiplier: Option<f32>,
 
@@ -194,16 +194,16 @@ pub struct SamplingArgs {
     #[arg(allow_negative_numbers = true)]
     dry_base: Option<f32>,
 
-    /// Stretches of fewer tokens than this LENGTH may be repeated freely [default: 2]
+    /// LENGTH of DRY: shorter sequences may be repeated freely [default: 2]
     #[arg(long, value_name = "LENGTH", value_parser = values::positive, requires = "dry_multiplier")]
     #[arg(allow_negative_numbers = true)]
     dry_allowed_length: Option<usize>,
 
-    /// No stretch reaches over a token with this text; may be given several times [default: line end, :, ", *]
+    /// DRY: repeated sequences end at tokens with this text; may be given several times [default: line end, :, ", *]
     #[arg(long, value_name = "TEXT", value_parser = values::text, requires = "dry_multiplier")]
     dry_sequence_breaker: Vec<String>,
 
-    /// Do not write this; may be given several times
+    /// Never write this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     bad_word: Vec<String>,
 
@@ -211,39 +211,43 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "TOKEN=BIAS", value_parser = values::bias)]
     logit_bias: Vec<(u32, f32)>,
 
-    /// The same seed draws the same tokens [default: a new one each time]
+    /// Seed of the random draws [default: a new one each time]
     #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
 
-    /// End before this text; may be given several times
+    /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     stop: Vec<String>,
 
-    /// End where the last tokens are a pattern of up to so many tokens, --repetition-min-count times over
+    /// Stop at this token id; may be given several times
+    #[arg(long, value_name = "ID", visible_alias = "stop-token-id", value_parser = values::token)]
+    #[arg(allow_negative_numbers = true)]
+    stop_token: Vec<u32>,
+
+    /// Stop when the last tokens repeat a pattern of up to this many tokens --repetition-min-count times
     #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_min_count")]
     #[arg(allow_negative_numbers = true)]
     repetition_max_pattern_size: Option<usize>,
 
-    /// Tokens of the shortest such pattern [default: 1]
+    /// Shortest pattern in tokens [default: 1]
     #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_max_pattern_size")]
     #[arg(allow_negative_numbers = true)]
     repetition_min_pattern_size: Option<usize>,
 
-    /// How often such a pattern comes; at least 2
+    /// Repetitions of the pattern that stop the generation; at least 2
     #[arg(long, value_name = "N", value_parser = values::positive, requires = "repetition_max_pattern_size")]
     #[arg(allow_negative_numbers = true)]
     repetition_min_count: Option<usize>,
 
-    /// Go on past the model's end tokens
+    /// Continue past the model's end tokens
     #[arg(long)]
     ignore_eos: bool,
 
-    /// Classifier-free guidance: 1 does nothing, more keeps further away from what --negative-prompt would be continued
-    /// with
+    /// Classifier-free guidance: 1 is off, more steers further away from --negative-prompt
     #[arg(long, value_name = "SCALE", value_parser = values::amount, allow_negative_numbers = true)]
     guidance_scale: Option<f32>,
 
-    /// What guidance keeps away from [default: the prompt's last token]
+    /// Prompt that guidance steers away from [default: the prompt's last token]
     #[arg(long, value_name = "TEXT", value_parser = values::text, requires = "guidance_scale")]
     negative_prompt: Option<String>,
 
@@ -252,7 +256,7 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// The request with what is said here, files read.
+    /// Applies these options to a request; reads files.
     pub fn apply(&self, request: Request) -> Result<Request> {
         Ok(Request {
             sampling: Sampling {
@@ -271,6 +275,7 @@ impl SamplingArgs {
                 seed: self.seed,
             },
             stop: self.stop.clone(),
+            stop_token_ids: self.stop_token.clone(),
             repetition_detection: self.repetition_detection(),
             constraint: self.constraint.read()?,
             guidance: self

@@ -10,7 +10,7 @@ pub mod workload;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-/// Measure how fast a model runs here, and how far that is from what the machine can do
+/// Measure how fast a model runs here, and how close that is to the machine's limits
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone bench latency --model ./Qwen3-0.6B

@@ -23,7 +23,7 @@ const HELP: &str = "\
 /help           this list
 A line that ends in \\ goes on in the next. Ctrl-C stops an answer.";
 
-/// Talk with a model, by its own chat template
+/// Talk with a model, using its own chat template
 #[derive(Args)]
 #[command(after_help = "In the session:
   /reset, /system TEXT, /exit, /help; a line that ends in \\ goes on in the next; Ctrl-C stops an answer, Ctrl-D leaves.
@@ -40,11 +40,11 @@ pub struct Chat {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    /// A Jinja template in place of the model's own
+    /// Use this Jinja template instead of the model's own
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
 
-    /// Tokens of an answer at most [default: up to the end of the context]
+    /// Longest answer in tokens [default: up to the end of the context]
     #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
     max_tokens: Option<usize>,
 
@@ -173,7 +173,7 @@ impl Lines {
         matches!(self, Self::Terminal(_))
     }
 
-    /// The next line, continued ones joined; `None` at the end. Ctrl-C at the prompt forgets what was typed.
+    /// The next line, with continued lines joined; `None` at the end. Ctrl-C at the prompt discards the input.
     fn next(&mut self) -> Result<Option<String>> {
         let mut whole = String::new();
         loop {

@@ -10,7 +10,7 @@ use super::exit::bad_input;
 use super::prompt::read_file;
 use super::values;
 
-/// One of these, or none.
+/// At most one constraint.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Constraint")]
 #[group(multiple = false)]
@@ -19,19 +19,19 @@ pub struct ConstraintArgs {
     #[arg(long)]
     json_object: bool,
 
-    /// Write JSON that a schema in a file describes; - is standard input
+    /// Write JSON that matches the schema in a file; - is standard input
     #[arg(long, value_name = "FILE")]
     json_schema: Option<PathBuf>,
 
-    /// Write a text that a regular expression matches, as a whole
+    /// Write a text that matches a regular expression as a whole
     #[arg(long, value_name = "PATTERN")]
     regex: Option<String>,
 
-    /// Write a text of a Lark grammar in a file; - is standard input
+    /// Write a text of the Lark grammar in a file; - is standard input
     #[arg(long, value_name = "FILE")]
     grammar: Option<PathBuf>,
 
-    /// Write this text, or one of several that are given like this
+    /// Write this text, or one of several given this way
     #[arg(long, value_name = "TEXT", value_parser = values::text)]
     choice: Vec<String>,
 }

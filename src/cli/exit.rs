@@ -12,7 +12,7 @@ const FAILURE: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
-/// Ends the program as Ctrl-C does: without a message.
+/// Ends the program as after Ctrl-C: without a message.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -24,13 +24,25 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Input that is at fault, in words of the command line.
+/// Ends the program with the exit code of bad input; [`report`] has printed the message.
+#[derive(Debug)]
+pub struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("bad input, as reported")
+    }
+}
+
+impl std::error::Error for Reported {}
+
+/// Bad input, in terms of the command line.
 pub fn bad_input(field: &str, expected: impl fmt::Display, found: impl fmt::Display) -> anyhow::Error {
     burrstone::Error::Request { field: field.to_owned(), expected: expected.to_string(), found: found.to_string() }
         .into()
 }
 
-/// Runs a command to its exit code. A panic, which is a defect of this program, ends like any other failure.
+/// Runs a command and returns its exit code. A panic is a defect, and ends like any other failure.
 pub fn run(command: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let payload = info.payload();
@@ -53,16 +65,24 @@ fn end(error: &anyhow::Error) -> ExitCode {
     if error.is::<Interrupted>() {
         return ExitCode::from(INTERRUPTED);
     }
+    if error.is::<Reported>() {
+        return ExitCode::from(BAD_INPUT);
+    }
     // The reader of our output has had enough (`| head`).
     if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    say(&message(error));
+    report(error);
     let input = error.downcast_ref::<burrstone::Error>().is_some_and(burrstone::Error::is_input);
     ExitCode::from(if input { BAD_INPUT } else { FAILURE })
 }
 
-/// What an error says, on one line.
+/// Writes an error to standard error, on one line.
+pub fn report(error: &anyhow::Error) {
+    say(&message(error));
+}
+
+/// An error on one line.
 pub fn message(error: &anyhow::Error) -> String {
     let text = match error.downcast_ref::<burrstone::Error>() {
         // It says its cause itself.

@@ -14,7 +14,7 @@ use super::values;
 
 const MAX_TOKENS: usize = 256;
 
-/// Continue a text, as a stream on standard output
+/// Continue a text, and stream it to standard output
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone generate
@@ -28,15 +28,13 @@ pub struct Generate {
     #[command(flatten)]
     prompt: PromptArgs,
 
-    /// Tokens to generate at most; the end of the context is a limit too
-    #[arg(long, value_name = "N", default_value_t = MAX_TOKENS, value_parser = values::positive)]
-    #[arg(allow_negative_numbers = true)]
-    max_tokens: usize,
+    /// Most tokens to generate; the context is a limit too [default: the checkpoint's, or 256]
+    #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
+    max_tokens: Option<usize>,
 
-    /// Until so many tokens are generated, the model's end tokens are not chosen
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = values::count, hide_default_value = true)]
-    #[arg(allow_negative_numbers = true)]
-    min_tokens: usize,
+    /// Generate at least this many tokens: end tokens are not chosen before [default: the checkpoint's]
+    #[arg(long, value_name = "N", value_parser = values::count, allow_negative_numbers = true)]
+    min_tokens: Option<usize>,
 
     /// Print one JSON object at the end: text, token_ids and logprobs of the generated tokens, finish_reason, usage,
     /// timings. Without a tokenizer, text is "" (and the plain output is token ids with commas between them)
@@ -77,9 +75,12 @@ impl Generate {
     pub fn run(self) -> Result<()> {
         let interrupt = Interrupt::install()?;
         let prompt = self.prompt.resolve(self.model.model.is_none(), self.model.quiet)?;
-        let request = Request { prompt, ..Request::text("") }.max_tokens(self.max_tokens).min_tokens(self.min_tokens);
-        let request = self.sampling.apply(request)?;
+        let request = Request { prompt, min_tokens: self.min_tokens, ..Request::text("") };
+        let mut request = self.sampling.apply(request)?;
         let engine = self.model.load()?;
+        let defaults = engine.generation_config();
+        let is_limited = defaults.max_new_tokens.is_some() || defaults.max_length.is_some();
+        request.max_tokens = self.max_tokens.or((!is_limited).then_some(MAX_TOKENS));
         let mut generation = engine.generate(request)?;
         let mut printer = Printer::new(&engine, self.json);
 

@@ -11,7 +11,7 @@ use clap::Args;
 use super::output;
 use super::values;
 
-/// What is in a checkpoint, from its configuration and the headers of its files; no weight is read
+/// Show what is in a checkpoint, from its configuration and file headers; weights are not read
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone inspect
@@ -22,7 +22,7 @@ pub struct Inspect {
     /// A folder in Hugging Face format, or a hub id [default: the built-in model]
     model: Option<String>,
 
-    /// How many tokens fit in this much memory beside the weights: 8GiB, 500MB
+    /// Show how many tokens of KV cache fit in this much memory beside the weights: 8GiB, 500MB
     #[arg(long, value_name = "SIZE", value_parser = values::bytes, allow_negative_numbers = true)]
     memory: Option<u64>,
 
@@ -30,7 +30,7 @@ pub struct Inspect {
     #[arg(long)]
     tensors: bool,
 
-    /// Take a hub model from the local cache only
+    /// Use a hub model from the local cache only
     #[arg(long)]
     offline: bool,
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-/// What Ctrl-C does: end the program at once, or be noted while there is something to finish. A second Ctrl-C ends the
-/// program in any case.
+/// Ctrl-C handling: end the program at once, or note it while there is something to finish. A second Ctrl-C always ends
+/// the program.
 pub struct Interrupt {
     noted: Arc<AtomicBool>,
 }

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Runs large language models: loads a checkpoint in Hugging Face format as it is, and streams what it says.
+/// Runs large language models: loads Hugging Face checkpoints and generates text.
 #[derive(Parser)]
 #[command(name = "burrstone", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Examples:

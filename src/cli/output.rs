@@ -13,7 +13,7 @@ use burrstone::{KvLimit, LoadReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-/// Writes to standard output, at once.
+/// Writes to standard output and flushes.
 pub fn print(text: impl AsRef<[u8]>) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_ref())?;
@@ -34,7 +34,7 @@ pub fn note(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Shows on standard error, if that is a terminal, that `what` is under way, until dropped.
+/// Shows `what` as in progress on standard error, if that is a terminal, until dropped.
 pub fn working(what: String, quiet: bool) -> impl Drop {
     Working((!quiet && io::stderr().is_terminal()).then(|| {
         let bar = ProgressBar::new_spinner().with_message(what);
@@ -44,7 +44,7 @@ pub fn working(what: String, quiet: bool) -> impl Drop {
     }))
 }
 
-/// How many of all are done, on standard error if that is a terminal, until dropped.
+/// A progress bar on standard error, if that is a terminal, until dropped.
 pub struct Bar(Option<ProgressBar>);
 
 pub fn bar(total: u64, done: u64, quiet: bool) -> Bar {
@@ -74,7 +74,7 @@ impl Drop for Bar {
     }
 }
 
-/// Bars for downloads, on standard error if that is a terminal.
+/// Progress bars of downloads, on standard error if that is a terminal.
 pub struct Downloads {
     bar: Option<ProgressBar>,
     quiet: bool,
@@ -130,7 +130,7 @@ impl Drop for Working {
     }
 }
 
-/// Where memory goes, and why so much; and for how many sequences that is.
+/// The memory table: where memory goes, why, and how many sequences that is for.
 pub fn memory_table(report: &LoadReport) {
     let LoadReport { step_tokens, max_sequences, context, kv_tokens, kv_shape, .. } = *report;
     let kv = match report.kv_limit {
@@ -165,7 +165,7 @@ pub fn memory_table(report: &LoadReport) {
     ));
 }
 
-/// What the cache being too small has cost, if it was.
+/// What preemption cost, if there was any.
 pub fn preemptions(report: &LoadReport, stats: &Stats) {
     let block = (report.kv_shape.page_size * report.kv_shape.bytes_per_token()) as u64;
     if stats.preemptions > 0 || stats.stored_blocks > 0 {

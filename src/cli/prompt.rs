@@ -14,24 +14,24 @@ use super::exit::bad_input;
 use super::output;
 use super::values::TokenIds;
 
-/// What the built-in model continues when nobody says otherwise.
+/// The built-in model's default prompt.
 const DEFAULT: &str = "In the beginning";
 
-/// How long a pipe may be silent before [`DEFAULT`] is taken.
+/// How long to wait for a silent pipe before using [`DEFAULT`].
 const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Args, Debug)]
 #[group(multiple = false)]
 pub struct PromptArgs {
-    /// Text to continue [default: what is piped in, without its last line end; else, with the built-in model, "In the
-    /// beginning"]
+    /// Text to continue [default: standard input, if piped, without its last line end; otherwise, with the built-in
+    /// model, "In the beginning"]
     prompt: Option<String>,
 
     /// Read the prompt from a file; - is standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
 
-    /// Token ids in place of text; the only kind of prompt for a checkpoint without a tokenizer
+    /// Token ids instead of text; the only kind of prompt for a checkpoint without a tokenizer
     #[arg(long, value_name = "1,2,3", allow_hyphen_values = true)]
     token_ids: Option<TokenIds>,
 }
@@ -64,7 +64,7 @@ impl PromptArgs {
     }
 }
 
-/// The text of a file, of standard input for `-`.
+/// Reads a file, or standard input for `-`.
 pub fn read_file(file: &Path) -> Result<String> {
     let bytes = if file == Path::new("-") {
         let mut bytes = Vec::new();
@@ -83,8 +83,8 @@ fn text(file: &Path, bytes: Vec<u8>) -> Result<String> {
     })
 }
 
-/// Text on standard input, where that is a pipe or a file and has some. With `impatient`, a pipe that stays silent
-/// counts as empty: programs that start others often leave one open.
+/// Text on standard input if it is a pipe or file with content. With `impatient`, a silent pipe counts as empty,
+/// because programs that start others often leave one open.
 fn piped(impatient: bool) -> Result<Option<String>> {
     let stdin = io::stdin();
     if stdin.is_terminal() {

@@ -13,7 +13,7 @@ use super::output;
 use super::prompt::read_file;
 use super::values::TokenIds;
 
-/// How likely a text is: log-probability of each token given those before it, and the perplexity of the whole
+/// Print how likely a text is: the log-probability of each token given those before it, and the perplexity
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone score --text \"In the beginning God created the heaven and the earth.\"

@@ -6,10 +6,11 @@ mod shapes;
 use std::fmt;
 
 use anyhow::Result;
+use burrstone::capacity::{self, GpuModel};
 use burrstone::device::Card;
 use burrstone::model::ArchSpec;
 use burrstone::scheduler::{Plan, Policy, Scheduler, Submission};
-use burrstone::simulation::{self, Arrival, Costs, GpuModel, Run, simulate};
+use burrstone::simulation::{Arrival, Costs, Run, simulate};
 use burrstone::{Prompt, Request};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum as _};
@@ -20,10 +21,10 @@ use super::bench::workload::{Random, Workload};
 use super::values::KvPrecision;
 use super::{exit, output, values};
 
-/// What requests would go through on a GPU that is not here: the scheduler under a virtual clock
+/// Predict latency and throughput on a GPU that need not be here: the real scheduler under a virtual clock
 ///
-/// The scheduler is the engine's own; a step takes what the cost model of the kernels says, which is optimistic. Of the
-/// model only its config.json is read. The requests are the same in every run.
+/// The scheduler is the engine's own; a step takes the time that the kernels' cost model predicts, which is optimistic.
+/// Only the model's config.json is read. The requests are the same in every run.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
@@ -44,11 +45,11 @@ pub struct Simulate {
     #[arg(long, value_name = "MIX", value_enum, value_delimiter = ',')]
     workload: Vec<Workload>,
 
-    /// Requests of a mix
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::positive)]
+    /// Requests per mix
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = values::bounded)]
     requests: usize,
 
-    /// Requests that come in a second, at random [default: all at once]
+    /// Requests per second, arriving at random [default: all at once]
     #[arg(long, value_name = "N", value_parser = values::rate, allow_negative_numbers = true)]
     rate: Option<f64>,
 
@@ -56,16 +57,16 @@ pub struct Simulate {
     #[arg(long, value_enum, default_value_t = KvPrecision::Auto)]
     kv_dtype: KvPrecision,
 
-    /// Tokens that a sequence may hold [default: what the model allows]
+    /// Longest sequence in tokens [default: what the model allows]
     #[arg(long, value_name = "TOKENS", value_parser = values::positive, allow_negative_numbers = true)]
     context: Option<usize>,
 
-    /// Sequences that run at a time
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::positive)]
+    /// Sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = values::bounded)]
     max_sequences: usize,
 
-    /// Tokens of one step
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::positive)]
+    /// Tokens per step
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = values::bounded)]
     step_tokens: usize,
 
     /// Print one JSON object
@@ -114,19 +115,19 @@ struct Simulated {
     capacity: Capacity,
     steps: usize,
     tokens_per_step: f64,
-    /// Requests that the cache could never hold.
+    /// Requests larger than the whole cache.
     refused: usize,
 }
 
-/// What was to be expected.
+/// Predicted capacity.
 #[derive(Serialize)]
 struct Capacity {
-    /// Prompt and output of a request, and how many such sequences run at a time where they have nothing in common.
+    /// Tokens of a request, prompt and output, and how many such sequences fit at once without common prefixes.
     median_tokens: usize,
     median_sequences: usize,
     p95_tokens: usize,
     p95_sequences: usize,
-    /// Of requests of the mean lengths that never run out.
+    /// With requests of the mean lengths that never run out.
     tokens_per_s: f64,
 }
 
@@ -178,7 +179,7 @@ impl Simulate {
         if self.json { output::print_json(&report) } else { output::print(report.to_string()) }
     }
 
-    /// Says so where more is asked for than there is to be had.
+    /// Warns if more is asked for than the GPU can serve.
     fn warn(&self, workload: Workload, arrivals: &[Arrival], capacity: &Capacity) {
         let tokens = arrivals.iter().map(|arrival| arrival.output).sum::<usize>() as f64;
         let asked = self.rate.map_or(0.0, |rate| rate * tokens / arrivals.len().max(1) as f64);
@@ -198,7 +199,7 @@ impl Simulate {
         }
     }
 
-    /// The requests, and when they come: as in a Poisson process.
+    /// The requests and their arrival times, a Poisson process.
     fn arrivals(&self, requests: Vec<Request>) -> Vec<Arrival> {
         let mut random = Random::new(0);
         let mut at = 0.0;
@@ -217,8 +218,8 @@ impl Simulate {
 }
 
 impl Capacity {
-    /// Of requests, by what is to be had with those of one length.
-    fn of(arrivals: &[Arrival], mut with: impl FnMut(usize, usize) -> simulation::Capacity) -> Self {
+    /// For the median, 95th percentile and mean lengths of these requests.
+    fn of(arrivals: &[Arrival], mut with: impl FnMut(usize, usize) -> capacity::Capacity) -> Self {
         let mut lengths: Vec<(usize, usize)> =
             arrivals.iter().map(|arrival| (arrival.submission.prompt.len(), arrival.output)).collect();
         lengths.sort_by_key(|(prompt, output)| prompt + output);

@@ -41,12 +41,12 @@ impl Precision {
     }
 }
 
-/// Which sequences are stretched.
+/// When YaRN scaling is applied.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Scaling {
-    /// All, as transformers does
+    /// To all sequences, as transformers does
     Always,
-    /// Those that may hold more tokens, prompt and --max-tokens together, than the model was trained with
+    /// Only to sequences whose prompt and --max-tokens together exceed the original context
     WhenNeeded,
 }
 
@@ -62,7 +62,7 @@ impl From<Scaling> for RopeScaling {
 /// Precision of the KV cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum KvPrecision {
-    /// That of the activations
+    /// The dtype of the activations
     Auto,
     F32,
     Bf16,
@@ -71,7 +71,7 @@ pub enum KvPrecision {
     Fp8E4m3,
     #[value(name = "fp8_e5m2")]
     Fp8E5m2,
-    /// With a scale for each head of each token
+    /// With one scale per head and token
     Int8,
 }
 
@@ -89,12 +89,12 @@ impl KvPrecision {
     }
 }
 
-/// How a sequence that had to give its place up gets back what it had.
+/// How a preempted sequence is resumed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum OnPreemption {
-    /// Compute it again
+    /// Prefill it again
     Recompute,
-    /// Fetch what the host's memory has of it
+    /// Copy its KV blocks back from host memory
     Swap,
     /// The faster of the two
     Auto,
@@ -123,7 +123,7 @@ pub fn rate(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or("expected a number above 0")
 }
 
-/// A share of all that is above nothing.
+/// A fraction in (0, 1].
 pub fn share(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x > 0.0 && x <= 1.0, "expected a number above 0, at most 1")
 }
@@ -140,7 +140,7 @@ pub fn base(text: &str) -> Result<f32, &'static str> {
     number(text, |x| x >= 1.0, "expected a number from 1 up")
 }
 
-/// What is subtracted from logits.
+/// A penalty that is subtracted from logits.
 pub fn subtracted(text: &str) -> Result<f32, &'static str> {
     number(text, |x| (-2.0..=2.0).contains(&x), "expected a number from -2 to 2")
 }
@@ -154,26 +154,37 @@ pub fn bias(text: &str) -> Result<(u32, f32), &'static str> {
     if bias < f32::INFINITY { Ok((token, bias)) } else { Err(EXPECTED) }
 }
 
+/// A token id.
+pub fn token(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "expected a token id, a whole number from 0 up")
+}
+
 pub fn seed(text: &str) -> Result<u64, &'static str> {
     text.parse().map_err(|_| "expected a whole number from 0 to 18446744073709551615")
 }
 
-/// A number of things that may be none.
+/// A count, possibly 0.
 pub fn count(text: &str) -> Result<usize, &'static str> {
     text.parse().map_err(|_| "expected a whole number from 0 up")
 }
 
-/// A number of things that is at least one.
+/// A count of at least 1.
 pub fn positive(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
 }
 
-/// A text of some length.
+/// A count with an upper bound, because memory is allocated for it: sequences, tokens of a step, repetitions.
+pub fn bounded(text: &str) -> Result<usize, &'static str> {
+    const MOST: usize = 1 << 20;
+    text.parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or("expected a whole number from 1 to 1048576")
+}
+
+/// A text that is not empty.
 pub fn text(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("expected a text that is not empty") } else { Ok(text.to_owned()) }
 }
 
-/// An architecture that there are kernels for: `sm_80`, `80`, `sm_90a`.
+/// An architecture with kernels: `sm_80`, `80`, `sm_90a`.
 pub fn arch(text: &str) -> Result<u32, &'static str> {
     let number = text.strip_prefix("sm_").unwrap_or(text);
     let number = number.strip_suffix('a').filter(|n| *n == "90").unwrap_or(number);

@@ -4,22 +4,25 @@
 //! activation outputs, queries) and the cache have the dtype of the activations; weights stay as the checkpoint stores
 //! them. Results depend on the instruction set, and on nothing else of the machine.
 
+// Kernels, by `burrstone-codegen lists`:
 mod act_mul;
 mod attention;
-mod buffer;
 mod embedding;
 mod gather_rows;
-mod kv_cache;
 mod matmul;
 mod page_copy;
 mod page_table_update;
-mod pool;
-mod probe;
 mod rms_norm;
 mod rotary_kv_write;
 mod sample;
-mod simd;
 mod target_logprobs;
+// End of kernels.
+
+mod buffer;
+mod kv_cache;
+mod pool;
+mod probe;
+mod simd;
 mod tile;
 mod walk;
 

@@ -1,6 +1,7 @@
 //! What a stream asks of the machinery below it: the CUDA driver, or the simulator.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::tensor::{Boxes, TensorMap};
 use super::variant::Variant;
@@ -39,6 +40,9 @@ pub struct Launch<'a> {
 /// order in which it was enqueued.
 pub(super) trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
+
+    /// Whether the device is of no use to this process once a kernel has faulted.
+    fn fails_for_good(&self) -> bool;
 
     /// Bytes of memory that are free.
     fn free_bytes(&self) -> Result<u64>;
@@ -89,6 +93,9 @@ pub(super) trait Driver: Send + Sync {
     /// Waits until everything enqueued so far is done.
     fn wait(&self) -> Result<()>;
 
+    /// Enqueues a mark of the time.
+    fn mark(&self) -> Result<Box<dyn Mark>>;
+
     /// From here on, what is enqueued is recorded and not done.
     fn begin_capture(&self) -> Result<()>;
 
@@ -100,6 +107,12 @@ pub(super) trait Driver: Send + Sync {
     fn take_launch_stats(&self) -> Vec<(&'static str, super::sim::LaunchStats)> {
         Vec::new()
     }
+}
+
+/// A point in the queue of work, and in time.
+pub(super) trait Mark: std::any::Any {
+    /// The time from this mark to a later one of the same driver; both have been passed.
+    fn until(&self, end: &dyn Mark) -> Result<Duration>;
 }
 
 /// Recorded work.

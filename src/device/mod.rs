@@ -28,12 +28,11 @@ pub use card::Card;
 pub(crate) use cuda::Product;
 #[cfg(feature = "cuda")]
 pub use cuda::{CublasLt, Element};
-pub use driver::DeviceInfo;
-pub(crate) use driver::Launch;
+pub use driver::{DeviceInfo, Launch};
 pub use memory::{Memory, Readback};
 #[cfg(feature = "sim")]
 pub use simulated::SimOptions;
 pub use slice::{Slice, SliceMut};
 pub use stream::{Counters, Graph, Stream};
-pub(crate) use tensor::{Boxes, Swizzle};
-pub use variant::{ARCHS, Cubin, Kernel, SimEntry, Value, Variant};
+pub use tensor::{Boxes, Swizzle};
+pub use variant::{ARCHS, Cubin, Kernel, Value, Variant};

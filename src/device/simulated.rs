@@ -1,9 +1,11 @@
 //! The simulator as a device: work is done as it is enqueued, or recorded.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::card::Card;
-use super::driver::{DeviceInfo, Driver, Launch, Recording};
+use super::driver::{DeviceInfo, Driver, Launch, Mark, Recording};
 use super::sim::{self, LaunchStats, Simulator};
 use super::stream::Stream;
 use super::tensor::{Boxes, TensorMap};
@@ -133,6 +135,10 @@ impl Driver for Sim {
         &self.info
     }
 
+    fn fails_for_good(&self) -> bool {
+        false
+    }
+
     fn free_bytes(&self) -> Result<u64> {
         let (used, budget) = self.machine.simulator.memory();
         Ok(budget.saturating_sub(used))
@@ -195,6 +201,10 @@ impl Driver for Sim {
         Ok(())
     }
 
+    fn mark(&self) -> Result<Box<dyn Mark>> {
+        Ok(Box::new(Instant::now()))
+    }
+
     fn begin_capture(&self) -> Result<()> {
         *self.recording() = Some(Vec::new());
         Ok(())
@@ -207,6 +217,16 @@ impl Driver for Sim {
 
     fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
         std::mem::take(&mut *self.machine.stats.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Work is done as it is enqueued.
+impl Mark for Instant {
+    fn until(&self, end: &dyn Mark) -> Result<Duration> {
+        let end: &dyn Any = end;
+        end.downcast_ref::<Self>()
+            .map(|end| end.duration_since(*self))
+            .ok_or_else(|| failed("a mark of another device"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
 use super::memory::Memory;
@@ -96,6 +97,11 @@ impl Stream {
         self.driver().free_bytes()
     }
 
+    /// Whether the device is of no use to this process once a kernel has faulted.
+    pub(crate) fn fails_for_good(&self) -> bool {
+        self.driver().fails_for_good()
+    }
+
     /// What was asked of it so far.
     pub fn counters(&self) -> Counters {
         let counts = &self.0.counts;
@@ -165,8 +171,11 @@ impl Stream {
         self.driver().wait()
     }
 
-    /// What a kernel is told of a tensor that it copies in boxes.
-    pub(crate) fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+    /// A tensor map (`CUtensorMap`) for a kernel that copies a tensor in boxes by TMA. Hopper and the simulator have them.
+    ///
+    /// # Errors
+    /// The device cannot copy such boxes.
+    pub fn tensor_map(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
         self.driver().tensor_map(boxes)
     }
 
@@ -180,14 +189,29 @@ impl Stream {
         self.driver().wait()
     }
 
-    /// Enqueues a kernel. Wrappers in [`crate::kernels`] check shapes and call this.
+    /// How long the device takes for what `work` enqueues: by events on a GPU, by the host's clock on the simulator.
+    ///
+    /// # Errors
+    /// `work` or the device failed, or a graph is being captured.
+    pub fn timed(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        self.not_capturing("a measurement")?;
+        let start = self.driver().mark()?;
+        work()?;
+        let end = self.driver().mark()?;
+        count(&self.0.counts.syncs);
+        self.driver().wait()?;
+        start.until(&*end)
+    }
+
+    /// Enqueues a kernel, one of your own too. Wrappers in [`crate::kernels`] check shapes and call this.
     ///
     /// # Safety
-    /// The arguments' addresses are those of memory of this device that is as large as the kernel's contract says.
+    /// `args` are the bytes of a whole argument struct of the variant, and the addresses in them are those of memory of this
+    /// device that is as large as the kernel's contract says.
     ///
     /// # Errors
     /// The variant was not built for this device; the device failed. Names kernel, variant and shapes.
-    pub(crate) unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+    pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         count(&self.0.counts.launches);
         // SAFETY: the caller's promise.
         unsafe { self.driver().launch(launch) }

@@ -3,6 +3,7 @@
 /// How 16-byte pieces of a box are permuted in shared memory: bits 4 and up of the address are xored with bits 7 and
 /// up, over spans of 32, 64 or 128 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sim"), allow(dead_code, reason = "kernels use one of them; the simulator's tests use all"))]
 pub enum Swizzle {
     None,
     Bytes32,
@@ -11,7 +12,7 @@ pub enum Swizzle {
 }
 
 /// A tensor and the boxes that it is copied in. Dimensions are counted in elements, innermost first.
-pub(crate) struct Boxes<'a> {
+pub struct Boxes<'a> {
     /// The first element's: a multiple of 16.
     pub address: u64,
     /// 1, 2, 4 or 8.
@@ -25,4 +26,4 @@ pub(crate) struct Boxes<'a> {
 }
 
 /// What a kernel's argument struct says of a tensor: a CUtensorMap, or the simulator's own.
-pub(crate) type TensorMap = [u64; 16];
+pub type TensorMap = [u64; 16];

@@ -23,9 +23,9 @@ pub struct Variant {
     pub archs: &'static [u32],
     /// Every build for a GPU has it.
     pub fallback: bool,
+    /// Bytes of dynamic shared memory of a block, as the specification says.
+    pub shared_bytes: u32,
     pub cubins: &'static [Cubin],
-    /// `None` where the build had no C++ compiler, or not the feature `sim`.
-    pub sim: Option<SimEntry>,
 }
 
 /// A variant's value on one axis.
@@ -46,14 +46,6 @@ pub struct Cubin {
     pub registers: u32,
     /// Bytes of local memory of a thread: its stack and its spills.
     pub local_bytes: u32,
-}
-
-/// A variant compiled as C++ for the simulator.
-#[derive(Clone, Copy, Debug)]
-pub struct SimEntry {
-    /// Runs one thread: called on a fiber of the simulator with the argument struct and the block's shared memory.
-    pub run: unsafe extern "C" fn(args: *const std::ffi::c_void, shared: *mut std::ffi::c_void),
-    pub shared_bytes: &'static u32,
 }
 
 impl Kernel {
@@ -120,12 +112,6 @@ impl Variant {
         self.values.iter().find(|(name, _)| *name == axis).map(|(_, value)| *value)
     }
 
-    /// Bytes of shared memory of a block on `arch`; 0 where the build has no code for it.
-    pub fn shared_bytes(&self, arch: u32) -> u32 {
-        let cubin = self.cubins.iter().find(|cubin| cubin.arch == arch).map(|cubin| cubin.shared_bytes);
-        cubin.or(self.sim.map(|sim| *sim.shared_bytes)).unwrap_or(0)
-    }
-
     /// Its value on an axis of numbers; `None` where the kernel has no such axis.
     pub fn int(&self, axis: &str) -> Option<u32> {
         match self.value(axis)? {
@@ -152,7 +138,7 @@ mod tests {
     use super::*;
 
     const fn variant(name: &'static str, values: &'static [(&'static str, Value)], fallback: bool) -> Variant {
-        Variant { name, values, threads: 32, archs: &[80, 90], fallback, cubins: &[], sim: None }
+        Variant { name, values, threads: 32, archs: &[80, 90], fallback, shared_bytes: 0, cubins: &[] }
     }
 
     static KERNEL: Kernel = Kernel {

@@ -1,29 +1,18 @@
-//! Requests, KV blocks, the scheduler, the step loop: a model that answers.
+//! Requests, KV blocks, the scheduler and the step loop.
+//!
+//! From the bottom up, each room using only those before it: [`kv`] (blocks and their hashes), [`scheduler`] (a state
+//! machine that plans steps), `sampling` (how tokens are chosen), `step` (the loop that runs plans on a device), this
+//! module (the [`Engine`] handle), `request` (requests and their tokens), [`capacity`] (what fits), `load` (builds an
+//! engine) and [`simulation`] (the scheduler under a virtual clock).
 
-mod asking;
-pub mod batching;
-mod budget;
-mod builder;
-mod channel;
-mod constraint;
-mod generation;
-mod guarded;
-mod incident;
+pub mod capacity;
 pub mod kv;
-mod loader;
-mod logits;
-mod page_rows;
-mod repetition;
-mod repetition_detection;
-mod report;
+mod load;
 mod request;
-mod rules;
-mod runner;
 mod sampling;
 pub mod scheduler;
 pub mod simulation;
-mod watchdog;
-mod worker;
+mod step;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,23 +26,17 @@ use crate::model::{ArchSpec, Checkpoint, GenerationConfig, RopeScaling, TensorIn
 use crate::ops::Rates;
 use crate::text::{ChatTemplate, Tokenizer};
 
-pub use budget::KvLimit;
-pub use builder::{Device, EngineBuilder};
-pub use constraint::{Constraint, ConstraintState};
-pub use generation::{Generation, TokenStream};
-pub use incident::Incident;
-pub use logits::{Guidance, LogitsContext, LogitsProcessor};
-pub use repetition::Dry;
-pub use repetition_detection::RepetitionDetection;
-pub use report::LoadReport;
-pub use request::{FinishReason, Prompt, Request, Score, Timings, Token, Usage};
-pub use sampling::Sampling;
-pub use watchdog::{SlowStep, StepSize};
-pub use worker::Status;
+pub use capacity::KvLimit;
+pub use load::{Device, EngineBuilder, LoadReport};
+pub use request::{Generation, Guidance, Prompt, Request, Score, Timings, Token, TokenStream, Usage};
+pub use sampling::{
+    Constraint, ConstraintState, Dry, FinishReason, LogitsContext, LogitsProcessor, RepetitionDetection, Sampling,
+};
+pub use step::{Incident, SlowStep, Status, StepSize, batching};
 
-use constraint::{Grammars, Masks};
+use sampling::{Grammars, Masks};
 use scheduler::Submission;
-use worker::{Command, Job, Kind};
+use step::{Command, Job, Kind};
 
 /// A loaded model on a device. Clones share it; several engines in one process know nothing of each other.
 ///
@@ -113,9 +96,8 @@ impl Engine {
     /// Asks for a generation. It runs along with all others of this engine, from any thread.
     ///
     /// # Errors
-    /// The prompt, or a negative one, is empty, longer than the context, or has token ids out of range; a sampling value is
-    /// out of range;
-    /// `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
+    /// The prompt, or a negative one, is empty, longer than the context, or has token ids out of range; a sampling value or
+    /// a stop token is out of range; `min_tokens` is more than may be generated; the constraint is none, or cannot be fulfilled; text or a constraint is
     /// given and the checkpoint has no tokenizer, or messages and it has no chat template.
     pub fn generate(&self, request: Request) -> Result<Generation> {
         let mut generations = self.generate_several(request, 1)?;

@@ -4,7 +4,7 @@ pub const BURRSTONE_SILU: u32 = 1;
 pub const BURRSTONE_GELU_TANH: u32 = 2;
 pub const BURRSTONE_GELU_ERF: u32 = 3;
 pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
-pub const BURRSTONE_MATMUL_SPAN: u32 = 512;
+pub const BURRSTONE_MATMUL_K_SLICE: u32 = 512;
 pub const BURRSTONE_MATMUL_COUNTERS: u32 = 4096;
 pub const BURRSTONE_MATMUL_GATES: u32 = 8;
 pub const BURRSTONE_MATMUL_PAIR_X: u32 = 1;
@@ -377,7 +377,7 @@ const _: () = {
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct matmul_args {
     /// x and the weight in boxes of 64 elements of k and a tile's rows, half of them of what a pair shares, with a swizzle of
-    /// 128 bytes: on Hopper, where rows are grains of 16 bytes; zeros elsewhere.
+    /// 128 bytes: on Hopper, where rows are aligned to 16 bytes; zeros elsewhere.
     pub x_boxes: tensor_map,
     pub weight_boxes: tensor_map,
     /// [m, k]
@@ -390,13 +390,13 @@ pub struct matmul_args {
     pub out: device_ptr,
     /// f32 [1]: with codes, what results are divided by; or 0
     pub scale: device_ptr,
-    /// u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, spans,
+    /// u32 [BURRSTONE_MATMUL_COUNTERS]: arrivals at each tile, 0 before and after the launch; then f32 [tiles, K slices,
     /// tile]: sums. At a multiple of 16 bytes; not used with one split.
     pub workspace: device_ptr,
     pub m: u32,
     pub n: u32,
     pub k: u32,
-    /// blocks that share the spans of a tile: at least 1, at most the spans
+    /// blocks that share the K slices of a tile: at least 1, at most their number
     pub splits: u32,
     /// n; with an activation the number of gates
     pub columns: u32,

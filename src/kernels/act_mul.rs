@@ -10,10 +10,10 @@ use crate::ops::Activation;
 
 const CHECK: Check = Check("act_mul");
 
-/// Elements that a thread handles at a time.
-const GRAIN: usize = 8;
+/// Elements per thread.
+const VEC: usize = 8;
 
-/// An activation as kernels know it.
+/// The kernels' code for an activation.
 pub(super) fn code(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => BURRSTONE_SILU,
@@ -22,14 +22,15 @@ pub(super) fn code(activation: Activation) -> u32 {
     }
 }
 
-/// The two halves of a gated feed-forward layer, multiplied. (A [`MatMul`](super::MatMul) with a gate does that itself.)
+/// Activation and multiplication of a gated feed-forward layer. [`MatMul`](super::MatMul) with a gate fuses this into
+/// its epilogue.
 pub struct ActMul<'a> {
-    /// `[rows, 2 · width]` of bf16 or f16: gates, then what they let through.
+    /// `[rows, 2 · width]` of bf16 or f16: gate, then up.
     pub gate_up: Slice<'a>,
     /// `[rows, width]`, of the same dtype, e4m3 or i8.
     pub out: SliceMut<'a>,
-    /// f32 `[rows]`, for e4m3 and i8: what a row's codes are multiplied by to get its values back. The largest
-    /// magnitude of a row has the largest code, 448 or 127.
+    /// f32 `[rows]`, only for e4m3 and i8: the dequantization scale of each row. A row's largest magnitude becomes the
+    /// largest code, 448 or 127.
     pub scales: Option<SliceMut<'a>>,
     pub rows: usize,
     pub width: usize,
@@ -37,7 +38,7 @@ pub struct ActMul<'a> {
 }
 
 impl ActMul<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Checks shapes, picks a variant for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
@@ -53,8 +54,7 @@ impl ActMul<'_> {
         Ok([("dtype", named(dtype)), ("out", named(out))])
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests. All variants for a problem give the same
-    /// bits.
+    /// Launches a given variant, for tuning and tests. All variants for a problem give the same bits.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem.
@@ -78,8 +78,8 @@ impl ActMul<'_> {
         if rows == 0 || width == 0 {
             return Ok(());
         }
-        // A row with a scale stays in one block.
-        let along = if scales == 0 { pieces(width.div_ceil(GRAIN), variant.threads) } else { 1 };
+        // A quantized row needs its maximum, so one block handles it.
+        let along = if scales == 0 { pieces(width.div_ceil(VEC), variant.threads) } else { 1 };
         let shape = format_args!("{rows} rows of {width} {} to {}", gate_up.dtype(), out.dtype());
         // SAFETY: every slice was checked against the shape.
         unsafe { call.launch(stream, variant, [rows, along, 1], &args, &shape) }

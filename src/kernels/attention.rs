@@ -1,4 +1,4 @@
-//! What the two kernels of attention over the paged cache share.
+//! Shared by the two kernels of attention over the paged cache.
 
 use super::abi::{attention_mask, tensor_map};
 use super::call::{Check, named};
@@ -6,7 +6,7 @@ use crate::device::{Boxes, Slice, SliceMut, Stream, Swizzle, Value, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
-/// One layer of the paged cache, to read.
+/// One layer of the paged cache, read-only.
 #[derive(Clone, Copy, Debug)]
 pub struct KvCache<'a> {
     /// `[pages, kv_heads, page_size, head_dim]`, of the queries' dtype, e4m3, e5m2 or i8.
@@ -19,51 +19,50 @@ pub struct KvCache<'a> {
     pub page_size: usize,
 }
 
-/// How a cache of eight bits is scaled.
+/// Scales of an 8-bit cache.
 #[derive(Clone, Copy, Debug)]
 pub enum KvScales<'a> {
-    /// Not at all: it has the queries' dtype.
+    /// None: the cache has the queries' dtype.
     None,
-    /// e4m3 and e5m2: what is stored times this, with one scale for a layer.
+    /// e4m3 and e5m2: one dequantization scale per layer.
     Layer { key: f32, value: f32 },
-    /// i8: f32 `[pages, kv_heads, page_size]`, what an entry's codes are multiplied by.
+    /// i8: f32 `[pages, kv_heads, page_size]`, a dequantization scale per entry.
     Entry { keys: Slice<'a>, values: Slice<'a> },
 }
 
-/// How queries meet keys.
+/// How scores are computed from queries and keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Scoring<'a> {
     /// Scores are multiplied by this before the softmax.
     pub scale: f32,
     /// Scores become `cap · tanh(score / cap)`.
     pub soft_cap: Option<f32>,
-    /// A query at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
+    /// Sliding window: a query at position `p` sees positions `p - window + 1 ..= p`; `None` is no limit.
     pub window: Option<usize>,
-    /// A query sees positions of its own chunk alone, which begin at multiples of so many; `None` sees all up to its
-    /// own.
+    /// Chunked attention: a query sees only its own chunk, chunks being this many positions long; `None` is no limit.
     pub chunk: Option<usize>,
-    /// ALiBi: f32 `[heads]`. A head's scores rise by `slope · (key's position - query's)`.
+    /// ALiBi slopes, f32 `[heads]`: scores rise by `slope · (key's position - query's)`.
     pub slopes: Option<Slice<'a>>,
-    /// f32 `[heads]`. A score of each head that takes its part of the softmax, but has no value.
+    /// Attention sinks, f32 `[heads]`: an extra score in each head's softmax that has no value.
     pub sinks: Option<Slice<'a>>,
 }
 
 /// Words of a query's mask.
 pub(super) const MASK_WORDS: usize = size_of::<attention_mask>() / 4;
 
-/// Sizes of the queries and of the cache's heads.
+/// Sizes of queries and cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
     /// Tokens of the batch.
     pub tokens: usize,
-    /// Heads of a query, a multiple of `kv_heads`: neighbours share a key head.
+    /// Query heads, a multiple of `kv_heads`; consecutive ones share a key head.
     pub heads: usize,
     pub kv_heads: usize,
     /// At most 256.
     pub head_dim: usize,
 }
 
-/// What both kernels are given, checked: fields of their argument structs.
+/// Checked arguments that both kernels share, as fields of their argument structs.
 pub(super) struct Checked {
     pub key_scales: u64,
     pub value_scales: u64,
@@ -81,11 +80,11 @@ pub(super) struct Checked {
     pub value_scale: f32,
 }
 
-/// The longest head that the kernels are made for, and the largest page.
+/// The largest head and page that the kernels support.
 const MAX_HEAD_DIM: usize = 256;
 const MAX_PAGE_SIZE: usize = 128;
 
-/// What the problem decides about the variant.
+/// The axes that the problem decides.
 pub(super) fn key(
     check: Check,
     query: Slice<'_>,
@@ -101,7 +100,7 @@ pub(super) fn key(
     Ok(key_of(dtype, cache.keys.dtype(), heads.head_dim))
 }
 
-/// The same, unchecked.
+/// The same without checks.
 pub(super) fn key_of(dtype: DType, cache: DType, head_dim: usize) -> [(&'static str, Value); 3] {
     let laid_out_for = head_dim.next_power_of_two().max(64) as u32;
     [("dtype", named(dtype)), ("cache", named(cache)), ("head_dim", Value::Int(laid_out_for))]
@@ -109,7 +108,7 @@ pub(super) fn key_of(dtype: DType, cache: DType, head_dim: usize) -> [(&'static 
 
 impl Checked {
     /// # Errors
-    /// The shapes or types do not belong together; names kernel and field.
+    /// Shapes or dtypes do not match; the error names kernel and field.
     pub fn new(
         check: Check,
         query: Slice<'_>,
@@ -180,7 +179,7 @@ impl Checked {
             kv_heads: check.size("kv_heads", kv_heads)?,
             head_dim: check.size("head_dim", head_dim)?,
             page_bits: page_size.trailing_zeros(),
-            // A window or a chunk beyond every position hides nothing.
+            // A window or chunk longer than every sequence limits nothing.
             window: scoring.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
             chunk: scoring.chunk.map_or(0, |chunk| u32::try_from(chunk).unwrap_or(0)),
             slopes: address(scoring.slopes),
@@ -193,16 +192,16 @@ impl Checked {
     }
 }
 
-/// Warps of a block that holds rows, or of each of its warpgroups.
+/// Warps that hold rows, per block or per warpgroup.
 const WARPS: usize = 4;
-/// Rows that those of a warp, or of several that share them, have.
+/// Rows of a warp, or of several warps that share them.
 const ROW_TILE: usize = 16;
 
-/// Row tiles of warps, and how many warps share each. In kernels without such an axis all do.
+/// Row tiles of warps, and how many warps share each. Kernels without that axis share among all warps.
 pub(super) fn row_tiles(variant: &Variant) -> [usize; 2] {
     let axis = |name| variant.int(name).map_or(WARPS, |value| value.max(1) as usize);
     if by_warpgroups(variant) {
-        // Beside whole warpgroups are those that copy: a warp, or a warpgroup.
+        // Producer warps do not count: one warp, or a warpgroup.
         [axis("threads").saturating_sub(32) / 128 * WARPS, 1]
     } else {
         let share = axis("share").min(WARPS);
@@ -215,12 +214,12 @@ pub(super) fn rows_of(variant: &Variant) -> usize {
     row_tiles(variant)[0] * ROW_TILE
 }
 
-/// Whether a variant is Hopper's form: warpgroups multiply, and a warp copies keys and values in boxes.
+/// Whether a variant is Hopper's form: TMA copies and wgmma.
 pub(super) fn by_warpgroups(variant: &Variant) -> bool {
     variant.value("instruction") == Some(Value::Text("m64k16"))
 }
 
-/// Keys and values as copies in boxes see them, and the rows of a box: 0 where there are none, and threads copy.
+/// Tensor maps of keys and values for TMA and the rows of a box; 0 rows if threads copy instead.
 pub(super) struct CacheBoxes {
     pub keys: tensor_map,
     pub values: tensor_map,
@@ -228,19 +227,19 @@ pub(super) struct CacheBoxes {
 }
 
 impl CacheBoxes {
-    /// Positions that a block walks at a time, columns of a box, and the rows after which its permutation begins anew.
+    /// Positions of a KV tile, columns of a box, and the period of the swizzle in rows.
     const TILE: usize = 64;
     const COLUMNS: u32 = 64;
     const LEAST_ROWS: usize = 8;
 
     /// # Errors
-    /// The device has no boxes for a cache like this.
+    /// The device has no TMA for such a cache.
     pub fn new(stream: &Stream, variant: &Variant, cache: &KvCache<'_>, heads: Heads) -> Result<Self> {
         let &KvCache { keys, values, pages, page_size, .. } = cache;
         let entry_bytes = heads.head_dim * keys.dtype().size();
         let entries = pages * heads.kv_heads * page_size;
         let aligned = (entry_bytes as u64 | keys.address() | values.address()).is_multiple_of(16);
-        // A copy's coordinates have a sign.
+        // TMA coordinates are signed.
         let numbered = (1..=i32::MAX as usize).contains(&entries);
         if !(by_warpgroups(variant) && aligned && numbered && page_size >= Self::LEAST_ROWS) {
             let none = tensor_map { opaque: [0; 16] };
@@ -262,7 +261,7 @@ impl CacheBoxes {
     }
 }
 
-/// The number of records of `words` words each in a list of them, which is aligned as the kernels read it.
+/// The number of records of `words` words in a list, which must be aligned for the kernels' vector loads.
 pub(super) fn records(check: Check, field: &'static str, list: Slice<'_>, words: usize) -> Result<usize> {
     check.dtype(field, list.dtype(), &[DType::U32])?;
     if !list.len().is_multiple_of(words) {

@@ -1,4 +1,4 @@
-//! Attention of the newest queries of each sequence.
+//! Decode attention: the newest queries of each sequence, split over the KV cache.
 
 use super::abi::{attention_decode_args, attention_span};
 use super::attention::{CacheBoxes, Checked, Heads, KvCache, Scoring, aligned, by_warpgroups, key, records, rows_of};
@@ -10,71 +10,73 @@ use crate::error::Result;
 
 const CHECK: Check = Check("attention_decode");
 
-/// Blocks for each multiprocessor: as many as have room on those with most shared memory. By warpgroups one has room,
-/// whose copies run ahead from item to item.
+/// Blocks per SM: what fits on GPUs with the most shared memory. The wgmma form has one, whose copies run ahead across
+/// work items.
 const BLOCKS_PER_PROCESSOR: usize = 4;
-/// Positions of a split, as in csrc/kernels. The blocks take items until none is left, so a wrong size here would cost
-/// time, and nothing else.
+/// Positions of a split, as in csrc/kernels. Blocks take work items until none is left, so a wrong value would only
+/// cost time.
 pub(super) const SPLIT: usize = 512;
 
-/// Where the states of splits wait for the last one of their sequence, which merges them.
+/// Workspace for the partial results of splits, merged by the last block of a sequence to finish.
 ///
-/// A sequence whose splits find no room here is walked by one block, with the same result.
+/// A sequence whose splits do not fit is processed by one block, with the same result.
 #[derive(Debug)]
 pub struct SplitStates<'a> {
-    /// u32, zeros; they are zeros again after each launch.
+    /// u32, zero before and after each launch.
     pub counters: SliceMut<'a>,
-    /// f32. A row of a split takes `head_dim` (one more if it is odd) + 2 of them, and a counter.
+    /// f32. A row of a split takes `head_dim` (rounded up to even) + 2 elements, and one counter.
     pub partials: SliceMut<'a>,
 }
 
 impl SplitStates<'_> {
-    /// States of rows after a split that there is room for.
+    /// Rows of splits that fit.
     pub fn records(&self, head_dim: usize) -> usize {
         Self::room(self.counters.len(), self.partials.len(), head_dim)
     }
 
-    /// The same of so many elements.
+    /// Rows of splits that fit into this many elements.
     pub(super) fn room(counters: usize, partials: usize, head_dim: usize) -> usize {
         counters.min(partials / (head_dim.next_multiple_of(2) + 2))
     }
 }
 
-/// Softmax attention of one query, or a few, of each sequence over the paged cache.
+/// Softmax attention of one or a few queries per sequence over the paged cache.
 ///
-/// A query gets the same bits here as from [`AttentionPrefill`](super::AttentionPrefill), and in any company. A fixed
-/// number of blocks divides sequences, key heads and splits of 512 positions among itself on the device, so that a
-/// recorded launch serves sequences of any length.
+/// A query gets the same bits here as from [`AttentionPrefill`](super::AttentionPrefill), whatever else is in the
+/// batch. A fixed number of blocks divides the work (sequences, key heads, splits of 512 positions) on the device, so a
+/// captured launch serves sequences of any length.
 #[derive(Debug)]
 pub struct AttentionDecode<'a> {
     /// `[tokens, heads, head_dim]`, bf16 or f16.
     pub query: Slice<'a>,
     /// The same.
     pub out: SliceMut<'a>,
-    /// Keys and values, those of these queries included.
+    /// Keys and values; those of these queries are already written.
     pub cache: KvCache<'a>,
-    /// u32 `[spans, 4]`: first token of the batch, number of queries (0 writes nothing), tokens in the cache, first
-    /// entry in the page table. Aligned to 16 bytes.
+    /// u32 `[spans, 4]`: first token in the batch, number of queries (0 for padding), tokens in the cache, first entry
+    /// in the page table. Aligned to 16 bytes.
     pub spans: Slice<'a>,
-    /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans and entries name must exist.
+    /// u32: entry `p / page_size` of a sequence is the page of position `p`. All entries that spans refer to must
+    /// exist.
     pub page_table: Slice<'a>,
     pub states: SplitStates<'a>,
-    /// u32 `[tokens, 4]`, or `None` where every query sees all positions up to its own. Begin and end of a range of
-    /// positions around the query's that it sees besides, as do all queries of the range, whose keys are in the cache;
-    /// and 64 bits, the lower half first, of the span's queries that are on the way from the root of a tree to this
-    /// one, parents before their children, itself included. It sees those, and what was in the cache before the span;
-    /// for window and chunk it stands behind the queries above it, for slopes where its key is, which is not what a
-    /// tree wants. All zeros leave a query as it is; those of a span have branches or have none. Aligned to 16 bytes.
+    /// Masks beyond causal, u32 `[tokens, 4]`; `None` if every query sees exactly the positions up to its own. Words 0
+    /// and 1: begin and end of a range of positions around the query that it sees in both directions, as do all queries
+    /// of the range (their keys are in the cache). Words 2 and 3: 64 bits, low word first, for tree attention: the
+    /// queries of the span on the path from the root to this one, parents first, this one included. A tree query sees
+    /// those and everything cached before the span; window and chunk count from the nodes above it, ALiBi slopes from
+    /// its key's slot (not meaningful for trees). Zeros mean causal; in a span either all queries have branches or
+    /// none. Aligned to 16 bytes.
     pub masks: Option<Slice<'a>>,
     pub heads: Heads,
     pub scoring: Scoring<'a>,
 }
 
 impl AttentionDecode<'_> {
-    /// Checks the shapes, picks the device's variant and enqueues it.
+    /// Checks shapes, picks a variant for the device and enqueues it.
     ///
     /// # Errors
-    /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
+    /// Shapes or dtypes do not match; this build has no variant for the device; the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
         let variant = ATTENTION_DECODE.pick(stream.arch(), &self.key()?)?;
         self.launch_variant(stream, variant)
@@ -84,7 +86,7 @@ impl AttentionDecode<'_> {
         key(CHECK, self.query, &self.cache, self.heads)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); or the variant is for other types.
@@ -134,15 +136,15 @@ impl AttentionDecode<'_> {
             unused: [0; 9],
         };
         let shape = format_args!("{spans} spans, {:?}", self.heads);
-        // No more than there can be items, however long the sequences become: a recording serves them all.
+        // An upper bound of the work items for sequences of any length, because a captured launch serves them all.
         let Heads { tokens, heads, kv_heads, .. } = self.heads;
         let row_tiles = spans.saturating_add(tokens.saturating_mul(heads / kv_heads) / rows_of(variant));
         let splits = self.cache.pages.saturating_mul(self.cache.page_size).div_ceil(SPLIT).max(1);
         let items = row_tiles.saturating_mul(splits).saturating_mul(kv_heads);
         let per_processor = if by_warpgroups(variant) { 1 } else { BLOCKS_PER_PROCESSOR };
         let blocks = items.min(stream.info().processors as usize * per_processor);
-        // SAFETY: the slices are device memory of the sizes that were checked above; what spans and page table say is
-        // the caller's promise.
+        // SAFETY: the slices are device memory of the sizes checked above; the contents of spans and page table are the
+        // caller's responsibility.
         unsafe { call.launch(stream, variant, [blocks, 1, 1], &args, &shape) }
     }
 }

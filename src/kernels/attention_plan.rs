@@ -1,5 +1,5 @@
-//! Which kernel, and which of its variants, serves a step's attention: what the cost model finds cheapest. Whatever it
-//! is, a query gets the same bits.
+//! Chooses the kernel and variant for a step's attention: the one with the lowest predicted time. Every choice gives
+//! the same bits.
 
 use super::attention::{Heads, by_warpgroups, key_of, row_tiles, rows_of};
 use super::attention_decode::SPLIT;
@@ -13,20 +13,20 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::CacheShape;
 
-/// A step's attention, as far as the choice goes by it.
+/// The properties of a step's attention that the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     pub dtype: DType,
     pub cache: DType,
     pub heads: Heads,
-    /// Sequences; the choice takes the step's tokens for shared out equally among them.
+    /// Sequences; the model assumes that they share the step's tokens equally.
     pub spans: usize,
-    /// Tiles of queries, as prefill cuts them, and queries of one.
+    /// Query tiles of prefill, and queries per tile.
     pub tiles: usize,
     pub tile_queries: usize,
-    /// Positions that the queries of a tile see of the longest sequence.
+    /// Positions that a query tile of the longest sequence sees.
     pub kv_len: usize,
-    /// States of rows after a split that decode has room for.
+    /// Rows of splits that decode's workspace holds.
     pub records: usize,
 }
 
@@ -34,32 +34,30 @@ pub struct AttentionShape {
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionPlan {
     pub variant: &'static Variant,
-    /// True for a variant of decode's kernel, which shares splits of the sequences out among blocks.
+    /// True for the decode kernel, which splits sequences among all blocks.
     pub decodes: bool,
-    /// Queries that blocks of prefill work on together: one of the shape's tiles, or several where their rows fit a
-    /// block.
+    /// Queries that a block of prefill handles: one tile of the shape, or several that fit together.
     pub tile_queries: usize,
-    /// Prefill: the shape's tiles times key heads, and the blocks that share the rows of each; those whose tile is
-    /// taken along by one before it end at once. Decode: what its blocks do one after the other, and 1.
+    /// Prefill: tiles × key heads, and blocks per tile; blocks whose tile is handled by an earlier one exit at once.
+    /// Decode: work items, and 1.
     pub blocks: [usize; 2],
-    /// What the model expects.
+    /// Predicted time.
     pub seconds: f64,
 }
 
-/// Positions that a block walks at a time.
+/// Positions of a KV tile.
 const TILE: f64 = 64.0;
-/// Registers of a thread: nearly all that there can be.
+/// Registers per thread: close to the maximum.
 const REGISTERS: u32 = 255;
-/// Instructions, of all lanes, that a score takes beside the products, and what a multiprocessor begins of them a
-/// cycle.
+/// Instructions per score besides the products, and instructions that an SM issues per cycle, both counted in lanes.
 const SCORE_INSTRUCTIONS: f64 = 12.0;
 const LANES: f64 = 128.0;
-/// Spans that a warp of decode's kernel looks at together, and splits that its threads have on their way to be merged.
+/// Spans that a warp of decode scans at once, and splits that a thread has in flight while merging.
 const SPANS: usize = 32;
 const MERGED: usize = 8;
 
 impl AttentionPlan {
-    /// The cheapest of both kernels' variants that every build has.
+    /// The plan with the lowest predicted time among the fallback variants of both kernels.
     ///
     /// # Errors
     /// This build has no variant for the device.
@@ -68,7 +66,7 @@ impl AttentionPlan {
         Ok(if decode.seconds < prefill.seconds { decode } else { prefill })
     }
 
-    /// The same of decode's kernel alone.
+    /// The best plan of the decode kernel.
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
@@ -77,7 +75,7 @@ impl AttentionPlan {
         Ok(plan(ATTENTION_DECODE.best(machine.arch, &shape.key(), |variant| plan(variant).seconds)?))
     }
 
-    /// The same of prefill's kernel alone.
+    /// The best plan of the prefill kernel.
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
@@ -86,8 +84,8 @@ impl AttentionPlan {
         Ok(plan(ATTENTION_PREFILL.best(machine.arch, &shape.key(), |variant| plan(variant).seconds)?))
     }
 
-    /// Both kernels' variants that every build has, cheapest first: what [`choose`](Self::choose) takes comes first, or as
-    /// cheap.
+    /// All plans with fallback variants, fastest first; the first has the time of what [`choose`](Self::choose)
+    /// returns.
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
@@ -99,8 +97,8 @@ impl AttentionPlan {
         Ok(plans)
     }
 
-    /// The use of a variant of prefill's kernel: every block walks the longest sequence, though a mask may hide half of
-    /// it.
+    /// Prediction for a variant of prefill. Every block is assumed to walk the longest sequence, even where a causal
+    /// mask hides half of it.
     pub fn prefill(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
         let Heads { heads, kv_heads, .. } = shape.heads;
         let rows = shape.tile_queries.saturating_mul(heads / kv_heads.max(1)).max(1);
@@ -114,15 +112,16 @@ impl AttentionPlan {
         Self { variant, decodes: false, tile_queries, blocks: [shape.tiles.saturating_mul(kv_heads), batches], seconds }
     }
 
-    /// The use of a variant of decode's kernel:
-    /// - every sequence is as long as the longest; those whose states find no room are not shared out, and come last;
-    /// - before its first item a block waits for the spans, 32 at a time;
-    /// - states go to the L2 cache and come back, to one block for each row tile, which has eight splits on their way;
-    ///   three latencies are spent on the arrival.
+    /// Prediction for a variant of decode. Assumptions:
+    /// - every sequence is as long as the longest; those whose splits do not fit the workspace are not split, and run
+    ///   last;
+    /// - before its first work item a block scans the spans, 32 at a time;
+    /// - partial results go to L2 and back, merged by one block per row tile with eight splits in flight; signalling
+    ///   takes three L2 latencies.
     pub fn decode(machine: &Machine, shape: &AttentionShape, variant: &'static Variant) -> Self {
         let Heads { tokens, heads, kv_heads, head_dim } = shape.heads;
         let spans = shape.spans.max(1);
-        // Of a span.
+        // Rows per span.
         let rows = tokens.saturating_mul(heads / kv_heads.max(1)).div_ceil(spans);
         let row_tiles = pieces(rows, rows_of(variant) as u32);
         let splits = shape.kv_len.div_ceil(SPLIT);
@@ -152,24 +151,24 @@ impl AttentionPlan {
 }
 
 impl AttentionShape {
-    /// What [`Gpu`](super::Gpu) asks for in a step of so many sequences, which share the tokens equally and have `kv_len`
-    /// positions each with them.
+    /// The shape that [`Gpu`](super::Gpu) uses for a step of `sequences` sequences that share the tokens equally, each
+    /// with `kv_len` positions in the cache.
     pub fn of_step(dtype: DType, cache: DType, heads: Heads, sequences: usize, kv_len: usize) -> Self {
         let tiles = sequences * heads.tokens.div_ceil(sequences.max(1)).div_ceil(TILE_QUERIES);
         let (spans, tile_queries, records) = (sequences, TILE_QUERIES, records(heads.head_dim));
         Self { dtype, cache, heads, spans, tiles, tile_queries, kv_len, records }
     }
 
-    /// What no plan can be faster than, where queries see all positions up to their own.
+    /// Lower bound of any plan under causal attention.
     pub fn floor(&self, machine: &Machine) -> Floor {
         let Self { heads: Heads { tokens, heads, head_dim, .. }, spans, kv_len, .. } = *self;
         let queries = tokens / spans.max(1);
-        // The last query sees all positions, each one before it one less.
+        // The last query sees all positions, each earlier one sees one less.
         let pairs = tokens * kv_len - spans * (queries * queries.saturating_sub(1) / 2);
         machine.floor(self.bytes(spans), (2 * pairs * heads * head_dim) as f64)
     }
 
-    /// Of so many of the sequences: keys and values, queries and results.
+    /// Bytes of `spans` sequences: keys, values, queries and results.
     fn bytes(&self, spans: usize) -> f64 {
         let Heads { tokens, heads, kv_heads, head_dim } = self.heads;
         let page = CacheShape { layers: 1, pages: 1, page_size: 1, kv_heads, head_dim, dtype: self.cache };
@@ -182,15 +181,14 @@ impl AttentionShape {
     }
 }
 
-/// Seconds in which blocks, one after the other or side by side, walk `items` times over `positions` of `spans`. Beside
-/// the machine's assumptions:
-/// - warps that share rows read keys and values once among them, and exchange their scores through shared memory;
-/// - a block waits a latency of the L2 cache for each tile of positions, besides what it computes; by warpgroups only
-///   for the first;
-/// - by warpgroups scores are weighed while the tile before is multiplied by its values; by two they are weighed while
-///   the other multiplies anything;
-/// - each sequence's keys, values and queries come from memory once, and its results go there; keys and values come from
-///   the L2 cache for every block; nothing is on its way while the last tile is computed.
+/// Predicted seconds for blocks that walk `items` times over `positions` of `spans` sequences. Assumptions beyond those
+/// of the cost model:
+/// - warps that share rows read keys and values once, and exchange scores through shared memory;
+/// - a block waits one L2 latency per KV tile in addition to its compute time; the wgmma form only for the first tile;
+/// - in the wgmma form the softmax overlaps the previous tile's product with the values; with two consumer warpgroups
+///   it overlaps any product of the other;
+/// - keys, values and queries come from memory once per sequence, and results go there; every block reads keys and
+///   values from L2; nothing is in flight while the last tile is computed.
 fn walk(
     machine: &Machine,
     shape: &AttentionShape,
@@ -202,13 +200,13 @@ fn walk(
     let [row_tiles, share] = row_tiles(variant);
     let by_warpgroups = by_warpgroups(variant);
     let rows = rows_of(variant);
-    // Who reads keys and values from shared memory on its own.
+    // Warps that read keys and values from shared memory separately.
     let readers = if by_warpgroups { rows / 64 } else { row_tiles };
     let sizes = [rows, shape.heads.head_dim, positions, share, readers, items];
     let [rows, head_dim, positions, share, readers, items] = sizes.map(|size| size as f64);
     let processors = f64::from(machine.processors);
 
-    // Of a position: each of the two products, and what is done with its scores.
+    // Cycles per position: each of the two products, and the work on scores.
     let product = rows * head_dim / machine.tensor_rate;
     let scores = rows * SCORE_INSTRUCTIONS / LANES;
     let exchanged = if share > 1.0 { 4.0 * rows * (1.0 + share) } else { 0.0 };
@@ -221,7 +219,7 @@ fn walk(
     };
     let computing = (items / processors).ceil() * positions * cycles / machine.clock;
 
-    let resident = f64::from(machine.resident(variant.threads, REGISTERS, variant.shared_bytes(machine.arch)));
+    let resident = f64::from(machine.resident(variant.threads, REGISTERS, variant.shared_bytes));
     let rounds = (items / (processors * resident)).ceil();
     let waits = if by_warpgroups { 1.0 } else { positions / TILE };
     let walking = rounds * (positions * cycles / machine.clock + waits * Machine::CACHE_LATENCY);

@@ -1,4 +1,4 @@
-//! Attention of many queries of each sequence.
+//! Prefill attention: many queries of each sequence, in tiles of queries.
 
 use super::abi::{attention_prefill_args, attention_span, attention_tile};
 use super::attention::{CacheBoxes, Checked, Heads, KvCache, Scoring, key, records};
@@ -11,53 +11,54 @@ use crate::error::{Error, Result};
 
 const CHECK: Check = Check("attention_prefill");
 
-/// Words of a tile.
+/// Words of a tile record.
 const TILE_WORDS: usize = size_of::<attention_tile>() / 4;
 
-/// Softmax attention of many queries of each sequence over the paged cache.
+/// Softmax attention of many queries per sequence over the paged cache.
 ///
-/// Queries are worked on in tiles, one block or a few for each tile and key head. However they are cut, a query gets
-/// the same bits, those that [`AttentionDecode`](super::AttentionDecode) gives it.
+/// Queries are processed in tiles, with one or a few blocks per tile and key head. The tiling does not change a query's
+/// bits, which equal those of [`AttentionDecode`](super::AttentionDecode).
 #[derive(Debug)]
 pub struct AttentionPrefill<'a> {
     /// `[tokens, heads, head_dim]`, bf16 or f16.
     pub query: Slice<'a>,
     /// The same.
     pub out: SliceMut<'a>,
-    /// Keys and values, those of these queries included.
+    /// Keys and values; those of these queries are already written.
     pub cache: KvCache<'a>,
-    /// u32 `[spans, 4]`: first token of the batch, number of queries, tokens in the cache, first entry in the page
+    /// u32 `[spans, 4]`: first token in the batch, number of queries, tokens in the cache, first entry in the page
     /// table. Aligned to 16 bytes.
     pub spans: Slice<'a>,
-    /// u32 `[tiles, 2]`: span, and first query, counted from the span's first: each multiple of `tile_queries`, once.
-    /// Aligned to 8 bytes. The last tiles of a prompt see most: a list that begins with them ends soonest.
+    /// u32 `[tiles, 2]`: span, and first query relative to the span's first: each multiple of `tile_queries` once.
+    /// Aligned to 8 bytes. The last tiles of a prompt take longest, so listing them first finishes earliest.
     pub tiles: Slice<'a>,
-    /// Queries of a tile; the last one of a span has what is left. Variants with more rows than these have take the
-    /// tiles behind along.
+    /// Queries per tile; the last tile of a span may be shorter. Variants with more rows than a tile handle the
+    /// following tiles too.
     pub tile_queries: usize,
-    /// Tokens of the longest sequence in the cache: what the choice of a variant goes by. It changes no bit.
+    /// Cached tokens of the longest sequence: guides the choice of the variant, and never changes a result.
     pub kv_len: usize,
-    /// u32. Entry `p / page_size` of a sequence holds position `p`. What spans, tiles and entries name must exist.
+    /// u32: entry `p / page_size` of a sequence is the page of position `p`. All entries that spans and tiles refer to
+    /// must exist.
     pub page_table: Slice<'a>,
-    /// u32 `[tokens, 4]`, or `None`: as those of [`AttentionDecode`](super::AttentionDecode). A prompt that is computed
-    /// in parts is not cut inside a range.
+    /// Masks beyond causal, u32 `[tokens, 4]`, as in [`AttentionDecode`](super::AttentionDecode). A chunk of a prompt
+    /// must not end inside a bidirectional range.
     pub masks: Option<Slice<'a>>,
     pub heads: Heads,
     pub scoring: Scoring<'a>,
 }
 
 impl AttentionPrefill<'_> {
-    /// Checks the shapes, picks the device's variant and enqueues it.
+    /// Checks shapes, picks a variant for the device and enqueues it.
     ///
     /// # Errors
-    /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
+    /// Shapes or dtypes do not match; this build has no variant for the device; the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
         self.key()?;
         let plan = AttentionPlan::choose_prefill(&Machine::of(stream.info()), &self.shape())?;
         self.launch_variant(stream, plan.variant)
     }
 
-    /// The cheapest way: by this kernel, or by decode's where that has room for so many rows' states.
+    /// Launches whichever of prefill and decode is faster; decode needs a workspace for the rows.
     pub(super) fn plan(&self, stream: &Stream, records: usize) -> Result<AttentionPlan> {
         self.key()?;
         AttentionPlan::choose(&Machine::of(stream.info()), &AttentionShape { records, ..self.shape() })
@@ -82,11 +83,19 @@ impl AttentionPrefill<'_> {
         key(CHECK, self.query, &self.cache, self.heads)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); or the variant is for other types.
     pub fn launch_variant(self, stream: &Stream, variant: &'static Variant) -> Result<()> {
+        self.launch_batches(stream, variant, usize::MAX)
+    }
+
+    /// The same by at most `batches` blocks for the rows of a tile and key head: a block may take several parts of them.
+    ///
+    /// # Errors
+    /// As [`launch_variant`](Self::launch_variant).
+    pub fn launch_batches(self, stream: &Stream, variant: &'static Variant, batches: usize) -> Result<()> {
         let call = Call { kernel: &ATTENTION_PREFILL, key: &self.key()? };
         let checked = Checked::new(CHECK, self.query, &self.out, &self.cache, self.heads, self.scoring, self.masks)?;
         records(CHECK, "spans", self.spans, size_of::<attention_span>() / 4)?;
@@ -131,9 +140,10 @@ impl AttentionPrefill<'_> {
             unused: [0; 11],
         };
         let shape = format_args!("{tiles} tiles of {} queries, {:?}", self.tile_queries, self.heads);
-        let [tiles, batches] = plan.blocks;
-        // SAFETY: the slices are device memory of the sizes that were checked above; what spans, tiles and page table
-        // say is the caller's promise.
+        let [tiles, all] = plan.blocks;
+        let batches = all.min(batches.max(1));
+        // SAFETY: the slices are device memory of the sizes checked above; the contents of spans, tiles and page table
+        // are the caller's responsibility.
         unsafe { call.launch(stream, variant, [tiles, batches, 1], &args, &shape) }
     }
 }

@@ -1,4 +1,4 @@
-//! What every wrapper does: checks of slices, the choice of a variant, the launch.
+//! Common parts of all wrappers: slice checks, choice of a variant, launch.
 
 use std::fmt;
 
@@ -8,15 +8,15 @@ use crate::device::{Kernel, Launch, Slice, Stream, Value, Variant};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
-/// A kernel about to be launched: its name for errors, and what the problem decides about the variant.
+/// A kernel to launch: its name for errors, and the axes that the problem decides.
 pub(super) struct Call<'a> {
     pub kernel: &'static Kernel,
-    /// Axes with the values that the slices' dtypes ask for.
+    /// Axis values that the slices' dtypes require.
     pub key: &'a [(&'static str, Value)],
 }
 
 impl Call<'_> {
-    /// Fails unless `variant` is one of the kernel's and made for the key.
+    /// Fails unless `variant` belongs to the kernel and matches the key.
     pub fn check(&self, variant: &'static Variant) -> Result<()> {
         let own = self.kernel.variants.iter().any(|own| std::ptr::eq(own, variant));
         if own && self.key.iter().all(|(axis, value)| variant.value(axis) == Some(*value)) {
@@ -27,10 +27,11 @@ impl Call<'_> {
         Err(Error::operator(self.kernel.name, "variant", expected, variant.name))
     }
 
-    /// Enqueues `variant` over blocks `[x, y, z]`, of which there is at least one.
+    /// Enqueues `variant` on a grid of `[x, y, z]` blocks, at least one.
     ///
     /// # Safety
-    /// The addresses in `args` are those of memory of the stream's device, as large as the kernel's contract says.
+    /// The addresses in `args` point to memory of the stream's device, of the sizes that the kernel's contract
+    /// requires.
     pub unsafe fn launch(
         &self,
         stream: &Stream,
@@ -43,7 +44,7 @@ impl Call<'_> {
         unsafe { self.launch_clusters(stream, variant, blocks, 1, args, shape) }
     }
 
-    /// The same in clusters of so many neighbours along x, a divisor of their number.
+    /// The same in clusters of `cluster` blocks along x, a divisor of x.
     ///
     /// # Safety
     /// As [`launch`](Self::launch).
@@ -73,22 +74,21 @@ impl Call<'_> {
     }
 }
 
-/// The most blocks along x, and along y and z, of any architecture.
+/// Largest grid along x, and along y and z, on all architectures.
 const X_BLOCKS: usize = i32::MAX as usize;
 const BLOCKS: usize = 65_535;
 
-/// A dtype as a value of an axis.
+/// A dtype as an axis value.
 pub(super) fn named(dtype: DType) -> Value {
     Value::Text(dtype.name())
 }
 
-/// Pieces that a row is cut into where each of `threads` threads takes one of `units`: at least one, and no more than a
-/// grid has room for.
+/// Blocks per row where each of `threads` threads takes one of `units`: at least one, at most what a grid allows.
 pub(super) fn pieces(units: usize, threads: u32) -> usize {
     units.div_ceil(threads as usize).clamp(1, BLOCKS)
 }
 
-/// Checks of one operator's arguments.
+/// Argument checks of one kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Check(pub &'static str);
 
@@ -110,7 +110,7 @@ impl Check {
         }
     }
 
-    /// A size as kernels take it: room is left for a tile beyond it.
+    /// A size as kernels take it, with room for a tile beyond it in 32 bits.
     pub fn size(self, field: &'static str, size: usize) -> Result<u32> {
         const LARGEST: usize = 1 << 30;
         if size > LARGEST {
@@ -119,7 +119,7 @@ impl Check {
         Ok(size as u32)
     }
 
-    /// A number of rows: as many as there can be blocks.
+    /// A number of rows, at most the blocks of a grid.
     pub fn rows(self, field: &'static str, rows: usize) -> Result<u32> {
         if rows > X_BLOCKS {
             return Err(Error::operator(self.0, field, format!("at most {X_BLOCKS}"), rows));
@@ -136,7 +136,7 @@ impl Check {
         Err(Error::operator(self.0, field, names.join(" or "), dtype))
     }
 
-    /// The scales of `rows` rows, which there are where `out` is quantized and only there; 0 for none.
+    /// The address of the per-row scales, required exactly if `out` is quantized; 0 for none.
     pub fn scales(self, out: DType, scales: Option<Slice<'_>>, rows: usize) -> Result<u64> {
         let quantized = matches!(out, DType::E4M3 | DType::I8);
         match scales {

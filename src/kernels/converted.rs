@@ -1,4 +1,4 @@
-//! Weights in another dtype than the checkpoint's.
+//! Converts weights to another dtype than the checkpoint's.
 
 use half::{bf16, f16};
 
@@ -6,10 +6,10 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::WeightView;
 
-/// Elements that are converted at a time: enough for copies to run at full speed.
+/// Elements per piece: enough for uploads to run at full speed.
 const PIECE: usize = 1 << 20;
 
-/// The bits of a view's elements, f32, bf16 or f16, as bf16 or f16 (`to`), piece by piece.
+/// The elements of a view, f32, bf16 or f16, as bits of bf16 or f16 (`to`), piece by piece.
 ///
 /// # Errors
 /// A finite element is too large for f16.

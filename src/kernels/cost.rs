@@ -1,45 +1,43 @@
-//! What a launch costs in cycles and bytes: ranks variants where nothing was measured.
+//! The cost model: predicts a launch's time from bytes and cycles, to rank variants that were not measured.
+//! It is a roofline. Its assumptions:
+//! - a GPU has equal SMs; clock, tensor rate and bandwidths are those of one product of the architecture, scaled by the
+//!   number of SMs;
+//! - memory and L2 bandwidth are reached only by all SMs together: idle SMs leave their share unused;
+//! - all blocks of a launch take the same time, and an SM holds as many as its resources allow;
+//! - copies, tensor cores and shared memory of an SM overlap: the slowest decides;
+//! - a block's bandwidth is limited to its bytes in flight per latency (Little's law).
 //!
-//! The model is a roofline. Its assumptions:
-//! - a GPU is so many equal multiprocessors; clock, tensor rate and bandwidths are those of one card of the architecture,
-//!   scaled by the number of multiprocessors;
-//! - the memory's and the L2 cache's bandwidth is reached by all multiprocessors together: those that are idle leave
-//!   their share of it unused;
-//! - all blocks of a launch take the same time, and a multiprocessor holds as many at once as its resources allow;
-//! - copies, tensor cores and shared memory of a multiprocessor work beside each other: the slowest one counts;
-//! - a block gets no more bytes than it has in flight in one latency (Little's law).
-//!
-//! It is for comparing launches with each other. As a prediction it is optimistic.
+//! Predictions are optimistic; they are for comparing launches with each other.
 
 use crate::device::{Card, DeviceInfo};
 
-/// A GPU as the model sees it.
+/// The parameters of a GPU in the cost model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
     /// Compute capability: 90 is sm_90.
     pub arch: u32,
-    /// Multiprocessors.
+    /// Streaming multiprocessors.
     pub processors: u32,
-    /// Cycles a second.
+    /// Hertz.
     pub clock: f64,
-    /// Multiply-adds of f16 or bf16 into f32 sums on the tensor cores of a multiprocessor, a cycle.
+    /// Multiply-adds per SM and cycle on the tensor cores, f16 or bf16 with f32 accumulation.
     pub tensor_rate: f64,
-    /// Bytes a second from memory, of the whole GPU.
+    /// Bytes per second from memory, whole GPU.
     pub memory_bandwidth: f64,
-    /// Bytes a second from the L2 cache, of the whole GPU.
+    /// Bytes per second from L2, whole GPU.
     pub cache_bandwidth: f64,
-    /// Shared memory of a multiprocessor, in bytes.
+    /// Shared memory per SM, in bytes.
     pub shared_bytes: u32,
-    /// Threads that a multiprocessor holds.
+    /// Threads per SM.
     pub threads: u32,
 }
 
-/// What no launch can be faster than: the machine at its best, and nothing done twice.
+/// Lower bound of a launch's time: full bandwidth and full rate, nothing done twice.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Floor {
-    /// Seconds in which each operand comes from memory once, and each result goes there.
+    /// Seconds to move each operand and result through memory once.
     pub memory: f64,
-    /// Seconds of the multiply-adds on all tensor cores.
+    /// Seconds for the multiply-adds on all tensor cores.
     pub products: f64,
 }
 
@@ -50,7 +48,7 @@ impl Floor {
     }
 }
 
-/// Registers of a multiprocessor.
+/// Registers per SM.
 const REGISTERS: u32 = 65_536;
 
 impl From<&Card> for Machine {
@@ -60,21 +58,21 @@ impl From<&Card> for Machine {
 }
 
 impl Machine {
-    /// Bytes a cycle from shared memory, of a multiprocessor.
+    /// Bytes per cycle from shared memory, per SM.
     pub const SHARED_BANDWIDTH: f64 = 128.0;
-    /// Seconds from asking for bytes of a busy memory to having them.
+    /// Memory latency under load, in seconds.
     pub const LATENCY: f64 = 700e-9;
-    /// The same of the L2 cache.
+    /// L2 latency, in seconds.
     pub const CACHE_LATENCY: f64 = 300e-9;
-    /// Seconds from one launch's end to the next one's first instruction, inside a graph.
+    /// Seconds between the end of one launch and the first instruction of the next, inside a graph.
     pub const LAUNCH: f64 = 2e-6;
 
-    /// The device's card, or what stands for its architecture, with the device's number of multiprocessors.
+    /// Parameters of the device's product, or of its architecture's default one, scaled to its number of SMs.
     pub fn of(info: &DeviceInfo) -> Self {
         Self::part(Card::of_product(&info.name, info.arch), info.arch, info.processors)
     }
 
-    /// What stands for an architecture, with so many multiprocessors, at least one.
+    /// Parameters of an architecture's default product, scaled to `processors` SMs (at least one).
     pub fn new(arch: u32, processors: u32) -> Self {
         Self::part(Card::of_arch(arch), arch, processors)
     }
@@ -94,15 +92,15 @@ impl Machine {
         }
     }
 
-    /// Of a launch that needs so many bytes and multiply-adds.
+    /// The floor of a launch that moves `bytes` and computes `products` multiply-adds.
     pub fn floor(&self, bytes: f64, products: f64) -> Floor {
         let rate = self.tensor_rate * self.clock * f64::from(self.processors);
         Floor { memory: bytes / self.memory_bandwidth, products: products / rate }
     }
 
-    /// Blocks that a multiprocessor holds at once: at least one, for what is launched fits.
+    /// Occupancy: blocks per SM, at least one, as launches are checked to fit.
     pub fn resident(&self, threads: u32, registers: u32, shared_bytes: u32) -> u32 {
-        // From Ampere on the system keeps a KiB of each block's shared memory.
+        // From Ampere on the driver reserves 1 KiB of shared memory per block.
         let kept = if self.arch < 80 { 0 } else { 1 << 10 };
         let by_registers = REGISTERS / (registers.max(1) * threads.max(1));
         let by_shared = self.shared_bytes / (shared_bytes + kept).max(1);

@@ -9,11 +9,11 @@ use crate::error::Result;
 
 const CHECK: Check = Check("embedding");
 
-/// Rows of a table, gathered: token embeddings, or any rows that indices on the device name.
+/// Gathers rows of a table: token embeddings, or any rows by indices on the device.
 pub struct Embedding<'a> {
     /// `[_, width]`, of any dtype.
     pub table: Slice<'a>,
-    /// u32 `[tokens]`. A row that the table lacks comes out with every bit set: NaNs.
+    /// u32 `[tokens]`. An index beyond the table gives a row with every bit set (NaN).
     pub rows: Slice<'a>,
     /// `[tokens, width]`, of the table's dtype.
     pub out: SliceMut<'a>,
@@ -22,7 +22,7 @@ pub struct Embedding<'a> {
 }
 
 impl Embedding<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Checks shapes, picks a variant for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
@@ -31,7 +31,7 @@ impl Embedding<'_> {
         self.launch_variant(stream, variant)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem.

@@ -1,6 +1,6 @@
-//! A GPU, or the simulator in its place, as the decoder sees it.
+//! Implements [`Ops`](crate::ops::Ops) with the CUDA kernels, on a GPU or the simulator.
 //!
-//! Activations, the residual stream and weights have one dtype, f16 or bf16; logits are f32; every reduction is in f32.
+//! Activations, residual stream and weights have one dtype, f16 or bf16; logits are f32; reductions accumulate in f32.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -18,45 +18,45 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Activation, Batch, CacheShape, Ops, Rates, Sampled, StepShape, WeightView};
 
-/// A device with CUDA's kernels.
+/// A device that runs the CUDA kernels.
 pub struct Gpu {
     stream: Stream,
-    /// Of activations and weights.
+    /// Dtype of activations and weights.
     dtype: DType,
     /// Tokens of the largest step.
     batch_tokens: usize,
     vocab: usize,
-    /// Of products: one launch after the other, as they are enqueued.
+    /// Workspace of products; launches on one stream share it.
     workspace: Mutex<Memory>,
     states: Mutex<DecodeStates>,
 }
 
-/// What decode attention keeps of long sequences' splits; see [`SplitStates`].
+/// Workspace of decode attention: see [`SplitStates`].
 struct DecodeStates {
     counters: Memory,
     partials: Memory,
 }
 
-/// Enough for half a million positions with 32 heads of 128; 16 MiB. Beyond, sequences are many enough to be walked by
-/// one block each.
+/// 16 MiB: enough for half a million positions with 32 heads of 128. Beyond that there are enough sequences to give
+/// each its own block.
 const PARTIALS: usize = (128 + 2) << 15;
-/// One for each record of the shortest heads that are common.
+/// One counter per record of the smallest common head size.
 const COUNTERS: usize = PARTIALS / 64;
 
-/// States of rows that there is room for.
+/// Rows of splits that fit.
 pub(super) fn records(head_dim: usize) -> usize {
     SplitStates::room(COUNTERS, PARTIALS, head_dim)
 }
 
 impl Gpu {
-    /// Bytes of the device's memory that kernels work in, whatever the model is.
+    /// Bytes of workspace, independent of the model.
     pub const WORKSPACE_BYTES: u64 = 4 * (MatMul::WORKSPACE + COUNTERS + PARTIALS) as u64;
 
-    /// `dtype` is that of activations and weights: what a checkpoint stores otherwise is converted as it is loaded.
-    /// `batch_tokens` is the size of the largest step, `vocab` that of the model's vocabulary.
+    /// `dtype` is that of activations and weights; checkpoints in another one are converted while loading.
+    /// `batch_tokens` is the size of the largest step, `vocab` the model's vocabulary.
     ///
     /// # Errors
-    /// The kernels have no such dtype on this device, or the device has no room for their workspace.
+    /// The kernels do not support the dtype on this device, or device memory is short.
     pub fn new(stream: Stream, dtype: DType, batch_tokens: usize, vocab: usize) -> Result<Self> {
         let arch = stream.arch();
         match dtype {
@@ -69,14 +69,14 @@ impl Gpu {
             _ => return Err(Error::request("dtype", "bf16 or f16 on a GPU", dtype)),
         }
         let workspace = Mutex::new(stream.alloc(DType::U32, MatMul::WORKSPACE)?);
-        // Fresh memory is zeros, which is what counters start from.
+        // Fresh memory is zero, as counters require.
         let (counters, partials) = (stream.alloc(DType::U32, COUNTERS)?, stream.alloc(DType::F32, PARTIALS)?);
         let states = Mutex::new(DecodeStates { counters, partials });
         Ok(Self { stream, dtype, batch_tokens, vocab, workspace, states })
     }
 
-    /// The dtype for a checkpoint that is stored as `stored`, where nobody asks for another: its own where the device
-    /// has it; bf16 for wider ones; f16 on Volta and Turing, which have no bf16.
+    /// Default dtype for a checkpoint stored as `stored`: the same if the device supports it, bf16 for f32, f16 on
+    /// Volta and Turing, which have no bf16.
     pub fn default_dtype(arch: u32, stored: DType) -> DType {
         if stored == DType::F16 || arch < 80 { DType::F16 } else { DType::BF16 }
     }
@@ -128,6 +128,10 @@ impl Ops for Gpu {
 
     fn check(&self) -> Result<()> {
         self.stream.synchronize()
+    }
+
+    fn fails_for_good(&self) -> bool {
+        self.stream.fails_for_good()
     }
 
     fn rates(&self, _activations: DType) -> Result<Rates> {
@@ -344,7 +348,7 @@ impl Ops for Gpu {
         let (rows, lists, results) = (words.rows, words.lists, words.results);
         let logits = logits.slice_mut().range(0..len).ok_or_else(wrong)?;
         Sample { logits, rows, lists, results, vocab }.launch(&self.stream)?;
-        // The results of all groups of rows go to the host in one copy, behind the last.
+        // One copy to the host, after the last group of rows.
         if last { step.collect_samples() } else { Ok(()) }
     }
 

@@ -9,19 +9,19 @@ use crate::ops::CacheShape;
 /// Keys and values of all layers: `layers × 2 × [pages, kv_heads, page_size, head_dim]`.
 pub struct Cache {
     memory: Memory,
-    /// Of i8: f32 `layers × 2 × [pages, kv_heads, page_size]`.
+    /// Scales of an i8 cache: f32 `layers × 2 × [pages, kv_heads, page_size]`.
     scales: Option<Memory>,
     shape: CacheShape,
 }
 
-/// What fp8 is scaled by: checkpoints that say otherwise are not read yet.
+/// Scale of fp8 caches; checkpoints' own KV scales are not read yet.
 const LAYER_SCALE: f32 = 1.0;
 
 impl Cache {
-    /// A cache beside activations of this dtype.
+    /// A cache for activations of this dtype.
     ///
     /// # Errors
-    /// The kernels have no such cache, its slots are too many, or the device has no room.
+    /// The kernels do not support the cache dtype, there are too many slots, or device memory is short.
     pub(super) fn new(stream: &Stream, activations: DType, shape: CacheShape) -> Result<Self> {
         if shape.dtype != activations && !matches!(shape.dtype, DType::E4M3 | DType::E5M2 | DType::I8) {
             let expected = format!("{activations} as the activations, e4m3, e5m2 or i8 on a GPU");
@@ -43,12 +43,12 @@ impl Cache {
         self.shape
     }
 
-    /// Entries of the keys, or of the values, of one layer: heads of tokens.
+    /// Entries (heads of tokens) of one layer's keys; its values have as many.
     fn entries(&self) -> usize {
         self.shape.pages * self.shape.kv_heads * self.shape.page_size
     }
 
-    /// Entries before a layer's keys; its values follow.
+    /// Entries before a layer's keys; the layer's values follow its keys.
     fn first(&self, layer: usize) -> Result<usize> {
         if layer >= self.shape.layers {
             return Err(Error::operator("cache", "layer", format!("below {}", self.shape.layers), layer));
@@ -56,7 +56,7 @@ impl Cache {
         Ok(2 * layer * self.entries())
     }
 
-    /// One layer, to read.
+    /// One layer, read-only.
     pub(super) fn read(&self, layer: usize) -> Result<KvCache<'_>> {
         let (first, entries, head_dim) = (self.first(layer)?, self.entries(), self.shape.head_dim);
         let plane = |memory, which, of_entry| plane(memory, (first + which * entries) * of_entry, entries * of_entry);
@@ -84,14 +84,14 @@ impl Cache {
         Ok(KvCacheMut { keys, values, scales, pages: shape.pages, page_size: shape.page_size })
     }
 
-    /// The memories of the cache, with the elements that a page has in each plane.
+    /// The memory of elements, and of scales if there are any, with a page's elements per plane.
     fn memories(&mut self) -> impl Iterator<Item = (&mut Memory, usize)> {
         let entries = self.shape.kv_heads * self.shape.page_size;
         let scales = self.scales.as_mut().map(|scales| (scales, entries));
         [Some((&mut self.memory, entries * self.shape.head_dim)), scales].into_iter().flatten()
     }
 
-    /// All planes of a page, one after another, then those of its scales.
+    /// All planes of a page, then those of its scales.
     pub(super) fn read_page(&self, page: u32, to: &mut Vec<u8>) -> Result<()> {
         let (shape, entries) = (self.shape, self.shape.kv_heads * self.shape.page_size);
         to.resize(shape.page_size * shape.bytes_per_token(), 0);
@@ -107,7 +107,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Puts back what [`read_page`](Self::read_page) gave.
+    /// Writes what [`read_page`](Self::read_page) returned.
     pub(super) fn write_page(&mut self, page: u32, from: &[u8]) -> Result<()> {
         let shape = self.shape;
         let bytes = shape.page_size * shape.bytes_per_token();
@@ -126,7 +126,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Copies pages, `[from, to]` each, which were checked, in every layer.
+    /// Copies pages `[from, to]`, already checked, in every layer.
     pub(super) fn copy_pages(&mut self, stream: &Stream, pairs: &[[u32; 2]]) -> Result<()> {
         let shape = self.shape;
         let mut there = stream.alloc(DType::U32, 2 * pairs.len())?;

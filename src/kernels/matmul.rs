@@ -1,4 +1,4 @@
-//! `out = x · weightᵀ + bias`, added to what is there or not, or `activation(gate) · up` of two such products.
+//! `out = x · weightᵀ + bias`, optionally accumulated into `out` or gated: `activation(gate) · up`.
 
 #[cfg(feature = "cuda")]
 use super::abi::BURRSTONE_MATMUL_COUNTERS;
@@ -20,31 +20,30 @@ use crate::ops::Activation;
 
 const CHECK: Check = Check("matmul");
 
-/// A linear layer, on the tensor cores. The bits of an output depend on its own row of `x` and of the weight, on the
-/// device's architecture, and on nothing else: not on the rows beside it, nor on how the work is divided.
+/// A linear layer on the tensor cores. The bits of an output depend only on its row of `x`, its row of the weight and
+/// the device's architecture, not on other rows or on how the work is divided.
 pub struct MatMul<'a> {
     /// `[m, k]` of bf16 or f16.
     pub x: Slice<'a>,
-    /// `[n, k]`, of the same dtype. With a gate `[gated_rows(n), k]`: [`GATES`](Self::GATES) rows of the gate's
-    /// projection, as many of up's, and so on; the last ones are filled up with rows whose results nobody sees.
+    /// `[n, k]`, of the same dtype. With a gate `[gated_rows(n), k]`: [`GATES`](Self::GATES) rows of the gate
+    /// projection, as many of up, and so on; the last group is padded.
     pub weight: Slice<'a>,
-    /// `[n]`, or as many as the weight has rows, of the same dtype.
+    /// `[n]`, or one per row of a gated weight, of the same dtype.
     pub bias: Option<Slice<'a>>,
-    /// `out = activation(gate) · up`: both products are rounded to `out`'s dtype, and so is what they make, as
-    /// [`ActMul`](super::ActMul) has it, bit by bit.
+    /// `out = activation(gate) · up`: both products and the result are rounded to `out`'s dtype, with the bits of
+    /// [`ActMul`](super::ActMul).
     pub gate: Option<Activation>,
-    /// `[m, n]`, of the same dtype or, without a gate, f32. Or quantized, e4m3 or i8, with `n` and the address multiples of
-    /// 4: what would be there otherwise, in x's dtype, divided by `scale`, rounded to nearest (ties to even), saturating.
+    /// `[m, n]`, of the same dtype or, without a gate, f32. Or quantized, e4m3 or i8 (`n` and address multiples of 4):
+    /// the result in x's dtype divided by `scale`, rounded to nearest even, saturating.
     pub out: SliceMut<'a>,
-    /// Adds to what `out` holds, a residual stream, what would be there otherwise: both are of `out`'s dtype, and so is their
-    /// sum. Without a gate, and of an `out` that is not quantized.
+    /// Adds the result to what `out` holds (a residual stream), both rounded to `out`'s dtype. Not with a gate or a
+    /// quantized `out`.
     pub accumulate: bool,
-    /// f32 `[1]`, above 0: of a quantized `out` and only there, as checkpoints with static scales of activations have it. What
-    /// codes are multiplied by to get results back.
+    /// f32 `[1]`, above 0, exactly if `out` is quantized: a static activation scale, by which codes are dequantized.
     pub scale: Option<Slice<'a>>,
-    /// u32 at a multiple of 16 bytes, zeros before its first use; without it no two blocks share a tile, and few rows
-    /// leave most of the device idle. A launch leaves it to the next one: launches that share it run one after the other,
-    /// as those of one stream do. [`WORKSPACE`](Self::WORKSPACE) words are enough for the layers that profit.
+    /// u32, aligned to 16 bytes, zero before first use. Without it split-K is off, and products with few rows leave
+    /// most SMs idle. Launches that share it must run one after another, as on one stream.
+    /// [`WORKSPACE`](Self::WORKSPACE) words are enough for all layers that profit.
     pub workspace: Option<SliceMut<'a>>,
     pub m: usize,
     pub n: usize,
@@ -52,19 +51,19 @@ pub struct MatMul<'a> {
 }
 
 impl MatMul<'_> {
-    /// Words of a workspace: 16 MiB hold the sums of 16 rows through a layer of 8192 outputs and 16384 inputs, which has
-    /// a tile for every multiprocessor. What does not fit is computed without.
+    /// Words of a workspace: 16 MiB hold the split-K sums of 16 rows for 8192 outputs and 16384 inputs, which is a tile
+    /// per SM. Larger products run without split-K.
     pub const WORKSPACE: usize = 4 << 20;
 
-    /// Rows of a gate's projection that lie side by side.
+    /// Consecutive rows of the gate projection in an interleaved weight.
     pub const GATES: usize = BURRSTONE_MATMUL_GATES as usize;
 
-    /// Rows of the weight of a gated product with `n` columns.
+    /// Rows of an interleaved gated weight with `n` outputs.
     pub const fn gated_rows(n: usize) -> usize {
         n.div_ceil(Self::GATES).saturating_mul(2 * Self::GATES)
     }
 
-    /// Checks the shapes, picks the plan for the device, and launches it.
+    /// Checks shapes, picks a plan for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short, misaligned or of the wrong dtype; this build has no variant for the device; the device
@@ -73,17 +72,17 @@ impl MatMul<'_> {
         let shape = self.shape()?;
         let workspace = self.workspace.as_ref().map_or(0, SliceMut::len);
         let mut plan = MatMulPlan::choose(&Machine::of(stream.info()), &shape, workspace)?;
-        // Threads that copy one by one bring nothing to others.
+        // Multicast needs TMA copies.
         plan.pair = plan.pair.filter(|_| plan.copies_boxes(&shape, self.x.address() | self.weight.address()));
         self.launch_plan(stream, &plan)
     }
 
-    /// The same by NVIDIA's library, without a gate or a scale, to an `out` that is overwritten, and with a bias only where
-    /// `out` is of x's dtype. Nothing here ever chooses it: its bits are its own, and those of a row may depend on the rows
-    /// beside it. It loads its kernels when it first needs them, so what a graph is to capture should have run once before.
+    /// Launches cuBLASLt instead, without gate, scale or accumulation, and with a bias only if `out` has x's dtype. The
+    /// engine never chooses it: its bits differ, and a row's bits may depend on other rows. It loads kernels lazily, so
+    /// run it once before capturing a graph.
     ///
     /// # Errors
-    /// As [`launch`](Self::launch); the library has nothing for the problem, or failed.
+    /// As [`launch`](Self::launch); cuBLASLt has no algorithm for the problem, or failed.
     #[cfg(feature = "cuda")]
     pub fn launch_cublas_lt(self, library: &CublasLt) -> Result<()> {
         let shape = self.shape()?;
@@ -103,7 +102,7 @@ impl MatMul<'_> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        // The library may use what is behind the counters: nobody expects anything there.
+        // The part behind the counters is free for the library.
         let workspace = workspace.and_then(|all| {
             let len = all.len();
             all.range(BURRSTONE_MATMUL_COUNTERS as usize..len)
@@ -148,12 +147,11 @@ impl MatMul<'_> {
         Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated, accumulate })
     }
 
-    /// The same with a plan of the caller's choice, for tuning and tests. All that a device can run give the same bits.
+    /// Launches a given plan, for tuning and tests. All plans that a device can run give the same bits.
     ///
     /// # Errors
-    /// As [`launch`](Self::launch); the variant is not one for this problem; there are fewer spans than splits, or the
-    /// workspace is too small for them; the variant's blocks cannot be pairs, or not with these addresses, or tiles are
-    /// split.
+    /// As [`launch`](Self::launch); the variant is not one for this problem; there are fewer K slices than splits, or
+    /// the workspace is too small; the variant has no cluster form, or not for these addresses or with split-K.
     pub fn launch_plan(self, stream: &Stream, plan: &MatMulPlan) -> Result<()> {
         let (shape, &MatMulPlan { variant, splits, pair, .. }) = (self.shape()?, plan);
         self.check_operands(&shape)?;
@@ -171,8 +169,8 @@ impl MatMul<'_> {
         }
         let workspace = match workspace {
             _ if splits == 1 => 0,
-            _ if splits == 0 || splits > shape.spans() => {
-                let expected = format!("1 to {}, the spans of k", shape.spans().max(1));
+            _ if splits == 0 || splits > shape.k_slices() => {
+                let expected = format!("1 to {}, the K slices", shape.k_slices().max(1));
                 return Err(Error::operator(CHECK.0, "splits", expected, splits));
             }
             None => return Err(Error::operator(CHECK.0, "workspace", format!("one for {splits} splits"), "none")),
@@ -228,7 +226,7 @@ impl MatMul<'_> {
     }
 }
 
-/// The kernel's code for a quantized `out` of `n` columns, and the address of its scale; zeros where it is not quantized.
+/// The kernel's code for a quantized `out` of `n` columns, and the address of its scale; zeros if it is not quantized.
 fn quantized(out: &SliceMut<'_>, scale: Option<Slice<'_>>, n: usize) -> Result<(u32, u64)> {
     let codes = match out.dtype() {
         DType::E4M3 => BURRSTONE_MATMUL_E4M3,
@@ -249,7 +247,7 @@ fn quantized(out: &SliceMut<'_>, scale: Option<Slice<'_>>, n: usize) -> Result<(
     Ok((codes, scale.address()))
 }
 
-/// Rows `[rows, k]` of 16-bit numbers in boxes of a stage's elements of `side` rows, as products of warpgroups read them.
+/// Tensor map of 16-bit rows `[rows, k]`, in boxes of a stage's K elements by `side` rows, as wgmma reads them.
 fn matrix_boxes(stream: &Stream, matrix: Slice<'_>, [rows, k]: [usize; 2], side: usize) -> Result<tensor_map> {
     let row_bytes = k * matrix.dtype().size();
     let boxes = Boxes {

@@ -1,7 +1,7 @@
-//! Which variant computes a product, and how many blocks share a tile: what the cost model finds cheapest.
+//! Chooses the variant, split-K and clusters of a product: the plan with the lowest predicted time.
 
 use super::MatMul;
-use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_SPAN};
+use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_K_SLICE};
 use super::call::named;
 use super::cost::{Floor, Machine};
 use super::tables::MATMUL;
@@ -9,8 +9,8 @@ use crate::device::{Value, Variant};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`, a quantized one too; the weight is `[n, k]`, a gate's has
-/// as many rows again.
+/// The shape of a product: x is `[m, k]` of `dtype`, the result `[m, n]` of `out`, the weight `[n, k]`, with twice as
+/// many rows if gated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatMulShape {
     pub dtype: DType,
@@ -19,7 +19,7 @@ pub struct MatMulShape {
     pub n: usize,
     pub k: usize,
     pub gated: bool,
-    /// Whether the result is added to what is there.
+    /// Whether the result is added to `out`.
     pub accumulate: bool,
 }
 
@@ -27,32 +27,32 @@ pub struct MatMulShape {
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulPlan {
     pub variant: &'static Variant,
-    /// Blocks that share the spans of k of a tile, at most as many as there are spans. More than one needs a workspace.
+    /// Split-K: blocks per tile, at most the number of K slices. More than one needs a workspace.
     pub splits: usize,
-    /// Whether blocks are pairs, which bring each other half of what both multiply. On Hopper, with one split.
+    /// Clusters of two blocks that share an operand by multicast. Only on Hopper, without split-K.
     pub pair: Option<MatMulPair>,
-    /// What the model expects.
+    /// Predicted time.
     pub seconds: f64,
 }
 
-/// What the two blocks of a cluster both multiply, with tiles side by side.
+/// The operand that the two blocks of a cluster share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatMulPair {
-    /// Rows of x: the tiles are neighbours along n.
+    /// x: the tiles are neighbours along n.
     X,
-    /// Rows of the weight: the tiles are neighbours along m.
+    /// The weight: the tiles are neighbours along m.
     Weight,
 }
 
-/// Words of a workspace that count arrivals: tiles of a product whose tiles are shared.
+/// Counters in a workspace: the largest number of tiles with split-K.
 const COUNTERS: usize = BURRSTONE_MATMUL_COUNTERS as usize;
-/// Elements of k in a span.
-const SPAN: usize = BURRSTONE_MATMUL_SPAN as usize;
-/// Elements of k in a stage.
+/// Elements of a K slice.
+const K_SLICE: usize = BURRSTONE_MATMUL_K_SLICE as usize;
+/// Elements of K per stage.
 pub(super) const STAGE: usize = 64;
-/// Threads of a warpgroup, and bytes of a grain of a row: what Hopper's form copies in.
+/// Threads of a warpgroup, and the alignment of rows for TMA in bytes.
 const WARPGROUP: usize = 128;
-const GRAIN: u64 = 16;
+const TMA_ALIGNMENT: u64 = 16;
 
 impl MatMulShape {
     /// The axes that the problem decides.
@@ -63,7 +63,7 @@ impl MatMulShape {
             80..90 => "m16n8k16",
             _ => "m64k16",
         };
-        // Codes are of results in x's dtype.
+        // The kernel quantizes results that are in x's dtype.
         let out = if self.out.size() == 1 { self.dtype } else { self.out };
         [("dtype", named(self.dtype)), ("out", named(out)), ("instruction", Value::Text(instruction))]
     }
@@ -73,27 +73,28 @@ impl MatMulShape {
         if self.gated { MatMul::gated_rows(self.n) } else { self.n }
     }
 
-    /// x and the weight are read once, results are written, and read before where they are added to.
+    /// Bytes: x and the weight once, results once, and once more to read if accumulated.
     fn bytes(&self) -> f64 {
         let [m, n, k, rows] = [self.m, self.n, self.k, self.weight_rows()].map(|size| size as f64);
         let passes = if self.accumulate { 2.0 } else { 1.0 };
         k * (m + rows) * self.dtype.size() as f64 + passes * m * n * self.out.size() as f64
     }
 
-    /// What no plan can be faster than.
+    /// Lower bound of any plan.
     pub fn floor(&self, machine: &Machine) -> Floor {
         let [m, rows, k] = [self.m, self.weight_rows(), self.k].map(|size| size as f64);
         machine.floor(self.bytes(), m * rows * k)
     }
 
-    /// Spans that k is cut into.
-    pub fn spans(&self) -> usize {
-        self.k.div_ceil(SPAN)
+    /// K slices.
+    pub fn k_slices(&self) -> usize {
+        self.k.div_ceil(K_SLICE)
     }
 }
 
 impl MatMulPlan {
-    /// The cheapest of the variants that every build has, for a product with a workspace of so many words (0: none).
+    /// The plan with the lowest predicted time among the fallback variants, with a workspace of `workspace` words (0:
+    /// none).
     ///
     /// # Errors
     /// This build has no variant for the device.
@@ -103,7 +104,7 @@ impl MatMulPlan {
         Ok(plan(variant))
     }
 
-    /// The cheapest use of each of those variants, cheapest first: what [`choose`](Self::choose) takes comes first.
+    /// The best plan of each fallback variant, fastest first.
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
@@ -112,30 +113,30 @@ impl MatMulPlan {
         MATMUL.ranked(machine.arch, &shape.key(machine.arch), plan, |plan| plan.seconds)
     }
 
-    /// The cheapest use of one variant.
+    /// The best plan of one variant.
     pub fn of(machine: &Machine, shape: &MatMulShape, workspace: usize, variant: &'static Variant) -> Self {
-        let tile = Tile::of(variant, machine.arch);
+        let tile = Tile::of(variant);
         let plan = |splits, pair| {
             let seconds = tile.seconds(machine, shape, splits, pair);
             Self { variant, splits, pair, seconds }
         };
-        let most = if tile.workspace(shape) <= workspace { shape.spans() } else { 1 };
+        let most = if tile.workspace(shape) <= workspace { shape.k_slices() } else { 1 };
         let split = (2..=most).map(|splits| plan(splits, None));
-        // Where one tile has all rows of x, these are the least of what is copied.
+        // If one tile holds all rows of x, x is the smaller part of what is copied.
         let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && machine.processors > 1;
         let paired = [MatMulPair::X, MatMulPair::Weight].map(|pair| plan(1, Some(pair)));
         let others = split.chain(paired.into_iter().filter(|_| pairs));
         others.fold(plan(1, None), |best, plan| if plan.seconds < best.seconds { plan } else { best })
     }
 
-    /// Tiles times splits: what blocks compute. With pairs the tiles beyond the matrix too that make an even number of them.
+    /// Work items: tiles × splits, padded to an even number of tiles for clusters.
     pub fn items(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).tiles(shape, self.pair).saturating_mul(self.splits)
+        Tile::of(self.variant).tiles(shape, self.pair).saturating_mul(self.splits)
     }
 
-    /// Blocks of the launch: one an item; on Hopper no more than the device holds at once, which share the items.
+    /// Blocks of the launch: one per item; on Hopper at most what the device holds at once (persistent blocks).
     pub fn blocks(&self, machine: &Machine, shape: &MatMulShape) -> usize {
-        let tile = Tile::of(self.variant, machine.arch);
+        let tile = Tile::of(self.variant);
         let items = self.items(shape);
         if !tile.by_warpgroups {
             return items;
@@ -145,9 +146,9 @@ impl MatMulPlan {
         items.min(most)
     }
 
-    /// Tokens and rows of the weight in a box: those of a tile, or half of them where a pair shares them.
+    /// Tokens and weight rows of a TMA box: a tile's, or half of it if a cluster shares the operand.
     pub(super) fn boxes(&self) -> [usize; 2] {
-        let tile = Tile::of(self.variant, 0);
+        let tile = Tile::of(self.variant);
         match self.pair {
             None => [tile.m, tile.n],
             Some(MatMulPair::X) => [tile.m / 2, tile.n],
@@ -155,49 +156,48 @@ impl MatMulPlan {
         }
     }
 
-    /// Whether the variant's blocks can be pairs.
+    /// Whether the variant has a cluster form.
     pub(super) fn may_pair(&self) -> bool {
-        Tile::of(self.variant, 0).may_pair()
+        Tile::of(self.variant).may_pair()
     }
 
-    /// Whether tiles are copied by boxes, where `addresses` are those of both operands, their bits joined. Else threads
-    /// copy them.
+    /// Whether tiles are copied by TMA; `addresses` is the bitwise or of both operands'. Otherwise threads copy.
     pub(super) fn copies_boxes(&self, shape: &MatMulShape, addresses: u64) -> bool {
-        Tile::of(self.variant, 0).by_warpgroups && has_boxes(shape, addresses)
+        Tile::of(self.variant).by_warpgroups && has_boxes(shape, addresses)
     }
 
-    /// Words of workspace that more than one split needs.
+    /// Words of workspace that split-K needs.
     pub(super) fn workspace(&self, shape: &MatMulShape) -> usize {
-        Tile::of(self.variant, 0).workspace(shape)
+        Tile::of(self.variant).workspace(shape)
     }
 }
 
-/// Whether rows, the first of which is at `addresses`, are whole grains.
+/// Whether all rows are aligned to 16 bytes.
 fn has_boxes(shape: &MatMulShape, addresses: u64) -> bool {
     let rows = (shape.k * shape.dtype.size()) as u64;
-    rows > 0 && (rows | addresses).is_multiple_of(GRAIN)
+    rows > 0 && (rows | addresses).is_multiple_of(TMA_ALIGNMENT)
 }
 
-/// A variant's tile, as far as the model knows it.
+/// A variant's tile in the cost model.
 #[derive(Clone, Copy)]
 struct Tile {
     m: usize,
     n: usize,
     stages: usize,
-    /// Those that multiply.
+    /// Threads that multiply.
     threads: usize,
     shared_bytes: u32,
-    /// Hopper's form: a warpgroup copies, the others multiply, and blocks take item after item.
+    /// Hopper's form: a producer warpgroup, consumer warpgroups, persistent blocks.
     by_warpgroups: bool,
-    /// Units of eight tokens that there are not are not multiplied; workers have them in turns.
+    /// The last tile skips 8-token units beyond M; workers take units in turns.
     skips: bool,
-    /// Warps, or warpgroups, that multiply: along the tokens, and along the rows of the weight.
+    /// Warps (or warpgroups) that multiply, along the tokens and along the weight's rows.
     workers: [usize; 2],
 }
 
 impl Tile {
-    fn of(variant: &Variant, arch: u32) -> Self {
-        // Every variant has these axes, and none of them is 0.
+    fn of(variant: &Variant) -> Self {
+        // Every variant has these axes, none of them 0.
         let axis = |name| variant.int(name).unwrap_or(1).max(1) as usize;
         let (m, n, stages, threads) = (axis("m"), axis("n"), axis("stages"), axis("threads"));
         let is = |instruction| variant.value("instruction") == Some(Value::Text(instruction));
@@ -208,22 +208,22 @@ impl Tile {
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes(arch), by_warpgroups, skips, workers }
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, by_warpgroups, skips, workers }
     }
 
-    /// Blocks that a multiprocessor holds. A thread that multiplies has twice its sums in registers, and 64 more.
+    /// Occupancy: a consumer thread needs twice its accumulators in registers, and 64 more.
     fn resident(&self, machine: &Machine) -> u32 {
         let registers = 64 + 2 * self.m * self.n / self.threads;
         let copying = if self.by_warpgroups { WARPGROUP } else { 0 };
         machine.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
     }
 
-    /// Halves of a tile's rows are whole patterns of the swizzle, of eight rows.
+    /// Half a tile must be whole periods of the swizzle, 8 rows.
     fn may_pair(&self) -> bool {
         self.by_warpgroups && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
     }
 
-    /// Tiles along the tokens, and along the rows of the weight.
+    /// Tiles along the tokens, and along the weight's rows.
     fn grid(&self, shape: &MatMulShape, pair: Option<MatMulPair>) -> [usize; 2] {
         let [m, n] = [shape.m.div_ceil(self.m), shape.weight_rows().div_ceil(self.n)];
         match pair {
@@ -233,12 +233,12 @@ impl Tile {
         }
     }
 
-    /// Elements of k that a block multiplies at the most.
+    /// Longest K range of a block.
     fn depth(&self, shape: &MatMulShape, splits: usize) -> f64 {
-        (shape.spans().div_ceil(splits) * SPAN).min(shape.k) as f64
+        (shape.k_slices().div_ceil(splits) * K_SLICE).min(shape.k) as f64
     }
 
-    /// Tokens that are multiplied in the last tiles along them.
+    /// Tokens computed in the last row of tiles.
     fn last_tokens(&self, shape: &MatMulShape) -> usize {
         let left = shape.m.saturating_sub(1) % self.m + 1;
         if self.skips { left.next_multiple_of(8 * self.workers[0]).min(self.m) } else { self.m }
@@ -249,20 +249,20 @@ impl Tile {
         m.saturating_mul(n)
     }
 
-    /// Words for the arrivals at each tile, and for the sums of each span of it.
+    /// Words for the counter of each tile, and the sums of each of its K slices.
     fn workspace(&self, shape: &MatMulShape) -> usize {
         let tiles = self.tiles(shape, None);
         if tiles > COUNTERS {
             return usize::MAX;
         }
-        shape.spans().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
+        shape.k_slices().saturating_mul(tiles * self.m * self.n).saturating_add(COUNTERS)
     }
 
     /// Seconds of the multiply-adds, or of reading their operands from shared memory:
-    /// - rows that there are not are multiplied too, but for units of tokens that the kernel leaves out;
-    /// - each warp reads its rows of the weight and its tokens;
-    /// - the block with the most spans decides; where the last tiles along the tokens have less to do than the others, the last
-    ///   block begins at the latest when all multiprocessors have done the same.
+    /// - padding rows are computed too, except for units of tokens that the kernel skips;
+    /// - each warp reads its own rows of the weight and its own tokens;
+    /// - the block with the most K slices decides; if the last row of tiles has less work, its last block starts no
+    ///   later than when all SMs have done equal work.
     fn computing(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
         let [tile_m, tile_n] = [self.m, self.n].map(|size| size as f64);
         let [workers_m, workers_n] = self.workers.map(|workers| workers as f64);
@@ -281,14 +281,14 @@ impl Tile {
         even.min(uneven) / machine.clock
     }
 
-    /// What the launch takes. Beside the machine's assumptions, and what [`computing`](Self::computing) takes for granted:
-    /// - x and the weight come from memory once, and from the L2 cache for each tile that uses them; rows that there are not
-    ///   are not read; results go to memory, where there is a gate half as many; what they are added to comes from there, and
-    ///   a block that is done with its products waits for it;
-    /// - what a pair shares comes from the L2 cache once, and its way to both costs nothing more; the blocks of a pair wait for
-    ///   each other twice, a latency of the L2 cache each;
-    /// - sums of spans go to the L2 cache and come back, the latter to one block for each tile, which has four accesses
-    ///   of each thread in flight; three latencies are spent on the arrival.
+    /// Predicted time of a launch. Assumptions beyond those of the cost model and of [`computing`](Self::computing):
+    /// - x and the weight come from memory once, and from L2 for each tile that uses them; padding rows are not read;
+    ///   results go to memory (half as many if gated); accumulated results are read after the products, and the block
+    ///   waits for them;
+    /// - a multicast operand is read from L2 once, at no extra cost; the blocks of a cluster wait for each other twice,
+    ///   one L2 latency each;
+    /// - split-K sums go to L2 and back, the latter to one block per tile with four accesses per thread in flight;
+    ///   signalling takes three latencies.
     fn seconds(&self, machine: &Machine, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
         let [m, rows] = [shape.m, shape.weight_rows()].map(|size| size as f64);
         let [tile_m, tile_n, threads] = [self.m, self.n, self.threads].map(|size| size as f64);
@@ -313,7 +313,7 @@ impl Tile {
         let copying = from_memory.max(from_cache).max(in_flight);
 
         let adding = if splits > 1 {
-            let sums = 4.0 * tiles * tile_m * tile_n * shape.spans() as f64;
+            let sums = 4.0 * tiles * tile_m * tile_n * shape.k_slices() as f64;
             let reading = machine.cache_bandwidth.min(tiles * threads * 64.0 / Machine::CACHE_LATENCY);
             3.0 * Machine::CACHE_LATENCY + sums / machine.cache_bandwidth + sums / reading
         } else {

@@ -1,35 +1,37 @@
-//! The CUDA kernels, each usable alone: a struct of what it works on, and `launch`.
+//! Launch wrappers of the CUDA kernels. Each is a struct with its arguments and a method `launch`, and works alone.
 //!
-//! A wrapper checks the shapes of its slices, picks the variant for the device, and enqueues it on a [`Stream`], which
-//! is a GPU's or the simulator's. Contracts are in the wrappers' documentation; device code is in `csrc/kernels`, under
-//! the same names.
+//! A wrapper checks the shapes of its slices, picks a variant for the device and enqueues it on a [`Stream`], a GPU's
+//! or the simulator's. Device code is in `csrc/kernels`, under the same names.
 //!
 //! [`Stream`]: crate::device::Stream
 
-#[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
-mod abi;
+// Kernels, by `burrstone-codegen lists`:
 mod act_mul;
-mod attention;
 mod attention_decode;
-mod attention_plan;
 mod attention_prefill;
-mod call;
-mod converted;
-mod cost;
 mod embedding;
-mod gpu;
-mod kv_cache;
 mod matmul;
-mod matmul_plan;
 mod page_copy;
 mod page_table_update;
-mod rates;
 mod rms_norm;
 mod rotary_kv_write;
 mod sample;
+mod target_logprobs;
+// End of kernels.
+
+#[allow(non_camel_case_types, missing_docs, reason = "the C names of csrc/abi")]
+mod abi;
+mod attention;
+mod attention_plan;
+mod call;
+mod converted;
+mod cost;
+mod gpu;
+mod kv_cache;
+mod matmul_plan;
+mod rates;
 mod step;
 mod tables;
-mod target_logprobs;
 mod weights;
 
 pub use act_mul::ActMul;
@@ -47,6 +49,7 @@ pub use page_table_update::PageTableUpdate;
 pub use rms_norm::{Norm, RmsNorm};
 pub use rotary_kv_write::{KvCacheMut, KvScalesMut, QkGains, RopeRows, RotaryKvWrite};
 pub use sample::{Sample, SampleWords};
+#[cfg(feature = "engine")]
 pub(crate) use step::recorded_rows;
 pub use tables::KERNELS as ALL;
 pub use target_logprobs::TargetLogprobs;

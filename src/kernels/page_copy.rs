@@ -9,15 +9,15 @@ use crate::error::Result;
 
 const CHECK: Check = Check("page_copy");
 
-/// A copy of some pages of a cache.
+/// Copies pages of a cache.
 pub struct PageCopy<'a> {
     /// `[planes, pages, page]`, of any dtype.
     pub cache: SliceMut<'a>,
-    /// u32 `[count, 2]`: from, to. No page is written twice, or both read and written; a pair that names a page which the
-    /// cache lacks is left out.
+    /// u32 `[count, 2]`: from, to. No page is written twice or both read and written; pairs beyond the cache are
+    /// skipped.
     pub pairs: Slice<'a>,
     pub count: usize,
-    /// Keys and values of each layer, say.
+    /// For example, keys and values of each layer.
     pub planes: usize,
     pub pages: usize,
     /// Elements of a page in one plane.
@@ -25,7 +25,7 @@ pub struct PageCopy<'a> {
 }
 
 impl PageCopy<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Checks shapes, picks a variant for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
@@ -34,7 +34,7 @@ impl PageCopy<'_> {
         self.launch_variant(stream, variant)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem.

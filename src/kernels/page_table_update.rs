@@ -1,4 +1,4 @@
-//! Entries of a page table that stays on the device from step to step.
+//! Updates the device's persistent page table.
 
 use super::abi::page_table_update_args;
 use super::call::{Call, Check};
@@ -13,13 +13,13 @@ const CHECK: Check = Check("page_table_update");
 pub struct PageTableUpdate<'a> {
     /// u32.
     pub table: SliceMut<'a>,
-    /// u32 `[count, 2]`: entry, page. No entry twice; one that the table lacks is left out.
+    /// u32 `[count, 2]`: entry, page. No entry twice; entries beyond the table are skipped.
     pub changes: Slice<'a>,
     pub count: usize,
 }
 
 impl PageTableUpdate<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Checks shapes, picks a variant for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
@@ -28,7 +28,7 @@ impl PageTableUpdate<'_> {
         self.launch_variant(stream, variant)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem.

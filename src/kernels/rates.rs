@@ -1,4 +1,4 @@
-//! What a GPU gives at its best: the floors that figures are held against.
+//! A GPU's peak rates, the floors beside measured figures.
 
 use std::time::{Duration, Instant};
 
@@ -9,17 +9,17 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::Rates;
 
-/// Bytes of a page, and the most pages that are copied at a time: 512 MiB.
+/// Bytes per copied page, and the largest number of pages: 512 MiB.
 const PAGE: usize = 1 << 20;
 const MOST: usize = 512;
-/// A copy that takes so long is measured: its launch does not count.
+/// A copy must take this long, so that launch overhead does not count.
 const LONG: Duration = Duration::from_micros(200);
 
-/// Bytes as a copy of device memory moves them, read and written; operations as the data sheet of a card of this
-/// architecture has them.
+/// Bandwidth of a copy in device memory (read and written); compute rate from the data sheet of a product of this
+/// architecture.
 ///
 /// # Errors
-/// The device has no room, or failed.
+/// Device memory is short, or the device failed.
 pub(super) fn rates(stream: &Stream) -> Result<Rates> {
     let machine = Machine::of(stream.info());
     let products = machine.tensor_rate * machine.clock * f64::from(machine.processors);

@@ -9,7 +9,7 @@ use crate::error::Result;
 
 const CHECK: Check = Check("rms_norm");
 
-/// How rows are normed.
+/// Kinds of norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Norm {
@@ -28,7 +28,7 @@ impl Norm {
     }
 }
 
-/// Addition to the residual stream and norm of its rows.
+/// Adds to the residual stream, then norms its rows.
 pub struct RmsNorm<'a> {
     /// `[rows, width]` of bf16 or f16; written only where `delta` is given.
     pub residual: SliceMut<'a>,
@@ -40,19 +40,19 @@ pub struct RmsNorm<'a> {
     pub bias: Option<Slice<'a>>,
     /// `[rows, width]`, of the residual's dtype, e4m3 or i8.
     pub out: SliceMut<'a>,
-    /// f32 `[rows]`, for e4m3 and i8: what a row's codes are multiplied by to get its values back. The largest
-    /// magnitude of a row has the largest code, 448 or 127.
+    /// f32 `[rows]`, only for e4m3 and i8: the dequantization scale of each row. A row's largest magnitude becomes the
+    /// largest code, 448 or 127.
     pub scales: Option<SliceMut<'a>>,
     pub rows: usize,
     pub width: usize,
     pub eps: f32,
-    /// 1 where a checkpoint stores gains less one, else 0.
+    /// Added to the weight: 1 if the checkpoint stores `gain - 1`, else 0.
     pub weight_offset: f32,
     pub norm: Norm,
 }
 
 impl RmsNorm<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Checks shapes, picks a variant for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
@@ -68,8 +68,7 @@ impl RmsNorm<'_> {
         Ok([("dtype", named(dtype)), ("norm", self.norm.named()), ("out", named(out))])
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests. All variants for a problem give the same
-    /// bits.
+    /// Launches a given variant, for tuning and tests. All variants for a problem give the same bits.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem.

@@ -1,4 +1,5 @@
-//! Norms (where asked) and rotates queries and keys; writes keys and values to their slots in the paged cache.
+//! Optional head norm, rotary embedding of queries and keys, and the write of keys and values to the paged cache, in
+//! one launch.
 
 use super::abi::rotary_kv_write_args;
 use super::call::{Call, Check, named};
@@ -20,14 +21,14 @@ pub struct KvCacheMut<'a> {
     pub page_size: usize,
 }
 
-/// How a cache of eight bits is scaled.
+/// Scales of an 8-bit cache.
 pub enum KvScalesMut<'a> {
-    /// Not at all: it has the activations' dtype.
+    /// None: the cache has the activations' dtype.
     None,
-    /// e4m3 and e5m2: what is stored is `x / scale`, with one scale for a layer.
+    /// e4m3 and e5m2: `x / scale` is stored, with one scale per layer.
     Layer { key: f32, value: f32 },
-    /// i8: f32 `[pages, kv_heads, page_size]`, what an entry's codes are multiplied by to get its elements back. The
-    /// largest magnitude of an entry has the code 127.
+    /// i8: f32 `[pages, kv_heads, page_size]`, a dequantization scale per entry. An entry's largest magnitude becomes
+    /// code 127.
     Entry { keys: SliceMut<'a>, values: SliceMut<'a> },
 }
 
@@ -39,15 +40,15 @@ pub struct QkGains<'a> {
     /// `[head_dim]`, of the activations' dtype.
     pub key: Slice<'a>,
     pub eps: f32,
-    /// 1 where a checkpoint stores gains less one, else 0.
+    /// Added to the gains: 1 if the checkpoint stores `gain - 1`, else 0.
     pub offset: f32,
 }
 
-/// Rotary factors: f32 `[rows, 2, rotary_dim / 2]`, cosines, then sines; most in a table by position.
+/// Rotary factors, f32 `[rows, 2, rotary_dim / 2]`: cosines, then sines. Most are in a table by position.
 #[derive(Clone, Copy)]
 pub struct RopeRows<'a> {
-    /// u32 `[tokens]`: rows of the table and, behind its last, of the others. Nothing is written for a token whose row is
-    /// not there.
+    /// u32 `[tokens]`: rows of the table and, after its last, of the batch's own factors. A token with an index beyond
+    /// both writes nothing.
     pub of_tokens: Slice<'a>,
     pub table: Slice<'a>,
     pub table_rows: usize,
@@ -55,15 +56,15 @@ pub struct RopeRows<'a> {
     pub other_rows: usize,
 }
 
-/// What lies between the projections and attention, in one launch.
+/// The step between the QKV projection and attention.
 pub struct RotaryKvWrite<'a> {
     /// `[tokens, heads + 2 · kv_heads, head_dim]` of bf16 or f16: queries, keys, values.
     pub qkv: Slice<'a>,
     /// `[tokens, heads, head_dim]`, of the same dtype.
     pub query: SliceMut<'a>,
     pub cache: KvCacheMut<'a>,
-    /// u32 `[tokens]`: `page * page_size + position % page_size`. Nothing is written for a token whose slot the cache
-    /// lacks, neither its query; no two tokens share a slot.
+    /// u32 `[tokens]`: `page * page_size + position % page_size`, no two alike. A token with a slot beyond the cache
+    /// writes nothing, not even its query.
     pub slots: Slice<'a>,
     pub rope: RopeRows<'a>,
     pub gains: Option<QkGains<'a>>,
@@ -71,12 +72,12 @@ pub struct RotaryKvWrite<'a> {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Leading elements of a head that rotate: element `i` with `i + rotary_dim / 2`.
+    /// Rotated elements at the start of a head; element `i` pairs with `i + rotary_dim / 2`.
     pub rotary_dim: usize,
 }
 
 impl RotaryKvWrite<'_> {
-    /// Checks the shapes, picks the device's variant and launches it.
+    /// Checks shapes, picks a variant for the device and launches it.
     ///
     /// # Errors
     /// A slice is too short or of the wrong dtype; this build has no variant for the device; the device failed.
@@ -92,8 +93,7 @@ impl RotaryKvWrite<'_> {
         Ok([("dtype", named(dtype)), ("cache", named(cache))])
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests. All variants for a problem give the same
-    /// bits.
+    /// Launches a given variant, for tuning and tests. All variants for a problem give the same bits.
     ///
     /// # Errors
     /// As [`launch`](Self::launch); the variant is not one for this problem.
@@ -123,7 +123,7 @@ impl RotaryKvWrite<'_> {
         let Self { qkv, query, cache, slots, rope, gains, tokens, heads, kv_heads, head_dim, rotary_dim } = self;
         let (dtype, stored) = (qkv.dtype(), cache.keys.dtype());
         let (tokens, heads, kv_heads, head_dim) = (*tokens, *heads, *kv_heads, *head_dim);
-        // Each is small, so that their sum is.
+        // Each term is small, so the sum cannot overflow.
         let sizes = [CHECK.size("heads", heads)?, CHECK.size("kv_heads", kv_heads)?, CHECK.size("head_dim", head_dim)?];
         CHECK.len("qkv", *qkv, &[tokens, heads + 2 * kv_heads, head_dim])?;
         CHECK.slice("query", query.as_slice(), dtype, &[tokens, heads, head_dim])?;

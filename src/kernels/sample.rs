@@ -11,19 +11,19 @@ use crate::ops::{Mask, SampleRow, Sampled};
 
 const CHECK: Check = Check("sample");
 
-/// The largest vocabulary: sums of so many weights fit the kernels' integers.
+/// The largest vocabulary: sums of that many weights fit the kernel's integers.
 const MAX_VOCAB: usize = 1 << 20;
 
-/// Chooses one token for each row of logits, without a sort and without waiting for the host.
+/// Chooses one token per row of logits, without sorting and without the host.
 #[derive(Debug)]
 pub struct Sample<'a> {
     /// f32 `[rows, vocab]`; penalties, biases and masks are applied in place.
     pub logits: SliceMut<'a>,
-    /// u32 `[rows, 16]` and what they look up: of [`SampleWords`]. The kernel notes logits in the lists. Rows are
-    /// aligned to 8 bytes.
+    /// u32 `[rows, 16]` and the lists they refer to, from [`SampleWords`]. The kernel also stores original logits in
+    /// the lists. Rows are aligned to 8 bytes.
     pub rows: Slice<'a>,
     pub lists: SliceMut<'a>,
-    /// u8 `[rows, 16]`, for [`Sample::results`]. Aligned to 16 bytes.
+    /// u8 `[rows, 16]`, read by [`Sample::results`]. Aligned to 16 bytes.
     pub results: SliceMut<'a>,
     /// At most 2²⁰.
     pub vocab: usize,
@@ -33,16 +33,16 @@ impl Sample<'_> {
     /// Bytes of a row's result.
     pub const RESULT_BYTES: usize = size_of::<sample_result>();
 
-    /// Checks the shapes, picks the device's variant and enqueues it.
+    /// Checks shapes, picks a variant for the device and enqueues it.
     ///
     /// # Errors
-    /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
+    /// Shapes or dtypes do not match; this build has no variant for the device; the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
         let variant = SAMPLE.pick(stream.arch(), &[])?;
         self.launch_variant(stream, variant)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch).
@@ -71,32 +71,32 @@ impl Sample<'_> {
         }
         let call = Call { kernel: &SAMPLE, key: &[] };
         let shape = format_args!("{rows} rows of {}", self.vocab);
-        // SAFETY: the slices are device memory of the sizes that were checked above; what rows and lists say is the
-        // caller's promise.
+        // SAFETY: the slices are device memory of the sizes checked above; the contents of rows and lists are the
+        // caller's responsibility.
         unsafe { call.launch(stream, variant, [rows, 1, 1], &args, &shape) }
     }
 
-    /// What the kernel wrote to `results`, row by row, read back.
+    /// Decodes the kernel's `results`, row by row.
     ///
     /// # Errors
-    /// A row of logits has no softmax, or no token is left in it; the bytes are no results.
+    /// A row of logits has no softmax or no allowed token; the bytes are not results.
     pub fn results(bytes: &[u8]) -> Result<Vec<Sampled>> {
         let rows = bytes.chunks_exact(Self::RESULT_BYTES).enumerate();
         rows.map(|(row, bytes)| sampled(row, &bytemuck::pod_read_unaligned(bytes))).collect()
     }
 }
 
-/// Rows of sampling parameters as the kernel reads them.
+/// Sampling parameters in the kernel's format.
 #[derive(Clone, Debug, Default)]
 pub struct SampleWords {
     pub rows: Vec<u32>,
-    /// At least one word, so that there is memory to point to.
+    /// At least one word, so that the upload is not empty.
     pub lists: Vec<u32>,
 }
 
 impl SampleWords {
     /// # Errors
-    /// A row is wrong for a vocabulary of `vocab`.
+    /// A row is invalid for a vocabulary of `vocab` tokens.
     pub fn new(rows: &[SampleRow], vocab: usize) -> Result<Self> {
         let mut words = Self { rows: Vec::new(), lists: vec![0] };
         for row in rows {
@@ -109,7 +109,7 @@ impl SampleWords {
     }
 }
 
-/// Appends what the row looks up to `words`; offsets count from `start` words on.
+/// Appends a row's lists to `words`; offsets count from word `start`.
 pub(super) fn row_words(row: &SampleRow, words: &mut Vec<u32>, start: usize) -> sample_row {
     let mut append = |list: &[u32]| {
         let at = words.len() - start;
@@ -119,7 +119,7 @@ pub(super) fn row_words(row: &SampleRow, words: &mut Vec<u32>, start: usize) -> 
     let seen = row.penalized().into_iter().map(|(token, generated)| sample_seen { token, generated, logit: 0.0 });
     let seen: Vec<sample_seen> = seen.collect();
     let biases = biases(row);
-    // One that lets all tokens be chosen has no words.
+    // A mask that allows every token takes no words.
     let mask = row.mask.as_ref().map(Mask::words).filter(|words| !words.is_empty());
     sample_row {
         uniform: row.uniform(),
@@ -140,7 +140,7 @@ pub(super) fn row_words(row: &SampleRow, words: &mut Vec<u32>, start: usize) -> 
     }
 }
 
-/// Each biased token once, by id.
+/// Each biased token once, sorted by id.
 fn biases(row: &SampleRow) -> Vec<sample_bias> {
     let mut all = row.logit_bias.clone();
     all.sort_by_key(|(token, _)| *token);
@@ -164,7 +164,7 @@ pub(super) fn sampled(row: usize, result: &sample_result) -> Result<Sampled> {
     }
 }
 
-/// A vocabulary's size as the kernels that reduce over it take it.
+/// The vocabulary's size, as kernels that reduce over it take it.
 pub(super) fn check_vocab(check: Check, vocab: usize) -> Result<u32> {
     if vocab == 0 || vocab > MAX_VOCAB {
         return Err(Error::operator(check.0, "vocab", format!("1 to {MAX_VOCAB}"), vocab));

@@ -1,9 +1,8 @@
-//! A batch as it lies on the device: one upload, read by every kernel of the step.
+//! A batch on the device: one upload that every kernel of the step reads.
 //!
-//! Sections of fixed size come first, so that their addresses depend on the number of rows alone and a captured graph
-//! finds them in its next replay; what sampling looks up, whose size changes from step to step, is the tail, reached
-//! through offsets. The page table stays on the device; what changed of it is in the tail too, and is written to it before
-//! the first kernel of the step.
+//! Sections of fixed size come first: their addresses depend only on the number of rows, so a captured graph finds them
+//! again at replay. Data of sampling, whose size varies, is at the end and reached through offsets. The page table
+//! stays on the device; its changes are part of the upload and applied before the first kernel of the step.
 
 use std::ops::Range;
 
@@ -19,13 +18,13 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{AttentionMask, Batch, PageTable, PageTableMark, RecordingKey, Sampled, StepShape};
 
-/// Queries of one tile of prefill attention: a block's rows where each head has keys of its own.
+/// Queries per tile of prefill attention: the rows of a block for heads without groups.
 pub(super) const TILE_QUERIES: usize = 64;
 
-/// Alignment of a section, in words: kernels read 16 bytes at a time.
+/// Section alignment in words: kernels load 16 bytes at a time.
 const ALIGN: usize = 4;
 
-/// Entries of the first page table: one that outgrows its memory takes all recordings with it.
+/// Entries of the first page table. Growing it invalidates all captured graphs.
 const FIRST_PAGES: usize = 1 << 14;
 
 /// A step on a device.
@@ -43,7 +42,7 @@ pub struct Step {
     layout: u64,
     shape: StepShape,
     generation: u64,
-    /// Rows that were asked for, without those that pad.
+    /// Requested rows, without padding rows.
     wanted: usize,
     sampled: Readback<u8>,
     scored: Readback<f32>,
@@ -52,14 +51,14 @@ pub struct Step {
 /// The page table on the device.
 struct PagesThere {
     memory: Memory,
-    /// What it is a copy of.
+    /// Mark of the host's page table that this copy has reached.
     mark: Option<PageTableMark>,
 }
 
-/// Where the sections are, in words.
+/// Offsets of the sections, in words.
 #[derive(Clone, Debug, Default)]
 struct Sections {
-    /// Sequences that the step has room for, where each has one token and wants the next.
+    /// Rows of a decode step, padding included.
     bucket: Option<usize>,
     tokens: Range<usize>,
     slots: Range<usize>,
@@ -67,18 +66,18 @@ struct Sections {
     rope: Range<usize>,
     spans: Range<usize>,
     tiles: Range<usize>,
-    /// Empty where no query has a mask of its own.
+    /// Empty if no query has a mask.
     masks: Range<usize>,
     has_trees: bool,
-    /// Tokens of the longest sequence.
+    /// Cached tokens of the longest sequence.
     kv_len: usize,
     logit_rows: Range<usize>,
     samples: Range<usize>,
     targets: Range<usize>,
     tail: usize,
-    /// Changes of the page table: entry and page. `None` where all of it is to be written.
+    /// Changes of the page table (entry, page). `None` if it is written whole.
     page_changes: Option<Range<usize>>,
-    /// What sampling looks up, behind them.
+    /// Data of sampling, after the changes.
     lists: usize,
 }
 
@@ -87,10 +86,10 @@ const TILE_WORDS: usize = size_of::<attention_tile>() / 4;
 const SAMPLE_WORDS: usize = size_of::<sample_row>() / 4;
 
 impl Step {
-    /// A step of at most `largest` tokens of a vocabulary of `vocab`.
+    /// For steps of at most `largest` tokens of a vocabulary of `vocab`.
     ///
     /// # Errors
-    /// The device has no room.
+    /// Device memory is short.
     pub(super) fn new(stream: &Stream, largest: usize, vocab: usize) -> Result<Self> {
         Ok(Self {
             memory: stream.alloc(DType::U32, 0)?,
@@ -109,7 +108,7 @@ impl Step {
         })
     }
 
-    /// Lays `batch` out, as far as it does not depend on its tokens and samples.
+    /// Lays out the part of `batch` that does not depend on its tokens and samples.
     pub(super) fn prepare(&mut self, batch: &Batch) -> Result<()> {
         self.layout = 0;
         batch.check()?;
@@ -127,7 +126,7 @@ impl Step {
         Ok(())
     }
 
-    /// Lays `batch` out, unless that was prepared, and enqueues its copy to the device.
+    /// Lays out `batch`, unless [`prepare`](Self::prepare) did, and enqueues the upload.
     pub(super) fn upload(&mut self, batch: &Batch) -> Result<StepShape> {
         if batch.layout == 0 || batch.layout != self.layout {
             self.prepare(batch)?;
@@ -151,8 +150,8 @@ impl Step {
         Ok(self.shape)
     }
 
-    /// Fills `words` and `sections`, but for tokens and samples. A bucket's rows beyond the batch's read token 0, write
-    /// nowhere, attend to nothing and choose greedily.
+    /// Fills `words` and `sections`, except tokens and samples. Padding rows read token 0, write to no slot, attend to
+    /// nothing and sample greedily.
     fn lay_out(&mut self, batch: &Batch, bucket: Option<usize>) {
         let Self { words, sections, pages, .. } = self;
         words.clear();
@@ -183,7 +182,7 @@ impl Step {
         sections.logit_rows = section(words, &batch.logit_rows, rows(batch.logit_rows.len()), 0);
         sections.targets = section(words, &batch.targets, batch.targets.len(), 0);
         sections.samples = section(words, &[], samples * SAMPLE_WORDS, 0);
-        // Last of the fixed ones: mostly there is none, and its width is the model's.
+        // Last of the fixed sections: usually empty, and its width depends on the model.
         let width = batch.rope.len() / batch.tokens.len().max(1);
         sections.rope = section(words, bytemuck::cast_slice(&batch.rope), width * tokens, 0);
         sections.tail = words.len();
@@ -211,7 +210,7 @@ impl Step {
         }
     }
 
-    /// Makes room for `words`, for `rows` results and `pages` entries of the page table. Addresses change only here.
+    /// Makes room for `words`, `rows` results and `pages` page-table entries. Addresses change only here.
     fn grow(&mut self, rows: usize, pages: usize) -> Result<()> {
         if pages > self.pages.memory.len() {
             self.generation += 1;
@@ -231,11 +230,11 @@ impl Step {
         Ok(())
     }
 
-    /// Writes to the page table on the device what was laid out of the batch's.
+    /// Applies the batch's page-table changes on the device.
     fn update_pages(&mut self, table: &PageTable) -> Result<()> {
         let PagesThere { memory, mark } = &mut self.pages;
         let changes = self.sections.page_changes.clone().filter(|_| mark.is_some());
-        // Should this fail, nobody knows what is there.
+        // If this fails, the table's content is unknown.
         *mark = None;
         match changes {
             None => memory.write(table.pages())?,
@@ -254,7 +253,7 @@ impl Step {
         self.shape
     }
 
-    /// True where every sequence has one token: decode attention serves it.
+    /// True if every sequence has one token, so decode attention serves it.
     pub(super) fn is_decode(&self) -> bool {
         self.sections.tiles.is_empty()
     }
@@ -371,21 +370,21 @@ impl Step {
     }
 }
 
-/// Rows that a step of so many sequences is recorded with, each of which has one token: four sizes between a power of two
-/// and the next, as a recording takes the time of some steps, and rows that only pad are multiplied like all others.
+/// Rows that a decode step of `sequences` is captured with: four sizes per octave, because capturing takes the time of
+/// several steps, and padding rows are computed like all others.
 pub(crate) fn recorded_rows(sequences: usize) -> usize {
     let octave = sequences.next_power_of_two();
     if sequences <= 8 { octave } else { sequences.next_multiple_of(octave / 8) }
 }
 
-/// What sampling works on.
+/// Inputs and outputs of sampling.
 pub(super) struct Sampling<'a> {
     pub rows: Slice<'a>,
     pub lists: SliceMut<'a>,
     pub results: SliceMut<'a>,
 }
 
-/// Appends `data`, filled up to `len` words, at an aligned place.
+/// Appends `data`, padded to `len` words, at an aligned offset.
 fn section(words: &mut Vec<u32>, data: &[u32], len: usize, fill: u32) -> Range<usize> {
     words.resize(words.len().next_multiple_of(ALIGN), 0);
     let start = words.len();
@@ -403,7 +402,7 @@ fn mask(mask: &AttentionMask) -> attention_mask {
     }
 }
 
-/// All queries of all spans, in tiles, of which those that see most come first.
+/// All query tiles of all spans, longest first.
 fn tiles(batch: &Batch) -> Vec<attention_tile> {
     if batch.spans.iter().all(|span| span.len == 1) {
         return Vec::new();

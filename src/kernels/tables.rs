@@ -1,10 +1,7 @@
-//! The variants that the build made of `codegen/specs`, as tables.
+//! Tables of variants, generated from `codegen/specs` by the build.
 
-#![allow(
-    unused_imports,
-    reason = "a build without a CUDA compiler has no cubins, one without a C++ compiler no simulator"
-)]
+#![allow(unused_imports, reason = "a build without a CUDA compiler has no cubins")]
 
-use crate::device::{Cubin, Kernel, SimEntry, Value, Variant};
+use crate::device::{Cubin, Kernel, Value, Variant};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -10,8 +10,8 @@ use crate::error::Result;
 
 const CHECK: Check = Check("target_logprobs");
 
-/// `out[i] = log softmax(logits[i])[targets[i]]`; NaN where a row has no softmax, having NaN or +∞ in it or nothing but
-/// −∞. The same bits as [`Sample`](super::Sample) gives a token.
+/// `out[i] = log softmax(logits[i])[targets[i]]`; NaN if a row contains NaN or +∞ or only −∞. The same bits as
+/// [`Sample`](super::Sample)'s log-probabilities.
 #[derive(Debug)]
 pub struct TargetLogprobs<'a> {
     /// f32 `[rows, vocab]`.
@@ -25,16 +25,16 @@ pub struct TargetLogprobs<'a> {
 }
 
 impl TargetLogprobs<'_> {
-    /// Checks the shapes, picks the device's variant and enqueues it.
+    /// Checks shapes, picks a variant for the device and enqueues it.
     ///
     /// # Errors
-    /// Shapes or types do not belong together, the build has no variant for the device, or the device failed.
+    /// Shapes or dtypes do not match; this build has no variant for the device; the device failed.
     pub fn launch(self, stream: &Stream) -> Result<()> {
         let variant = TARGET_LOGPROBS.pick(stream.arch(), &[])?;
         self.launch_variant(stream, variant)
     }
 
-    /// The same with a variant of the caller's choice, for tuning and tests.
+    /// Launches a given variant, for tuning and tests.
     ///
     /// # Errors
     /// As [`launch`](Self::launch).
@@ -55,8 +55,8 @@ impl TargetLogprobs<'_> {
         }
         let call = Call { kernel: &TARGET_LOGPROBS, key: &[] };
         let shape = format_args!("{rows} rows of {}", self.vocab);
-        // SAFETY: the slices are device memory of the sizes that were checked above; that targets are in the
-        // vocabulary is the caller's promise.
+        // SAFETY: the slices are device memory of the sizes checked above; that targets are below `vocab` is the
+        // caller's responsibility.
         unsafe { call.launch(stream, variant, [rows, 1, 1], &args, &shape) }
     }
 }

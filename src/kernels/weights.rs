@@ -1,4 +1,4 @@
-//! A linear layer's weights on the device, in its dtype.
+//! A linear layer's weights on the device, converted to the device's dtype.
 
 use super::MatMul;
 use super::converted::converted;
@@ -15,8 +15,8 @@ pub struct Matrix {
     pub(super) k: usize,
 }
 
-/// Gate and up projections `[width, k]` of a gated feed-forward layer, with optional biases `[width]`; rows as
-/// [`MatMul::weight`] has them.
+/// Gate and up projections `[width, k]` of a gated feed-forward layer, with optional biases `[width]`, interleaved as
+/// [`MatMul::weight`] requires.
 pub struct GatedMatrix {
     pub(super) weight: Memory,
     pub(super) bias: Option<Memory>,
@@ -25,7 +25,7 @@ pub struct GatedMatrix {
 }
 
 impl Matrix {
-    /// Row blocks, one behind the other.
+    /// Row blocks, concatenated.
     pub(super) fn new(stream: &Stream, dtype: DType, blocks: &[WeightView], biases: &[WeightView]) -> Result<Self> {
         let [n, k] = shape(blocks, biases)?;
         let bias = if biases.is_empty() { None } else { Some(stacked(stream, dtype, biases)?) };
@@ -43,7 +43,7 @@ impl GatedMatrix {
     }
 }
 
-/// Rows of all blocks, and elements of a row.
+/// Rows of all blocks together, and elements per row.
 fn shape(blocks: &[WeightView], biases: &[WeightView]) -> Result<[usize; 2]> {
     const OP: &str = "matrix";
     if !biases.is_empty() && biases.len() != blocks.len() {
@@ -70,7 +70,7 @@ fn too_large(len: usize) -> Error {
     Error::operator("matrix", "n", "a size that fits memory", len)
 }
 
-/// The views' elements, one view after another, as `dtype`.
+/// The views' elements, concatenated, as `dtype`.
 pub(super) fn stacked(stream: &Stream, dtype: DType, views: &[WeightView]) -> Result<Memory> {
     let mut total = 0usize;
     for view in views {
@@ -87,11 +87,11 @@ pub(super) fn stacked(stream: &Stream, dtype: DType, views: &[WeightView]) -> Re
     Ok(memory)
 }
 
-/// Two views of `rows` times `columns` elements, as `dtype`: so many rows of the first as gates have, as many of the
-/// second, and so on. The last ones are filled up with zeros.
+/// Two views of `rows` × `columns` elements, interleaved in groups of rows as gated products require, as `dtype`. The
+/// last group is padded with zeros.
 fn alternating(stream: &Stream, dtype: DType, views: &[WeightView], rows: usize, columns: usize) -> Result<Memory> {
     let total = MatMul::gated_rows(rows).checked_mul(columns).ok_or_else(|| too_large(rows))?;
-    // Fresh memory is zeros.
+    // Fresh memory is zero.
     let mut memory = stream.alloc(dtype, total)?;
     let len = MatMul::GATES * columns;
     for (i, view) in views.iter().enumerate() {
@@ -101,7 +101,7 @@ fn alternating(stream: &Stream, dtype: DType, views: &[WeightView], rows: usize,
     Ok(memory)
 }
 
-/// Where a view's elements go: `len` of them side by side from `start` on, the next ones `apart` behind these, and so on.
+/// Strided destination: runs of `len` elements, the first at `start`, `apart` elements between runs.
 struct Runs {
     start: usize,
     len: usize,

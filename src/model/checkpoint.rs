@@ -1,7 +1,7 @@
-//! A checkpoint: a folder as Hugging Face tools write it, or the model that is part of the program.
+//! Opens checkpoints: a folder in Hugging Face format, or the built-in model.
 //!
-//! Opening reads the small files and the headers of the weights. The weights themselves are mapped; nothing of them is
-//! read before somebody asks, and nothing is copied.
+//! Opening reads the small files and the headers of the weights. The weights are memory-mapped, not copied, and read
+//! only when they are used.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use crate::ops::WeightView;
 use super::fields::parse_object;
 use super::finite;
 use super::generation_config::GenerationConfig;
+use super::lfs_pointer;
 use super::safetensors_file::Entry;
 use super::shards::{self, Shard};
 use super::spec::ArchSpec;
@@ -37,7 +38,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Stored>,
 }
 
-/// Where the files of a checkpoint are.
+/// The source of a checkpoint's files.
 #[derive(Debug)]
 enum Files {
     Folder(PathBuf),
@@ -45,14 +46,14 @@ enum Files {
     Builtin,
 }
 
-/// What is known of a tensor without reading it.
+/// A tensor's metadata.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
     /// As the file spells it.
     pub name: String,
     /// As safetensors spells it, `"BF16"` say.
     pub stored: String,
-    /// The dtype, where it is one that can be computed with.
+    /// The dtype, if kernels support it.
     pub dtype: Option<DType>,
     pub shape: Vec<usize>,
     pub bytes: u64,
@@ -71,20 +72,19 @@ impl Checkpoint {
     /// Opens a folder that holds `config.json` and safetensors weights, in one file or in shards with their index.
     ///
     /// # Errors
-    /// A file is missing, is not what it must be, or contradicts another; see [`ArchSpec::from_config`] for
-    /// `config.json`.
+    /// A file is missing, malformed or contradicts another; see [`ArchSpec::from_config`] for `config.json`.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.is_dir() {
             let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder");
             return Err(Error::io(folder, source));
         }
         let files = Files::Folder(folder.to_owned());
-        // Say first that there is no configuration: without it the weights are not worth a look.
+        // A missing configuration is the more useful error, so it comes before those about weights.
         files.required(CONFIG)?;
         Self::assemble(files, shards::map(folder)?)
     }
 
-    /// The model that is part of the program.
+    /// The built-in model.
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; not with the files this crate is published with.
@@ -116,7 +116,7 @@ impl Checkpoint {
         let named = tensors.get(EMBEDDING).and_then(|stored: &Stored| dtype(stored.entry.dtype));
         let spec = ArchSpec::from_map(&path, &config, named.or_else(|| majority(&tensors)))?;
         if spec.tied_embeddings && !tensors.contains_key(EMBEDDING) {
-            // Of two names for one tensor, the writer kept the other.
+            // Tied tensors: the writer stored them under one of their names.
             if let Some(table) = tensors.remove(HEAD) {
                 tensors.insert(EMBEDDING.to_owned(), table);
             }
@@ -140,16 +140,16 @@ impl Checkpoint {
         &self.generation
     }
 
-    /// Where a file of the checkpoint is or would be, for messages. The built-in model's files are named as in the
-    /// source tree.
+    /// Path of a file of the checkpoint, for messages; it need not exist. The built-in model's files have their paths
+    /// in the source tree.
     pub fn path(&self, name: &str) -> PathBuf {
         self.files.path(name)
     }
 
-    /// The bytes of a small file that a checkpoint may have: `tokenizer.json`, `chat_template.jinja`, say.
+    /// The bytes of a small optional file, such as `tokenizer.json` or `chat_template.jinja`.
     ///
     /// # Errors
-    /// The file is there and cannot be read.
+    /// The file exists but cannot be read.
     pub fn file(&self, name: &str) -> Result<Option<Bytes>> {
         self.files.read(name)
     }
@@ -166,11 +166,11 @@ impl Checkpoint {
         })
     }
 
-    /// The tensor `name`, mapped, which must have this shape. A leading `model.` may be missing from the name, here or
-    /// in the file: checkpoints of the bare decoder are written without.
+    /// The mapped tensor `name`, which must have this shape. A leading `model.` may be missing, here or in the file:
+    /// checkpoints of the bare decoder lack it.
     ///
     /// # Errors
-    /// There is no such tensor, or its shape or dtype is another.
+    /// There is no such tensor, or its shape or dtype differs.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<WeightView> {
         let Some(stored) = self.tensors.get(canonical(name)) else {
             let file = self.tensors.values().next().map_or_else(|| self.files.path(""), |any| any.file.to_path_buf());
@@ -189,8 +189,8 @@ impl Checkpoint {
         Ok(WeightView { name: name.clone(), dtype, shape: found.clone(), data: stored.data.clone() })
     }
 
-    /// Whether the output projection is the embedding table. A configuration that says so is believed unless the
-    /// weights hold an output projection that differs, as in `transformers`; to find out, both are compared.
+    /// Whether the output projection is the embedding table. As in `transformers`, the configuration decides unless the
+    /// weights contain a different output projection; then both are compared.
     pub fn tied_embeddings(&self) -> bool {
         if !self.spec.tied_embeddings {
             return false;
@@ -207,10 +207,10 @@ impl Checkpoint {
         }
     }
 
-    /// Fails at the first tensor that nobody asked for by [`Checkpoint::tensor`], unless it is known to be of no use.
+    /// Fails at the first tensor that was never requested by [`Checkpoint::tensor`], unless it is known to be unused.
     ///
     /// # Errors
-    /// A tensor would have been ignored.
+    /// A tensor would be ignored.
     pub fn finish(&self) -> Result<()> {
         let unused = |(name, stored): &(&String, &Stored)| {
             // Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
@@ -226,10 +226,10 @@ impl Checkpoint {
         }
     }
 
-    /// Fails unless this is a checkpoint of that architecture, with those tensors: by name, stored dtype and shape.
+    /// Checks that this checkpoint has the given architecture and the same tensors by name, stored dtype and shape.
     ///
     /// # Errors
-    /// Names the first difference.
+    /// The first difference.
     pub(crate) fn check_like(&self, spec: &ArchSpec, tensors: &[TensorInfo]) -> Result<()> {
         let config = self.files.path(CONFIG);
         if self.spec != *spec {
@@ -285,7 +285,10 @@ impl Files {
             Self::Folder(folder) => {
                 let path = folder.join(name);
                 match std::fs::read(&path) {
-                    Ok(bytes) => Ok(Some(bytes.into())),
+                    Ok(bytes) => {
+                        lfs_pointer::refuse(&path, &bytes)?;
+                        Ok(Some(bytes.into()))
+                    }
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
                     Err(e) => Err(Error::io(&path, e)),
                 }

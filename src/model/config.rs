@@ -1,15 +1,14 @@
-//! `config.json` → [`ArchSpec`].
+//! Reads `config.json` into an [`ArchSpec`].
 //!
-//! Both spellings are read: `rope_theta`, `rope_scaling`, `torch_dtype`, and the newer `rope_parameters`, `dtype`. An
-//! absent field takes the default of the `transformers` class. No field is passed over in silence:
+//! Both spellings are supported: `rope_theta`, `rope_scaling`, `torch_dtype`, and the newer `rope_parameters`, `dtype`.
+//! An absent field has the default of the `transformers` class. No field is silently ignored:
 //!
 //! 1. A field that the family uses is read and checked.
-//! 2. A field that is known to leave a forward pass alone (see [`families::harmless`]) may say anything.
-//! 3. Any other field may say only what switches nothing on: `null`, `false`, `0`, or something empty; or `true`, for
-//!    the few whose absence means true (see [`families::ALWAYS_TRUE`]).
+//! 2. A field that is known not to change a forward pass (see [`families::harmless`]) may have any value.
+//! 3. Any other field may only have a value that switches nothing on: `null`, `false`, `0` or empty; or `true`, for the
+//! few whose absence means true (see [`families::ALWAYS_TRUE`]).
 //!
-//! All else is an error that names the field. A checkpoint whose unknown field really changes nothing loads once that
-//! field is `null`.
+//! Anything else is an error that names the field. If an unknown field really changes nothing, set it to `null`.
 
 use std::path::Path;
 
@@ -22,22 +21,21 @@ use crate::ops::Activation;
 use super::families::{self, Bias, FAMILIES, Family, Windows};
 use super::fields::{Fields, parse_object};
 use super::rope_config;
-use super::spec::ArchSpec;
+use super::spec::{ArchSpec, MAX_CONTEXT};
 
-// Sizes beyond any model there is. They keep products of sizes within 64 bits, and hostile numbers from allocating.
+// Limits beyond any existing model. They keep products of sizes within 64 bits, and hostile numbers from allocating.
 const MAX_WIDTH: usize = 1 << 28;
 const MAX_LAYERS: usize = 1 << 14;
 const MAX_HEADS: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1 << 14;
-pub(super) const MAX_CONTEXT: usize = 1 << 31;
 
 impl ArchSpec {
-    /// Reads the text of a `config.json`. `file` names it in errors; `stored` is the dtype that the weights have, for
-    /// configurations that do not say.
+    /// Parses a `config.json`. `file` names it in errors; `stored` is the dtype of the weights, for configurations
+    /// without one.
     ///
     /// # Errors
-    /// The text is not a configuration, its architecture is not one of those that are read, a value is out of its
-    /// range, or a field that may change the mathematics is not understood.
+    /// The text is not a configuration, the architecture is not supported, a value is out of range, or a field that may
+    /// change the mathematics is unknown.
     pub fn from_config(file: &Path, text: &[u8], stored: Option<DType>) -> Result<Self> {
         Self::from_map(file, &parse_object(file, text)?, stored)
     }
@@ -124,12 +122,14 @@ fn known_types() -> String {
 fn refuse_quantized(fields: &Fields) -> Result<()> {
     for key in ["quantization_config", "quantization", "compression_config"] {
         if let Some(quantization) = fields.object(key)? {
-            let method = quantization.text("quant_method").ok().flatten().unwrap_or("one");
-            return Err(fields.error(
-                key,
-                "no quantization (bf16, f16 and f32 weights are read)",
-                format_args!("a {method} checkpoint"),
-            ));
+            // MLX writes `mode`, compressed-tensors `format`, where others write `quant_method`.
+            let method =
+                ["quant_method", "mode", "format"].iter().find_map(|key| quantization.text(key).ok().flatten());
+            let found = method.map_or_else(
+                || "a quantized checkpoint that does not name its method".to_owned(),
+                |method| format!("a quantized checkpoint ({method})"),
+            );
+            return Err(fields.error(key, "no quantization (bf16, f16 and f32 weights are read)", found));
         }
     }
     Ok(())
@@ -261,7 +261,7 @@ fn layer_kinds(fields: &Fields, layers: usize) -> Result<Option<Vec<bool>>> {
     names.into_iter().map(slides).collect::<Result<_>>().map(Some)
 }
 
-/// Checks `layer_types` against windows that it has no say in.
+/// Checks `layer_types` for models whose windows it does not decide.
 fn agree(fields: &Fields, kinds: Option<Vec<bool>>, windows: Vec<Option<usize>>) -> Result<Vec<Option<usize>>> {
     let name = |slides: bool| if slides { "sliding_attention" } else { "full_attention" };
     for (layer, (slides, window)) in kinds.into_iter().flatten().zip(&windows).enumerate() {

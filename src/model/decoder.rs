@@ -18,51 +18,54 @@ use super::rope_table::RopeTable;
 use super::spec::ArchSpec;
 use super::weights::{Layer, Weights};
 
-/// A model on a device, whichever the device is.
+/// A model on a device, independent of the device's type.
 pub trait Forward: Send {
-    /// What runs it, for people.
+    /// Name of the device, for people.
     fn describe(&self) -> String;
 
-    /// What the device was asked to do so far; nothing is counted on the CPU.
+    /// Launches, replays and copies so far; zero on the CPU.
     fn counters(&self) -> Counters;
 
-    /// Waits for all work; an error where the device is of no use any more.
+    /// Waits for all work; fails if the device is unusable.
     fn check(&self) -> Result<()>;
 
-    /// What the device gives at this moment, at its best.
+    /// Whether an error of [`check`](Self::check) lasts until the process ends.
+    fn fails_for_good(&self) -> bool;
+
+    /// The device's peak rates, measured now.
     fn rates(&self) -> Result<Rates>;
 
-    /// Brings pages of the KV cache to the host's memory, then others from there: each place once written is read as often
-    /// as need be.
+    /// Copies KV pages to host memory, then others back. A host slot may be read any number of times after it was
+    /// written.
     fn move_pages(&mut self, moves: &PageMoves) -> Result<()>;
 
-    /// What it takes to bring a page of the KV cache back from the host's memory.
+    /// Time to copy a KV page back from host memory.
     fn fetch_time(&mut self) -> Result<Duration>;
 
-    /// Copies pages of the KV cache, `[from, to]` each. No page is written twice, or both read and written.
+    /// Copies KV pages, `[from, to]` each. No page is written twice, or both read and written.
     fn copy_pages(&mut self, pairs: &[[u32; 2]]) -> Result<()>;
 
     /// Whether [`run`](Self::run) and [`sample`](Self::sample) return before their work is done.
     fn overlaps(&self) -> bool;
 
-    /// Does of the next step what can be done before its tokens and samples are known: see [`Batch::layout`].
+    /// Prepares the part of the next step that does not depend on its tokens and samples: see [`Batch::layout`].
     fn prepare(&mut self, batch: &Batch) -> Result<()>;
 
-    /// Begins a step: writes the batch's keys and values.
+    /// Starts a step: writes the batch's keys and values.
     fn run(&mut self, batch: &Batch) -> Result<()>;
 
-    /// Begins a step that chooses a token by each of the batch's `samples`, from logits of which some rows are changed
-    /// before.
+    /// Starts a step that samples a token for each of the batch's `samples`, after the host has edited some rows of
+    /// logits.
     fn sample(&mut self, batch: &Batch, edits: LogitEdits<'_>) -> Result<()>;
 
-    /// Waits for the tokens of the step that [`sample`](Self::sample) began last.
+    /// Waits for the tokens of the last step started by [`sample`](Self::sample).
     fn sampled(&mut self) -> Result<Vec<Sampled>>;
 
-    /// Runs one step; log-probabilities of the batch's `targets`.
+    /// Runs a step and returns log-probabilities of the batch's `targets`.
     fn target_logprobs(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 }
 
-/// Sizes that a decoder allocates for once, at its start.
+/// Sizes of a decoder's buffers, which are allocated once.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Tokens of one step.
@@ -70,11 +73,11 @@ pub struct Limits {
     pub cache: CacheShape,
 }
 
-/// Bytes of logits that exist at a time. A vocabulary is wide: the rows of a whole step would take hundreds of megabytes.
+/// Bytes of the logits buffer. Vocabularies are wide: the rows of a whole step would take hundreds of megabytes.
 const LOGIT_BYTES: usize = 64 << 20;
 
 impl Limits {
-    /// Bytes that activations and rotary factors take at the most: all of them in f32.
+    /// Upper bound of activations and rotary factors in bytes: all in f32.
     pub fn activation_bytes(&self, spec: &ArchSpec) -> u64 {
         let heads = spec.heads * spec.head_dim;
         let qkv = heads + 2 * spec.kv_heads * spec.head_dim;
@@ -84,29 +87,29 @@ impl Limits {
         ((self.batch_tokens * of_token + logits + rope) * DType::F32.size()) as u64
     }
 
-    /// Rows of logits that are computed at a time.
+    /// Rows of logits computed at once.
     fn logit_rows(&self, spec: &ArchSpec) -> usize {
         (LOGIT_BYTES / DType::F32.size() / spec.vocab_size).clamp(1, self.batch_tokens)
     }
 }
 
-/// [`Forward`] on any [`Ops`].
+/// Implements [`Forward`] on any [`Ops`].
 pub struct Decoder<O: Ops> {
     ops: Arc<O>,
     spec: ArchSpec,
     weights: Weights<O>,
     rope: RopeTable<O>,
     cache: O::Cache,
-    /// Pages of the cache in the host's memory.
+    /// KV pages in host memory.
     host: Vec<Vec<u8>>,
     cache_shape: CacheShape,
     step: O::Step,
     activations: Activations<O>,
-    /// Of the activations.
+    /// Dtype of the activations.
     dtype: DType,
     /// Rows that the logits buffer holds.
     logit_rows: usize,
-    /// Steps that choose tokens, ready to be done again.
+    /// Recorded decode steps, ready for replay.
     recordings: HashMap<RecordingKey, O::Recording>,
     /// The layout of the batch that was prepared last.
     prepared: u64,
@@ -116,7 +119,7 @@ pub struct Decoder<O: Ops> {
 struct Activations<O: Ops> {
     /// Of all tokens.
     stream: Stream<O>,
-    /// Of tokens whose logits are wanted: after the last attention only they count.
+    /// Only tokens whose logits are wanted: others are not needed after the last attention.
     wanted: Stream<O>,
     work: Work<O>,
     qkv: O::Buffer,
@@ -124,13 +127,13 @@ struct Activations<O: Ops> {
     logits: O::Buffer,
 }
 
-/// What the second half of a layer begins with, a row for each token.
+/// Input of a layer's second half, one row per token.
 struct Stream<O: Ops> {
     residual: O::Buffer,
     attended: O::Buffer,
 }
 
-/// Room for the second half of a layer, a row for each token.
+/// Buffers of a layer's second half, one row per token.
 struct Work<O: Ops> {
     normed: O::Buffer,
     gated: O::Buffer,
@@ -138,7 +141,7 @@ struct Work<O: Ops> {
 
 impl<O: Ops> Decoder<O> {
     /// # Errors
-    /// The checkpoint lacks a tensor or has one of another shape; the device has no room.
+    /// The checkpoint lacks a tensor or has one of another shape; device memory is short.
     pub fn load(ops: O, spec: &ArchSpec, checkpoint: &Checkpoint, dtype: DType, limits: Limits) -> Result<Self> {
         let weights = Weights::load(&ops, spec, checkpoint)?;
         let wide = ops.wide_dtype(dtype);
@@ -246,7 +249,7 @@ impl<O: Ops> Decoder<O> {
                     scoring: Scoring { window: spec.windows[index], ..Scoring::scaled(spec.attention_scale) },
                 },
             )?;
-            // After the last attention only tokens count whose logits are wanted: see `logits`.
+            // After the last attention only tokens with wanted logits are needed: see `logits`.
             if index + 1 < weights.layers.len() {
                 Self::finish_layer(ops, spec, layer, tokens, &mut a.stream, &mut a.work)?;
             }
@@ -268,8 +271,8 @@ impl<O: Ops> Decoder<O> {
         ops.matmul(len, normed, head, &mut a.logits)
     }
 
-    /// The uploaded step from its first kernel to its last. Logits are read in groups of as many rows as their buffer
-    /// holds.
+    /// The uploaded step from its first kernel to its last. Logits are computed in groups of rows that fit their
+    /// buffer.
     fn forward(&mut self, shape: StepShape, mut read: impl Read<O>) -> Result<()> {
         self.layers(shape.tokens)?;
         for start in (0..shape.logit_rows).step_by(self.logit_rows) {
@@ -280,8 +283,8 @@ impl<O: Ops> Decoder<O> {
         Ok(())
     }
 
-    /// A step that chooses tokens. Where the device gains from it, the step's work is recorded when a key is first
-    /// seen, and replayed from then on.
+    /// A step that samples tokens. Where recording pays, a step's work is recorded when its key is first seen, and
+    /// replayed afterwards.
     fn choose(&mut self, shape: StepShape) -> Result<()> {
         let Some(key) = shape.recording else {
             return self.forward(shape, O::sample);
@@ -290,7 +293,7 @@ impl<O: Ops> Decoder<O> {
             return self.ops.replay(recording);
         }
         self.recordings.retain(|old, _| old.generation == key.generation);
-        // Done once before it is recorded: a device may load code with the first launch, which a recording cannot.
+        // Runs once before recording: the first launch may load code, which is not allowed while recording.
         self.forward(shape, O::sample)?;
         let ops = Arc::clone(&self.ops);
         let recording = ops.record(|| self.forward(shape, O::sample))?;
@@ -298,7 +301,7 @@ impl<O: Ops> Decoder<O> {
         Ok(())
     }
 
-    /// A step that chooses tokens from logits that the host has its hands in: nothing that could be recorded.
+    /// A step whose logits are edited on the host, which cannot be recorded.
     fn choose_edited(&mut self, shape: StepShape, edits: LogitEdits<'_>) -> Result<()> {
         self.forward(shape, |ops, step, rows, vocab, logits| {
             for &row in edits.rows.iter().filter(|row| rows.contains(row)) {
@@ -309,7 +312,7 @@ impl<O: Ops> Decoder<O> {
     }
 }
 
-/// What is done with the logits of these rows, each of so many tokens: [`Ops::sample`] or [`Ops::target_logprobs`].
+/// Consumes the logits of some rows: [`Ops::sample`] or [`Ops::target_logprobs`].
 trait Read<O: Ops>: FnMut(&O, &mut O::Step, Range<usize>, usize, &mut O::Buffer) -> Result<()> {}
 
 impl<O: Ops, F: FnMut(&O, &mut O::Step, Range<usize>, usize, &mut O::Buffer) -> Result<()>> Read<O> for F {}
@@ -325,6 +328,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn check(&self) -> Result<()> {
         self.ops.check()
+    }
+
+    fn fails_for_good(&self) -> bool {
+        self.ops.fails_for_good()
     }
 
     fn rates(&self) -> Result<Rates> {

@@ -1,16 +1,16 @@
-//! The architectures that are read, as a table. Defaults are those of the `transformers` configuration classes.
+//! The supported architectures, as a table. Defaults are those of the `transformers` configuration classes.
 
-/// What is common to all models of one `model_type`.
+/// Properties that all models of one `model_type` share.
 #[derive(Debug)]
 pub(super) struct Family {
     pub model_type: &'static str,
-    /// Classes in `architectures` that are this decoder with its output projection, or the decoder alone.
+    /// Classes in `architectures` that are this decoder, with or without its output projection.
     pub architectures: &'static [&'static str],
     pub vocab_size: usize,
     pub intermediate_size: usize,
-    /// When the field is absent; `None`, as a `null` in the file, is the number of heads.
+    /// Default if the field is absent; `None` (or `null` in the file) means the number of heads.
     pub kv_heads: Option<usize>,
-    /// When the field is absent; `None` is `hidden_size / num_attention_heads`.
+    /// Default if the field is absent; `None` means `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     pub context: usize,
     pub qkv_bias: Bias,
@@ -32,11 +32,11 @@ pub(super) const ROPE_THETA: f64 = 10_000.0;
 pub(super) enum Bias {
     Never,
     Always,
-    /// As the configuration's field says; absent is no.
+    /// The configuration's field decides; absent means no bias.
     Asked,
 }
 
-/// Where attention is limited to a sliding window.
+/// Which layers have a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Windows {
     Never,
@@ -108,11 +108,11 @@ pub(super) const FAMILIES: &[Family] = &[
     },
 ];
 
-/// Fields that no architecture here has, and that would change the mathematics by being false.
+/// Fields that no supported architecture has, and that would change the mathematics if false.
 pub(super) const ALWAYS_TRUE: [&str; 4] = ["is_causal", "causal", "scale_attn_weights", "use_rope"];
 
-/// Whether a field of `config.json` that no architecture here reads is known to leave a forward pass as it is: names,
-/// training, sampling, token ids, and how other programs run the model.
+/// Whether an unused field of `config.json` is known not to change a forward pass: names, training, sampling, token
+/// ids, and how other programs run the model.
 pub(super) fn harmless(key: &str) -> bool {
     key.starts_with('_')
         || key.starts_with("unsloth_")

@@ -1,4 +1,4 @@
-//! A JSON object read field by field: every field is either taken, known to be harmless, or an error.
+//! Reads a JSON object field by field: every field must be read, known to be harmless, or it is an error.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -18,10 +18,10 @@ pub(crate) fn parse_object(file: &Path, bytes: &[u8]) -> Result<Map<String, Valu
     }
 }
 
-/// An object under reading. `null` counts as absent, except where a method says otherwise.
+/// An object being read. `null` counts as absent, except where a method says otherwise.
 pub(crate) struct Fields<'a> {
     file: &'a Path,
-    /// Where the object sits in the file, `"rope_scaling."` say.
+    /// Path of the object in the file, for example `"rope_scaling."`.
     prefix: String,
     map: &'a Map<String, Value>,
     taken: RefCell<BTreeSet<&'static str>>,
@@ -100,7 +100,7 @@ impl<'a> Fields<'a> {
         texts.map(Some).ok_or_else(|| self.mismatch(key, "a list of strings", value))
     }
 
-    /// A nested object that says something: absent, `null` and `{}` are `None`.
+    /// A nested object; absent, `null` and `{}` are `None`.
     pub fn object(&self, key: &'static str) -> Result<Option<Fields<'a>>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| self.mismatch(key, "an object", value))?;
@@ -108,7 +108,7 @@ impl<'a> Fields<'a> {
         Ok((!map.is_empty()).then(|| Fields { file: self.file, prefix, map, taken: RefCell::default() }))
     }
 
-    /// Fails at the first field that nobody took, unless its name or its value is known to change nothing.
+    /// Fails at the first unread field, unless its name or value is known to change nothing.
     pub fn finish(&self, harmless: fn(&str) -> bool) -> Result<()> {
         let taken = self.taken.borrow();
         for (key, value) in self.map {
@@ -125,8 +125,8 @@ fn whole(range: &RangeInclusive<usize>) -> String {
     format!("a whole number from {} to {}", range.start(), range.end())
 }
 
-/// Values that cannot switch anything on: `null`, `false`, `0`, and what is empty.
-fn inert(value: &Value) -> bool {
+/// Values that switch nothing on: `null`, `false`, `0` and empty ones.
+pub(super) fn inert(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,
@@ -137,7 +137,7 @@ fn inert(value: &Value) -> bool {
     }
 }
 
-/// A value as one short piece of text.
+/// A value as a short text for messages.
 pub(crate) fn brief(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();

@@ -1,9 +1,8 @@
-//! The search for weights that are infinite or not a number.
+//! Finds weights that are infinite or NaN.
 
 use crate::dtype::DType;
 
-/// Elements whose verdicts are gathered before one is acted upon: long enough to vectorise, short enough to stay in the
-/// first-level cache for the second look.
+/// Elements per check: long enough to vectorise, short enough to stay in L1 for the second look.
 const BLOCK: usize = 4096;
 
 /// Index and value of the first element of little-endian `data` that is infinite or not a number.

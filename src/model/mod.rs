@@ -1,4 +1,4 @@
-//! An architecture is data: `config.json` → [`ArchSpec`] → one decoder.
+//! Architectures as data: `config.json` → [`ArchSpec`] → one decoder; checkpoints and hub downloads.
 
 mod checkpoint;
 mod config;
@@ -9,6 +9,7 @@ mod finite;
 mod generation_config;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod lfs_pointer;
 mod rope;
 mod rope_config;
 mod rope_table;

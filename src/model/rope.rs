@@ -1,33 +1,33 @@
-//! Rotary position embeddings: how an angle follows from a position.
+//! Rotary position embeddings: angles from positions.
 //!
-//! The arithmetic is that of `transformers`' `modeling_rope_utils.py`, step by step in float32 where it is float32
-//! there: frequencies are `theta^(-2i/d)` bent by the kind, an angle is the float32 product of position and frequency.
-//! Powers, sines and cosines are taken in float64 and rounded once, so that every machine gets the same bits.
+//! The arithmetic follows `transformers`' `modeling_rope_utils.py`, in float32 where that is float32: frequencies are
+//! `theta^(-2i/d)` modified by the kind of scaling, an angle is the float32 product of position and frequency. Powers,
+//! sines and cosines are computed in float64 and rounded once, so that every machine gets the same bits.
 
 use std::f64::consts::PI;
 use std::ops::Range;
 
-/// How positions become angles.
+/// The rotary embedding of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {
-    /// Leading dimensions of a head that rotate; even.
+    /// Rotated dimensions at the start of a head; even.
     pub rotary_dim: usize,
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
     pub kind: RopeKind,
 }
 
-/// Which sequences are stretched, of a model whose configuration says `yarn`.
+/// Which sequences YaRN scaling applies to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RopeScaling {
-    /// All, as `transformers` does. Those that the model could hold without it lose by it.
+    /// All, as in `transformers`. Sequences within the original context lose quality by it.
     #[default]
     Always,
-    /// Those that may hold more tokens, prompt and `max_tokens` together, than the model was trained with.
+    /// Only sequences whose prompt and `max_tokens` together exceed the original context.
     WhenNeeded,
 }
 
-/// How the frequencies of a model are stretched beyond the context that it was trained with.
+/// How frequencies are scaled beyond the training context.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RopeKind {
@@ -35,7 +35,7 @@ pub enum RopeKind {
     Default,
     /// Every frequency divided by `factor`: position interpolation, Chen et al. (2023).
     Linear { factor: f64 },
-    /// NTK-aware scaling whose base follows the length of the sequence once it exceeds `context`.
+    /// NTK-aware scaling whose base depends on the length of the sequence once it exceeds `context`.
     Dynamic { factor: f64, context: usize },
     /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a linear blend between.
     Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_context: usize },
@@ -51,7 +51,7 @@ pub enum RopeKind {
         original_context: usize,
         /// Whether the borders of the blend are rounded outward to whole dimensions.
         truncate: bool,
-        /// Sequences that never hold more than `original_context` tokens are left as the model was trained with them.
+        /// Sequences of at most `original_context` tokens are not scaled.
         when_needed: bool,
     },
 }
@@ -70,7 +70,7 @@ impl RopeKind {
 }
 
 impl RopeSpec {
-    /// The frequencies of this kind, ready to give factors. `context` is the length of the longest sequence.
+    /// The factors of this kind. `context` is the length of the longest sequence.
     pub fn table(&self, context: usize) -> Rope {
         let (frequencies, scale) = match self.kind {
             RopeKind::Yarn { attention_factor, .. } => (self.frequencies(), attention_factor as f32),
@@ -85,7 +85,7 @@ impl RopeSpec {
         Rope { spec: self.clone(), positions: context.min(POSITIONS), angles, stretched }
     }
 
-    /// Says which sequences are stretched: false where nothing can be said of this kind but [`RopeScaling::Always`].
+    /// Sets which sequences are scaled; false if this kind only supports [`RopeScaling::Always`].
     pub fn scale(&mut self, scaling: RopeScaling) -> bool {
         match (&mut self.kind, scaling) {
             (RopeKind::Yarn { when_needed, .. }, scaling) => *when_needed = scaling == RopeScaling::WhenNeeded,
@@ -95,11 +95,11 @@ impl RopeSpec {
         true
     }
 
-    /// A number that differs for sequences whose angles differ at the same positions: one of `prompt_len` tokens that will
-    /// hold `longest` at the most.
+    /// A number that differs between sequences whose angles differ at the same positions. The sequence has a prompt of
+    /// `prompt_len` tokens and at most `longest` tokens in all.
     pub fn stretch(&self, prompt_len: usize, longest: usize) -> usize {
         match self.kind {
-            // Every angle depends on the prompt's length.
+            // All angles depend on the prompt's length.
             RopeKind::Dynamic { context, .. } if prompt_len > context => prompt_len,
             RopeKind::Yarn { original_context, when_needed: true, .. } if longest <= original_context => 1,
             _ => 0,
@@ -184,19 +184,19 @@ impl RopeSpec {
     }
 }
 
-/// Positions that a table holds at the most: 128 MiB with heads of 128.
+/// Most positions in a table: 128 MiB with heads of 128.
 const POSITIONS: usize = 1 << 18;
 
-/// Rotary factors: of most positions in a table that is made once, as sines are most of what preparing a step would take;
-/// of others one by one.
+/// Rotary factors: a table for most positions, because computing sines would dominate the preparation of a step; others
+/// are computed individually.
 #[derive(Clone, Debug)]
 pub struct Rope {
     spec: RopeSpec,
     /// Of the table.
     positions: usize,
-    /// Those of the kind; and, where some sequences are not stretched, theirs.
+    /// The kind's angles and, if some sequences are not scaled, the original ones.
     angles: Vec<Angles>,
-    /// The last length that `dynamic` stretched to, and its angles.
+    /// The last length that `dynamic` scaled to, and its angles.
     stretched: (usize, Angles),
 }
 
@@ -209,31 +209,31 @@ struct Angles {
 }
 
 impl Rope {
-    /// Rows of the table: a position's is its own, or, for sequences that are not stretched, so many positions behind.
+    /// Rows of the table: a position's row is its number; unscaled sequences have a second range of rows.
     pub fn table_rows(&self) -> usize {
         self.positions * self.angles.len()
     }
 
-    /// Rows after which the positions begin anew.
+    /// Rows after which positions start again.
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// These rows of the table, `[rows, 2, rotary_dim / 2]`: cosines, then sines, already multiplied by the kind's
-    /// attention factor.
+    /// These rows of the table, `[rows, 2, rotary_dim / 2]`: cosines, then sines, multiplied by the kind's attention
+    /// factor.
     pub fn factors(&self, rows: Range<usize>) -> Vec<f32> {
         let mut out = Vec::with_capacity(rows.len() * self.spec.rotary_dim);
         rows.for_each(|row| self.angles[row / self.positions].append(row % self.positions, &mut out));
         out
     }
 
-    /// Adds a token to a batch's [rows](crate::ops::Batch::rope_rows), and its factors to the batch's
-    /// [others](crate::ops::Batch::rope) where the table lacks them.
+    /// Adds a token to a batch's [rows](crate::ops::Batch::rope_rows), and its factors to the batch's [own
+    /// factors](crate::ops::Batch::rope) if the table lacks them.
     ///
-    /// `sequence_len` is the length of the sequence in this forward pass: the whole prompt while it is read, however
-    /// it is cut into chunks, and `position + 1` for a generated token. Only `dynamic` looks at it, as
-    /// `transformers`' `dynamic_frequency_update` does. The sequence will hold `longest` tokens at the most, which counts
-    /// where it is stretched [when needed](RopeKind::Yarn).
+    /// `sequence_len` is the length of the sequence in this forward pass: the whole prompt during prefill, even in
+    /// chunks, and `position + 1` for a generated token. Only `dynamic` uses it, as `transformers`'
+    /// `dynamic_frequency_update` does. `longest` is the most tokens that the sequence will have; it matters with
+    /// [`RopeScaling::WhenNeeded`].
     pub fn append(
         &mut self,
         position: usize,

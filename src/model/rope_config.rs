@@ -1,16 +1,15 @@
-//! The rotary fields of `config.json` → [`RopeSpec`].
+//! Reads the rotary fields of `config.json` into a [`RopeSpec`].
 
 use crate::error::Result;
 
-use super::config::MAX_CONTEXT;
 use super::families::ROPE_THETA;
 use super::fields::Fields;
 use super::rope::{RopeKind, RopeSpec};
+use super::spec::MAX_CONTEXT;
 
-/// The rotary embedding and the number of tokens that a sequence may hold.
-///
-/// The latter is `max_position_embeddings`, times the factor for `linear` and `dynamic`, and the original context times
-/// the factor for `yarn` (vLLM's rule), never below `max_position_embeddings`.
+/// The rotary embedding, and the longest sequence in tokens: `max_position_embeddings`, times the factor for `linear`
+/// and `dynamic`, or the original context times the factor for `yarn` (vLLM's rule), never below
+/// `max_position_embeddings`.
 pub(super) fn read(fields: &Fields, head_dim: usize, max_positions: usize) -> Result<(RopeSpec, usize)> {
     let theta = theta(fields)?;
     whole_head(fields)?;
@@ -61,7 +60,7 @@ pub(super) fn read(fields: &Fields, head_dim: usize, max_positions: usize) -> Re
             return Err(rope.error(key, "default, linear, dynamic, llama3 or yarn", other));
         }
     };
-    // YaRN checkpoints of the first hour say whether they were fine-tuned; the others may repeat the original context.
+    // Early YaRN checkpoints have a field that says whether they were fine-tuned, and may repeat the original context.
     rope.finish(|key| key.starts_with('_') || ["finetuned", "original_max_position_embeddings"].contains(&key))?;
     Ok((RopeSpec { rotary_dim: head_dim, theta, kind }, context))
 }

@@ -1,4 +1,4 @@
-//! The rotary factors of a model's positions, on its device.
+//! The table of rotary factors on the device.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -6,33 +6,33 @@ use crate::ops::{self, Batch, Ops};
 
 use super::rope::Rope;
 
-/// Grows as far as sequences reach: few are as long as the model allows.
+/// Grows with the longest sequence so far: few are as long as the model allows.
 pub(super) struct RopeTable<O: Ops> {
     rope: Rope,
     rotary_dim: usize,
     factors: O::Buffer,
-    /// Rows that are there of each of the table's rows of positions.
+    /// Uploaded rows, of each range of the table.
     there: Vec<usize>,
 }
 
-/// Rows to begin with.
+/// Initial rows.
 const FIRST_ROWS: usize = 1024;
 
 impl<O: Ops> RopeTable<O> {
     /// # Errors
-    /// The device has no room.
+    /// Device memory is short.
     pub fn new(ops: &O, rope: Rope, rotary_dim: usize) -> Result<Self> {
         let factors = ops.buffer(DType::F32, rope.table_rows() * rotary_dim)?;
         let there = vec![0; rope.table_rows() / rope.positions().max(1)];
         Ok(Self { rope, rotary_dim, factors, there })
     }
 
-    /// Fails unless the batch's rows are there, or can be.
+    /// Fails if the batch's rows are missing and cannot be added.
     pub fn check(&self, batch: &Batch) -> Result<()> {
         batch.check_rope(self.rope.table_rows(), self.rotary_dim)
     }
 
-    /// Sees to it that the batch's rows are there.
+    /// Uploads the batch's rows if they are missing.
     pub fn reach(&mut self, ops: &O, batch: &Batch) -> Result<()> {
         let positions = self.rope.positions();
         for (part, there) in self.there.iter_mut().enumerate() {

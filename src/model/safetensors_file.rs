@@ -1,6 +1,6 @@
-//! One safetensors file: a length, a JSON header, and the tensors one after the other.
+//! Reads one safetensors file: a length, a JSON header, and the tensors.
 //!
-//! Everything that the header says is checked against the file before a byte of a tensor is touched.
+//! The whole header is validated against the file before any tensor is read.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,6 +11,8 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
+
+use super::lfs_pointer;
 
 /// Bytes of the header's length, which opens the file.
 const PREFIX: usize = 8;
@@ -28,6 +30,7 @@ pub(super) struct Entry {
 
 /// Reads the header of a whole file, given as its bytes. The entries come in the order of their data.
 pub(super) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+    lfs_pointer::refuse(file, bytes)?;
     let (length, rest) = bytes.split_first_chunk::<PREFIX>().ok_or_else(|| {
         Error::checkpoint(file, "header length", format_args!("{PREFIX} bytes"), format_args!("{} bytes", bytes.len()))
     })?;
@@ -74,7 +77,7 @@ fn place(file: &Path, tensors: Vec<(String, TensorInfo)>, base: usize, data_len:
     Ok(entries)
 }
 
-/// Collects the header's tensors, and refuses a name that comes twice, which a map would hide.
+/// Collects the header's tensors and refuses duplicate names, which a map would hide.
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {

@@ -1,4 +1,4 @@
-//! Which files of a folder hold the weights.
+//! Finds the files of a folder that hold the weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use crate::device::Bytes;
 use crate::error::{Error, Result};
 
 use super::fields::{brief, parse_object};
+use super::lfs_pointer;
 use super::safetensors_file::{Entry, read_header};
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -40,8 +41,8 @@ impl Shard {
     }
 }
 
-/// Maps the weights of a folder: `model.safetensors`, or what `model.safetensors.index.json` names, or the one
-/// safetensors file that there is.
+/// Maps the weights of a folder: `model.safetensors`, or the files in `model.safetensors.index.json`, or the only
+/// safetensors file.
 pub(super) fn map(folder: &Path) -> Result<Vec<Shard>> {
     let single = folder.join(SINGLE);
     if single.exists() {
@@ -54,7 +55,7 @@ pub(super) fn map(folder: &Path) -> Result<Vec<Shard>> {
     Ok(vec![Shard::map(lone(folder)?)?])
 }
 
-/// The shards of an index, each of which must hold the tensors that the index places there.
+/// The shards of an index, each of which must contain the tensors that the index assigns to it.
 fn indexed(folder: &Path, index: &Path) -> Result<Vec<Shard>> {
     let object = read(index)?;
     let mut shards = Vec::new();
@@ -82,10 +83,12 @@ pub(super) fn named_files(index: &Path) -> Result<Vec<String>> {
 }
 
 fn read(index: &Path) -> Result<Map<String, Value>> {
-    parse_object(index, &std::fs::read(index).map_err(|e| Error::io(index, e))?)
+    let bytes = std::fs::read(index).map_err(|e| Error::io(index, e))?;
+    lfs_pointer::refuse(index, &bytes)?;
+    parse_object(index, &bytes)
 }
 
-/// `weight_map`, turned round: file → tensors.
+/// `weight_map` inverted: file → tensors.
 fn placement<'a>(index: &Path, object: &'a Map<String, Value>) -> Result<BTreeMap<&'a str, Vec<&'a str>>> {
     let map = object.get("weight_map").unwrap_or(&Value::Null);
     let Some(map) = map.as_object().filter(|map| !map.is_empty()) else {
@@ -93,7 +96,7 @@ fn placement<'a>(index: &Path, object: &'a Map<String, Value>) -> Result<BTreeMa
     };
     let mut files = BTreeMap::<_, Vec<_>>::new();
     for (tensor, file) in map {
-        // A plain name: an index has no business outside its folder.
+        // Only plain file names: an index must not reach outside its folder.
         let name = file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|plain| plain == *name));
         let Some(name) = name else {
             let field = format!("weight_map.{tensor}");

@@ -1,9 +1,13 @@
-//! An architecture as data: everything the decoder needs to know, and nothing it must guess.
+//! A decoder-only architecture as data.
 
 use crate::dtype::DType;
 use crate::ops::{Activation, CacheShape};
 
 use super::rope::RopeSpec;
+
+/// Longest context that a configuration may ask for, in tokens: beyond any model, so that products of sizes stay within
+/// 64 bits.
+pub(super) const MAX_CONTEXT: usize = 1 << 31;
 
 /// A decoder-only transformer, as read from `config.json`.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! A checkpoint's tensors, by name, as the decoder's layers.
+//! Loads a checkpoint's tensors, by name, as the decoder's layers.
 
 use crate::error::Result;
 use crate::ops::{Ops, WeightView};
@@ -26,10 +26,10 @@ pub(super) struct Layer<O: Ops> {
 }
 
 impl<O: Ops> Weights<O> {
-    /// Looks every tensor up, checks its shape against the specification and hands it to the device.
+    /// Looks up every tensor, checks its shape and uploads it.
     ///
     /// # Errors
-    /// A tensor is missing, has another shape, or would be left over.
+    /// A tensor is missing, has another shape, or would be unused.
     pub fn load(ops: &O, spec: &ArchSpec, checkpoint: &Checkpoint) -> Result<Self> {
         let source = Source { ops, checkpoint };
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);

@@ -108,6 +108,7 @@ impl Batch {
     ///
     /// # Errors
     /// One is not; a row of `samples` makes no sense.
+    #[cfg_attr(not(feature = "engine"), allow(dead_code, reason = "called by the decoder"))]
     pub(crate) fn check_tokens(&self, vocab: usize) -> Result<()> {
         check_below("tokens", &self.tokens, vocab)?;
         check_below("targets", &self.targets, vocab)?;
@@ -132,6 +133,7 @@ impl Batch {
     ///
     /// # Errors
     /// One is not there.
+    #[cfg_attr(not(feature = "engine"), allow(dead_code, reason = "called by the decoder"))]
     pub(crate) fn check_places(&self, cache: &CacheShape) -> Result<()> {
         const OP: &str = "upload";
         check_below("slots", &self.slots, cache.pages * cache.page_size)?;

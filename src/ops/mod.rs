@@ -192,6 +192,12 @@ pub trait Ops: Send + Sync + Sized + 'static {
         Ok(())
     }
 
+    /// Whether a failure that [`check`](Self::check) finds lasts until the process ends. It does on a GPU: a fault of a kernel
+    /// breaks the process's CUDA context, and every context it gets afterwards is the same one.
+    fn fails_for_good(&self) -> bool {
+        false
+    }
+
     /// What it gives at this moment, at its best, with activations of this dtype: the floors of figures follow from it.
     fn rates(&self, activations: DType) -> Result<Rates>;
 

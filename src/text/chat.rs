@@ -1,7 +1,6 @@
 //! Chat templates: Jinja in the dialect that `transformers` speaks.
 
 use std::borrow::Cow;
-use std::path::Path;
 
 use minijinja::value::{Kwargs, Serde, ValueKind, merge_maps};
 use minijinja::{Environment, ErrorKind, Value, context};
@@ -64,24 +63,6 @@ impl ChatTemplate {
     pub fn with_special_tokens(mut self, tokens: serde_json::Map<String, serde_json::Value>) -> Self {
         self.special_tokens = tokens;
         self
-    }
-
-    /// The template of the checkpoint in `folder`: `chat_template.jinja`, else `chat_template.json`, else the
-    /// `chat_template` of `tokenizer_config.json` (of several named ones, `default`). A template in `instead` takes
-    /// their place; the special tokens are the checkpoint's in any case.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where there is no template, or one that does not compile.
-    pub fn load(folder: &Path, instead: Option<&Path>) -> Result<Self> {
-        super::chat_files::load(folder, instead)
-    }
-
-    /// The template in a file, without special tokens.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] where it does not compile; [`Error::Io`] where it cannot be read.
-    pub fn read(file: &Path) -> Result<Self> {
-        super::chat_files::read_template(file)
     }
 
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins. `extra`

@@ -1,8 +1,16 @@
-//! Between text and token ids: tokenizers, streams of decoded text, stop strings, chat templates.
+//! Text and token ids: tokenizers, incremental decoding, stop strings, chat templates.
+//!
+//! From the bottom up: `bytes` and `parts` (what a decoder reads), `tokenizer`, on it `stream` and `vocabulary`; `files`
+//! and `special_tokens` (what the files around `tokenizer.json` say), `chat`, and `checkpoint`, which loads tokenizer and
+//! chat template from a folder.
 
+mod bytes;
 mod chat;
-mod chat_files;
+mod checkpoint;
+mod files;
 mod json;
+mod parts;
+mod special_tokens;
 mod stop;
 mod stream;
 mod tokenizer;
@@ -11,8 +19,8 @@ mod vocabulary;
 pub use chat::{ChatTemplate, Message};
 pub use stop::{StopMatcher, Stopped};
 pub use stream::DecodeStream;
+pub(crate) use tokenizer::Piece;
 pub use tokenizer::Tokenizer;
-pub(crate) use vocabulary::Piece;
 
 /// The message of a foreign error on one line.
 fn one_line(error: impl std::fmt::Display) -> String {

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use tokenizers::DecoderWrapper;
+use tokenizers::{Decoder as _, DecoderWrapper};
 
 use super::one_line;
-use super::stream::DecodeStream;
-use super::vocabulary::Piece;
+use super::parts::{ByteRuns, Part};
 use crate::error::{Error, Result};
 
 /// The tokenizer of a checkpoint. Clones share one vocabulary.
@@ -23,12 +22,21 @@ struct Shared {
     vocabulary: OnceLock<Vec<Piece>>,
 }
 
+/// What a token adds to a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// Perhaps part of a character; none for an id that the tokenizer does not have.
+    Bytes(Vec<u8>),
+    /// The name of a special token, which leaves no text.
+    Special(String),
+}
+
 /// What one token is to its decoder; decides how a stream may cut the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pieces {
     /// Every token is a run of bytes, written in the alphabet of GPT-2; the text is their concatenation.
     Bytes,
-    /// Tokens are text; a run of `<0x41>` tokens is one piece, valid UTF-8 as a whole or not at all.
+    /// Tokens are text, or bytes: `<0x41>`.
     TextOrByte,
     /// Tokens are text.
     Text,
@@ -56,10 +64,20 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Checkpoint`] naming `file` where the bytes do not describe a tokenizer.
     pub fn from_bytes(file: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::with_tokens(file, bytes, |_| Ok(()))
+    }
+
+    /// As [`from_bytes`](Self::from_bytes), where `add` adds tokens that the definition does not have.
+    pub(super) fn with_tokens(
+        file: &Path,
+        bytes: &[u8],
+        add: impl FnOnce(&mut tokenizers::Tokenizer) -> Result<()>,
+    ) -> Result<Self> {
         let bad =
             |e: &dyn std::fmt::Display| Error::checkpoint(file, "tokenizer", "a tokenizer definition", one_line(e));
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| bad(&e))?;
         inner.with_padding(None).with_truncation(None).map_err(|e| bad(&e))?;
+        add(&mut inner)?;
         let pieces = Pieces::of(inner.get_decoder());
         Ok(Self { shared: Arc::new(Shared { file: file.to_owned(), inner, pieces, vocabulary: OnceLock::new() }) })
     }
@@ -81,15 +99,19 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Request`] for an id that the tokenizer does not have.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if let Some(id) = ids.iter().find(|id| self.id_to_token(**id).is_none()) {
-            return Err(Error::request("token_ids", format!("ids of a vocabulary of {}", self.vocab_size()), id));
+        let mut runs = ByteRuns::default();
+        let mut parts = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let unknown = || Error::request("token_ids", format!("ids of a vocabulary of {}", self.vocab_size()), id);
+            let token = self.id_to_token(id).ok_or_else(unknown)?;
+            match self.pieces() {
+                _ if skip_special && self.is_special(&token) => {}
+                Pieces::TextOrByte => parts.extend(runs.push(token)),
+                Pieces::Bytes | Pieces::Text => parts.push(Part::Token(token)),
+            }
         }
-        self.decode_known(ids, skip_special)
-    }
-
-    /// Text of a sequence that arrives token by token.
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
-        DecodeStream::new(self.clone(), skip_special)
+        parts.extend(runs.finish());
+        self.decode_parts(&parts)
     }
 
     /// Number of tokens, added ones included. A model's embedding table may have more rows.
@@ -107,15 +129,12 @@ impl Tokenizer {
         self.shared.inner.id_to_token(id)
     }
 
-    /// Every token by itself, in the order of the ids. Read once.
-    ///
-    /// # Errors
-    /// The tokenizer's decoder refuses a token.
-    pub(crate) fn vocabulary(&self) -> Result<&[Piece]> {
+    /// The vocabulary as `read` gives it, which is asked once.
+    pub(super) fn vocabulary_or(&self, read: impl FnOnce() -> Result<Vec<Piece>>) -> Result<&[Piece]> {
         if let Some(vocabulary) = self.shared.vocabulary.get() {
             return Ok(vocabulary);
         }
-        let read = self.read_vocabulary()?;
+        let read = read()?;
         Ok(self.shared.vocabulary.get_or_init(|| read))
     }
 
@@ -132,12 +151,33 @@ impl Tokenizer {
         self.shared.inner.get_added_vocabulary().is_special_token(token)
     }
 
-    /// As [`Tokenizer::decode`], where unknown ids leave no text.
-    pub(super) fn decode_known(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.shared
-            .inner
-            .decode(ids, skip_special)
-            .map_err(|e| Error::request("token_ids", "ids that decode to text", one_line(e)))
+    /// The name of a special token; `None` for other tokens, and ids that the tokenizer does not have.
+    pub fn special_token(&self, id: u32) -> Option<String> {
+        self.id_to_token(id).filter(|token| self.is_special(token))
+    }
+
+    /// Whether `text` has the name of a special token in it.
+    pub fn spells_special(&self, text: &str) -> bool {
+        let added = self.shared.inner.get_added_vocabulary().get_vocab();
+        added.keys().any(|token| self.is_special(token) && text.contains(token.as_str()))
+    }
+
+    /// What the decoder makes of parts that follow one another.
+    pub(super) fn decode_parts<'a>(&self, parts: impl IntoIterator<Item = &'a Part>) -> Result<String> {
+        let tokens: Vec<String> = parts.into_iter().flat_map(Part::decoder_tokens).collect();
+        match self.shared.inner.get_decoder() {
+            Some(decoder) => decoder.decode(tokens),
+            None => Ok(tokens.join(" ")),
+        }
+        .map_err(|e| Error::request("token_ids", "ids that decode to text", one_line(e)))
+    }
+
+    /// A token that a text may begin with: what comes after it is not the beginning of the text.
+    ///
+    /// # Errors
+    /// The tokenizer has no token for the letter a.
+    pub(super) fn some_word(&self) -> Result<Option<String>> {
+        Ok(self.encode("a", false)?.first().and_then(|id| self.id_to_token(*id)))
     }
 }
 

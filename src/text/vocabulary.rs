@@ -1,56 +1,54 @@
 //! What each token of a vocabulary is by itself: bytes of the text, or a special token.
 
-use super::stream::{byte_of_token, token_bytes};
-use super::tokenizer::{Pieces, Tokenizer};
+use super::bytes::{byte_level_bytes, fallback_byte};
+use super::parts::Part;
+use super::tokenizer::{Piece, Pieces, Tokenizer};
 use crate::error::Result;
 
-/// What a token adds to a text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Piece {
-    /// Perhaps part of a character; none for an id that the tokenizer does not have.
-    Bytes(Vec<u8>),
-    /// The name of a special token, which leaves no text.
-    Special(String),
-}
-
 impl Tokenizer {
-    /// Every token, in the order of the ids.
-    pub(super) fn read_vocabulary(&self) -> Result<Vec<Piece>> {
-        let joins = Joins::new(self)?;
-        let piece = |id| {
-            let Some(token) = self.id_to_token(id) else { return Ok(Piece::Bytes(Vec::new())) };
-            if self.is_special(&token) {
-                return Ok(Piece::Special(token));
-            }
-            Ok(Piece::Bytes(match self.pieces() {
-                Pieces::Bytes => token_bytes(&token),
-                Pieces::TextOrByte => match byte_of_token(&token) {
-                    Some(byte) => vec![byte],
-                    None => joins.text(self, id)?,
-                },
-                Pieces::Text => joins.text(self, id)?,
-            }))
+    /// Every token by itself, in the order of the ids: what it adds within a text.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder refuses a token.
+    pub(crate) fn vocabulary(&self) -> Result<&[Piece]> {
+        self.vocabulary_or(|| {
+            let within = Within::new(self)?;
+            (0..self.ids_end()).map(|id| self.piece(id, &within)).collect()
+        })
+    }
+
+    fn piece(&self, id: u32, within: &Within) -> Result<Piece> {
+        let Some(token) = self.id_to_token(id) else { return Ok(Piece::Bytes(Vec::new())) };
+        if self.is_special(&token) {
+            return Ok(Piece::Special(token));
+        }
+        let byte = match self.pieces() {
+            Pieces::Bytes => return Ok(Piece::Bytes(byte_level_bytes(&token))),
+            Pieces::TextOrByte => fallback_byte(&token),
+            Pieces::Text => None,
         };
-        (0..self.ids_end()).map(piece).collect()
+        Ok(Piece::Bytes(match byte {
+            Some(byte) => vec![byte],
+            None => within.text(self, token)?,
+        }))
     }
 }
 
-/// What a token says after another one: some decoders put spaces between tokens, or drop the first.
-struct Joins {
-    anchor: Vec<u32>,
+/// A token within a text, after another one: some decoders put spaces between tokens, or drop the first.
+struct Within {
+    first: Option<Part>,
     before: String,
 }
 
-impl Joins {
+impl Within {
     fn new(tokenizer: &Tokenizer) -> Result<Self> {
-        let anchor: Vec<u32> = tokenizer.encode("a", false)?.into_iter().take(1).collect();
-        let before = tokenizer.decode_known(&anchor, false)?;
-        Ok(Self { anchor, before })
+        let first = tokenizer.some_word()?.map(Part::Token);
+        let before = tokenizer.decode_parts(&first)?;
+        Ok(Self { first, before })
     }
 
-    fn text(&self, tokenizer: &Tokenizer, id: u32) -> Result<Vec<u8>> {
-        let both: Vec<u32> = self.anchor.iter().copied().chain([id]).collect();
-        let after = tokenizer.decode_known(&both, false)?;
+    fn text(&self, tokenizer: &Tokenizer, token: String) -> Result<Vec<u8>> {
+        let after = tokenizer.decode_parts(self.first.iter().chain([&Part::Token(token)]))?;
         Ok(after.strip_prefix(&self.before).unwrap_or_default().as_bytes().to_vec())
     }
 }

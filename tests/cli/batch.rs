@@ -8,35 +8,35 @@ use serde_json::{Value, json};
 use crate::support::{Checkpoint, command, run};
 
 /// A folder with an input file.
-struct Files(tempfile::TempDir);
+pub struct Files(pub tempfile::TempDir);
 
 impl Files {
-    fn new(lines: &[Value]) -> Self {
+    pub fn new(lines: &[Value]) -> Self {
         let files = Self(tempfile::tempdir().unwrap());
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         fs::write(files.input(), text).unwrap();
         files
     }
 
-    fn input(&self) -> PathBuf {
+    pub fn input(&self) -> PathBuf {
         self.0.path().join("in.jsonl")
     }
 
-    fn output(&self) -> PathBuf {
+    pub fn output(&self) -> PathBuf {
         self.0.path().join("out.jsonl")
     }
 
-    fn args<'a>(&self, input: &'a str, output: &'a str) -> Vec<&'a str> {
+    pub fn args<'a>(&self, input: &'a str, output: &'a str) -> Vec<&'a str> {
         vec!["batch", "--input", input, "--output", output, "--quiet"]
     }
 
-    fn run(&self, more: &[&str]) -> crate::support::Ran {
+    pub fn run(&self, more: &[&str]) -> crate::support::Ran {
         let (input, output) = (self.input(), self.output());
         run(&[&self.args(input.to_str().unwrap(), output.to_str().unwrap())[..], more].concat())
     }
 
     /// The output's lines by their request, each there once.
-    fn answers(&self) -> BTreeMap<String, Value> {
+    pub fn answers(&self) -> BTreeMap<String, Value> {
         let mut answers = BTreeMap::new();
         for line in fs::read_to_string(self.output()).unwrap().lines() {
             let value: Value = serde_json::from_str(line).unwrap();
@@ -48,7 +48,7 @@ impl Files {
     }
 }
 
-fn completion(id: &str, body: Value) -> Value {
+pub fn completion(id: &str, body: Value) -> Value {
     json!({"custom_id": id, "method": "POST", "url": "/v1/completions", "body": body})
 }
 
@@ -64,6 +64,10 @@ fn every_request_is_answered_as_generate_answers_it() {
         completion("a", greedy("In the beginning")),
         completion("b", greedy("And the king said")),
         completion("tokens", json!({"prompt": [41, 78, 259], "temperature": 0, "max_tokens": 3})),
+        completion(
+            "stop",
+            json!({"prompt": [41, 78, 259], "temperature": 0, "max_tokens": 3, "logit_bias": {"77": 100}, "stop_token_ids": [77]}),
+        ),
         completion("two", json!({"prompt": "Blessed", "n": 2, "seed": 3, "temperature": 1.0, "max_tokens": 5})),
         completion(
             "biased",
@@ -78,7 +82,7 @@ fn every_request_is_answered_as_generate_answers_it() {
     ]);
     assert_eq!(files.run(&[]).ok(), "");
     let answers = files.answers();
-    assert_eq!(answers.len(), 10);
+    assert_eq!(answers.len(), 11);
     assert_eq!(answers["biased"]["status_code"], 200);
     for (id, prompt) in [("a", "In the beginning"), ("b", "And the king said")] {
         let body = &answers[id]["body"];
@@ -88,6 +92,11 @@ fn every_request_is_answered_as_generate_answers_it() {
         assert_eq!(body["usage"]["completion_tokens"], 12);
     }
     assert_eq!(answers["tokens"]["body"]["usage"]["prompt_tokens"], 3);
+    let stop = &answers["stop"]["body"];
+    assert_eq!(
+        (&stop["usage"]["completion_tokens"], &stop["choices"][0]["finish_reason"]),
+        (&json!(1), &json!("stop"))
+    );
     let two = answers["two"]["body"]["choices"].as_array().unwrap();
     assert_eq!((two.len(), two[1]["index"].as_u64()), (2, Some(1)));
     for (id, part) in
@@ -143,10 +152,9 @@ fn a_killed_run_goes_on_where_it_was() {
         child.wait().unwrap();
         assert!(lines(&output) >= before + 3 && lines(&output) < 40);
     }
-    // As if the last line had been cut short.
-    let mut bytes = fs::read(&output).unwrap();
-    bytes.extend_from_slice(br#"{"custom_id":"r39","resp"#);
-    fs::write(&output, bytes).unwrap();
+    // As if it had been killed in the middle of a line.
+    let bytes = fs::read(&output).unwrap();
+    fs::write(&output, &bytes[..bytes.len() - 40]).unwrap();
     killed.run(&[]).ok();
     let texts = |files: &Files| {
         let text = |(id, answer): (String, Value)| (id, answer["body"]["choices"][0]["text"].clone());
@@ -214,18 +222,28 @@ fn issue_7842_circles_end_an_answer() {
     run(&[&args[..], &flags[..2]].concat()).error(2);
 }
 
+/// Prompts in a list are answered in one line, in their order.
 #[test]
-fn files_that_are_none_are_refused() {
-    let ask = completion("a", json!({"prompt": "x"}));
-    let twice = Files::new(&[ask.clone(), ask.clone()]);
-    assert!(twice.run(&[]).error(2).contains("line 2: expected a custom_id of its own"));
-    let broken = Files::new(&[ask.clone(), json!({"url": "/v1/completions"})]);
-    assert!(broken.run(&[]).error(2).contains("line 2: expected a request"));
-    let get = Files::new(&[json!({"custom_id": "a", "method": "GET", "url": "/v1/completions", "body": {}})]);
-    assert!(get.run(&[]).error(2).contains("GET"));
-    let foreign = Files::new(&[ask]);
-    fs::write(foreign.output(), "not an answer\n").unwrap();
-    assert!(foreign.run(&[]).error(2).contains("line 1: expected an answer"));
-    assert_eq!(fs::read_to_string(foreign.output()).unwrap(), "not an answer\n");
-    run(&["batch", "--input", "/nowhere.jsonl", "--output", "/tmp/never.jsonl"]).error(2);
+fn several_prompts_make_several_choices() {
+    let body = |prompt: Value| json!({"prompt": prompt, "temperature": 0, "max_tokens": 4});
+    let several = json!({"prompt": ["Blessed", "In the"], "n": 2, "temperature": 0, "max_tokens": 4});
+    let files = Files::new(&[
+        completion("several", several),
+        completion("tokens", body(json!([[41, 78], [259]]))),
+        completion("first", body(json!("Blessed"))),
+        completion("second", body(json!("In the"))),
+        completion("none", body(json!([]))),
+    ]);
+    files.run(&[]).ok();
+    let answers = files.answers();
+    let choices = |id: &str| answers[id]["body"]["choices"].as_array().unwrap().clone();
+    let texts: Vec<Value> = choices("several").iter().map(|choice| choice["text"].clone()).collect();
+    let (first, second) = (choices("first")[0]["text"].clone(), choices("second")[0]["text"].clone());
+    assert_eq!(texts, [first.clone(), first, second.clone(), second]);
+    assert_eq!(choices("tokens").len(), 2);
+    let usage = |id: &str| answers[id]["body"]["usage"].clone();
+    let sum = |field: &str| usage("first")[field].as_u64().unwrap() + usage("second")[field].as_u64().unwrap();
+    assert_eq!(usage("several")["prompt_tokens"], sum("prompt_tokens"));
+    assert_eq!(usage("several")["completion_tokens"], 2 * sum("completion_tokens"));
+    assert_eq!(answers["none"]["status_code"], 400);
 }

@@ -1,7 +1,11 @@
 use std::fs;
+#[cfg(feature = "sim")]
+use std::process::Command;
 
 use serde_json::json;
 
+#[cfg(feature = "sim")]
+use crate::support::command;
 use crate::support::{Checkpoint, comma, run};
 
 /// Runs on a damaged checkpoint: exit code 2 and a line that names the file and has these parts.
@@ -72,6 +76,36 @@ fn an_oversized_header() {
     refused(&model, &[], &["model.safetensors", "header"]);
 }
 
+/// What a clone without Git LFS leaves in place of a large file.
+#[test]
+fn a_git_lfs_pointer() {
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 4977222960\n", "a".repeat(64));
+    for file in ["model.safetensors", "tokenizer.json", "config.json", "generation_config.json"] {
+        let model = Checkpoint::builtin();
+        fs::write(model.file(file), &pointer).unwrap();
+        refused(&model, &[], &[file, "Git LFS pointer", "git lfs pull"]);
+    }
+    let model = Checkpoint::golden("llama-sharded");
+    let index = model.file("model.safetensors.index.json");
+    assert!(index.exists());
+    fs::write(index, &pointer).unwrap();
+    refused(&model, &[], &["index.json", "Git LFS pointer"]);
+}
+
+#[test]
+fn a_quantized_checkpoint() {
+    for (quantization, name) in [
+        (json!({"bits": 4, "group_size": 128}), "a quantized checkpoint that does not name its method"),
+        (json!({"quant_method": 7}), "a quantized checkpoint that does not name its method"),
+        (json!({"quant_method": "awq", "bits": 4}), "a quantized checkpoint (awq)"),
+    ] {
+        let model = Checkpoint::golden("llama-gqa");
+        model.edit("config.json", |config| config["quantization_config"] = quantization);
+        refused(&model, &[], &["config.json", "quantization_config", name]);
+    }
+}
+
 #[test]
 fn an_unknown_rope_kind() {
     let model = Checkpoint::golden("llama-gqa");
@@ -140,7 +174,7 @@ fn models_that_are_none() {
 
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
@@ -170,6 +204,14 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         ),
         (&["--max-tokens", "0"], r#"--max-tokens <N>: expected a whole number from 1 up, found "0""#),
         (&["--max-tokens", "many"], r#"--max-tokens <N>: expected a whole number from 1 up, found "many""#),
+        (
+            &["--max-sequences", "99999999999"],
+            r#"--max-sequences <N>: expected a whole number from 1 to 1048576, found "99999999999""#,
+        ),
+        (
+            &["--step-tokens", "18446744073709551615"],
+            r#"--step-tokens <TOKENS>: expected a whole number from 1 to 1048576, found "18446744073709551615""#,
+        ),
         (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 up, found "0""#),
         (&["--context", "-5"], r#"--context <TOKENS>: expected a whole number from 1 up, found "-5""#),
         (&["--stop", ""], r#"--stop <TEXT>: expected a text that is not empty, found """#),
@@ -201,6 +243,9 @@ fn usage_errors_are_one_line_too() {
         &["generate", "--seed"],
         &["frobnicate"],
         &["inspect", "--memory", "much"],
+        &["bench", "throughput", "--batch", "1,99999999999"],
+        &["bench", "latency", "--decode", "99999999999"],
+        &["simulate", "config.json", "--requests", "99999999999"],
         &["completions", "tcsh"],
     ] {
         run(args).error(2);
@@ -228,6 +273,22 @@ fn what_a_device_lacks_is_bad_input() {
     let ran = sim(&["--sim-arch", "sm_60"]);
     let expected = "--sim-arch <ARCH>: expected sm_70, sm_75, sm_80, sm_86, sm_89 or sm_90a, found \"sm_60\"";
     assert_eq!(ran.error(2), expected);
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn a_simulator_without_kernels_says_where_they_come_from() {
+    let error = |change: fn(&mut Command) -> &mut Command| {
+        let output = change(&mut command(&["generate", "a", "--device", "sim"])).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let message = error(|command| command.env("BURRSTONE_SIM_KERNELS", "/nowhere/kernels.so"));
+    assert!(message.starts_with("error: device sim: BURRSTONE_SIM_KERNELS: /nowhere/kernels.so: "), "{message}");
+    if !cfg!(feature = "sim-kernels") {
+        let message = error(|command| command.env_remove("BURRSTONE_SIM_KERNELS"));
+        assert!(message.starts_with("error: device sim: ") && message.contains("feature sim-kernels"), "{message}");
+    }
 }
 
 #[test]

@@ -186,6 +186,33 @@ fn stop_texts_end_the_text_before_them() {
 }
 
 #[test]
+fn stop_tokens_end_the_text_before_them() {
+    let all = ids(&greedy(&["In the beginning"])["token_ids"]);
+    let first = all.iter().position(|id| *id == all[4]).unwrap();
+    for option in ["--stop-token", "--stop-token-id"] {
+        let ended = greedy(&["In the beginning", option, "2047", option, &all[4].to_string()]);
+        assert_eq!(ids(&ended["token_ids"]), all[..=first]);
+        assert_eq!(ended["finish_reason"], "stop");
+        assert_eq!(ended["text"], tokenizer().decode(&all[..first], true).unwrap());
+    }
+    let refused = run(&["generate", "And", "--stop-token", "2048"]);
+    assert!(refused.error(2).contains("stop_token_ids: expected token ids below 2048"), "{refused:?}");
+    assert!(run(&["generate", "And", "--stop-token", "-1"]).error(2).contains("expected a token id"));
+}
+
+#[test]
+fn the_checkpoint_limits_what_nobody_limits() {
+    let model = Checkpoint::builtin();
+    model.edit("generation_config.json", |config| config["max_new_tokens"] = serde_json::json!(5));
+    let count = |more: &[&str]| {
+        let args =
+            ["generate", "In the beginning", "--ignore-eos", "--temperature", "0", "--json", "--quiet", "--model"];
+        ids(&run(&[&args[..], &[model.path()], more].concat()).json()["token_ids"]).len()
+    };
+    assert_eq!((count(&[]), count(&["--max-tokens", "9"])), (5, 9));
+}
+
+#[test]
 fn end_tokens_end_unless_ignored() {
     let model = Checkpoint::builtin();
     let all = ids(&greedy(&["In the beginning"])["token_ids"]);

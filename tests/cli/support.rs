@@ -47,6 +47,9 @@ impl Ran {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_burrstone"));
     command.args(args).env("HF_HUB_OFFLINE", "1").env("RUST_BACKTRACE", "1");
+    if let Some(kernels) = burrstone_sim_kernels::FILE {
+        command.env("BURRSTONE_SIM_KERNELS", kernels);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -5,12 +5,15 @@
     .venv/bin/python generate_tokenizers.py
 
 The tokenizers are tiny and made here, one of each build that checkpoints use. `tokenizers.json` holds texts with their
-ids, and ids (also such that no text gives) with their text. Running it again gives the same bytes.
+ids, and ids (also such that no text gives) with their text, and what a
+continuation adds to the text of its prompt. Running it again gives the same bytes.
 """
 
+import itertools
 import json
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -190,12 +193,53 @@ TOKENIZERS = {
 }
 
 
+def decode(made, ids, skip_special):
+    """As `Tokenizer.decode`, where a run of byte tokens that is not UTF-8 keeps its whole characters.
+
+    The library turns every byte of such a run to U+FFFD. A stream has shown the characters before it meets the bad byte.
+    """
+    special = {token.content for token in made.get_added_tokens_decoder().values() if token.special}
+    tokens = [token for token in map(made.id_to_token, ids) if not (skip_special and token in special)]
+    if '"ByteFallback"' not in made.to_str():
+        return made.decoder.decode(tokens)
+    byte = re.compile(r"<0x([0-9A-F]{2})>")
+    out = []
+    for is_run, run in itertools.groupby(tokens, key=lambda token: byte.fullmatch(token) is not None):
+        if not is_run:
+            out += run
+            continue
+        rest = bytes(int(byte.fullmatch(token)[1], 16) for token in run)
+        while rest:
+            length = next((n for n in range(1, 5) if is_character(rest[:n])), None)
+            out += [f"<0x{b:02X}>" for b in rest[:length]] if length else ["\ufffd"]
+            rest = rest[length or 1 :]
+    return made.decoder.decode(out)
+
+
+def is_character(data):
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
+
+
 def decoded(made, ids):
     return {
         "ids": ids,
-        "text": made.decode(ids, skip_special_tokens=False),
-        "text_without_special": made.decode(ids, skip_special_tokens=True),
+        "text": decode(made, ids, False),
+        "text_without_special": decode(made, ids, True),
     }
+
+
+def continued(made, sequences):
+    """What the later part of a sequence adds to the text of its first part."""
+    out = []
+    for ids in sequences:
+        for at in sorted({1 if len(ids) < 10 else 0, len(ids) // 2} - {0}) if len(ids) > 1 else []:
+            before, whole = decode(made, ids[:at], True), decode(made, ids, True)
+            if whole.startswith(before):
+                out.append({"prompt": ids[:at], "ids": ids[at:], "text": whole[len(before) :]})
+    return out
 
 
 def write_tokenizers():
@@ -221,7 +265,11 @@ def write_tokenizers():
             for length in (1, 2, 4, 9, 20, 40):
                 sequences.append([bytes_first[rng.choice([0x41, 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0x80])] for _ in range(length)])
             sequences.append([bytes_first[b] for b in "Zoë 磨🌾".encode()] + made.encode(" ok", add_special_tokens=False).ids)
-        out[name] = {"encode": encode, "decode": [decoded(made, ids) for ids in sequences]}
+        out[name] = {
+            "encode": encode,
+            "decode": [decoded(made, ids) for ids in sequences],
+            "continue": continued(made, sequences),
+        }
         print(f"{name}: {size} tokens, {len(encode)} texts, {len(sequences)} sequences")
 
     def line(value):

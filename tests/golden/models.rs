@@ -121,6 +121,8 @@ fn activations_in_the_stored_dtype_are_no_further_from_float32_than_those_of_tra
 fn devices_agree_with_float32_transformers() {
     let family = |case: &Case| case.name.split('-').next().map(str::to_owned);
     let (device, all, next) = (device(), some_of(cases(), family), AtomicUsize::new(0));
+    // While this stream is there, each engine finds the CUDA context made.
+    let _stream = crate::gpu::on_a_gpu().then(crate::gpu::gpu);
     let check = || {
         let mut failures = Failures::default();
         while let Some(case) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -214,6 +216,7 @@ fn every_architecture_agrees_with_transformers() {
         (89, DType::BF16),
         (90, DType::BF16),
     ];
+    crate::simulator::load();
     for (arch, dtype) in one_in_turn(archs.into()) {
         let built = Engine::builder(folder.path().to_str().unwrap()).device(Device::Sim).sim_arch(arch).build();
         let loaded = Loaded { engine: built.unwrap(), _folder: tempfile::tempdir().unwrap() };
@@ -235,7 +238,10 @@ fn every_architecture_agrees_with_transformers() {
 fn device() -> Device {
     match std::env::var("BURRSTONE_TEST_DEVICE") {
         Ok(name) => name.parse().expect("a device"),
-        Err(_) => Device::Sim,
+        Err(_) => {
+            crate::simulator::load();
+            Device::Sim
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 struct Expected {
     encode: Vec<Encoded>,
     decode: Vec<Decoded>,
+    r#continue: Vec<Continued>,
 }
 
 #[derive(Deserialize)]
@@ -25,6 +26,14 @@ struct Decoded {
     ids: Vec<u32>,
     text: String,
     text_without_special: String,
+}
+
+#[derive(Deserialize)]
+struct Continued {
+    prompt: Vec<u32>,
+    ids: Vec<u32>,
+    /// What `ids` add to the text of `prompt`, without special tokens.
+    text: String,
 }
 
 fn tokenizers() -> impl Iterator<Item = (String, Tokenizer, Expected)> {
@@ -57,6 +66,19 @@ fn ids_become_the_same_text_at_once_and_token_by_token() {
                 pieces.push(stream.finish().unwrap());
                 assert_eq!(&pieces.concat(), expected, "{name}: {ids:?} in pieces {pieces:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_prompt_is_what_it_adds_to_its_text() {
+    for (name, tokenizer, expected) in tokenizers() {
+        assert!(!expected.r#continue.is_empty());
+        for Continued { prompt, ids, text } in expected.r#continue {
+            let mut stream = tokenizer.decode_stream(true).continuing(&prompt).unwrap();
+            let mut pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+            pieces.push(stream.finish().unwrap());
+            assert_eq!(pieces.concat(), text, "{name}: {ids:?} after {prompt:?} in pieces {pieces:?}");
         }
     }
 }

@@ -5,6 +5,8 @@ mod server;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use burrstone::Error;
 use burrstone::model::hub::Hub;
@@ -31,7 +33,15 @@ fn setup() -> (Server, Hub, TempDir) {
         ("tokenizer.json", b"{  }"),
     ]);
     let cache = tempfile::tempdir().unwrap();
-    let hub = Hub { endpoint: server.endpoint.clone(), cache: cache.path().to_owned(), token: None, offline: false };
+    let hub = Hub {
+        endpoint: server.endpoint.clone(),
+        cache: cache.path().to_owned(),
+        token: None,
+        offline: false,
+        symlinks: true,
+        timeout: Duration::from_secs(10),
+        lock_patience: Duration::from_secs(60),
+    };
     (server, hub, cache)
 }
 
@@ -41,6 +51,23 @@ fn id() -> HubId {
 
 fn model_folder(hub: &Hub) -> PathBuf {
     hub.cache.join("models--mill--stone")
+}
+
+/// Where the bytes of the weights are collected.
+fn partial(hub: &Hub) -> PathBuf {
+    model_folder(hub).join("blobs").join(format!("{}.incomplete", blob(WEIGHTS)))
+}
+
+/// Leaves behind what an earlier run had of the weights.
+fn leave_partial(hub: &Hub, bytes: &[u8]) {
+    std::fs::create_dir_all(model_folder(hub).join("blobs")).unwrap();
+    std::fs::write(partial(hub), bytes).unwrap();
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 #[track_caller]
@@ -87,9 +114,7 @@ fn downloads_what_is_needed_into_the_shared_layout() {
     let folder = hub.snapshot(&id(), &mut record).unwrap();
 
     assert_eq!(folder, model_folder(&hub).join("snapshots").join(COMMIT));
-    let mut names: Vec<_> = folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    assert_eq!(names, ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]);
+    assert_eq!(names_in(&folder), ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]);
     assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
     // As Python lays it out: a relative link to the blob, and a ref with the commit.
     let link = std::fs::read_link(folder.join(WEIGHTS)).unwrap();
@@ -164,12 +189,256 @@ fn a_later_run_goes_on_where_an_earlier_one_gave_up() {
 #[test]
 fn a_partial_file_that_is_whole_is_finished() {
     let (server, hub, _cache) = setup();
-    let blobs = model_folder(&hub).join("blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
-    std::fs::write(blobs.join(format!("{}.part", blob(WEIGHTS))), weights()).unwrap();
+    leave_partial(&hub, &weights());
     let folder = hub.snapshot(&id(), &mut ()).unwrap();
     assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
-    assert_eq!(server.starts(WEIGHTS), [300_000, 299_999]);
+    assert_eq!(server.starts(WEIGHTS), [0; 0]);
+}
+
+#[test]
+fn a_partial_file_that_is_too_long_is_downloaded_again() {
+    let (server, hub, _cache) = setup();
+    leave_partial(&hub, &[7; 300_001]);
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+    assert_eq!(server.starts(WEIGHTS), [0]);
+}
+
+#[test]
+fn a_file_must_have_the_hash_that_names_it() {
+    // That of `weights()`.
+    const SHA256: &str = "3c65ea93424a9c362fec0e3a69ea36031e8a358441479dd665cc6110eabe7b08";
+    let (server, hub, _cache) = setup();
+    server.state().etags.insert(WEIGHTS.to_owned(), format!("\"{SHA256}\""));
+    // Other tools write partial files out of order: one of full length may have holes.
+    for left in [vec![0; 300_000], weights()[..200_000].to_vec(), vec![1; 200_000]] {
+        let blobs = model_folder(&hub).join("blobs");
+        std::fs::create_dir_all(&blobs).unwrap();
+        std::fs::write(blobs.join(format!("{SHA256}.incomplete")), left).unwrap();
+        let folder = hub.snapshot(&id(), &mut ()).unwrap();
+        assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+        std::fs::remove_dir_all(model_folder(&hub)).unwrap();
+    }
+
+    let wrong = "0".repeat(64);
+    server.state().etags.insert(WEIGHTS.to_owned(), format!("\"{wrong}\""));
+    assert_says(hub.snapshot(&id(), &mut ()), false, &["mill/stone/model.safetensors", "sha256", &wrong, SHA256]);
+    assert!(!model_folder(&hub).join("blobs").join(wrong).exists());
+}
+
+#[test]
+fn a_silent_connection_is_replaced() {
+    let (server, hub, _cache) = setup();
+    server.state().cuts.insert(WEIGHTS.to_owned(), vec![100_000]);
+    server.state().hangs = true;
+    let hub = Hub { timeout: Duration::from_millis(500), ..hub };
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+    assert_eq!(server.starts(WEIGHTS)[..2], [0, 100_000]);
+}
+
+#[test]
+fn an_empty_file_is_a_file() {
+    let (server, hub, _cache) = setup();
+    server.state().files.insert("chat_template.jinja".to_owned(), Vec::new());
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert_eq!(std::fs::read(folder.join("chat_template.jinja")).unwrap(), b"");
+}
+
+#[test]
+fn a_blob_of_another_revision_is_linked_and_not_downloaded() {
+    for symlinks in [true, false] {
+        let (server, hub, _cache) = setup();
+        let old = hub.snapshot(&id(), &mut ()).unwrap();
+        let commit = "f".repeat(40);
+        server.state().commit = Some(commit.clone());
+        server.take_log();
+        let hub = Hub { symlinks, ..hub };
+        let new = hub.snapshot(&id(), &mut ()).unwrap();
+        assert!(new.ends_with(&commit));
+        for folder in [&old, &new] {
+            assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+        }
+        assert_eq!(new.join(WEIGHTS).is_symlink(), symlinks);
+        assert_eq!(server.starts(WEIGHTS), [0; 0]);
+        assert_eq!(std::fs::read_to_string(model_folder(&hub).join("refs/main")).unwrap(), commit);
+    }
+}
+
+#[test]
+fn a_cache_without_links_holds_the_files() {
+    let (server, hub, _cache) = setup();
+    let hub = Hub { symlinks: false, ..hub };
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert_eq!(names_in(&folder), ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]);
+    assert!(folder.join(WEIGHTS).metadata().unwrap().is_file() && !folder.join(WEIGHTS).is_symlink());
+    assert_eq!(names_in(&model_folder(&hub).join("blobs")), [""; 0]);
+
+    server.take_log();
+    assert_eq!(hub.snapshot(&id(), &mut ()).unwrap(), folder);
+    assert_eq!(server.take_log().len(), 1);
+    let offline = Hub { offline: true, ..hub };
+    assert_eq!(offline.snapshot(&id(), &mut ()).unwrap(), folder);
+}
+
+/// A folder in which nobody can create a file, root included.
+#[cfg(target_os = "linux")]
+fn make_unwritable(path: &Path) {
+    std::fs::remove_dir_all(path).unwrap();
+    std::os::unix::fs::symlink("/sys/kernel", path).unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_cache_serves_what_it_has() {
+    let (_server, hub, _cache) = setup();
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    make_unwritable(&model_folder(&hub).join("refs"));
+    let mut record = Record::default();
+    assert_eq!(hub.snapshot(&id(), &mut record).unwrap(), folder);
+    assert!(record.notices.len() == 1 && record.notices[0].contains("offline, main"), "{:?}", record.notices);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_cache_behind_the_hub_serves_what_it_has() {
+    let (server, hub, _cache) = setup();
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    make_unwritable(&hub.cache.join(".locks"));
+    let mut record = Record::default();
+    assert_eq!(hub.snapshot(&id(), &mut record).unwrap(), folder);
+    assert_eq!(record.notices, [""; 0]);
+    server.state().commit = Some("f".repeat(40));
+    assert_eq!(hub.snapshot(&id(), &mut record).unwrap(), folder);
+    assert!(record.notices.len() == 1 && record.notices[0].contains("using the copy in"), "{:?}", record.notices);
+}
+
+#[test]
+fn a_second_process_waits_for_the_first() {
+    let (server, hub, _cache) = setup();
+    server.state().paused = true;
+    let (told, notices) = mpsc::channel();
+    let spawn = || {
+        let (hub, told) = (hub.clone(), told.clone());
+        std::thread::spawn(move || hub.snapshot(&id(), &mut Tell(told)))
+    };
+    let threads = [spawn(), spawn()];
+    // Whoever is second says so, and goes on when the first is done.
+    let notice = notices.iter().find(|notice| notice.contains(WEIGHTS)).unwrap();
+    assert!(notice.contains("waiting for another process"), "{notice}");
+    server.state().paused = false;
+    for thread in threads {
+        let folder = thread.join().unwrap().unwrap();
+        assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+    }
+    assert_eq!(server.starts(WEIGHTS), [0]);
+}
+
+/// Passes notices on.
+struct Tell(mpsc::Sender<String>);
+
+impl Progress for Tell {
+    fn start(&mut self, _file: &str, _total: u64) {}
+    fn advance(&mut self, _bytes: u64) {}
+    fn finish(&mut self) {}
+
+    fn notice(&mut self, text: &str) {
+        self.0.send(text.to_owned()).unwrap();
+    }
+}
+
+#[test]
+fn a_lock_whose_holder_does_nothing_is_passed_over() {
+    let (server, hub, _cache) = setup();
+    // As huggingface_hub takes it.
+    let locks = hub.cache.join(".locks/models--mill--stone");
+    std::fs::create_dir_all(&locks).unwrap();
+    let lock = std::fs::File::create(locks.join(format!("{}.lock", blob(WEIGHTS)))).unwrap();
+    lock.lock().unwrap();
+    leave_partial(&hub, b"theirs");
+
+    let hub = Hub { lock_patience: Duration::from_millis(200), ..hub };
+    let mut record = Record::default();
+    let folder = hub.snapshot(&id(), &mut record).unwrap();
+    assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+    assert!(record.notices.len() == 2 && record.notices[1].contains("a second time"), "{:?}", record.notices);
+    assert_eq!(server.starts(WEIGHTS), [0]);
+    // What the holder may still write to is not touched, and nothing else is left.
+    assert_eq!(std::fs::read(partial(&hub)).unwrap(), b"theirs");
+    let names = names_in(&model_folder(&hub).join("blobs"));
+    assert_eq!(names.iter().filter(|name| name.contains("incomplete")).count(), 1, "{names:?}");
+
+    // A lock file that nobody holds is no lock.
+    drop(lock);
+    std::fs::remove_dir_all(model_folder(&hub)).unwrap();
+    let mut record = Record::default();
+    hub.snapshot(&id(), &mut record).unwrap();
+    assert_eq!(record.notices, [""; 0]);
+}
+
+#[test]
+fn a_download_in_vain_leaves_no_private_file() {
+    let (server, hub, _cache) = setup();
+    let locks = hub.cache.join(".locks/models--mill--stone");
+    std::fs::create_dir_all(&locks).unwrap();
+    let lock = std::fs::File::create(locks.join(format!("{}.lock", blob(WEIGHTS)))).unwrap();
+    lock.lock().unwrap();
+    server.state().cuts.insert(WEIGHTS.to_owned(), vec![100, 0, 0, 0]);
+    let hub = Hub { lock_patience: Duration::ZERO, ..hub };
+    assert_says(hub.snapshot(&id(), &mut ()), false, &["mill/stone/model.safetensors"]);
+    let names = names_in(&model_folder(&hub).join("blobs"));
+    assert!(names.iter().all(|name| !name.contains("incomplete")), "{names:?}");
+}
+
+#[test]
+fn names_that_leave_the_cache_are_refused() {
+    let long = "x".repeat(300);
+    for etag in ["../../../../out", "..", "a/b", "a\\b", "/tmp/out", "", "W/", ".hidden", "c:out", "\u{e4}", &long] {
+        for name in [WEIGHTS, "config.json"] {
+            let (server, hub, cache) = setup();
+            let hub = Hub { cache: cache.path().join("1/2/3/4/5"), ..hub };
+            server.state().etags.insert(name.to_owned(), format!("\"{etag}\""));
+            assert_says(hub.snapshot(&id(), &mut ()), false, &[&format!("mill/stone/{name}"), "ETag"]);
+            for folder in hub.cache.ancestors().skip(1).take_while(|folder| *folder != cache.path().parent().unwrap()) {
+                assert!(!folder.join("out").exists(), "{}", folder.display());
+            }
+            assert!(!model_folder(&hub).join("refs").exists());
+        }
+    }
+}
+
+#[test]
+fn weak_etags_name_the_same_blob() {
+    let (server, hub, _cache) = setup();
+    server.state().etags.insert("config.json".to_owned(), "W/\"abc-1\"".to_owned());
+    hub.snapshot(&id(), &mut ()).unwrap();
+    assert!(model_folder(&hub).join("blobs/abc-1").exists());
+}
+
+#[test]
+fn listed_names_that_leave_the_snapshot_are_passed_over() {
+    let (server, hub, _cache) = setup();
+    server.state().files.remove(WEIGHTS);
+    let names = ["../x.safetensors", "..\\y.safetensors", "/z.safetensors", "../tokenizer.json", "a/b.safetensors"];
+    for name in names {
+        server.state().files.insert(name.to_owned(), b"{}".to_vec());
+    }
+    assert_says(hub.snapshot(&id(), &mut ()), true, &[ID, "no safetensors"]);
+    server.state().files.insert("one.safetensors".to_owned(), b"one".to_vec());
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert_eq!(names_in(&folder), ["config.json", "generation_config.json", "one.safetensors", "tokenizer.json"]);
+
+    // The index is one of the files that come from outside.
+    let (server, hub, _cache) = setup();
+    server.state().files.remove(WEIGHTS);
+    server.state().files.insert("a.safetensors".to_owned(), b"a".to_vec());
+    for name in ["../a.safetensors", "..\\a.safetensors"] {
+        let index = serde_json::json!({"weight_map": {"x": name}}).to_string();
+        server.state().files.insert("model.safetensors.index.json".to_owned(), index.into_bytes());
+        let error = hub.snapshot(&id(), &mut ()).unwrap_err().to_string();
+        assert!(error.contains("a.safetensors") && error.contains("file"), "{error}");
+        std::fs::remove_dir_all(model_folder(&hub)).unwrap();
+    }
 }
 
 #[test]
@@ -185,12 +454,46 @@ fn a_server_without_ranges_does_not_spoil_the_file() {
 fn the_token_is_sent_and_its_lack_explained() {
     let (server, hub, _cache) = setup();
     server.state().token = Some("secret".to_owned());
-    assert_says(hub.snapshot(&id(), &mut ()), true, &[ID, "401", "HF_TOKEN"]);
+    assert_says(hub.snapshot(&id(), &mut ()), true, &[ID, "401", "the door is closed", "HF_TOKEN"]);
     let hub = Hub { token: Some("secret".to_owned()), ..hub };
     server.take_log();
     hub.snapshot(&id(), &mut ()).unwrap();
     let log = server.take_log();
     assert!(log.iter().all(|request| request.headers["authorization"] == "Bearer secret"), "{log:?}");
+}
+
+#[test]
+fn the_token_does_not_follow_to_another_host() {
+    let (server, hub, _cache) = setup();
+    server.state().token = Some("secret".to_owned());
+    let port = hub.endpoint.rsplit_once(':').unwrap().1;
+    let cdn = format!("localhost:{port}");
+    server.state().cdn = Some(cdn.clone());
+    server.state().cuts.insert(WEIGHTS.to_owned(), vec![100_000]);
+    let hub = Hub { token: Some("secret".to_owned()), ..hub };
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
+    let (elsewhere, here): (Vec<_>, Vec<_>) =
+        server.take_log().into_iter().partition(|request| request.headers["host"] == cdn);
+    assert!(elsewhere.len() >= 3 && !here.is_empty());
+    assert!(elsewhere.iter().all(|request| !request.headers.contains_key("authorization")), "{elsewhere:?}");
+    assert!(here.iter().all(|request| request.headers["authorization"] == "Bearer secret"), "{here:?}");
+}
+
+#[test]
+fn an_endpoint_that_is_no_url_is_refused() {
+    let (_server, hub, _cache) = setup();
+    for endpoint in ["hub.example", "ftp://hub.example", "http://", ""] {
+        let hub = Hub { endpoint: endpoint.to_owned(), ..hub.clone() };
+        assert_says(hub.snapshot(&id(), &mut ()), false, &[ID, "URL"]);
+    }
+}
+
+#[test]
+fn a_token_that_cannot_be_sent_is_refused() {
+    let (_server, hub, _cache) = setup();
+    let hub = Hub { token: Some("two\nlines".to_owned()), ..hub };
+    assert_says(hub.snapshot(&id(), &mut ()), false, &[ID, "HF_TOKEN"]);
 }
 
 #[test]
@@ -307,9 +610,16 @@ fn the_environment_is_read_as_python_reads_it() {
     std::fs::write(at("token"), "from-file\n").unwrap();
     let hub = read(&[("HF_HOME", base), ("HF_ENDPOINT", "http://mirror"), ("HF_HUB_OFFLINE", "1")]).unwrap();
     assert_eq!((hub.endpoint.as_str(), hub.cache, hub.offline), ("http://mirror", at("hub"), true));
+    assert_eq!((hub.symlinks, hub.timeout), (true, Duration::from_secs(10)));
     assert_eq!(hub.token.as_deref(), Some("from-file"));
     let hub = read(&[("HF_HOME", base), ("HF_HUB_CACHE", "/c"), ("HF_TOKEN", "own"), ("HF_HUB_OFFLINE", "0")]).unwrap();
     assert_eq!((hub.cache, hub.token.as_deref(), hub.offline), (PathBuf::from("/c"), Some("own"), false));
+    let hub =
+        read(&[("HF_HOME", base), ("HF_HUB_DISABLE_SYMLINKS", "true"), ("HF_HUB_DOWNLOAD_TIMEOUT", "30")]).unwrap();
+    assert_eq!((hub.symlinks, hub.timeout), (false, Duration::from_secs(30)));
+    std::fs::write(at("other"), "elsewhere").unwrap();
+    let hub = read(&[("HF_HOME", base), ("HF_TOKEN_PATH", at("other").to_str().unwrap())]).unwrap();
+    assert_eq!(hub.token.as_deref(), Some("elsewhere"));
     assert_says(read(&[]), false, &["HF_HOME"]);
 }
 
@@ -348,8 +658,7 @@ fn a_full_disk_is_one_line_and_the_rest_comes_later() {
     let said = child("trap '' XFSZ; ulimit -f 128", &hub, &[]);
     assert!(said.starts_with("error false") && said.contains("mill/stone/model.safetensors"), "{said}");
     assert!(said.contains("too large") && said.contains("run again"), "{said}");
-    let part = model_folder(&hub).join("blobs").join(format!("{}.part", blob(WEIGHTS)));
-    let kept = part.metadata().unwrap().len() as usize;
+    let kept = partial(&hub).metadata().unwrap().len() as usize;
     assert!([128 * 512, 128 * 1024].contains(&kept), "{kept}");
 
     server.take_log();
@@ -366,7 +675,7 @@ fn no_space_left_is_said_as_the_system_says_it() {
     let (_server, hub, _cache) = setup();
     let blobs = model_folder(&hub).join("blobs");
     std::fs::create_dir_all(&blobs).unwrap();
-    std::os::unix::fs::symlink("/dev/full", blobs.join(format!("{}.part", blob(WEIGHTS)))).unwrap();
+    std::os::unix::fs::symlink("/dev/full", partial(&hub)).unwrap();
     let said = hub.snapshot(&id(), &mut ());
     assert_says(said, false, &["mill/stone/model.safetensors", "No space left on device", "run again"]);
 }

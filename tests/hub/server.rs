@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub const ID: &str = "mill/stone";
@@ -24,6 +25,16 @@ pub struct State {
     pub token: Option<String>,
     /// File → how many bytes of each of the next downloads arrive before the connection is cut.
     pub cuts: BTreeMap<String, Vec<usize>>,
+    /// Connections are not cut but fall silent.
+    pub hangs: bool,
+    /// Files beyond their first bytes are not sent until this is false again.
+    pub paused: bool,
+    /// Host that downloads of weights are redirected to, with its port. It is this server by another name.
+    pub cdn: Option<String>,
+    /// ETags other than [`etag`]'s.
+    pub etags: BTreeMap<String, String>,
+    /// The commit of all revisions, if it is another than [`COMMIT`].
+    pub commit: Option<String>,
     /// Answers with whole files whatever range is asked for, once the length has been told.
     pub ignores_ranges: bool,
     /// Every request fails with this status.
@@ -100,7 +111,8 @@ fn answer(stream: TcpStream, state: &Mutex<State>, endpoint: &str) -> std::io::R
         }
     }
     let request = Request { path: path.clone(), headers };
-    let mut state = state.lock().unwrap();
+    let shared = state;
+    let mut state = shared.lock().unwrap();
     state.log.push(request.clone());
     let mut stream = reader.into_inner();
 
@@ -108,30 +120,34 @@ fn answer(stream: TcpStream, state: &Mutex<State>, endpoint: &str) -> std::io::R
         return respond(&mut stream, status, "", b"");
     }
     let expected = state.token.as_ref().map(|token| format!("Bearer {token}"));
-    if expected.is_some() && request.headers.get("authorization") != expected.as_ref() {
-        return respond(&mut stream, 401, "", b"");
+    // Another host knows nothing of tokens.
+    let own = request.headers.get("host").is_some_and(|host| endpoint.ends_with(host));
+    if own && expected.is_some() && request.headers.get("authorization") != expected.as_ref() {
+        return respond(&mut stream, 401, "X-Error-Message: the door is closed\r\n", b"");
     }
+    let commit = state.commit.clone().unwrap_or_else(|| COMMIT.to_owned());
     if [format!("/api/models/{ID}/revision/main"), format!("/api/models/{ID}/revision/v1%2Fb")].contains(&path) {
         let siblings: Vec<_> = state.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
-        let body = serde_json::json!({"id": ID, "sha": COMMIT, "siblings": siblings}).to_string();
+        let body = serde_json::json!({"id": ID, "sha": commit, "siblings": siblings}).to_string();
         return respond(&mut stream, 200, "Content-Type: application/json\r\n", body.as_bytes());
     }
-    if let Some(name) = path.strip_prefix(&format!("/{ID}/resolve/{COMMIT}/")) {
+    if let Some(name) = path.strip_prefix(&format!("/{ID}/resolve/{commit}/")) {
         if !state.files.contains_key(name) {
             return respond(&mut stream, 404, "", b"");
         }
         // Large files live elsewhere, small ones here.
-        let etag = etag(name);
-        let commit = format!("X-Repo-Commit: {COMMIT}\r\n");
+        let etag = state.etags.get(name).cloned().unwrap_or_else(|| etag(name));
+        let commit = format!("X-Repo-Commit: {commit}\r\n");
         return if name.ends_with(".safetensors") {
-            let headers = format!("{commit}X-Linked-Etag: {etag}\r\nLocation: {endpoint}/cdn/{name}\r\n");
+            let cdn = state.cdn.as_ref().map_or_else(|| endpoint.to_owned(), |cdn| format!("http://{cdn}"));
+            let headers = format!("{commit}X-Linked-Etag: {etag}\r\nLocation: {cdn}/cdn/{name}\r\n");
             respond(&mut stream, 302, &headers, b"")
         } else {
-            send(&mut stream, &mut state, name, &request, &format!("{commit}ETag: {etag}\r\n"))
+            send(&mut stream, shared, state, name, &request, &format!("{commit}ETag: {etag}\r\n"))
         };
     }
     match path.strip_prefix("/cdn/") {
-        Some(name) => send(&mut stream, &mut state, name, &request, ""),
+        Some(name) => send(&mut stream, shared, state, name, &request, ""),
         None => respond(&mut stream, 404, "", b""),
     }
 }
@@ -147,17 +163,18 @@ pub fn blob(name: &str) -> String {
 
 fn send(
     stream: &mut TcpStream,
-    state: &mut State,
+    shared: &Mutex<State>,
+    mut state: MutexGuard<'_, State>,
     name: &str,
     request: &Request,
     headers: &str,
 ) -> std::io::Result<()> {
-    let file = &state.files[name];
+    let file = state.files[name].clone();
     let range = request.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
     let (from, to) = range.and_then(|range| range.split_once('-')).unwrap_or_default();
     let from = from.parse().unwrap_or(0);
     let to = to.parse().map_or(file.len(), |last: usize| last + 1);
-    if from >= file.len() {
+    if range.is_some() && from >= file.len() {
         return respond(stream, 416, "", b"");
     }
     let whole = range.is_none() || state.ignores_ranges && to == file.len();
@@ -166,8 +183,20 @@ fn send(
     let (status, span) = if whole { (200, "") } else { (206, &span[..]) };
     let cuts = state.cuts.get_mut(name).filter(|cuts| to == file.len() && !cuts.is_empty());
     let end = cuts.map_or(part.len(), |cuts| cuts.remove(0));
+    let hangs = state.hangs && end < part.len();
+    drop(state);
     head(stream, status, &format!("{headers}{span}"), part.len())?;
-    stream.write_all(&part[..end])
+    let (first, rest) = part[..end].split_at(end.min(1000));
+    stream.write_all(first)?;
+    while !rest.is_empty() && shared.lock().unwrap().paused {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stream.write_all(rest)?;
+    if hangs {
+        // Until the client is gone.
+        std::io::Read::read(stream, &mut [0])?;
+    }
+    Ok(())
 }
 
 fn respond(stream: &mut TcpStream, status: u16, headers: &str, body: &[u8]) -> std::io::Result<()> {

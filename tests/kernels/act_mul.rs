@@ -68,7 +68,6 @@ fn small_arguments_are_precise() {
     }
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::ActMul;
@@ -174,7 +173,7 @@ mod on_the_device {
     }
 
     #[test]
-    fn whole_rows_use_memory_to_the_full() {
+    fn whole_rows_use_memory_to_the_full_on_the_simulator() {
         let (rows, width, dtype, activation) = (2, 2048, DType::BF16, Activation::Silu);
         let case = Case { rows, width, dtype, out: dtype, activation, shifts: [0; 2] };
         for variant in variants("act_mul", &[("dtype", named(dtype)), ("out", named(dtype))]) {

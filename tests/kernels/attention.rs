@@ -1,6 +1,6 @@
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, Isa};
-use burrstone::device::{Memory, SimOptions, Stream};
+use burrstone::device::{Memory, SimOptions};
 use burrstone::kernels::Gpu;
 use burrstone::ops::{
     Attention, AttentionMask, Batch, CacheShape, Ops, QkNorm, RopeTable, RotaryKvWrite, Scoring, Span,
@@ -362,8 +362,8 @@ fn devices_take_every_option() {
 
 /// A prompt is prefilled; a few queries of a long sequence, of a tree here, are what decode's kernel splits.
 #[test]
-fn devices_split_few_queries_of_long_sequences() {
-    let stream = Stream::sim(SimOptions { count: true, ..SimOptions::default() }).unwrap();
+fn devices_split_few_queries_of_long_sequences_on_the_simulator() {
+    let stream = simulated(SimOptions { count: true, ..SimOptions::default() });
     let gpu = Gpu::new(stream.clone(), DType::F16, 1024, 8).unwrap();
     let case = Case {
         group: 1,

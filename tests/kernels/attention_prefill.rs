@@ -21,7 +21,7 @@ fn check(stream: &Stream, case: &Case, tile: usize) {
     let decoded = paged.decode(stream, variants("attention_decode", stream, case)[0], &all, 100);
     for (i, variant) in variants(KERNEL, stream, case).into_iter().enumerate() {
         let got = paged.prefill(stream, variant, &all, tile + i);
-        assert_close(variant.name, case.dtype, &got, &plain, &exact);
+        assert_close_but_for(case.truncation(variant), variant.name, case.dtype, &got, &plain, &exact);
         assert_same_bits(variant.name, &decoded, &got);
     }
 }
@@ -121,6 +121,20 @@ fn warpgroups_see_different_tiles() {
     }
 }
 
+/// A block that takes several parts of a tile's rows leaves its barriers as the next part needs them.
+#[test]
+fn one_block_may_take_all_parts() {
+    for stream in streams(11) {
+        let case = Case { group: 2, head_dim: 128, sequences: vec![(70, 150)], ..Case::PLAIN };
+        let paged = Paged::new(&stream, &case);
+        for variant in variants(KERNEL, &stream, &case) {
+            let many = paged.prefill(&stream, variant, &[(0, 150)], 150);
+            let one = paged.prefill_in_batches(&stream, variant, &[(0, 150)], 150, 1);
+            assert_same_bits(variant.name, &many, &one);
+        }
+    }
+}
+
 #[test]
 fn hidden_values_stay_hidden() {
     assert_hidden_values_stay_hidden(|stream, case, paged| {
@@ -130,7 +144,7 @@ fn hidden_values_stay_hidden() {
 }
 
 #[test]
-fn products_meet_no_bank_conflicts() {
+fn products_meet_no_bank_conflicts_on_the_simulator() {
     assert_no_bank_conflicts(|stream, case| {
         for variant in variants(KERNEL, stream, case) {
             Paged::new(stream, case).prefill(stream, variant, &[(0, 5)], 5);

@@ -6,8 +6,9 @@ use burrstone::device::{Memory, SimOptions, Slice, SliceMut, Stream, Value, Vari
 use burrstone::kernels::{ALL, MatMulPair, MatMulPlan};
 use half::f16;
 
+use crate::gpu::{announce, gpu, is_left_out, on_a_gpu};
 use crate::slice::some_of;
-use crate::support::encode;
+use crate::support::{encode, simulated};
 
 /// All variants of a kernel whose axes have the values of `key`.
 pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
@@ -29,14 +30,17 @@ pub fn named(dtype: DType) -> Value {
 }
 
 /// A device that runs `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU; `None` where that GPU
-/// is too old for it.
+/// has no code for it, or the variant is left out.
 pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
-    #[cfg(feature = "cuda")]
-    if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|name| name == "cuda") {
-        let stream = Stream::cuda(0).unwrap();
-        return variant.archs.contains(&stream.arch()).then_some(stream);
+    if on_a_gpu() {
+        let stream = gpu();
+        let runs = variant.archs.contains(&stream.arch()) && !is_left_out(variant.name);
+        if runs {
+            announce(variant.name);
+        }
+        return runs.then_some(stream);
     }
-    Some(Stream::sim(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }).unwrap())
+    Some(simulated(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }))
 }
 
 /// A plan that the model did not choose.
@@ -46,7 +50,7 @@ pub fn planned(variant: &'static Variant, splits: usize, pair: Option<MatMulPair
 
 /// A simulator that counts what accesses cost; see [`assert_no_waste`].
 pub fn counting_stream(variant: &Variant) -> Stream {
-    Stream::sim(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() }).unwrap()
+    simulated(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() })
 }
 
 /// Every access so far of the kinds that `counts` names fills its sectors, and asks no bank twice.

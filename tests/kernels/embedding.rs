@@ -48,7 +48,6 @@ fn a_token_out_of_range_is_refused() {
 
 /// On the device rows are copied as they are, whatever their dtype, length and alignment; of a row that the table lacks
 /// every bit is set.
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::kernels::Embedding;
 

@@ -98,7 +98,6 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.gated_matrix(blocks, vec![bias]), "matrix", "biases");
 }
 
-#[cfg(feature = "sim")]
 mod on_devices {
     use std::collections::BTreeSet;
 
@@ -269,7 +268,7 @@ mod on_devices {
     /// Results leave in whole sectors, through banks that Volta's fragments alone share. (Of a warp's sixteen rows on Hopper
     /// eight remain, half a sector of each token.)
     #[test]
-    fn gates_use_memory_to_the_full() {
+    fn gates_use_memory_to_the_full_on_the_simulator() {
         let (m, width, k, dtype, activation) = (64, 64, 128, DType::F16, Activation::Silu);
         let case = Case { m, width, k, dtype, activation, biased: false, shifts: [0; 3] };
         let by = |variant: &Variant, name| variant.value("instruction") == Some(Value::Text(name));
@@ -286,7 +285,7 @@ mod on_devices {
     fn uploaded_projections_alternate() {
         let (rows, dtype) = (3, DType::F16);
         for (width, k, stored) in [(13, 24, DType::F16), (2100, 520, DType::F32)] {
-            let gpu = Gpu::new(Stream::sim(SimOptions::default()).unwrap(), dtype, rows, 100).unwrap();
+            let gpu = Gpu::new(crate::support::stream(3), dtype, rows, 100).unwrap();
             let (blocks, biases) = projections(width, k, stored, true);
             let stacked = gpu.matrix(blocks.clone(), biases.clone()).unwrap();
             let matrix = gpu.gated_matrix(blocks, biases).unwrap();
@@ -335,7 +334,7 @@ mod on_devices {
         assert_refused(attempt(64, 16, DType::F16, 4), OP, "out");
         assert_refused(attempt(64, 16, DType::F32, 3), OP, "out");
         assert_refused(attempt(64, 16, DType::F16, usize::MAX), OP, "weight");
-        let stream = Stream::sim(SimOptions::default()).unwrap();
+        let stream = simulated(SimOptions::default());
         let gpu = Gpu::new(stream, DType::F16, 1, 100).unwrap();
         let (mut blocks, _) = projections(3, 4, DType::F16, false);
         blocks.truncate(1);

@@ -167,10 +167,8 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.matrix(vec![w], vec![bias.clone(), bias]), "matrix", "biases");
 }
 
-#[cfg(feature = "sim")]
 #[path = "matmul_device.rs"]
 mod on_the_device;
 
-#[cfg(feature = "sim")]
 #[path = "matmul_plan.rs"]
 mod plans;

@@ -12,6 +12,7 @@ use crate::device::{
     Placed, assert_no_waste, counting_stream, decode, named, planned, some_variants, stream, variants,
 };
 use crate::slice::one_in_turn;
+use crate::tensor_cores::{largest_partial, matmul_truncation, truncation};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -94,7 +95,8 @@ impl Case {
                 }
                 let alone = Self { accumulate: false, ..self.clone() };
                 let results = alone.run(&stream, Some(planned(variant, splits, None)), 0);
-                assert_close(variant.name, out, &decode(out, &results), &plain, &exact);
+                let more = matmul_truncation(variant, &x, &w, k);
+                assert_close_but_for(more, variant.name, out, &decode(out, &results), &plain, &exact);
                 if self.accumulate {
                     assert_same_bits(variant.name, &decode(out, &got), &self.added(&results));
                 }
@@ -181,16 +183,16 @@ fn a_row_does_not_depend_on_company() {
 
 /// On few multiprocessors Hopper's blocks take several spans and tiles each, one after the other: the same bits.
 #[test]
-fn a_block_that_stays_computes_what_many_do() {
+fn a_block_that_stays_computes_what_many_do_on_the_simulator() {
     for (k, shift) in [(1096, 0), (1099, 1)] {
         let (dtype, out) = (DType::F16, DType::F16);
         let case = Case { m: 20, n: 200, k, dtype, out, biased: true, accumulate: true, shifts: [shift; 3] };
         let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
         for variant in some_variants(hopper.collect()) {
-            let sim = |processors| Stream::sim(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
-            let many = case.run(&sim(None).unwrap(), Some(planned(variant, 1, None)), 0);
+            let sim = |processors| simulated(SimOptions { arch: 90, processors, seed: 3, ..SimOptions::default() });
+            let many = case.run(&sim(None), Some(planned(variant, 1, None)), 0);
             for splits in [1, 3] {
-                let one = case.run(&sim(Some(1)).unwrap(), Some(planned(variant, splits, None)), 0);
+                let one = case.run(&sim(Some(1)), Some(planned(variant, splits, None)), 0);
                 assert!(one == many, "{} in {splits}, k = {k}: differs", variant.name);
             }
         }
@@ -219,7 +221,7 @@ fn pairs_compute_what_single_blocks_do() {
             // On three multiprocessors there is one pair, or there are as many as these hold.
             let few = SimOptions { arch: 90, processors: Some(3), seed: 7, ..SimOptions::default() };
             let plan = Some(planned(variant, 1, Some(MatMulPair::X)));
-            let got = case.run(&Stream::sim(few).unwrap(), plan, 0);
+            let got = case.run(&simulated(few), plan, 0);
             assert!(got == *plain, "{}: pairs that stay differ", variant.name);
         }
     }
@@ -227,7 +229,7 @@ fn pairs_compute_what_single_blocks_do() {
 
 /// Of a pair's launch too every access fills its sectors, and no bank is asked twice.
 #[test]
-fn pairs_use_memory_to_the_full() {
+fn pairs_use_memory_to_the_full_on_the_simulator() {
     let (dtype, biased, accumulate, shifts) = (DType::F16, false, true, [0; 3]);
     let case = Case { m: 128, n: 256, k: 128, dtype, out: dtype, biased, accumulate, shifts };
     for variant in case.variants().into_iter().filter(|variant| variant.archs.contains(&90)) {
@@ -243,7 +245,7 @@ fn pairs_use_memory_to_the_full() {
 fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
     let stream = stream(variant, 5)?;
     if stream.info().device == "sim" {
-        return Some(Stream::sim(SimOptions { arch, seed: 5, ..SimOptions::default() }).unwrap());
+        return Some(simulated(SimOptions { arch, seed: 5, ..SimOptions::default() }));
     }
     (stream.arch() == arch).then_some(stream)
 }
@@ -251,7 +253,7 @@ fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
 /// Tiles are loaded in whole sectors, no bank of shared memory is asked twice while they are multiplied, and results leave
 /// in whole sectors, through banks that Volta's fragments alone share. So does what they are added to come.
 #[test]
-fn tiles_use_memory_to_the_full() {
+fn tiles_use_memory_to_the_full_on_the_simulator() {
     let in_loop = |site: &SiteStats| site.place.file.ends_with("matmul_tile.cuh");
     for out in [DType::F16, DType::F32] {
         for (splits, accumulate) in [(1, true), (2, false)] {
@@ -352,11 +354,14 @@ fn wrong_shapes_are_refused() {
     accumulate(None, DType::F32).unwrap();
     assert_refused(accumulate(Some(Activation::Silu), DType::F16), OP, "accumulate");
     assert_refused(accumulate(None, DType::I8), OP, "accumulate");
+}
 
-    // Pairs: on Hopper, where rows are boxes, with one split.
+/// Pairs are for Hopper, with one split, where rows can be copied in boxes.
+#[test]
+fn pairs_of_wrong_shapes_are_refused_on_the_simulator() {
     let attempt = |variant: &'static Variant, arch, splits, k, shift| {
         let (m, n) = (64, 64);
-        let stream = Stream::sim(SimOptions { arch, ..SimOptions::default() }).unwrap();
+        let stream = simulated(SimOptions { arch, ..SimOptions::default() });
         let x = Placed::untouched(&stream, DType::F16, m * k, shift);
         let weight = Placed::untouched(&stream, DType::F16, n * k, 0);
         let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);
@@ -368,6 +373,7 @@ fn wrong_shapes_are_refused() {
     };
     let all = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]);
     let of = |arch, m| *all.iter().find(|v| v.archs.contains(&arch) && v.int("m") == Some(m)).expect("a variant");
+    const OP: &str = "matmul";
     attempt(of(90, 16), 90, 1, 1024, 0).unwrap();
     assert_refused(attempt(of(90, 16), 90, 2, 1024, 0), OP, "pair");
     assert_refused(attempt(of(90, 16), 90, 1, 1023, 0), OP, "pair");
@@ -376,13 +382,14 @@ fn wrong_shapes_are_refused() {
     assert_refused(attempt(of(80, 16), 80, 1, 1024, 0), OP, "pair");
 }
 
-/// By NVIDIA's library, on a GPU where it is installed; elsewhere it says what is missing.
+/// By NVIDIA's library, on a GPU where it is installed; elsewhere it says what is missing. It is the control of the bounds:
+/// where it fails here, they are too narrow for the hardware.
 #[cfg(feature = "cuda")]
 #[test]
 fn a_library_may_multiply() {
     use burrstone::device::CublasLt;
 
-    let (m, n, k, dtype) = (37, 72, 200, DType::F16);
+    let dtype = DType::F16;
     let variant = variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))])[0];
     let stream = stream(variant, 1).expect("f16 is everywhere");
     let library = match CublasLt::new(&stream) {
@@ -393,29 +400,26 @@ fn a_library_may_multiply() {
             return;
         }
     };
-    let (x, w, b) = (numbers(1, m * k, dtype), numbers(2, n * k, dtype), numbers(3, n, dtype));
-    for (out, biased) in [(DType::F16, false), (DType::F16, true), (DType::F32, false)] {
+    let shapes = [(37, 72, 200), (16, 64, 4096)];
+    let outs = [(DType::F16, false), (DType::F16, true), (DType::F32, false)];
+    for ((m, n, k), (out, biased)) in shapes.into_iter().flat_map(|shape| outs.map(|out| (shape, out))) {
+        let (x, w, b) = (numbers(1, m * k, dtype), numbers(2, n * k, dtype), numbers(3, n, dtype));
         let bias = biased.then_some(b.as_slice());
         let (plain, exact) = (matmul::<f32>(&x, &w, bias, m, n, k), matmul::<f64>(&x, &w, bias, m, n, k));
+        // Nobody says how many products a step of its kernels adds: four are the fewest of all architectures.
+        let more = truncation(k, 4, largest_partial(&x, &w, k));
         let [x, w, b] = [&x, &w, &b].map(|values| Placed::of(&stream, dtype, values, 0));
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE).unwrap();
         let mut to = Placed::untouched(&stream, out, m * n, 0);
         let (x, weight, bias) = (x.slice(), w.slice(), biased.then(|| b.slice()));
+        let (gate, to_slice, accumulate, scale) = (None, to.slice_mut(), false, None);
         let workspace = Some(workspace.slice_mut());
-        let args = MatMul {
-            x,
-            weight,
-            bias,
-            gate: None,
-            out: to.slice_mut(),
-            accumulate: false,
-            scale: None,
-            workspace,
-            m,
-            n,
-            k,
-        };
+        let args = MatMul { x, weight, bias, gate, out: to_slice, accumulate, scale, workspace, m, n, k };
         args.launch_cublas_lt(&library).unwrap();
-        assert_close("cuBLASLt", out, &to.read(), &plain, &exact);
+        let got = to.read();
+        let error = got.iter().zip(&exact).fold(0.0f64, |a, (&x, e)| a.max((f64::from(x) - e).abs()));
+        let bound = allowed(out, &plain, &exact);
+        println!("cuBLASLt, {m} x {n} x {k} in {out}: off by {error:e}, bound {bound:e} + {more:e}");
+        assert_close_but_for(more, "cuBLASLt", out, &got, &plain, &exact);
     }
 }

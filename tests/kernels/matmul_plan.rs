@@ -39,7 +39,7 @@ fn no_wave_is_empty_that_could_be_full() {
             for m in [1, 2, 4, 8, 16] {
                 let (plan, shape) = plan(&machine, m, n, k);
                 let blocks = plan.items(&shape);
-                let full = blocks / plan.splits * shape.spans() >= machine.processors as usize;
+                let full = blocks / plan.splits * shape.k_slices() >= machine.processors as usize;
                 assert!(
                     2 * blocks > machine.processors as usize || !full,
                     "{}: {shape:?}: {blocks} blocks of {}",

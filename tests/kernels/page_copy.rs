@@ -70,7 +70,6 @@ fn wrong_pairs_are_refused() {
     assert_refused(attempt(&[[0, 1], [1, 2]]), "page_copy", "pairs");
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::kernels::PageCopy;
 

@@ -39,7 +39,6 @@ proptest! {
     }
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::DType;
     use burrstone::kernels::PageTableUpdate;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burrstone::DType;
-use burrstone::device::{SimOptions, Stream, Variant};
+use burrstone::device::{Stream, Variant};
 use burrstone::kernels::{MatMul, MatMulPair, MatMulPlan};
 use burrstone::ops::Activation;
 use proptest::prelude::*;
@@ -161,7 +161,7 @@ fn what_is_no_number_has_a_code_on_devices() {
 
 #[test]
 fn a_scale_on_devices_belongs_to_a_quantized_output() {
-    let stream = Stream::sim(SimOptions::default()).unwrap();
+    let stream = crate::support::stream(2);
     let attempt = |out: DType, scale: Option<(DType, usize)>, n: usize, from: usize| {
         let x = Placed::untouched(&stream, DType::F16, 8, 0);
         let weight = Placed::untouched(&stream, DType::F16, n * 4, 0);

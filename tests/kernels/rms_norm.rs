@@ -58,7 +58,6 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.vector(view(&[1.0; 4], &[2, 2], DType::F32)), "vector", "shape");
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::{Norm, RmsNorm};
@@ -217,7 +216,7 @@ mod on_the_device {
     }
 
     #[test]
-    fn whole_rows_use_memory_to_the_full() {
+    fn whole_rows_use_memory_to_the_full_on_the_simulator() {
         let (rows, width, norm, dtype) = (2, 2048, Norm::Rms, DType::BF16);
         let (out, add, bias, offset, shifts) = (dtype, true, false, 0.0, [0; 4]);
         let case = Case { rows, width, dtype, out, norm, add, bias, offset, shifts };

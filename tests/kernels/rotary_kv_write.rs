@@ -192,7 +192,6 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.cache(CacheShape { pages: usize::MAX, ..shape }), "cache", "shape");
 }
 
-#[cfg(feature = "sim")]
 mod on_the_device {
     use burrstone::device::{Stream, Variant};
     use burrstone::kernels::{KvCacheMut, KvScalesMut, QkGains, RopeRows, RotaryKvWrite};

@@ -5,6 +5,7 @@ use burrstone::kernels::{Sample, SampleWords};
 use burrstone::ops::{Mask, Ops, SampleRow, Sampled};
 use proptest::prelude::*;
 
+use crate::gpu::announce;
 use crate::problems::sample::PROBLEMS;
 use crate::reference::sample::distribution;
 use crate::reference::target_logprobs::log_softmax;
@@ -231,6 +232,7 @@ fn on_device(
     logits: &[f32],
     rows: &[SampleRow],
 ) -> burrstone::Result<Vec<Sampled>> {
+    announce(variant.name);
     let words = SampleWords::new(rows, vocab)?;
     let memory = |dtype: DType, words: &[u32]| {
         let mut memory = stream.alloc(dtype, words.len()).unwrap();

@@ -7,6 +7,7 @@ use burrstone::ops::{Activation, Batch, Ops, SampleRow, Span, WeightView};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use crate::gpu::{gpu, on_a_gpu};
 use crate::slice::one_in_turn;
 
 /// The instruction sets to test: all that are present, or the one that `BURRSTONE_TEST_ISA` names, which must be.
@@ -25,22 +26,27 @@ pub fn cpu(isa: Isa, threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
 }
 
+/// A simulated GPU.
+pub fn simulated(options: SimOptions) -> Stream {
+    crate::simulator::load();
+    Stream::sim(options).unwrap()
+}
+
 /// The device to test CUDA's kernels on: the simulator, with an order of threads of its own for each seed, or the GPU
 /// where `BURRSTONE_TEST_DEVICE` is `cuda`.
 pub fn stream(seed: u64) -> Stream {
-    match std::env::var("BURRSTONE_TEST_DEVICE").as_deref() {
-        #[cfg(feature = "cuda")]
-        Ok("cuda") => Stream::cuda(0).unwrap(),
-        _ => Stream::sim(SimOptions { seed, ..SimOptions::default() }).unwrap(),
+    if on_a_gpu() {
+        return gpu();
     }
+    simulated(SimOptions { seed, ..SimOptions::default() })
 }
 
 /// One for each generation of tensor cores: the simulator as each of them, or the GPU.
 pub fn streams(seed: u64) -> Vec<Stream> {
-    if std::env::var("BURRSTONE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+    if on_a_gpu() {
         return vec![stream(seed)];
     }
-    [70, 75, 80, 90].map(|arch| Stream::sim(SimOptions { arch, seed, ..SimOptions::default() }).unwrap()).into()
+    [70, 75, 80, 90].map(|arch| simulated(SimOptions { arch, seed, ..SimOptions::default() })).into()
 }
 
 /// One of [`streams`], another one at each commit: where each architecture is tested with less elsewhere.
@@ -177,17 +183,28 @@ fn rounding(dtype: DType) -> f64 {
     }
 }
 
-/// Within twice the error of the plain f32 implementation and twice the rounding of the result; and alike as a whole.
-#[track_caller]
-pub fn assert_close(what: &str, dtype: DType, got: &[f32], plain: &[f32], exact: &[f64]) {
-    assert_eq!((got.len(), plain.len()), (exact.len(), exact.len()), "{what}: lengths");
+/// How far results may be from `exact`: twice the error of the plain f32 implementation and twice the rounding of a result.
+pub fn allowed(dtype: DType, plain: &[f32], exact: &[f64]) -> f64 {
     let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
     let plain_error = plain.iter().zip(exact).fold(0.0f64, |a, (&p, e)| a.max((f64::from(p) - e).abs()));
     // A subnormal's rounding is absolute.
     let least = if dtype == DType::F16 { 0.5f64.powi(25) } else { 0.0 };
     // A few numbers can come out exact by luck; four roundings are always allowed.
     let plain_error = plain_error.max(4.0 * rounding(DType::F32) * largest);
-    let bound = 2.0 * plain_error + 2.0 * (rounding(dtype) * largest).max(least);
+    2.0 * plain_error + 2.0 * (rounding(dtype) * largest).max(least)
+}
+
+/// As far as [`allowed`], and alike as a whole.
+#[track_caller]
+pub fn assert_close(what: &str, dtype: DType, got: &[f32], plain: &[f32], exact: &[f64]) {
+    assert_close_but_for(0.0, what, dtype, got, plain, exact);
+}
+
+/// The same, and `more` than is [`allowed`]: what tensor cores may leave out, see [`tensor_cores`](crate::tensor_cores).
+#[track_caller]
+pub fn assert_close_but_for(more: f64, what: &str, dtype: DType, got: &[f32], plain: &[f32], exact: &[f64]) {
+    assert_eq!((got.len(), plain.len()), (exact.len(), exact.len()), "{what}: lengths");
+    let bound = allowed(dtype, plain, exact) + more;
     let (mut cross, mut squares) = (0.0, 0.0);
     for (i, (&x, &e)) in got.iter().zip(exact).enumerate() {
         let error = (f64::from(x) - e).abs();

@@ -5,6 +5,7 @@ use burrstone::kernels::{Sample, SampleWords, TargetLogprobs};
 use burrstone::ops::{Ops, SampleRow};
 use proptest::prelude::*;
 
+use crate::gpu::announce;
 use crate::problems::target_logprobs::PROBLEMS;
 use crate::reference::target_logprobs::log_softmax;
 use crate::support::*;
@@ -71,6 +72,7 @@ fn variants() -> &'static [Variant] {
 }
 
 fn on_device(stream: &Stream, variant: &'static Variant, vocab: usize, logits: &[f32], targets: &[u32]) -> Vec<f32> {
+    announce(variant.name);
     let mut on_device = stream.alloc(DType::F32, logits.len()).unwrap();
     on_device.write(logits).unwrap();
     let mut of = stream.alloc(DType::U32, targets.len()).unwrap();

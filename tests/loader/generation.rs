@@ -36,11 +36,18 @@ fn end_tokens_are_those_of_both_files() {
 fn sampling_defaults_are_what_the_file_says_and_nothing_more() {
     let unset = GenerationConfig { eos: vec![2], bos: Some(1), ..GenerationConfig::default() };
     assert_eq!(read(None, json!(2)).unwrap(), unset);
-    assert_eq!(read(Some(json!({"transformers_version": "5.0.0", "chat_format": "chatml"})), json!(2)).unwrap(), unset);
+    let harmless = json!({
+        "transformers_version": "5.0.0", "_from_model_config": true, "pad_token_id": 3, "use_cache": true,
+        "cache_implementation": "static", "output_scores": true, "return_dict_in_generate": true, "num_beams": 1,
+        "length_penalty": 2.0, "early_stopping": true, "chat_format": "chatml", "epsilon_cutoff": 0.0, "top_h": null,
+        "forced_eos_token_id": null, "bad_words_ids": [], "of_no_meaning": false,
+    });
+    assert_eq!(read(Some(harmless), json!(2)).unwrap(), unset);
     let all = json!({
         "do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0, "repetition_penalty": 1.05,
         "num_beams": 1, "typical_p": 0.9, "no_repeat_ngram_size": 3, "max_new_tokens": 2048, "pad_token_id": 3,
-        "suppress_tokens": null,
+        "min_new_tokens": 2, "min_length": 0, "max_length": 4096, "stop_strings": "###",
+        "suppress_tokens": [5, 4], "bad_words_ids": [[6], [2]], "begin_suppress_tokens": 7,
     });
     let set = GenerationConfig {
         do_sample: Some(true),
@@ -51,6 +58,14 @@ fn sampling_defaults_are_what_the_file_says_and_nothing_more() {
         typical_p: Some(0.9),
         repetition_penalty: Some(1.05),
         no_repeat_ngram_size: Some(3),
+        max_new_tokens: Some(2048),
+        max_length: Some(4096),
+        min_new_tokens: Some(2),
+        min_length: Some(0),
+        stop_strings: vec!["###".to_owned()],
+        // An end token is no bad word.
+        suppress_tokens: vec![4, 5, 6],
+        begin_suppress_tokens: vec![7],
         ..unset
     };
     assert_eq!(read(Some(all), json!(2)).unwrap(), set);
@@ -75,8 +90,23 @@ fn bad_values_name_file_and_field() {
         ("num_beams", json!(4), "1"),
         ("typical_p", json!(1.5), "from 0 to 1"),
         ("no_repeat_ngram_size", json!(-1), "a whole number"),
-        ("suppress_tokens", json!([5]), "not supported"),
-        ("bad_words_ids", json!([[5]]), "not supported"),
+        ("suppress_tokens", json!([-5]), "a token id"),
+        ("begin_suppress_tokens", json!("x"), "a token id"),
+        ("bad_words_ids", json!([[5, 6]]), "not supported"),
+        ("bad_words_ids", json!([5]), "lists of one token id"),
+        ("max_new_tokens", json!(0), "a whole number from 1"),
+        ("min_new_tokens", json!(-1), "a whole number from 0"),
+        ("stop_strings", json!([""]), "none of them empty"),
+        ("stop_strings", json!(3), "a text or a list of texts"),
+        ("top_h", json!(0.4), "not supported"),
+        ("epsilon_cutoff", json!(0.1), "0, as others are not supported"),
+        ("num_return_sequences", json!(2), "1, as others are not supported"),
+        ("forced_bos_token_id", json!(0), "not supported"),
+        ("forced_eos_token_id", json!(2), "not supported"),
+        ("sequence_bias", json!([[[5], 1.0]]), "not supported"),
+        ("max_time", json!(1.5), "not supported"),
+        ("token_healing", json!(true), "not supported"),
+        ("unheard_of", json!("x"), "its meaning is not known"),
     ] {
         assert_says(read(Some(json!({key: value})), json!(2)), &["generation_config.json", key, expected]);
     }

@@ -1,4 +1,5 @@
 //! Checkpoints: configurations, rotary factors, weights, sampling defaults; as they should be and as they should not.
+#![cfg(feature = "engine")]
 
 mod config;
 mod damage;

@@ -9,7 +9,7 @@ fn sites(name: &str, stride: u32) -> impl Fn(&str) -> SiteStats + use<> {
     let a = vec![0_f32; 32 * 8];
     let mut probe = Probe::new(1, [&bytes(&a), &[], &[]], 128);
     probe.n = stride;
-    probe.simulator.count_accesses(true);
+    probe.count_accesses();
     let stats = probe.launch(name, 1).unwrap_or_else(|fault| panic!("{fault}"));
     let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/csrc/probes/banks.cu")).unwrap();
     move |text| {

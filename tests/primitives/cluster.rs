@@ -1,6 +1,7 @@
 //! Blocks of a cluster: what they bring each other, and that they wait for each other.
 
-use burrstone::device::sim::{Fault, FaultKind, Swizzle, TensorMap};
+use burrstone::device::Boxes;
+use burrstone::device::sim::{Fault, FaultKind, Swizzle};
 
 use crate::probe::{Probe, bytes};
 
@@ -11,8 +12,9 @@ fn cluster(plant: &str, [groups, blocks, boxes]: [u32; 3], seed: u64) -> Result<
     let all = groups * blocks;
     let mut probe = Probe::new(seed, [&bytes(&matrix), &[], &[]], 4 * matrix.len() * all as usize);
     (probe.n, probe.m) = (boxes, blocks);
-    let map = TensorMap::tiled(probe.input(0), 4, &[16, rows.into()], &[64], &[16, 8], Swizzle::None);
-    probe.map = Some(map.unwrap());
+    let (address, dims) = (probe.input(0), &[16, rows.into()]);
+    let (strides, sides, swizzle) = (&[64], &[16, 8], Swizzle::None);
+    probe.copy_boxes(&Boxes { address, element_bytes: 4, dims, strides, sides, swizzle });
     let stats = probe.launch_clusters(&format!("cluster__{plant}_t64"), all, blocks)?;
     assert_eq!(stats.blocks, u64::from(all));
     for (block, found) in probe.out::<u32>().chunks(matrix.len()).enumerate() {
@@ -32,7 +34,7 @@ fn every_block_of_a_cluster_sees_what_all_bring() {
 }
 
 #[test]
-fn blocks_that_do_not_wait_for_each_other_are_found_under_every_seed() {
+fn blocks_that_do_not_wait_for_each_other_are_found_under_every_seed_on_the_simulator() {
     let find = |plant: &str, is: fn(&FaultKind) -> bool| {
         for seed in 0..10 {
             for blocks in [2, 4] {
@@ -56,7 +58,7 @@ fn blocks_that_do_not_wait_for_each_other_are_found_under_every_seed() {
 }
 
 #[test]
-fn a_cluster_divides_its_grid_and_has_at_most_eight_blocks() {
+fn a_cluster_divides_its_grid_and_has_at_most_eight_blocks_on_the_simulator() {
     let probe = Probe::new(1, [&[], &[], &[]], 4);
     for (blocks, cluster) in [(3, 2), (9, 9), (2, 0)] {
         let fault = probe.launch_clusters("cluster__cluster_correct_t64", blocks, cluster).unwrap_err();

@@ -32,7 +32,7 @@ fn copies_bring_their_bytes_and_zeros() {
 }
 
 #[test]
-fn a_copy_cannot_be_read_before_its_wait() {
+fn a_copy_cannot_be_read_before_its_wait_on_the_simulator() {
     for each in [4, 8, 16] {
         for seed in 0..10 {
             for plant in ["no_wait", "wait_too_few"] {

@@ -28,7 +28,7 @@ fn a_ring_of_stages_brings_every_tile_under_every_seed() {
 }
 
 #[test]
-fn a_ring_without_one_of_its_waits_is_found_under_every_seed() {
+fn a_ring_without_one_of_its_waits_is_found_under_every_seed_on_the_simulator() {
     for via in ["mbarrier", "cp_async", "bulk", "named"] {
         for seed in 0..10 {
             for plant in ["no_full_wait", "no_empty_wait"] {

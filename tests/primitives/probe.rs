@@ -1,23 +1,41 @@
-//! Runs probe kernels.
+//! Runs probe kernels: on the simulator, or on the first GPU where `BURRSTONE_TEST_DEVICE` is `cuda`.
 
-use burrstone::device::Variant;
-use burrstone::device::sim::{Fault, LaunchStats, Simulator, TensorMap};
+use burrstone::DType;
+use burrstone::device::sim::{Fault, LaunchStats, Simulator};
+use burrstone::device::{Boxes, Launch, Memory, Stream, Variant};
+
+use crate::gpu::{announce, gpu, is_left_out, on_a_gpu};
 
 mod tables {
-    #![allow(unused_imports, reason = "which of them the tables need depends on the compilers that the build found")]
-    use burrstone::device::{Cubin, Kernel, SimEntry, Value, Variant};
+    #![allow(unused_imports, reason = "a build without a CUDA compiler has no cubins")]
+    use burrstone::device::{Cubin, Kernel, Value, Variant};
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
 
-/// A simulator with one probe's buffers: what the probe reads, and `out`.
+/// Bytes of the simulated memory.
+const MEMORY: u64 = 64 << 20;
+/// What memory is filled with that no probe has written: NaN of every float.
+const UNWRITTEN: u8 = 0xff;
+
+/// A device with one probe's buffers: what the probe reads, and `out`.
 pub struct Probe {
-    pub simulator: Simulator,
+    device: Device,
     inputs: [u64; 3],
     out: u64,
     out_bytes: usize,
     pub n: u32,
     pub m: u32,
-    pub map: Option<TensorMap>,
+    /// A tensor map, if the probe takes one.
+    map: [u64; 16],
+}
+
+enum Device {
+    Simulator(Box<Simulator>),
+    /// The buffers are the three inputs and `out`.
+    Gpu {
+        stream: Stream,
+        buffers: [Memory; 4],
+    },
 }
 
 fn variant(name: &str) -> &'static Variant {
@@ -26,42 +44,96 @@ fn variant(name: &str) -> &'static Variant {
     kernel.variants.iter().find(|v| v.name == name).unwrap_or_else(|| panic!("no variant {name}"))
 }
 
-/// Names of all variants of a probe.
+/// Names of all variants of a probe that the device can run.
 pub fn variants(probe: &str) -> Vec<&'static str> {
     let kernel = tables::PROBES.iter().find(|k| k.name == probe).unwrap_or_else(|| panic!("no probe {probe}"));
-    kernel.variants.iter().map(|v| v.name).collect()
+    let arch = on_a_gpu().then(|| gpu().arch());
+    let runs = |variant: &&Variant| arch.is_none_or(|arch| variant.archs.contains(&arch) && !is_left_out(variant.name));
+    kernel.variants.iter().filter(runs).map(|v| v.name).collect()
 }
 
-impl Probe {
-    /// `a`, `b` and `c` are uploaded, `out` has `out_bytes`.
-    pub fn new(seed: u64, inputs: [&[u8]; 3], out_bytes: usize) -> Self {
-        let simulator = Simulator::new(64 << 20, seed);
+impl Device {
+    fn new(seed: u64, inputs: [&[u8]; 3], out_bytes: usize) -> (Self, [u64; 3], u64) {
+        if on_a_gpu() {
+            let stream = gpu();
+            let unwritten = vec![UNWRITTEN; out_bytes];
+            let [a, b, c] = inputs;
+            let buffers = [a, b, c, &unwritten].map(|bytes| {
+                let mut memory = stream.alloc(DType::U8, bytes.len()).unwrap();
+                memory.write(bytes).unwrap();
+                memory
+            });
+            let [a, b, c, out] = buffers.each_ref().map(|memory| memory.slice().address());
+            return (Self::Gpu { stream, buffers }, [a, b, c], out);
+        }
+        crate::simulator::load();
+        let simulator = Simulator::new(MEMORY, seed);
         let inputs = inputs.map(|bytes| {
             let address = simulator.alloc(bytes.len() as u64).unwrap();
             simulator.write(address, bytes).unwrap();
             address
         });
         let out = simulator.alloc(out_bytes as u64).unwrap();
-        Probe { simulator, inputs, out, out_bytes, n: 0, m: 0, map: None }
+        (Self::Simulator(Box::new(simulator)), inputs, out)
+    }
+}
+
+impl Probe {
+    /// `a`, `b` and `c` are uploaded, `out` has `out_bytes`.
+    pub fn new(seed: u64, inputs: [&[u8]; 3], out_bytes: usize) -> Self {
+        let (device, inputs, out) = Device::new(seed, inputs, out_bytes);
+        Probe { device, inputs, out, out_bytes, n: 0, m: 0, map: [0; 16] }
+    }
+
+    /// Counts what accesses cost, on the simulator.
+    pub fn count_accesses(&self) {
+        let Device::Simulator(simulator) = &self.device else { panic!("only the simulator counts accesses") };
+        simulator.count_accesses(true);
+    }
+
+    /// The probe copies this tensor in boxes.
+    pub fn copy_boxes(&mut self, boxes: &Boxes<'_>) {
+        self.map = match &self.device {
+            Device::Simulator(_) => {
+                let &Boxes { address, element_bytes, dims, strides, sides, swizzle } = boxes;
+                let map =
+                    burrstone::device::sim::TensorMap::tiled(address, element_bytes, dims, strides, sides, swizzle);
+                let bytes = map.unwrap().to_bytes();
+                std::array::from_fn(|i| u64::from_ne_bytes(bytes[8 * i..][..8].try_into().unwrap()))
+            }
+            Device::Gpu { stream, .. } => stream.tensor_map(boxes).unwrap(),
+        };
     }
 
     pub fn launch(&self, name: &str, blocks: u32) -> Result<LaunchStats, Fault> {
         self.launch_clusters(name, blocks, 1)
     }
 
-    /// Blocks of which so many are a cluster.
+    /// Blocks of which so many are a cluster. On a GPU, where an error says nothing of the fault and ends the context, it is
+    /// a panic.
     pub fn launch_clusters(&self, name: &str, blocks: u32, cluster: u32) -> Result<LaunchStats, Fault> {
         let variant = variant(name);
         // `probe_args` of csrc/abi/probe.h.
-        let mut args = self.map.map_or([0; 128], |map| map.to_bytes()).to_vec();
+        let mut args: Vec<u8> = self.map.iter().flat_map(|word| word.to_ne_bytes()).collect();
         for address in self.inputs.iter().chain([&self.out]) {
             args.extend(address.to_ne_bytes());
         }
         args.extend(self.n.to_ne_bytes());
         args.extend(self.m.to_ne_bytes());
         args.resize(192, 0);
-        // SAFETY: the bytes above are a whole `probe_args`, which every probe takes.
-        unsafe { self.simulator.launch(variant, [blocks, 1, 1], cluster, &args) }
+        let grid = [blocks, 1, 1];
+        match &self.device {
+            // SAFETY: the bytes above are a whole `probe_args`, which every probe takes.
+            Device::Simulator(simulator) => unsafe { simulator.launch(variant, grid, cluster, &args) },
+            Device::Gpu { stream, .. } => {
+                announce(name);
+                // SAFETY: as above; the addresses are those of the probe's buffers, which are as large as its test says.
+                let launched =
+                    unsafe { stream.launch(&Launch { variant, grid, cluster, args: &args, shape: &"a probe" }) };
+                launched.and_then(|()| stream.synchronize()).unwrap_or_else(|error| panic!("{name}: {error}"));
+                Ok(LaunchStats { blocks: blocks.into(), ..LaunchStats::default() })
+            }
+        }
     }
 
     pub fn input(&self, index: usize) -> u64 {
@@ -73,8 +145,14 @@ impl Probe {
     }
 
     pub fn out<T: Number>(&self) -> Vec<T> {
-        let mut bytes = vec![0; self.out_bytes];
-        self.simulator.read(self.out, &mut bytes).unwrap();
+        let bytes = match &self.device {
+            Device::Simulator(simulator) => {
+                let mut bytes = vec![0; self.out_bytes];
+                simulator.read(self.out, &mut bytes).unwrap();
+                bytes
+            }
+            Device::Gpu { buffers, .. } => buffers[3].read().unwrap(),
+        };
         bytes.chunks_exact(size_of::<T>()).map(T::from_bytes).collect()
     }
 

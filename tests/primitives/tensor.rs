@@ -1,5 +1,6 @@
 //! Bulk copies of tensors: element by element, inside and outside the tensor, with every swizzle.
 
+use burrstone::device::Boxes;
 use burrstone::device::sim::{Fault, FaultKind, Swizzle, TensorMap};
 
 use crate::probe::{Probe, Random, bytes};
@@ -36,11 +37,13 @@ fn case(rank: usize, random: &mut Random) -> Case {
 }
 
 impl Case {
-    fn map(&self, address: u64) -> TensorMap {
+    /// The probe copies boxes of the tensor at `address`.
+    fn copy_boxes(&self, probe: &mut Probe, address: u64) {
         let dims: Vec<u64> = self.dims.iter().map(|d| *d as u64).collect();
         let strides: Vec<u64> = self.steps[1..].iter().map(|s| *s as u64 * 2).collect();
         let sides: Vec<u32> = self.sides.iter().map(|s| *s as u32).collect();
-        TensorMap::tiled(address, 2, &dims, &strides, &sides, self.swizzle).unwrap()
+        let (dims, strides, sides, swizzle) = (&dims, &strides, &sides, self.swizzle);
+        probe.copy_boxes(&Boxes { address, element_bytes: 2, dims, strides, sides, swizzle });
     }
 
     fn tensor_len(&self) -> usize {
@@ -77,7 +80,8 @@ impl Case {
 fn load(case: &Case, way: &str, tensor: &[u16], seed: u64) -> Result<Vec<u16>, Fault> {
     let mut probe = Probe::new(seed, [&bytes(tensor), &[], &bytes(&case.at)], case.box_len() * 2);
     probe.n = case.box_len() as u32 / 2;
-    probe.map = Some(case.map(probe.input(0)));
+    let tensor = probe.input(0);
+    case.copy_boxes(&mut probe, tensor);
     probe.launch(&format!("tensor__d{}_{way}_t32", case.dims.len()), 1)?;
     Ok(probe.out())
 }
@@ -110,7 +114,8 @@ fn a_box_stores_its_elements_and_nothing_else() {
             let content: Vec<u16> = (0..case.box_len()).map(|_| random.next() as u16).collect();
             let mut probe = Probe::new(seed, [&bytes(&content), &[], &bytes(&case.at)], case.tensor_len() * 2);
             probe.n = case.box_len() as u32 / 2;
-            probe.map = Some(case.map(probe.out_address()));
+            let tensor = probe.out_address();
+            case.copy_boxes(&mut probe, tensor);
             // What no store reaches keeps the NaN of fresh memory.
             let mut expected = vec![u16::MAX; case.tensor_len()];
             for (from, to) in case.elements() {
@@ -128,7 +133,7 @@ fn a_box_stores_its_elements_and_nothing_else() {
 }
 
 #[test]
-fn a_box_is_not_there_before_the_wait_and_not_stored_without_one() {
+fn a_box_is_not_there_before_the_wait_and_not_stored_without_one_on_the_simulator() {
     let mut random = Random::new(1);
     for seed in 0..10 {
         let case = case(2, &mut random);
@@ -137,7 +142,8 @@ fn a_box_is_not_there_before_the_wait_and_not_stored_without_one() {
         let content = vec![1_u16; case.box_len()];
         let mut probe = Probe::new(seed, [&bytes(&content), &[], &bytes(&case.at)], case.tensor_len() * 2);
         probe.n = case.box_len() as u32 / 2;
-        probe.map = Some(case.map(probe.out_address()));
+        let tensor = probe.out_address();
+        case.copy_boxes(&mut probe, tensor);
         let fault = probe.launch("tensor__d2_way_store_no_wait_t32", 1).unwrap_err();
         assert!(matches!(*fault.kind, FaultKind::Misuse { .. }), "{fault}");
         assert!(probe.out::<u16>().iter().all(|x| *x == u16::MAX), "a store landed before its wait");
@@ -147,7 +153,7 @@ fn a_box_is_not_there_before_the_wait_and_not_stored_without_one() {
 }
 
 #[test]
-fn maps_that_cuda_would_refuse_are_refused() {
+fn maps_that_cuda_would_refuse_are_refused_on_the_simulator() {
     let tiled = |address, element, dims: &[u64], strides: &[u64], sides: &[u32], swizzle| {
         TensorMap::tiled(address, element, dims, strides, sides, swizzle).map(|_| ()).map_err(|e| e.field)
     };

@@ -134,19 +134,19 @@ fn every_layout_multiplies_what_the_manuals_figures_say() {
 }
 
 #[test]
-fn an_accumulator_is_nan_until_the_wait() {
+fn an_accumulator_is_nan_until_the_wait_on_the_simulator() {
     let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_no_wait_t128", 0).unwrap();
     assert!(case.found.iter().all(|x| x.is_nan()));
 }
 
 #[test]
-fn shared_memory_is_read_as_late_as_the_wait() {
+fn shared_memory_is_read_as_late_as_the_wait_on_the_simulator() {
     let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_early_write_t128", 0).unwrap();
     assert!(case.found.iter().all(|x| *x == 1.0), "b was overwritten with zeros before the wait");
 }
 
 #[test]
-fn writes_need_a_fence_before_a_product_reads_them() {
+fn writes_need_a_fence_before_a_product_reads_them_on_the_simulator() {
     for seed in 0..5 {
         let Err(fault) = run("wgmma__n64_bf16_a_k_b_k_s128_product_no_fence_t128", seed) else { panic!("no fault") };
         assert!(matches!(*fault.kind, FaultKind::Unfenced { .. }), "{fault}");

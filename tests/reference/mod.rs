@@ -1,6 +1,7 @@
 //! Oracles: naive loops, short enough to check at sight. In f64 they are the truth; in f32 they are the plain
 //! implementation whose error sets the tolerance.
 
+// Kernels, by `burrstone-codegen lists`:
 pub mod act_mul;
 pub mod attention;
 pub mod embedding;
@@ -12,6 +13,7 @@ pub mod rms_norm;
 pub mod rotary_kv_write;
 pub mod sample;
 pub mod target_logprobs;
+// End of kernels.
 
 use std::ops::{Add, Div, Mul, Sub};
 

@@ -1,5 +1,6 @@
 //! The scheduler and the KV blocks, without a model: under a virtual clock, and against memory that remembers what was
 //! written to it.
+#![cfg(feature = "engine")]
 
 mod blocks;
 mod device;

@@ -4,6 +4,8 @@
 //! the same whenever a commit is tested, and eight commits in a row test everything. With `BURRSTONE_TEST_ALL=1` each run
 //! does.
 
+#![allow(dead_code, reason = "each test program uses a part")]
+
 use std::io::Write;
 use std::process::Command;
 use std::sync::OnceLock;

@@ -55,6 +55,41 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Upper case stands for special tokens: stop strings with such a letter are searched in all, others in the text.
+    #[test]
+    fn special_tokens_are_seen_by_the_strings_that_spell_them(
+        pieces in prop::collection::vec("[ab]{1,3}|[AB]", 0..12),
+        stops in prop::collection::vec("[abAB]{1,4}", 1..4),
+    ) {
+        let is_special = |text: &str| text.contains(['A', 'B']);
+        let mut matcher = StopMatcher::new(&stops).unwrap().with_special(is_special);
+        let (mut text, mut stopped) = (String::new(), false);
+        for piece in &pieces {
+            let step = if is_special(piece) { matcher.push_special(piece) } else { matcher.push(piece) };
+            text.push_str(&step.text);
+            stopped = step.stopped;
+        }
+        text.push_str(&matcher.finish());
+
+        let whole = pieces.concat();
+        let shown = |part: &str| part.replace(['A', 'B'], "");
+        let ending = (1..=whole.len()).find_map(|end| {
+            let complete = |stop: &&String| match is_special(stop) {
+                true => whole[..end].ends_with(stop.as_str()),
+                false => !is_special(&whole[end - 1..end]) && shown(&whole[..end]).ends_with(stop.as_str()),
+            };
+            let stop = stops.iter().filter(complete).max_by_key(|stop| stop.len())?;
+            let before = shown(&whole[..end]);
+            Some(before[..before.len() - shown(stop).len()].to_owned())
+        });
+        prop_assert_eq!(stopped, ending.is_some());
+        prop_assert_eq!(text, ending.unwrap_or_else(|| shown(&whole)));
+    }
+}
+
 #[test]
 fn a_stop_string_across_token_borders_is_never_shown() {
     let pieces = ["Hello ", "#", "#", " End"].map(str::to_owned);

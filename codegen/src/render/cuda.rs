@@ -30,6 +30,14 @@ pub fn units(kernel: &Kernel) -> impl Iterator<Item = String> {
         .map(|variants| variants.iter().fold(header(kernel), |text, variant| text + &instance(kernel, variant)))
 }
 
+/// The translation unit with the table of all variants, by which a simulator gets them.
+pub fn table(kernels: &[Kernel]) -> String {
+    let names =
+        kernels.iter().flat_map(|kernel| &kernel.variants).map(|variant| format!(" \\\n    kernel({})", variant.name));
+    let names: String = names.collect();
+    format!("#define BURRSTONE_SIM_KERNELS(kernel){names}\n#include \"sim/kernels.h\"\n")
+}
+
 fn header(kernel: &Kernel) -> String {
     let name = &kernel.spec.name;
     let (specs, room) = match kernel.spec.role {
@@ -70,6 +78,9 @@ mod tests {
         assert!(both.starts_with(expected));
         assert_eq!(both.matches("#include").count(), 1);
         assert!(both.ends_with("BURRSTONE_KERNEL(norm, norm__f16_t64, norm__f16_t64_::variant)\n"));
+        let table = "#define BURRSTONE_SIM_KERNELS(kernel) \\\n    kernel(norm__f16_t32) \\\n    kernel(norm__f16_t64)\n\
+                     #include \"sim/kernels.h\"\n";
+        assert_eq!(super::table(&[kernel]), table);
     }
 
     #[test]

@@ -57,12 +57,21 @@ fn kernels_for_the_simulator_can_be_loaded() {
     let file = copy.path("kernels.so");
     let output = run(&copy, &["simulator", "scale", "--out", file.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
-    // SAFETY: the object of tests/tree has no initialisers, and its constant is an unsigned int.
-    let bytes = unsafe {
+    /// An entry of the table of tests/tree/csrc/sim/kernels.h.
+    #[repr(C)]
+    struct Entry {
+        name: *const std::ffi::c_char,
+        run: *const std::ffi::c_void,
+        shared_bytes: *const u32,
+    }
+    // SAFETY: the object of tests/tree has no initialisers, and these types.
+    let (name, bytes) = unsafe {
         let library = libloading::Library::new(&file).unwrap();
-        **library.get::<*const u32>(b"burrstone_sim_scale__f32_v1_t128__shared").unwrap()
+        let table = library.get::<extern "C" fn() -> *const Entry>(b"burrstone_sim_kernels").unwrap();
+        let first = &*table();
+        (std::ffi::CStr::from_ptr(first.name).to_str().unwrap().to_owned(), *first.shared_bytes)
     };
-    assert_eq!(bytes, 512);
+    assert_eq!((name.as_str(), bytes), ("scale__f32_v1_t128", 512));
 }
 
 #[test]

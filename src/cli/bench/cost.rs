@@ -4,12 +4,12 @@ use burrstone::DType;
 use burrstone::model::ArchSpec;
 use burrstone::ops::CacheShape;
 
-/// Work of one model. Norms, rotations and the embedding's single rows are left out: they are thousandths.
+/// The work of one model. Norms, rotary embeddings and embedding rows are left out: they are thousandths.
 #[derive(Clone, Debug)]
 pub struct Cost {
     /// Parameters of the layers' matrix products.
     layers: u64,
-    /// Those of them that come after the last attention: a prompt needs them for its last token alone.
+    /// Those after the last attention: a prompt needs them only for its last token.
     tail: u64,
     /// Parameters of the output projection.
     head: u64,

@@ -12,11 +12,11 @@ use crate::cli::args::ModelArgs;
 use crate::cli::exit::bad_input;
 use crate::cli::{output, values};
 
-/// Seconds of a prompt and of a generated token, beside the floors that the machine sets
+/// Measure the time of a prompt and of a generated token, beside the machine's floors
 ///
-/// A prompt is bound by arithmetic, a generated token by reading the weights and the KV cache. What the machine gives of
-/// either is measured right before and after each run, on as many threads (a GPU's arithmetic is its data sheet's): the
-/// floor of a figure is the work that cannot be avoided, at that rate. Medians over the repetitions.
+/// A prompt is bound by arithmetic, a generated token by reading the weights and the KV cache. The machine's rates are
+/// measured right before and after each run, on as many threads (a GPU's arithmetic rate is its data sheet's). The
+/// floor is the unavoidable work at that rate. Figures are medians over the repetitions.
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone bench latency
@@ -24,19 +24,19 @@ use crate::cli::{output, values};
   burrstone bench latency --model ./Qwen3-0.6B --dtype f32 --json")]
 pub struct Latency {
     /// Prompt lengths
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512", value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512", value_parser = values::bounded)]
     prefill: Vec<usize>,
 
     /// Tokens to generate
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::bounded)]
     decode: usize,
 
     /// Tokens in the KV cache before the first generated one
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = values::bounded)]
     depth: usize,
 
     /// Repetitions of each figure
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::bounded)]
     repeat: usize,
 
     /// Print one JSON object
@@ -54,7 +54,7 @@ enum Run {
     Decode { depth: usize, tokens: usize },
 }
 
-/// One repetition: seconds, and what the machine gave around it.
+/// One repetition: seconds, and the machine's rates around it.
 struct Sample {
     seconds: f64,
     machine: f64,
@@ -93,7 +93,7 @@ impl Latency {
         if self.json { output::print_json(&report) } else { output::print(report.to_string()) }
     }
 
-    /// The context bounds generations in silence; a measurement must not be of less than it says.
+    /// Generations end silently at the context; a measurement must have its full length.
     fn check(&self, context: usize) -> Result<()> {
         let too_long = |field: &str, tokens: usize| {
             Err(bad_input(field, format!("at most {context} tokens, the context"), format!("{tokens} tokens")))
@@ -107,7 +107,7 @@ impl Latency {
 }
 
 impl Run {
-    /// Seconds of a prompt, or of one generated token. `count` is that of runs so far: none finds anything in the cache.
+    /// Seconds of a prompt, or of one generated token. `count` numbers the runs, so that none hits the prefix cache.
     fn seconds(self, engine: &Engine, count: &mut u64) -> Result<f64> {
         *count += 1;
         let (prompt, generated) = match self {
@@ -123,7 +123,7 @@ impl Run {
         })
     }
 
-    /// What bounds it: operations per second for prompts, bytes per second for generated tokens.
+    /// The bounding rate: operations per second for prompts, bytes per second for generated tokens.
     fn machine(self, rates: &Rates) -> f64 {
         1e9 * match self {
             Self::Prefill { .. } => rates.gflop_s,
@@ -174,7 +174,7 @@ fn finish(mut generation: Generation) -> Result<Generation> {
     Ok(generation)
 }
 
-/// The most memory that this process has held, where the system says so.
+/// Peak memory of this process, if the system reports it.
 fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").context("peak memory").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -30,18 +30,18 @@ pub struct Figure {
     pub depth: usize,
     /// Tokens of the prompt, or generated.
     pub tokens: usize,
-    /// Of the prompt, or of one generated token.
+    /// Seconds of the prompt, or of one generated token.
     pub seconds: f64,
     pub tokens_per_s: f64,
     /// Of `rate` and `machine`.
     pub unit: &'static str,
     /// Unavoidable work per second.
     pub rate: f64,
-    /// What the machine gave in the same seconds.
+    /// The machine's rate in the same seconds.
     pub machine: f64,
     /// Seconds of the unavoidable work at that rate.
     pub floor_s: f64,
-    /// Share of the machine's rate that was reached.
+    /// Fraction of the machine's rate.
     pub of_floor: f64,
 }
 

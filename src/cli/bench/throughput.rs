@@ -14,10 +14,10 @@ use super::workload::{Workload, tokens};
 use crate::cli::args::ModelArgs;
 use crate::cli::{output, values};
 
-/// Tokens a second of many requests at a time, for mixes of requests and for batches of each size
+/// Measure tokens per second with many requests at once, for mixes of requests and for batches of each size
 ///
-/// All requests of a mix are asked for at once. A batch is so many requests of 8 prompt tokens, which generate side by
-/// side. The requests are the same in every run.
+/// All requests of a mix are submitted at once. A batch is N requests of 8 prompt tokens that generate together. The
+/// requests are the same in every run.
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone bench throughput
@@ -28,21 +28,21 @@ pub struct Throughput {
     #[arg(long, value_name = "MIX", value_enum, value_delimiter = ',')]
     workload: Vec<Workload>,
 
-    /// Requests of a mix
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::positive)]
+    /// Requests per mix
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::bounded)]
     requests: usize,
 
-    /// Sizes of batches
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::positive)]
+    /// Batch sizes
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::bounded)]
     #[arg(default_value = "1,2,3,4,6,8,12,16,24,32,48,64")]
     batch: Vec<usize>,
 
     /// Tokens that each sequence of a batch generates
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = values::bounded)]
     decode: usize,
 
     /// Repetitions of each batch
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::positive)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::bounded)]
     repeat: usize,
 
     /// Print one JSON object

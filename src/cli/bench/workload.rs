@@ -8,7 +8,7 @@ use clap::ValueEnum;
 pub enum Workload {
     /// 128 prompt tokens, 64 generated
     Fixed,
-    /// Lengths as people's conversations have them: many short, some long
+    /// Lengths as in conversations: many short, some long
     Conversations,
     /// One prompt in ten is long
     LongPrompts,
@@ -22,7 +22,7 @@ impl Workload {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// `count` requests, none longer than `context`. Requests of another `round` share nothing with them.
+    /// `count` requests, none longer than `context`. Requests of different `round`s have no common prefix.
     pub fn requests(self, count: usize, vocab: usize, context: usize, round: u64) -> Vec<Request> {
         let mut random = Random::new(round);
         let request = |i: usize| {
@@ -45,7 +45,7 @@ impl Workload {
     }
 }
 
-/// Numbers without a pattern, the same for each seed.
+/// Pseudorandom numbers from a seed.
 pub struct Random(u64);
 
 impl Random {
@@ -66,7 +66,7 @@ impl Random {
     }
 }
 
-/// Token ids without a pattern, others for each salt, so that nothing kept of one run helps the next.
+/// Pseudorandom token ids, different for each salt, so that no run finds a prefix of another in the cache.
 pub fn tokens(len: usize, vocab: usize, salt: u64) -> Vec<u32> {
     (0..len as u64).map(|i| (mix(salt << 32 | i) % vocab as u64) as u32).collect()
 }

@@ -4,20 +4,20 @@ use std::fmt;
 
 use anyhow::Result;
 use burrstone::DType;
+use burrstone::capacity::{head_product, layer_products};
 use burrstone::kernels::{AttentionPlan, AttentionShape, Floor, Gpu, Heads, Machine, MatMul, MatMulPair, MatMulPlan};
 use burrstone::model::ArchSpec;
-use burrstone::simulation::{head_product, layer_products};
 use clap::Args;
 use serde::Serialize;
 
 use super::{CardArg, shapes};
 use crate::cli::{output, values};
 
-/// Which variants of the kernels a GPU that is not here would run, and how close they come to what it can do
+/// Show which kernel variants a GPU would run, and how close they come to its limits. No GPU is needed
 ///
-/// The cost model chooses as it does on the GPU. Its times are not measured, and optimistic: they are for comparing. The
-/// floor is the larger one of two times: for reading each operand from memory once and writing each result, and for the
-/// multiply-adds at the rate of all tensor cores.
+/// The variants are those that the cost model chooses on the GPU. Times are modelled, not measured, and optimistic:
+/// they are for comparing. The floor is the larger of two times: moving each operand and result through memory once,
+/// and the multiply-adds at the full tensor core rate.
 #[derive(Args)]
 #[command(after_help = "Examples:
   burrstone simulate kernels
@@ -50,12 +50,12 @@ struct Report {
     models: Vec<Model>,
 }
 
-/// What the model takes the GPU for.
+/// The GPU's parameters in the cost model.
 #[derive(Serialize)]
 struct Assumptions {
     multiprocessors: u32,
     clock_hz: f64,
-    /// Of a multiprocessor, a cycle.
+    /// Per SM and cycle.
     multiply_adds: f64,
     memory_bytes_per_s: f64,
     cache_bytes_per_s: f64,
@@ -75,13 +75,13 @@ struct Model {
 #[derive(Serialize)]
 struct Product {
     layer: &'static str,
-    /// Of the result and of the weight, with a gate those of both.
+    /// Columns of the result, rows of the weight; with a gate those of both projections.
     n: usize,
     k: usize,
     rows: usize,
-    /// Blocks that share a tile's depth.
+    /// Split-K: blocks per tile.
     splits: usize,
-    /// What pairs of blocks share, on Hopper.
+    /// The operand that clusters share by multicast, on Hopper.
     pair: Option<&'static str>,
     #[serde(flatten)]
     choice: Choice,
@@ -92,9 +92,9 @@ struct Product {
 struct Attention {
     step: &'static str,
     sequences: usize,
-    /// Of each sequence.
+    /// Queries per sequence.
     queries: usize,
-    /// Positions of each sequence, the queries' included.
+    /// Positions per sequence, queries included.
     length: usize,
     #[serde(flatten)]
     choice: Choice,
@@ -105,7 +105,7 @@ struct Choice {
     variant: &'static str,
     seconds: f64,
     floor_s: f64,
-    /// `memory` or `products`: what the floor is of.
+    /// `memory` or `products`: what bounds the floor.
     bound: &'static str,
     of_floor: f64,
     runner_up: Option<RunnerUp>,
@@ -114,7 +114,7 @@ struct Choice {
 #[derive(Serialize)]
 struct RunnerUp {
     variant: &'static str,
-    /// Its time, by that of the choice.
+    /// Its time relative to the choice's.
     ratio: f64,
 }
 
@@ -172,7 +172,7 @@ impl Model {
 }
 
 impl Product {
-    /// The layer's product number `i`, or the output projection behind these.
+    /// The layer's product number `i`; the last one is the output projection.
     fn of(machine: &Machine, spec: &ArchSpec, dtype: DType, layer: &'static str, i: usize, m: usize) -> Result<Self> {
         let of_layer = layer_products(spec, dtype, m);
         let shape = of_layer.get(i).copied().unwrap_or_else(|| head_product(spec, dtype, m));
@@ -209,7 +209,7 @@ impl Attention {
 }
 
 impl Choice {
-    /// Number `chosen` of variants with their times, and the best one of the others.
+    /// The chosen variant and the best other one.
     fn of(floor: Floor, chosen: usize, mut times: Vec<(&'static str, f64)>) -> Self {
         let (variant, seconds) = times.remove(chosen);
         let runner_up = times.first().map(|&(variant, other)| RunnerUp { variant, ratio: other / seconds });

@@ -19,7 +19,7 @@ const SIZES: [[usize; 5]; 5] = [
     [5120, 25_600, 64, 64, 8],
 ];
 
-/// One of [`NAMES`], or as [`configured`].
+/// Looks up one of [`NAMES`], or reads a configuration.
 pub fn spec(model: &str) -> Result<ArchSpec> {
     let Some(i) = NAMES.iter().position(|name| *name == model) else {
         return configured(model);

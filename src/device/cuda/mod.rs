@@ -7,14 +7,16 @@ mod staging;
 pub use cublas_lt::CublasLt;
 pub(crate) use cublas_lt::Product;
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::{
-    CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, result, sys,
+    CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, result, sys,
 };
 
-use super::driver::{DeviceInfo, Driver, Launch, Recording};
+use super::driver::{DeviceInfo, Driver, Launch, Mark, Recording};
 use super::slice::{Slice, SliceMut};
 use super::stream::Stream;
 use super::tensor::{Boxes, Swizzle, TensorMap};
@@ -152,6 +154,11 @@ impl Cuda {
 impl Driver for Cuda {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// Such an error is sticky, and the primary context that it has broken is what the process gets again.
+    fn fails_for_good(&self) -> bool {
+        true
     }
 
     fn free_bytes(&self) -> Result<u64> {
@@ -340,6 +347,11 @@ impl Driver for Cuda {
         self.stream.synchronize().map_err(|e| self.error("waiting", e))
     }
 
+    fn mark(&self) -> Result<Box<dyn Mark>> {
+        let event = self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        event.map(|event| Box::new(event) as Box<dyn Mark>).map_err(|e| self.error("an event", e))
+    }
+
     fn begin_capture(&self) -> Result<()> {
         // Only this thread's mistakes end the capture: others may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -354,6 +366,16 @@ impl Driver for Cuda {
             .ok_or_else(|| Error::Device { device: self.info.device.clone(), reason: "an empty graph".to_owned() })?;
         graph.upload().map_err(|e| self.error("graph upload", e))?;
         Ok(Box::new(Recorded { graph, device: self.info.device.clone() }))
+    }
+}
+
+impl Mark for CudaEvent {
+    fn until(&self, end: &dyn Mark) -> Result<Duration> {
+        let failed = |reason: String| Error::Device { device: "cuda".to_owned(), reason: format!("events: {reason}") };
+        let end: &dyn Any = end;
+        let end = end.downcast_ref::<Self>().ok_or_else(|| failed("of another device".to_owned()))?;
+        let milliseconds = self.elapsed_ms(end).map_err(|e| failed(explain(e)))?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 }
 

@@ -42,8 +42,7 @@ fn window_offset(run: &Run, address: u32, multiple: u64, site: Site) -> u64 {
 
 /// # Safety
 /// `file` of every hook is a string literal of the kernel's code.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_cp_async(
+pub(super) unsafe extern "C" fn hook_cp_async(
     to: u32,
     from: u64,
     bytes: u32,
@@ -69,14 +68,12 @@ unsafe extern "C" fn burrstone_sim_cp_async(
     run.state.borrow_mut().loads[load.thread].open.push(load);
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_cp_async_commit(_file: *const c_char, _line: u32) {
+pub(super) extern "C" fn hook_cp_async_commit(_file: *const c_char, _line: u32) {
     let run = run();
     run.state.borrow_mut().loads[run.thread()].commit();
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_cp_async_wait(pending: u32, _file: *const c_char, _line: u32) {
+pub(super) extern "C" fn hook_cp_async_wait(pending: u32, _file: *const c_char, _line: u32) {
     let run = run();
     let thread = run.thread();
     let mut state = run.state.borrow_mut();
@@ -95,9 +92,8 @@ extern "C" fn burrstone_sim_cp_async_wait(pending: u32, _file: *const c_char, _l
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_cp_async_arrive(mbarrier: u32, file: *const c_char, line: u32) {
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_cp_async_arrive(mbarrier: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -112,9 +108,8 @@ unsafe extern "C" fn burrstone_sim_cp_async_arrive(mbarrier: u32, file: *const c
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_mbarrier_init(mbarrier: u32, count: u32, file: *const c_char, line: u32) {
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_mbarrier_init(mbarrier: u32, count: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -141,9 +136,8 @@ fn known(run: &Run, rank: usize, mbarrier: u32, site: Site) -> u64 {
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_mbarrier_arrive(
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_mbarrier_arrive(
     mbarrier: u32,
     arrivals: u32,
     bytes: u32,
@@ -159,9 +153,8 @@ unsafe extern "C" fn burrstone_sim_mbarrier_arrive(
 /// Arrives at an mbarrier of any block of the cluster.
 ///
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_mbarrier_arrive_cluster(mbarrier: u32, file: *const c_char, line: u32) {
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_mbarrier_arrive_cluster(mbarrier: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -195,9 +188,8 @@ fn arrive(run: &Run, mbarrier: u64, arrivals: u32, bytes: u32, site: Site) {
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_mbarrier_wait(mbarrier: u32, parity: u32, file: *const c_char, line: u32) {
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_mbarrier_wait(mbarrier: u32, parity: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -220,8 +212,7 @@ unsafe extern "C" fn burrstone_sim_mbarrier_wait(mbarrier: u32, parity: u32, fil
     }
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_fence_async() {
+pub(super) extern "C" fn hook_fence_async() {
     let run = run();
     run.state.borrow_mut().clocks.fence(run.thread());
 }
@@ -244,9 +235,8 @@ fn check_bulk(run: &Run, global: u64, bytes: u64, site: Site) {
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_bulk_load(
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_bulk_load(
     to: u32,
     from: u64,
     bytes: u32,
@@ -264,9 +254,8 @@ unsafe extern "C" fn burrstone_sim_bulk_load(
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_bulk_store(to: u64, from: u32, bytes: u32, file: *const c_char, line: u32) {
+/// As `hook_cp_async`.
+pub(super) unsafe extern "C" fn hook_bulk_store(to: u64, from: u32, bytes: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -311,9 +300,8 @@ unsafe fn tensor_box(
 }
 
 /// # Safety
-/// As `burrstone_sim_cp_async`, and `map` and `coordinates` as `tensor_box` wants them: what the primitives pass.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_tensor_load(
+/// As `hook_cp_async`, and `map` and `coordinates` as `tensor_box` wants them: what the primitives pass.
+pub(super) unsafe extern "C" fn hook_tensor_load(
     to: u32,
     map: *const TensorMap,
     coordinates: *const i32,
@@ -334,9 +322,8 @@ unsafe extern "C" fn burrstone_sim_tensor_load(
 /// The same for every block of the cluster that `blocks` has a bit of, to the same place and mbarrier of each.
 ///
 /// # Safety
-/// As `burrstone_sim_tensor_load`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_tensor_multicast(
+/// As `hook_tensor_load`.
+pub(super) unsafe extern "C" fn hook_tensor_multicast(
     to: u32,
     map: *const TensorMap,
     coordinates: *const i32,
@@ -361,9 +348,8 @@ unsafe extern "C" fn burrstone_sim_tensor_multicast(
 }
 
 /// # Safety
-/// As `burrstone_sim_tensor_load`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_tensor_store(
+/// As `hook_tensor_load`.
+pub(super) unsafe extern "C" fn hook_tensor_store(
     map: *const TensorMap,
     coordinates: *const i32,
     dimensions: u32,
@@ -383,14 +369,12 @@ unsafe extern "C" fn burrstone_sim_tensor_store(
     run.state.borrow_mut().stores[run.thread()].open.push(store);
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_bulk_commit(_file: *const c_char, _line: u32) {
+pub(super) extern "C" fn hook_bulk_commit(_file: *const c_char, _line: u32) {
     let run = run();
     run.state.borrow_mut().stores[run.thread()].commit();
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_bulk_wait(pending: u32, _file: *const c_char, _line: u32) {
+pub(super) extern "C" fn hook_bulk_wait(pending: u32, _file: *const c_char, _line: u32) {
     let run = run();
     run.state.borrow_mut().land_stores(run.thread(), pending as usize, run.shared());
 }

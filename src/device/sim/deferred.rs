@@ -20,8 +20,7 @@ fn warpgroup(run: &Run) -> usize {
 
 /// # Safety
 /// `data` has `bytes` bytes.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_defer(work: DeferredWork, data: *const u8, bytes: u32, target: usize) {
+pub(super) unsafe extern "C" fn hook_defer(work: DeferredWork, data: *const u8, bytes: u32, target: usize) {
     let run = hooks::run();
     let mut copy = vec![0_u64; (bytes as usize).div_ceil(8)];
     // SAFETY: the caller's contract; the copy is as long.
@@ -29,20 +28,17 @@ unsafe extern "C" fn burrstone_sim_defer(work: DeferredWork, data: *const u8, by
     run.state.borrow_mut().deferred[warpgroup(run)].open.push(Work { work, data: copy, target });
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_deferred(target: usize) -> bool {
+pub(super) extern "C" fn hook_deferred(target: usize) -> bool {
     let run = hooks::run();
     run.state.borrow().deferred[warpgroup(run)].iter().any(|work| work.target == target)
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_defer_commit() {
+pub(super) extern "C" fn hook_defer_commit() {
     let run = hooks::run();
     run.state.borrow_mut().deferred[warpgroup(run)].commit();
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_defer_wait(pending: u32) {
+pub(super) extern "C" fn hook_defer_wait(pending: u32) {
     let run = hooks::run();
     let group = warpgroup(run);
     loop {

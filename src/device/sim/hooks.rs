@@ -52,15 +52,13 @@ fn access(code: u32) -> Access {
     }
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn burrstone_sim_current() -> *const ThreadInfo {
+pub(super) extern "C" fn hook_current() -> *const ThreadInfo {
     run().info.as_ptr()
 }
 
 /// # Safety
 /// `file` of every hook is a string literal of the kernel's code.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_global(address: u64, bytes: u32, code: u32, file: *const c_char, line: u32) {
+pub(super) unsafe extern "C" fn hook_global(address: u64, bytes: u32, code: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -108,9 +106,8 @@ fn count(run: &Run, space: Space, site: Site, access: Access, address: u64, byte
 }
 
 /// # Safety
-/// As `burrstone_sim_global`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_shared(
+/// As `hook_global`.
+pub(super) unsafe extern "C" fn hook_shared(
     array: u64,
     array_bytes: u32,
     offset: u64,
@@ -131,9 +128,8 @@ unsafe extern "C" fn burrstone_sim_shared(
 }
 
 /// # Safety
-/// As `burrstone_sim_global`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_shared_at(
+/// As `hook_global`.
+pub(super) unsafe extern "C" fn hook_shared_at(
     address: u32,
     bytes: u32,
     code: u32,
@@ -199,9 +195,8 @@ fn note_remote(run: &Run, rank: usize, site: Site) {
 /// The address in the window of the cluster that names a byte of another block's shared memory.
 ///
 /// # Safety
-/// As `burrstone_sim_global`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_cluster_address(address: u32, rank: u32, file: *const c_char, line: u32) -> u32 {
+/// As `hook_global`.
+pub(super) unsafe extern "C" fn hook_cluster_address(address: u32, rank: u32, file: *const c_char, line: u32) -> u32 {
     let run = run();
     let offset = u64::from(address).wrapping_sub(WINDOW);
     if offset > run.cluster.shared_bytes as u64 || rank as usize >= run.cluster.blocks {
@@ -214,9 +209,8 @@ unsafe extern "C" fn burrstone_sim_cluster_address(address: u32, rank: u32, file
 }
 
 /// # Safety
-/// As `burrstone_sim_global`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_shared_address(pointer: u64, file: *const c_char, line: u32) -> u32 {
+/// As `hook_global`.
+pub(super) unsafe extern "C" fn hook_shared_address(pointer: u64, file: *const c_char, line: u32) -> u32 {
     let run = run();
     let offset = pointer.wrapping_sub(run.shared_start + run.cluster.place(run.rank(), 0));
     if offset > run.cluster.shared_bytes as u64 {
@@ -228,9 +222,8 @@ unsafe extern "C" fn burrstone_sim_shared_address(pointer: u64, file: *const c_c
 }
 
 /// # Safety
-/// As `burrstone_sim_global`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_fault(what: *const c_char, file: *const c_char, line: u32) {
+/// As `hook_global`.
+pub(super) unsafe extern "C" fn hook_fault(what: *const c_char, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let (what, site) = unsafe { (std::ffi::CStr::from_ptr(what), Site::new(file, line)) };
     run().fault(FaultKind::Misuse { what: what.to_string_lossy().into_owned() }, site);

@@ -12,8 +12,7 @@ use super::sites::Site;
 /// # Safety
 /// `file` and `what` of every hook are string literals of the kernel's code, and a collective's record stays valid until
 /// the hook returns: runtime.h's callers pass literals and locals of the waiting frame.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_warp(
+pub(super) unsafe extern "C" fn hook_warp(
     mask: u32,
     aligned: bool,
     collective: Collective,
@@ -29,9 +28,8 @@ unsafe extern "C" fn burrstone_sim_warp(
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_warpgroup(
+/// As `hook_warp`.
+pub(super) unsafe extern "C" fn hook_warpgroup(
     collective: Collective,
     record: *mut c_void,
     what: *const c_char,
@@ -111,9 +109,8 @@ fn gather(
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_sync_warp(mask: u32, file: *const c_char, line: u32) {
+/// As `hook_warp`.
+pub(super) unsafe extern "C" fn hook_sync_warp(mask: u32, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let call = Call::named(c"sync_warp", unsafe { Site::new(file, line) });
     let run = run();
@@ -153,9 +150,8 @@ enum Meeting {
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, file: *const c_char, line: u32) {
+/// As `hook_warp`.
+pub(super) unsafe extern "C" fn hook_barrier(id: u32, threads: u32, wait: bool, file: *const c_char, line: u32) {
     // SAFETY: the caller's contract.
     let site = unsafe { Site::new(file, line) };
     let run = run();
@@ -170,9 +166,8 @@ unsafe extern "C" fn burrstone_sim_barrier(id: u32, threads: u32, wait: bool, fi
 }
 
 /// # Safety
-/// As `burrstone_sim_warp`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn burrstone_sim_cluster_sync(file: *const c_char, line: u32) {
+/// As `hook_warp`.
+pub(super) unsafe extern "C" fn hook_cluster_sync(file: *const c_char, line: u32) {
     let run = run();
     // SAFETY: the caller's contract.
     let call = Call::named(c"cluster_sync", unsafe { Site::new(file, line) });

@@ -11,9 +11,10 @@ mod copies;
 mod copy_hooks;
 mod counters;
 mod deferred;
-mod entry;
 mod fault;
+mod hook_table;
 mod hooks;
+mod kernels;
 mod mbarriers;
 mod meetings;
 mod memory;
@@ -33,13 +34,17 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use block::WARP;
 pub use counters::{SiteStats, Space};
 pub use fault::{Fault, FaultKind, Place, Waiting};
+use kernels::Entry;
+pub use kernels::load_kernels;
+#[cfg(feature = "engine")]
+pub(crate) use kernels::require_kernels;
 use memory::{Buffer, Memory};
 use run::{Cluster, MAX_BLOCKS, MAX_THREADS, Run, SHARED_ALIGNMENT};
 use stacks::{FiberStack, Stacks};
 pub use tensor_map::{TensorMap, TensorMapError};
 
 pub use super::tensor::Swizzle;
-use super::variant::{SimEntry, Variant};
+use super::variant::Variant;
 
 /// Alignment of an argument struct: what a tensor map in it needs.
 const ARGS_ALIGNMENT: usize = 64;
@@ -163,7 +168,7 @@ impl Simulator {
     /// its argument struct.
     ///
     /// # Errors
-    /// The first rule that the kernel broke; its writes up to there remain. Or the build has no code for it.
+    /// The first rule that the kernel broke; its writes up to there remain. Or the program has no code for it.
     ///
     /// # Safety
     /// The variant's code is a kernel as `csrc/common/kernel.cuh` makes it, and `args` are a whole value of its argument
@@ -182,7 +187,7 @@ impl Simulator {
             kind: Box::new(FaultKind::Misuse { what }),
             place: Place { file: "launch".to_owned(), line: 0 },
         };
-        let entry = entry::entry(variant).map_err(refused)?;
+        let entry = kernels::entry(variant.name).map_err(refused)?;
         let threads = variant.threads;
         if threads == 0 || threads > MAX_THREADS || !threads.is_multiple_of(WARP as u32) {
             return Err(refused(format!("{threads} threads a block, expected whole warps of 1 to {MAX_THREADS}")));
@@ -199,7 +204,7 @@ impl Simulator {
         if grid.contains(&0) {
             return Err(refused(format!("an empty grid {grid:?}")));
         }
-        let shared_bytes = *entry.shared_bytes;
+        let shared_bytes = entry.shared_bytes;
         let cluster =
             Cluster { blocks: cluster as usize, threads: threads as usize, shared_bytes: shared_bytes as usize };
         let shared = (shared_bytes <= MAX_SHARED_BYTES)
@@ -261,7 +266,7 @@ fn shuffled_clusters([width, height, depth]: [u32; 3], cluster: u32, seed: u64) 
 fn run_cluster(
     run: &Run,
     first: [u32; 3],
-    entry: &SimEntry,
+    entry: &Entry,
     args: *const c_void,
     stacks: &mut Stacks,
 ) -> Result<(), (u32, FaultKind, Place)> {

@@ -1,18 +1,13 @@
 //! The scheduler under a virtual clock: what requests would go through on a machine that is not here.
 //!
 //! [`simulate`] drives the [`Scheduler`] as an engine does, request by request and step by step; a step takes what a cost
-//! model says, [`GpuModel::seconds`] for example. Nothing is computed, and nobody waits: an hour of a GPU is seconds.
-
-mod capacity;
-mod gpu;
+//! model says, such as [`GpuModel::seconds`](crate::capacity::GpuModel::seconds). Nothing is computed: an hour of a GPU
+//! takes seconds.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::scheduler::{End, Outcome, Plan, Receipt, Refused, Scheduler, SequenceId, Stats, Submission};
-
-pub use capacity::Capacity;
-pub use gpu::{GpuModel, head_product, layer_products};
 
 /// A request, and when it comes.
 #[derive(Clone, Debug)]
@@ -131,4 +126,55 @@ pub fn simulate(
         }
     }
     Run { records, steps, stats: scheduler.stats() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Card;
+    use crate::engine::capacity::{Capacity, GpuModel, cache_size, llama_8b};
+    use crate::engine::scheduler::Policy;
+
+    /// #9474 of vLLM: nobody knew what the machine could have served. What is said before the first request is what comes
+    /// of many, to a tenth.
+    #[test]
+    fn issue_9474_the_capacity_that_is_reported_is_reached() {
+        for (card, blocks, prompt, output) in [
+            // Bound by the cache, by sequences at a time, and by prompts.
+            ("h100", 400, 200, 100),
+            ("a100", 2000, 600, 300),
+            ("h200", 8000, 100, 400),
+            ("h100", 8000, 1500, 50),
+        ] {
+            let mut gpu = GpuModel::new(&llama_8b(), Card::named(card).unwrap(), None).unwrap();
+            let policy = Policy { max_running: 128, ..Policy::default() };
+            let cache = cache_size(&llama_8b(), blocks);
+            let said = gpu.capacity(&policy, cache, prompt, output);
+            let begin = |i: u32| {
+                let tokens = (0..prompt as u32).map(|at| i * 10_007 + at).collect();
+                Arrival { at: 0.0, submission: Submission::new(tokens, output), output }
+            };
+            let requests: Vec<Arrival> = (0..8 * said.sequences as u32).map(begin).collect();
+            let costs = Costs { step: |plan: &Plan| gpu.seconds(plan), submit: 0.0 };
+            let run = simulate(Scheduler::new(policy, cache), costs, &requests, usize::MAX);
+            assert!(run.done());
+            let full: Vec<_> = run.steps.iter().filter(|step| step.waiting > 0).collect();
+            let (from, to) = (full[full.len() / 4].at, full[full.len() - 1].at);
+            let steady: Vec<_> = full.iter().filter(|step| step.at > from).map(|step| step.running as f64).collect();
+            let running = steady.iter().sum::<f64>() / steady.len() as f64;
+            let came = run.records.iter().flat_map(|record| &record.tokens).filter(|&&at| at > from && at <= to);
+            let reached = came.count() as f64 / (to - from);
+            println!("{card} {prompt} {output}: {said:?}, {running} sequences, {reached} tokens/s");
+            let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.1;
+            assert!(near(said.sequences as f64, running), "{card}: {said:?}, {running}");
+            assert!(near(said.tokens_per_s, reached), "{card}: {said:?}, {reached}");
+        }
+    }
+
+    #[test]
+    fn what_no_sequence_fits_gives_nothing() {
+        let mut gpu = GpuModel::new(&llama_8b(), Card::named("h100").unwrap(), None).unwrap();
+        let said = gpu.capacity(&Policy::default(), cache_size(&llama_8b(), 3), 100, 30);
+        assert_eq!(said, Capacity { sequences: 0, tokens_per_s: 0.0 });
+    }
 }

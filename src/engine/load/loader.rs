@@ -1,0 +1,47 @@
+//! Puts a checkpoint's model on its device: when an engine is built, after a lost device and when weights are replaced.
+
+use crate::cpu::{Cpu, CpuOptions};
+use crate::dtype::DType;
+use crate::engine::step::Load;
+use crate::error::Result;
+use crate::kernels::Gpu;
+use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits};
+
+use super::device::{Opened, Target};
+
+/// All that it takes to put a model on its device.
+pub struct Loader {
+    pub target: Target,
+    /// For the first time.
+    pub opened: Option<Opened>,
+    pub checkpoint: Checkpoint,
+    pub spec: ArchSpec,
+    /// Of the CPU.
+    pub threads: usize,
+    pub dtype: DType,
+    pub limits: Limits,
+}
+
+impl Load for Loader {
+    fn load(&mut self) -> Result<Box<dyn Forward>> {
+        let opened = match self.opened.take() {
+            Some(opened) => opened,
+            None => self.target.open()?,
+        };
+        let Self { checkpoint, spec, threads, dtype, limits, .. } = &*self;
+        Ok(match opened {
+            Opened::Cpu => {
+                let cpu = Cpu::new(CpuOptions { threads: *threads, isa: None })?;
+                Box::new(Decoder::load(cpu, spec, checkpoint, *dtype, *limits)?)
+            }
+            Opened::Gpu(stream) => {
+                let gpu = Gpu::new(stream, *dtype, limits.batch_tokens, spec.vocab_size)?;
+                Box::new(Decoder::load(gpu, spec, checkpoint, *dtype, *limits)?)
+            }
+        })
+    }
+
+    fn replace(&mut self, checkpoint: Checkpoint) -> Checkpoint {
+        std::mem::replace(&mut self.checkpoint, checkpoint)
+    }
+}
