@@ -12,7 +12,7 @@ use crate::device::{
     Placed, assert_no_waste, counting_stream, decode, named, planned, some_variants, stream, variants,
 };
 use crate::slice::one_in_turn;
-use crate::tensor_cores::{largest_partial, matmul_truncation, truncation};
+use crate::tensor_cores::matmul_truncation;
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -388,6 +388,8 @@ fn pairs_of_wrong_shapes_are_refused_on_the_simulator() {
 #[test]
 fn a_library_may_multiply() {
     use burrstone::device::CublasLt;
+
+    use crate::tensor_cores::{largest_partial, truncation};
 
     let dtype = DType::F16;
     let variant = variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))])[0];
