@@ -408,9 +408,9 @@ mod tests {
         let bytes = |name: &str| kernel.variants.iter().find(|variant| variant.name == name).unwrap().shared_bytes;
         assert_eq!((bytes("norm__f16_v8_t128"), bytes("norm__f16_v4_t256")), (512, 0));
         for (text, expected) in [
-            (format!("{one}{one}"), "shared 1: norm__bf16_v8_t256: expected one size for it, found two"),
-            (one.replace("threads * 4", "0 - threads"), "expected a whole number from 0 on, found -256"),
-            (one.replace("threads * 4", "arch"), "norm__bf16_v8_t256: expected one size on all architectures"),
+            (format!("{one}{one}"), "shared 1: norm__bf16_v8_t128: expected one size for it, found two"),
+            (one.replace("threads * 4", "0 - threads"), "expected a whole number from 0 on, found -128"),
+            (one.replace("threads * 4", "arch"), "norm__bf16_v8_t128: expected one size on all architectures"),
             (one.replace("threads * 4", "width"), "shared 0: expected the names of axes or arch, found width"),
         ] {
             let error = expand(&format!("{SPEC}{text}")).unwrap_err();
