@@ -20,15 +20,14 @@ fn compile() -> Result<(), Error> {
     for input in tree.inputs() {
         println!("cargo::rerun-if-changed={}", input.display());
     }
-    for name in ["BURRSTONE_SIM_SANITIZE", "CXX", "CXXFLAGS", "DOCS_RS"] {
+    for name in ["CXX", "CXXFLAGS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     // docs.rs has no compilers, and runs nothing.
     if std::env::var_os("DOCS_RS").is_some() {
         return Ok(());
     }
-    let sanitize = std::env::var("BURRSTONE_SIM_SANITIZE").unwrap_or_default();
-    let compiler = match host::Compiler::find(&tree, &variable("TARGET"), &variable("HOST"), &sanitize) {
+    let compiler = match host::Compiler::find(&tree, &variable("TARGET"), &variable("HOST"), "") {
         Ok(compiler) => compiler,
         Err(reason) => {
             println!("cargo::warning=no C++ compiler, so no kernels for the simulator: {reason}");

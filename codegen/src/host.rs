@@ -13,7 +13,6 @@ use crate::{Error, Tree, parallel, write_if_changed};
 pub struct Compiler {
     tool: cc::Tool,
     version: String,
-    sanitize: String,
 }
 
 impl Compiler {
@@ -39,7 +38,7 @@ impl Compiler {
         }
         let version = Command::new(tool.path()).arg("--version").output();
         let version = version.map_err(|e| format!("{}: {e}", tool.path().display()))?;
-        Ok(Self { tool, version: String::from_utf8_lossy(&version.stdout).into_owned(), sanitize: sanitize.to_owned() })
+        Ok(Self { tool, version: String::from_utf8_lossy(&version.stdout).into_owned() })
     }
 
     /// Compiles all variants of each kernel, and the table of them, to objects in `out`. What was compiled before from
@@ -72,13 +71,7 @@ impl Compiler {
     pub fn link(&self, objects: &[PathBuf], out: &Path) -> Result<(), Error> {
         let mut library = cc::Build::new();
         library.cpp(true).out_dir(out).objects(objects);
-        library.try_compile("burrstone_sim_kernels").map_err(|e| Error::new(out, one_line(&e.to_string())))?;
-        for (sanitizer, runtime) in [("address", "asan"), ("undefined", "ubsan")] {
-            if self.sanitize.split(',').any(|name| name == sanitizer) {
-                println!("cargo::rustc-link-lib=dylib={runtime}");
-            }
-        }
-        Ok(())
+        library.try_compile("burrstone_sim_kernels").map_err(|e| Error::new(out, one_line(&e.to_string())))
     }
 
     /// Links `objects` to a shared object, `out`, whose kernels a program with a simulator can load.

@@ -53,7 +53,6 @@
 //! | `BURRSTONE_CUDA_COMPILER` | `nvrtc`, `nvcc`, `none` | NVRTC where there is one, else nvcc |
 //! | `BURRSTONE_CUDA_VARIANTS` | `fallback`, `all` (with the probes) | `fallback` |
 //! | `BURRSTONE_CUBIN_CACHE` | a folder that builds share | each build keeps its own cubins |
-//! | `BURRSTONE_SIM_SANITIZE` | a list for `-fsanitize=` | none |
 //!
 //! Compilers are looked for by `CUDA_HOME`, `CUDA_PATH`, `NVCC`, `PATH`, in `/usr/local/cuda*` and in the packages of the
 //! Python of `VIRTUAL_ENV`, `CONDA_PREFIX`, the repository's `.venv` and `PATH`. nvcc needs CMake 3.27 (`CMAKE` or

@@ -58,7 +58,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         /// A list for the compiler's -fsanitize=, such as address,undefined.
-        #[arg(long, value_name = "LIST", env = "BURRSTONE_SIM_SANITIZE", default_value = "")]
+        #[arg(long, value_name = "LIST", default_value = "")]
         sanitize: String,
     },
     /// Writes the lists of kernels in src, tests and benches, after a specification was added or removed.
