@@ -1,41 +1,41 @@
 //! `out = x · weightᵀ + bias`, or that added to what is there.
 //!
-//! The rows of the weight are shared out to tasks, which multiply them on one of two walks: see [`Walk`].
-//!
-//! In a gated product a task multiplies rows of the gate and the same rows of what it lets through, keeps both results
-//! to itself, and writes what they make. So does a task whose results are added to others: those are not touched before the
-//! results are whole.
+//! The rows of the weight are shared out to tasks. Each multiplies its own (see [`Walk`]), of a gated product the same rows
+//! of the gate and of what it gates, keeps the results to itself until they are whole, and then writes what they make.
 
 use crate::cpu::act_mul::ActMul;
 use crate::cpu::buffer::{Block, Buffer, GatedMatrix, Matrix, Pages};
 use crate::cpu::pool::Pool;
 use crate::cpu::rms_norm::add;
 use crate::cpu::simd::{Isa, Kernel, Simd};
-use crate::cpu::walk::{Columns, PACKED_COLUMNS, Part, Walk};
+use crate::cpu::tile::{PACKED_COLUMNS, padded_rows};
+use crate::cpu::walk::{Columns, PACKED_BYTES, Walk};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Activation;
 
 const OP: &str = "matmul";
 
-/// Up to this many rows the weight is used as it comes: beyond, packing it costs less than converting it for every
-/// three rows.
-const FEW_ROWS: usize = 24;
 /// Rows that are prepared at once; more only take more room.
 const CHUNK_ROWS: usize = 512;
+/// Rows that a task prepares.
+const PREPARED_ROWS: usize = 16;
+/// At most so many rows of the weight are a task's where they are packed: its results stay in the second-level cache.
+const TASK_COLUMNS: usize = 96;
 /// Bytes of weight that a task reads where rows are few: long enough to stream, short enough to share out evenly.
 const DIRECT_BYTES: usize = 512 << 10;
 
 /// Room that lasts from call to call.
 pub(crate) struct Scratch {
     x: Pages,
-    columns: Vec<Pages>,
+    /// Of each thread: packed columns, and behind them results.
+    tasks: Vec<Pages>,
 }
 
 impl Scratch {
     pub(crate) fn new(threads: usize) -> Result<Self> {
-        let columns = (0..threads).map(|_| Pages::new(0)).collect::<Result<_>>()?;
-        Ok(Self { x: Pages::new(0)?, columns })
+        let tasks = (0..threads).map(|_| Pages::new(0)).collect::<Result<_>>()?;
+        Ok(Self { x: Pages::new(0)?, tasks })
     }
 }
 
@@ -101,13 +101,11 @@ fn multiply(
     // A gate and what it lets through are one call.
     let together = matches!(target, Target::Gated { .. });
     let all_can = weight.blocks.iter().all(can_pair);
-    let k_bytes = weight.k().div_ceil(64) * 64 * 4;
     let mut row = 0;
     while row < rows {
         let count = (rows - row).min(CHUNK_ROWS);
-        let rounded = if count <= FEW_ROWS { count } else { count.next_multiple_of(12) };
-        let room = rounded.checked_mul(k_bytes).ok_or_else(|| Error::operator(OP, "rows", "room for them", rows))?;
-        scratch.x.reserve(room)?;
+        let bytes = Walk::prepared_bytes(count, weight.k());
+        scratch.x.reserve(bytes.ok_or_else(|| Error::operator(OP, "rows", "room for them", rows))?)?;
         for paired in [false, true] {
             let is_paired = |block: &Block| if together { all_can } else { can_pair(block) };
             let blocks: Vec<&Block> = weight.blocks.iter().filter(|block| is_paired(block) == paired).collect();
@@ -124,7 +122,7 @@ fn multiply(
                 prepared: scratch.x.as_mut_ptr(),
             };
             let call = Call { walk, blocks: &blocks, target: target.skip_rows(row) };
-            call.run(pool, &mut scratch.columns)?;
+            call.run(pool, &mut scratch.tasks)?;
         }
         row += count;
     }
@@ -138,8 +136,8 @@ struct Call<'a> {
     target: Target,
 }
 
-// SAFETY: tasks read `x` and `prepared`, and each writes its own panel of `prepared` or its own columns of the target;
-// `run` keeps the two phases apart.
+// SAFETY: tasks read `x` and `prepared`, and each writes its own rows of `prepared` or its own columns of the target; `run`
+// keeps the two phases apart.
 unsafe impl Sync for Call<'_> {}
 
 /// What becomes of a call's results.
@@ -167,35 +165,38 @@ impl Target {
 }
 
 impl Call<'_> {
-    fn run(&self, pool: &Pool, columns: &mut [Pages]) -> Result<()> {
+    fn run(&self, pool: &Pool, rooms: &mut [Pages]) -> Result<()> {
         let Walk { rows, k, .. } = self.walk;
-        let (most, tile, room) = if rows <= FEW_ROWS {
-            (0..rows).for_each(|first| self.walk.part(Part::Prepare { first, panel: 1 }));
-            let together = self.blocks.len() / self.shared().len();
-            ((DIRECT_BYTES / (k * 2 * together)).clamp(4, 1024), 4, 0)
+        let together = self.blocks.len() / self.shared().len();
+        let (most, unit) = if self.walk.is_direct() {
+            self.walk.prepare(0, rows);
+            ((DIRECT_BYTES / (k * 2 * together)).clamp(4, 1024), 4)
         } else {
-            let (panel, tile, room) = self.walk.packed_shape();
-            pool.run(rows.div_ceil(panel), &|_, task| self.walk.part(Part::Prepare { first: task * panel, panel }));
-            (PACKED_COLUMNS, tile, room)
+            pool.run(rows.div_ceil(PREPARED_ROWS), &|_, task| {
+                let first = task * PREPARED_ROWS;
+                self.walk.prepare(first, PREPARED_ROWS.min(rows - first));
+            });
+            (TASK_COLUMNS, PACKED_COLUMNS)
         };
-        let width = self.share(most, tile, pool.threads());
-        let sums = match self.target {
-            Target::Products { .. } => 0,
-            Target::Added { .. } => rows * width * size_of::<f32>(),
-            Target::Gated { .. } => rows * 2 * width * size_of::<f32>(),
-        };
-        for pages in columns.iter_mut() {
-            pages.reserve(room + sums)?;
+        let width = self.share(most, unit, pool.threads());
+        for room in rooms.iter_mut() {
+            room.reserve(PACKED_BYTES + together * padded_rows(rows) * width * size_of::<f32>())?;
         }
-        pool.run_with(columns, self.tasks(width), &|pages, task| {
+        pool.run_with(rooms, self.tasks(width), &|room, task| {
             let (block, first, count) = self.task(task, width);
-            let room_for_sums = pages.as_mut_ptr().wrapping_add(room).cast();
-            self.multiply(block, first, count, pages.as_mut_ptr(), room_for_sums);
+            let results = Results { at: room.as_mut_ptr().wrapping_add(PACKED_BYTES).cast(), width };
+            for i in 0..together {
+                let block = self.blocks[block + i];
+                let sums = results.at(i * padded_rows(rows));
+                self.walk.multiply(Columns { block, first, count, sums, stride: width }, room.as_mut_ptr());
+                self.add_bias(block, first, count, Results { at: sums, width });
+            }
+            self.write(self.blocks[block], first, count, results);
         });
         Ok(())
     }
 
-    /// The blocks whose rows are shared out: of a gate and what it lets through, a task has the same rows.
+    /// The blocks whose rows are shared out: of a gate and what it gates, a task has the same rows.
     fn shared(&self) -> &[&Block] {
         match self.target {
             Target::Products { .. } | Target::Added { .. } => self.blocks,
@@ -203,35 +204,33 @@ impl Call<'_> {
         }
     }
 
-    /// A task: rows of a block, by way of `room`; of a gated call of both blocks. Results that are not written as they are
-    /// have a place at `sums`.
-    fn multiply(&self, block: usize, first: usize, count: usize, room: *mut u8, sums: *mut f32) {
+    fn add_bias(&self, block: &Block, first: usize, count: usize, results: Results) {
+        let Some(bias) = &block.bias else { return };
+        for row in 0..self.walk.rows {
+            // SAFETY: the task's results have this row, and nothing else refers to them now.
+            let row = unsafe { std::slice::from_raw_parts_mut(results.at(row), count) };
+            row.iter_mut().zip(&bias[first..first + count]).for_each(|(sum, bias)| *sum += bias);
+        }
+    }
+
+    /// Writes a task's results, columns `first..first + count` of a block, to the target.
+    fn write(&self, block: &Block, first: usize, count: usize, results: Results) {
         let Walk { isa, rows, .. } = self.walk;
-        let few = rows <= FEW_ROWS;
-        let part = |to| if few { Part::Direct { to, first, count } } else { Part::Packed { to, first, count, room } };
-        match self.target {
-            Target::Products { out, n } => {
-                let block = self.blocks[block];
-                self.walk.part(part(Columns { block, out: out.wrapping_add(block.start), stride: n }));
-            }
-            Target::Added { to, n } => {
-                let block = self.blocks[block];
-                // The task's rows of the block come first.
-                self.walk.part(part(Columns { block, out: sums.wrapping_sub(first), stride: count }));
-                for row in 0..rows {
-                    let to = to.wrapping_add(row * n + block.start + first);
-                    isa.run(Add { from: sums.wrapping_add(row * count), to, n: count });
+        for row in 0..rows {
+            let from = results.at(row);
+            match self.target {
+                Target::Products { out, n } => {
+                    let to = out.wrapping_add(row * n + block.start + first);
+                    // SAFETY: both have `count` elements: this task's results, and its columns of the target.
+                    unsafe { to.copy_from_nonoverlapping(from, count) };
                 }
-            }
-            Target::Gated { out, dtype, width, activation } => {
-                for (i, &block) in self.blocks.iter().enumerate() {
-                    let out = sums.wrapping_add(i * count).wrapping_sub(first);
-                    self.walk.part(part(Columns { block, out, stride: 2 * count }));
+                Target::Added { to, n } => {
+                    isa.run(Add { from, to: to.wrapping_add(row * n + block.start + first), n: count });
                 }
-                for row in 0..rows {
-                    let gate = sums.wrapping_add(row * 2 * count);
+                Target::Gated { out, dtype, width, activation } => {
                     let to = out.wrapping_add((row * width + first) * dtype.size());
-                    isa.run(ActMul { gate, up: gate.wrapping_add(count), to, dtype, n: count, activation });
+                    let up = results.at(padded_rows(rows) + row);
+                    isa.run(ActMul { gate: from, up, to, dtype, n: count, activation });
                 }
             }
         }
@@ -258,6 +257,19 @@ impl Call<'_> {
             task -= tasks;
         }
         (0, 0, 0)
+    }
+}
+
+/// A task's results, rows of `width`.
+#[derive(Clone, Copy)]
+struct Results {
+    at: *mut f32,
+    width: usize,
+}
+
+impl Results {
+    fn at(&self, row: usize) -> *mut f32 {
+        self.at.wrapping_add(row * self.width)
     }
 }
 

@@ -172,9 +172,8 @@ impl PairKernel for Products {
 
     #[inline(always)]
     fn run<S: Pairs>(self, s: S) -> f64 {
-        let ones = black_box([0x3f80u16; 64]);
-        // SAFETY: no vector of pairs has more than 64 elements.
-        let (a, b) = unsafe { (s.load_pairs(ones.as_ptr()), s.load_pairs(ones.as_ptr())) };
+        // Pairs of the number 1.
+        let (a, b) = (s.splat(black_box(f32::from_bits(0x3f80_3f80))), s.splat(black_box(f32::from_bits(0x3f80_3f80))));
         let mut sums = [s.zero(); SUMS];
         for _ in 0..self.0 {
             for sum in &mut sums {

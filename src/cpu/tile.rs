@@ -1,179 +1,268 @@
 //! Register tiles of dot products, and the packing that feeds them.
 //!
-//! Every output is one vector of partial sums: lane `i` takes the elements `i, i + LANES, …` of a block of `k` in order
-//! (pairs of them with bf16 products), and the lanes are added in the set's one order. A tile does that for several
-//! rows of both operands at once, so its shape changes the speed and never a bit.
+//! Rows are made of words of four bytes: an f32, or a pair of bf16 where pairs are multiplied. Every dot product is four
+//! partial sums: sum `i` takes the words `i, i + 4, …` in order, and the four are added in one order. Four words are a
+//! step. A vector holds the partial sums of one row of `x` with one, two or four rows of the weight (columns of the
+//! result): a step of the one, repeated, times a step of each of the others. So packing only moves whole steps, and no
+//! tile's shape changes a bit of the result.
 
-use super::simd::{Product, Simd, Weight};
+use super::simd::{Product, Simd, Weight, prefetch, prefetch_l2};
 
-/// Bytes of a prepared row in one block of `k`: enough to hide the sum over lanes, little enough that a panel of each
-/// operand fits the first-level cache.
-const BLOCK_BYTES: usize = 3072;
+/// Bytes of a step of one row.
+pub(crate) const STEP_BYTES: usize = 16;
+/// Columns that are packed together.
+pub(crate) const PACKED_COLUMNS: usize = 16;
+/// Bytes of a step of packed columns.
+pub(crate) const PACKED_STEP: usize = PACKED_COLUMNS * STEP_BYTES;
+/// Rows of `x` in the largest tile: with four vectors of columns, or two where registers are few, its sums and operands
+/// fill the registers.
+pub(crate) const TILE_ROWS: usize = 6;
+/// Results of the largest tile.
+pub(crate) const TILE_SUMS: usize = TILE_ROWS * PACKED_COLUMNS;
 
-/// Bytes of one step of one prepared row.
-pub(crate) const fn step_bytes<S: Simd>() -> usize {
-    S::LANES * 4
+/// How far ahead of what is multiplied rows of a weight are fetched, in bytes.
+const DISTANCE: usize = 2048;
+
+/// Rows after rounding up to what tiles of 2, 4 and 6 rows cover; a lone row has a tile of its own.
+pub(crate) const fn padded_rows(rows: usize) -> usize {
+    if rows == 1 { 1 } else { rows.next_multiple_of(2) }
 }
 
-/// Steps of one block of `k`.
-pub(crate) const fn block_steps<S: Simd>() -> usize {
-    BLOCK_BYTES / step_bytes::<S>()
+/// Rows of the next tile, at most `most`, where so many are left.
+pub(crate) const fn tile_rows(left: usize, most: usize) -> usize {
+    match left {
+        0..4 => left,
+        4 | 5 => 4,
+        _ => most,
+    }
 }
 
-/// Rows of the two operands in a packed tile: with their accumulators they fill the registers.
-pub(crate) const fn packed_shape<S: Simd>() -> (usize, usize) {
-    if S::MANY_REGISTERS { (6, 4) } else { (4, 3) }
+/// Rows of the largest tile of [`direct`]: reordering what was loaded takes registers too.
+pub(crate) const fn direct_tile_rows<S: Simd>() -> usize {
+    if S::MANY_REGISTERS { TILE_ROWS } else { 4 }
 }
 
-/// Prepares up to `R` rows as a panel `[step][R][STEP]`; what is missing in rows or in the last step is zero.
+/// Steps of `k` elements, in whole vectors.
+pub(crate) const fn steps<S: Simd, P: Product<S>>(k: usize) -> usize {
+    k.div_ceil(P::STEP) * (S::LANES / 4)
+}
+
+/// Words of one row of `k` elements, zeros behind them up to a whole vector.
 ///
 /// # Safety
-/// Row `r < rows ≤ panel` has `k` readable elements at `source(r)`; `to` has room for
-/// `ceil(k / STEP) · panel` steps.
+/// `k` elements are readable at `from`, and their steps writable at `to`.
 #[inline(always)]
-pub(crate) unsafe fn pack<S: Simd, P: Product<S>, W: Weight<S, P>>(
+pub(crate) unsafe fn prepare_row<S: Simd, P: Product<S>, W: Weight<S, P>>(
     s: S,
-    source: impl Fn(usize) -> *const u8,
-    rows: usize,
-    panel: usize,
+    from: *const u8,
     k: usize,
     to: *mut u8,
 ) {
-    let bytes = step_bytes::<S>();
-    let (whole, rest) = (k / P::STEP, k % P::STEP);
-    let steps = whole + usize::from(rest > 0);
-    for r in 0..rows {
-        let from = source(r);
-        let mut i = 0;
-        while i < whole {
-            // SAFETY: step `i` of row `r` lies inside the row and inside the panel.
-            unsafe { P::store(s, to.add((i * panel + r) * bytes), W::load_step(s, from.add(i * P::STEP * W::SIZE))) };
-            i += 1;
+    let mut i = 0;
+    while i < k {
+        // SAFETY: a vector, or what is left, begins at element `i`.
+        unsafe {
+            let from = from.add(i * W::SIZE);
+            let words = if k - i < P::STEP { W::load_last(s, from, k - i) } else { W::load_step(s, from) };
+            s.store(to.add(i / P::STEP * S::LANES * 4).cast(), words);
         }
-        if rest > 0 {
-            // SAFETY: `rest < STEP` elements are left in the row, and the panel has a step for them.
-            unsafe {
-                let last = W::load_last(s, from.add(whole * P::STEP * W::SIZE), rest);
-                P::store(s, to.add((whole * panel + r) * bytes), last);
-            }
-        }
-    }
-    for r in rows..panel {
-        for i in 0..steps {
-            // SAFETY: step `i` of row `r` lies inside the panel.
-            unsafe { to.add((i * panel + r) * bytes).write_bytes(0, bytes) };
-        }
+        i += P::STEP;
     }
 }
 
-/// `MR × NR` dot products of two packed panels.
+/// Packs sixteen columns as `[step][column]`; `column` says where each begins.
 ///
 /// # Safety
-/// `a` is a panel of `MR` rows and `b` one of `NR` rows, both of `steps` steps.
+/// Each column has `k` readable elements; their steps are writable at `to`.
 #[inline(always)]
-pub(crate) unsafe fn packed<S: Simd, P: Product<S>, const MR: usize, const NR: usize>(
+pub(crate) unsafe fn pack<S: Simd, P: Product<S>, W: Weight<S, P>>(
     s: S,
-    a: *const u8,
-    b: *const u8,
-    steps: usize,
-) -> [[S::V; NR]; MR] {
-    let mut sums = [[s.zero(); NR]; MR];
-    let (a_step, b_step) = (MR * step_bytes::<S>(), NR * step_bytes::<S>());
-    let (mut a, mut b) = (a, b);
-    // Four steps at a time: a core whose front end is shared with another thread feels every instruction of the loop
-    // that is not a product.
-    for _ in 0..steps / 4 {
-        // SAFETY: both pointers are four steps or more from the end of their panel.
-        unsafe {
-            packed_step::<S, P, MR, NR>(s, a, b, &mut sums);
-            packed_step::<S, P, MR, NR>(s, a.add(a_step), b.add(b_step), &mut sums);
-            packed_step::<S, P, MR, NR>(s, a.add(2 * a_step), b.add(2 * b_step), &mut sums);
-            packed_step::<S, P, MR, NR>(s, a.add(3 * a_step), b.add(3 * b_step), &mut sums);
-            (a, b) = (a.add(4 * a_step), b.add(4 * b_step));
-        }
-    }
-    for _ in 0..steps % 4 {
-        // SAFETY: both pointers are at a step inside their panel.
-        unsafe {
-            packed_step::<S, P, MR, NR>(s, a, b, &mut sums);
-            (a, b) = (a.add(a_step), b.add(b_step));
-        }
-    }
-    sums
-}
-
-/// # Safety
-/// A step of a panel of `MR` rows is at `a`, one of `NR` rows at `b`.
-#[inline(always)]
-unsafe fn packed_step<S: Simd, P: Product<S>, const MR: usize, const NR: usize>(
-    s: S,
-    a: *const u8,
-    b: *const u8,
-    sums: &mut [[S::V; NR]; MR],
+    column: impl Fn(usize) -> *const u8,
+    k: usize,
+    to: *mut u8,
 ) {
-    // SAFETY: the caller's promise covers all rows of both.
-    unsafe {
-        let columns: [P::R; NR] = load_all::<S, P, NR>(s, b);
-        for (r, row) in sums.iter_mut().enumerate() {
-            let x = P::load(s, a.add(r * step_bytes::<S>()));
-            for (sum, &column) in row.iter_mut().zip(&columns) {
-                *sum = P::accumulate(s, *sum, x, column);
+    for group in 0..PACKED_COLUMNS / 4 {
+        let rows = [column(4 * group), column(4 * group + 1), column(4 * group + 2), column(4 * group + 3)];
+        let mut to = to.wrapping_add(group * 4 * STEP_BYTES);
+        let mut i = 0;
+        while i < k {
+            // SAFETY: the rows have a vector, or what is left, from element `i` on, and the columns its steps.
+            unsafe {
+                for (j, words) in s.regroup(load_four::<S, P, W>(s, rows, i, k - i)).into_iter().enumerate() {
+                    let byte = j * S::LANES * 4;
+                    s.store(to.add(byte / (4 * STEP_BYTES) * PACKED_STEP + byte % (4 * STEP_BYTES)).cast(), words);
+                }
             }
+            to = to.wrapping_add(S::LANES / 4 * PACKED_STEP);
+            i += P::STEP;
         }
     }
 }
 
-/// # Safety
-/// `N` steps are readable at `p`.
-#[inline(always)]
-unsafe fn load_all<S: Simd, P: Product<S>, const N: usize>(s: S, p: *const u8) -> [P::R; N] {
-    // SAFETY: the caller's promise covers all of them.
-    let mut all = [unsafe { P::load(s, p) }; N];
-    for (i, one) in all.iter_mut().enumerate().skip(1) {
-        // SAFETY: as above.
-        *one = unsafe { P::load(s, p.add(i * step_bytes::<S>())) };
-    }
-    all
-}
-
-/// `MR × NR` dot products of prepared rows with rows of a weight as it is stored.
+/// A vector of each of four rows from element `i` on, where `left` are left.
 ///
 /// # Safety
-/// `x` is `MR` rows `x_stride` bytes apart, prepared up to `ceil(k / STEP)` steps; each of `w` has `k` elements.
+/// Those elements are readable.
 #[inline(always)]
-pub(crate) unsafe fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NR: usize>(
+unsafe fn load_four<S: Simd, P: Product<S>, W: Weight<S, P>>(
+    s: S,
+    rows: [*const u8; 4],
+    i: usize,
+    left: usize,
+) -> [S::V; 4] {
+    let mut words = [s.zero(); 4];
+    for (words, row) in words.iter_mut().zip(rows) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let from = row.add(i * W::SIZE);
+            *words = if left < P::STEP { W::load_last(s, from, left) } else { W::load_step(s, from) };
+        }
+    }
+    words
+}
+
+/// Memory that is fetched while a tile is multiplied: two cache lines with each step, sixteen of two
+/// rows and then of the next two.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub first: *const u8,
+    /// Bytes from a row to the next.
+    pub stride: usize,
+}
+
+impl Ahead {
+    /// Lines of a row, and steps after which the next two rows are begun.
+    const LINES: usize = 16;
+    const LINE: usize = 64;
+
+    /// Rows that `steps` steps fetch.
+    pub const fn rows(steps: usize) -> usize {
+        2 * (steps / Self::LINES)
+    }
+
+    /// The same `rows` further on.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        Self { first: self.first.wrapping_add(rows * self.stride), ..self }
+    }
+}
+
+/// `MR` prepared rows against `NV` vectors of packed columns.
+///
+/// # Safety
+/// `x` is `MR` rows, `x_stride` bytes apart, and `columns` the first of the packed ones, both of `steps` steps.
+#[inline(always)]
+pub(crate) unsafe fn packed<S: Simd, P: Product<S>, const MR: usize, const NV: usize>(
     s: S,
     x: *const u8,
     x_stride: usize,
-    w: [*const u8; NR],
-    k: usize,
-) -> [[S::V; NR]; MR] {
-    let bytes = step_bytes::<S>();
-    let mut sums = [[s.zero(); NR]; MR];
-    let (whole, rest) = (k / P::STEP, k % P::STEP);
-    for i in 0..whole {
-        for (n, &weight) in w.iter().enumerate() {
-            // SAFETY: step `i` lies inside the rows of both.
+    columns: *const u8,
+    steps: usize,
+    ahead: Ahead,
+) -> [[S::V; NV]; MR] {
+    let mut sums = [[s.zero(); NV]; MR];
+    let (mut x, mut columns) = (x, columns);
+    for row in (0..Ahead::rows(steps)).step_by(2) {
+        let mut lines = [ahead.skip_rows(row).first, ahead.skip_rows(row + 1).first];
+        // Two steps at a time: a core whose front end is shared with another thread feels every instruction of the loop
+        // that is not a product.
+        for _ in 0..Ahead::LINES / 2 {
+            // SAFETY: both have two steps or more left.
             unsafe {
-                let column = W::load_step(s, weight.add(i * P::STEP * W::SIZE));
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let row = P::load(s, x.add(m * x_stride + i * bytes));
-                    sums[n] = P::accumulate(s, sums[n], row, column);
-                }
+                packed_step::<S, P, MR, NV>(s, x, x_stride, columns, &mut sums);
+                packed_step::<S, P, MR, NV>(s, x.add(STEP_BYTES), x_stride, columns.add(PACKED_STEP), &mut sums);
+                (x, columns) = (x.add(2 * STEP_BYTES), columns.add(2 * PACKED_STEP));
+            }
+            for line in &mut lines {
+                prefetch(*line);
+                prefetch(line.wrapping_add(Ahead::LINE));
+                *line = line.wrapping_add(2 * Ahead::LINE);
             }
         }
     }
-    if rest > 0 {
-        for (n, &weight) in w.iter().enumerate() {
-            // SAFETY: `rest < STEP` elements are left in the weight's row; the prepared row has a whole step.
-            unsafe {
-                let column = W::load_last(s, weight.add(whole * P::STEP * W::SIZE), rest);
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let row = P::load(s, x.add(m * x_stride + whole * bytes));
-                    sums[n] = P::accumulate(s, sums[n], row, column);
-                }
-            }
+    for _ in 0..steps % Ahead::LINES {
+        // SAFETY: both have a step or more left.
+        unsafe {
+            packed_step::<S, P, MR, NV>(s, x, x_stride, columns, &mut sums);
+            (x, columns) = (x.add(STEP_BYTES), columns.add(PACKED_STEP));
         }
     }
     sums
+}
+
+/// # Safety
+/// A step of `MR` rows and of the columns is there.
+#[inline(always)]
+unsafe fn packed_step<S: Simd, P: Product<S>, const MR: usize, const NV: usize>(
+    s: S,
+    x: *const u8,
+    x_stride: usize,
+    columns: *const u8,
+    sums: &mut [[S::V; NV]; MR],
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut words = [s.zero(); NV];
+        for (v, words) in words.iter_mut().enumerate() {
+            *words = s.load(columns.add(v * S::LANES * 4).cast());
+        }
+        for (r, row) in sums.iter_mut().enumerate() {
+            let x = s.broadcast4(x.add(r * x_stride).cast());
+            for (sum, &words) in row.iter_mut().zip(&words) {
+                *sum = P::accumulate(s, *sum, x, words);
+            }
+        }
+    }
+}
+
+/// `MR` prepared rows against four rows of a weight as it is stored. `NV` vectors hold a step of four rows.
+///
+/// # Safety
+/// `x` is `MR` rows, `x_stride` bytes apart, of the steps of `k` elements; each of `w` has `k` elements.
+#[inline(always)]
+pub(crate) unsafe fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NV: usize>(
+    s: S,
+    x: *const u8,
+    x_stride: usize,
+    w: [*const u8; 4],
+    k: usize,
+) -> [[S::V; NV]; MR] {
+    let mut sums = [[s.zero(); NV]; MR];
+    let mut x = x;
+    let mut i = 0;
+    while i < k {
+        for row in w {
+            prefetch_l2(row.wrapping_add(i * W::SIZE + DISTANCE));
+        }
+        // SAFETY: the rows have a vector, or what is left, from element `i` on, and the prepared rows its steps.
+        unsafe {
+            let words = s.regroup(load_four::<S, P, W>(s, w, i, k - i));
+            for words in words.chunks_exact(NV) {
+                for (r, row) in sums.iter_mut().enumerate() {
+                    let x = s.broadcast4(x.add(r * x_stride).cast());
+                    for (sum, &words) in row.iter_mut().zip(words) {
+                        *sum = P::accumulate(s, *sum, x, words);
+                    }
+                }
+                x = x.add(STEP_BYTES);
+            }
+        }
+        i += P::STEP;
+    }
+    sums
+}
+
+/// The results of a tile, `[MR][columns]` and after them what is left over of whole vectors.
+#[inline(always)]
+pub(crate) fn finish<S: Simd, const MR: usize, const NV: usize>(s: S, sums: &[[S::V; NV]; MR]) -> [f32; TILE_SUMS] {
+    let mut results = [0.0; TILE_SUMS];
+    let sums = sums.as_flattened();
+    let last = sums.len() - 1;
+    let mut i = 0;
+    while i < sums.len() {
+        let four = [sums[i], sums[last.min(i + 1)], sums[last.min(i + 2)], sums[last.min(i + 3)]];
+        // SAFETY: at most `TILE_ROWS` times four vectors of at most four columns each are stored, in whole fours.
+        unsafe { s.store_sums(results.as_mut_ptr().add(i * S::LANES / 4), four) };
+        i += 4;
+    }
+    results
 }

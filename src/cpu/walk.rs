@@ -1,23 +1,30 @@
-//! How products are walked through: rows of `x` against rows of a block of the weight.
+//! How products are walked through: rows of `x` against rows of a block of the weight, which are columns of the result.
 //!
-//! Two walks over the same arithmetic. For few rows every weight is read once from memory, four rows of it side by side
-//! (memory likes several streams), and used as it comes. For many rows blocks of the weight are packed, converted once,
-//! and multiplied from the caches. `k` is cut into blocks of a fixed size whose sums are added in order, so a result
-//! depends on its row and column alone: not on the number of rows, on tiles, nor on threads.
+//! Rows of `x` are converted to words once. Up to [`DIRECT_ROWS`] of them are multiplied with the weight as it streams from
+//! memory, four rows of it side by side. For more, sixteen columns at a time are packed to the first-level cache, one
+//! block of `k` deep, and all rows of `x` are multiplied with them while the next ones are fetched. The sums of the blocks
+//! of `k` are added in order, so a result depends on its row and column alone: not on the number of rows, on tiles, nor
+//! on threads.
 
 use crate::cpu::buffer::Block;
 use crate::cpu::simd::{Bf16, Isa, Kernel, PairKernel, Paired, Pairs, Product, Simd, Single, Weight, with_element};
-use crate::cpu::tile::{block_steps, direct, pack, packed, packed_shape, step_bytes};
+use crate::cpu::tile::{
+    Ahead, PACKED_COLUMNS, STEP_BYTES, TILE_ROWS, direct, direct_tile_rows, finish, pack, packed, padded_rows,
+    prepare_row, steps, tile_rows,
+};
 use crate::dtype::DType;
 
-/// At most so many rows of the weight are packed by a task: a multiple of every tile's width, and a block of them with
-/// the sums of its tiles fits the second-level cache.
-pub(super) const PACKED_COLUMNS: usize = 96;
+/// Bytes of a prepared row in one block of `k`: packed columns of it take half of the first-level cache.
+const BLOCK_BYTES: usize = 1024;
+/// Bytes of the columns that are packed at a time.
+pub(super) const PACKED_BYTES: usize = PACKED_COLUMNS * BLOCK_BYTES;
+/// Up to so many rows the weight is used as it is stored: up to two tiles, reordering it for each costs no more than packing
+/// it, and it is multiplied while it streams from memory.
+const DIRECT_ROWS: usize = 2 * TILE_ROWS;
+/// Prepared rows of up to so many bytes stay in the second-level cache beside all else.
+const CACHED_BYTES: usize = 512 << 10;
 
-/// Rows of `x` that are multiplied together.
-///
-/// `x` has `rows · k` elements, and so has each block for each of its rows; `prepared` has room for the rows of `x`
-/// rounded up to panels, in steps.
+/// Rows of `x` that are multiplied together. `x` has `rows · k` elements; `prepared` has [`Walk::prepared_bytes`].
 #[derive(Clone, Copy)]
 pub(super) struct Walk {
     pub isa: Isa,
@@ -27,265 +34,203 @@ pub(super) struct Walk {
     pub k: usize,
     pub x: *const u8,
     pub x_dtype: DType,
+    /// `[block of k][row][words]`.
     pub prepared: *mut u8,
 }
 
-/// A block, and where its results go: that of its row `n` for row `m` of `x` to `out + m · stride + n`.
+/// Some columns, all of one block, and where their results go: that of column `first + n` for row `m` to
+/// `sums + m · stride + n`. There are places for [`padded_rows`], and for whole groups of packed columns.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     pub block: &'a Block,
-    pub out: *mut f32,
+    pub first: usize,
+    pub count: usize,
+    pub sums: *mut f32,
     pub stride: usize,
 }
 
-/// A part of a walk that one thread does alone.
-#[derive(Clone, Copy)]
-pub(super) enum Part<'a> {
-    /// Rows `first..` of `x`, a panel of `panel` of them, at its place in `prepared`.
-    Prepare { first: usize, panel: usize },
-    /// Rows `first..first + count` of a block, from memory.
-    Direct { to: Columns<'a>, first: usize, count: usize },
-    /// Rows `first..first + count` of a block, packed to `room`, with the tiles' sums behind.
-    Packed { to: Columns<'a>, first: usize, count: usize, room: *mut u8 },
-}
-
 impl Walk {
-    /// Rows of a panel of `x` and of one of the weight, and bytes of room that a packed part takes.
-    pub fn packed_shape(&self) -> (usize, usize, usize) {
-        self.isa.run(PanelShape { rows: self.rows })
+    /// Whether there are so few rows that the weight is used as it is stored.
+    pub fn is_direct(&self) -> bool {
+        self.rows <= DIRECT_ROWS
     }
 
-    pub fn part(&self, part: Part<'_>) {
+    /// Bytes that `rows` rows of `k` elements take when they are prepared.
+    pub fn prepared_bytes(rows: usize, k: usize) -> Option<usize> {
+        padded_rows(rows).checked_mul(k.div_ceil(BLOCK_BYTES / 4).checked_mul(BLOCK_BYTES)?)
+    }
+
+    /// Elements of one block of `k`.
+    fn block_k(&self) -> usize {
+        BLOCK_BYTES / if self.paired { 2 } else { 4 }
+    }
+
+    fn blocks(&self) -> usize {
+        self.k.div_ceil(self.block_k())
+    }
+
+    /// First element and number of elements of a block of `k`.
+    fn block(&self, block: usize) -> (usize, usize) {
+        let from = block * self.block_k();
+        (from, self.block_k().min(self.k - from))
+    }
+
+    /// The first prepared row of a block of `k`.
+    fn prepared(&self, block: usize) -> *mut u8 {
+        self.prepared.wrapping_add(block * padded_rows(self.rows) * BLOCK_BYTES)
+    }
+
+    /// Prepares rows `first..first + count`; no two threads the same.
+    pub fn prepare(&self, first: usize, count: usize) {
+        self.run(Part::Prepare { first, count });
+    }
+
+    /// The results of some columns. `room` has [`PACKED_BYTES`].
+    pub fn multiply(&self, columns: Columns<'_>, room: *mut u8) {
+        if self.is_direct() {
+            return self.run(Part::Direct { columns });
+        }
+        let (groups, blocks) = (columns.count.div_ceil(PACKED_COLUMNS), self.blocks());
+        // Where all of `x` stays in the second-level cache, the weight is read row by row; else `x` is, block by block.
+        let by_rows = blocks * padded_rows(self.rows) * BLOCK_BYTES <= CACHED_BYTES;
+        for i in 0..groups * blocks {
+            let at = |i: usize| if by_rows { (i / blocks, i % blocks) } else { (i % groups, i / groups) };
+            let (group, block) = at(i);
+            self.run(Part::Pack { columns, group, block, to: room });
+            let ahead =
+                (i + 1 < groups * blocks).then(|| at(i + 1)).map(|(group, block)| self.place(columns, group, block));
+            let panels = Panels {
+                rows: padded_rows(self.rows),
+                x: self.prepared(block),
+                columns: room,
+                k: self.block(block).1,
+                is_first: block == 0,
+                sums: columns.sums.wrapping_add(group * PACKED_COLUMNS),
+                stride: columns.stride,
+                ahead,
+            };
+            if self.paired { self.isa.run_pairs(panels) } else { self.isa.run(panels) }
+        }
+    }
+
+    fn run(&self, part: Part<'_>) {
         if self.paired { self.isa.run_pairs(Do(self, part)) } else { self.isa.run(Do(self, part)) }
     }
 
+    /// Where the columns of a group begin in a block of `k`.
+    fn place(&self, columns: Columns<'_>, group: usize, block: usize) -> Ahead {
+        let size = columns.block.dtype.size();
+        let element = (columns.first + group * PACKED_COLUMNS) * self.k + self.block(block).0;
+        Ahead { first: columns.block.data.as_ptr().wrapping_add(element * size), stride: self.k * size }
+    }
+
     #[inline(always)]
-    fn prepare<S: Simd, P: Product<S>, X: Weight<S, P>>(&self, s: S, first: usize, panel: usize) {
-        let rows = panel.min(self.rows - first);
-        let bytes = step_bytes::<S>();
-        let steps = self.k.div_ceil(P::STEP);
-        // A panel of one is kept whole; larger ones are cut into blocks of `k`, all panels of a block together.
-        let block = if panel == 1 { steps } else { block_steps::<S>() };
-        let panels = self.rows.div_ceil(panel);
-        let mut from = 0;
-        while from < steps {
-            let count = block.min(steps - from);
-            let k = (count * P::STEP).min(self.k - from * P::STEP);
-            let offset = (from * panels * panel + count * first) * bytes;
-            // SAFETY: rows `first..first + rows` of `x` hold `k` elements from `from` on; the panel of this block lies
-            // `first` rows of `count` steps behind the block's first, inside `prepared`, and no other task writes it.
-            unsafe {
-                let source = |r: usize| self.x.add(((first + r) * self.k + from * P::STEP) * X::SIZE);
-                pack::<S, P, X>(s, source, rows, panel, k, self.prepared.add(offset));
+    fn prepare_rows<S: Simd, P: Product<S>, X: Weight<S, P>>(&self, s: S, first: usize, count: usize) {
+        for block in 0..self.blocks() {
+            let (from, k) = self.block(block);
+            for row in first..first + count {
+                // SAFETY: the row has `k` elements from `from` on, and a place of a block's bytes in `prepared` that no
+                // other task writes.
+                unsafe {
+                    let from = self.x.add((row * self.k + from) * X::SIZE);
+                    prepare_row::<S, P, X>(s, from, k, self.prepared(block).add(row * BLOCK_BYTES));
+                }
             }
-            from += count;
         }
     }
 
     #[inline(always)]
-    fn direct<S: Simd, P: Product<S>, W: Weight<S, P>>(&self, s: S, to: Columns<'_>, first: usize, count: usize) {
-        // Four rows a quarter of the part from each other: so each of the four streams runs on from row to row, however
+    fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const NV: usize>(&self, s: S, columns: Columns<'_>) {
+        // Four columns a quarter of all from each other: so each of the four streams runs on from row to row, however
         // short the rows are.
-        let quarter = count / 4;
-        for i in 0..quarter {
-            self.direct_rows::<S, P, W, 4>(s, to, first + i, quarter);
-        }
-        for i in 4 * quarter..count {
-            self.direct_rows::<S, P, W, 1>(s, to, first + i, 0);
-        }
-    }
-
-    /// `NR` rows of a block, `apart` from each other, against all rows of `x`.
-    #[inline(always)]
-    fn direct_rows<S: Simd, P: Product<S>, W: Weight<S, P>, const NR: usize>(
-        &self,
-        s: S,
-        to: Columns<'_>,
-        first: usize,
-        apart: usize,
-    ) {
-        let rows: [usize; NR] = std::array::from_fn(|n| first + n * apart);
-        let block_k = block_steps::<S>() * P::STEP;
-        let mut from = 0;
-        while from < self.k {
-            let k = block_k.min(self.k - from);
-            let mut m = 0;
-            while m < self.rows {
-                match self.rows - m {
-                    1 => self.direct_tile::<S, P, W, 1, NR>(s, to, rows, m, from, k),
-                    2 => self.direct_tile::<S, P, W, 2, NR>(s, to, rows, m, from, k),
-                    _ => self.direct_tile::<S, P, W, 3, NR>(s, to, rows, m, from, k),
-                }
-                m += 3;
-            }
-            from += block_k;
-        }
-    }
-
-    /// `NR` rows of a block against `MR` rows of `x` from `m`, over `k` elements from `from`.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn direct_tile<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NR: usize>(
-        &self,
-        s: S,
-        to: Columns<'_>,
-        rows: [usize; NR],
-        m: usize,
-        from: usize,
-        k: usize,
-    ) {
-        let x_stride = self.k.div_ceil(P::STEP) * step_bytes::<S>();
-        let data = to.block.data.as_ptr();
-        let mut w = [data; NR];
-        for (row, at) in rows.into_iter().zip(&mut w) {
-            *at = data.wrapping_add((row * self.k + from) * W::SIZE);
-        }
-        // SAFETY: `rows` are rows of the block, `m..m + MR` prepared rows of `x`, and `from` is a multiple of a step, with
-        // `k` elements behind it in both.
-        let sums = unsafe {
-            let x = self.prepared.add(m * x_stride + from / P::STEP * step_bytes::<S>());
-            direct::<S, P, W, MR, NR>(s, x, x_stride, w, k)
-        };
-        let ends = Ends { first: from == 0, last: from + k == self.k };
-        for (r, row) in sums.iter().enumerate() {
-            // A lone row's sum is taken four times, and the others dropped.
-            let four = s.sum4([row[0], row[1 % NR], row[2 % NR], row[3 % NR]]);
-            for (n, sum) in rows.into_iter().zip(four) {
-                self.emit(to, m + r, n, sum, ends);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn packed<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NR: usize>(
-        &self,
-        s: S,
-        to: Columns<'_>,
-        first: usize,
-        count: usize,
-        room: *mut u8,
-    ) {
-        let bytes = step_bytes::<S>();
-        let steps = self.k.div_ceil(P::STEP);
-        let panels = self.rows.div_ceil(MR);
-        // SAFETY: the room begins with a block of packed columns.
-        let sums = unsafe { room.add(PACKED_COLUMNS * block_steps::<S>() * bytes).cast::<f32>() };
-        let mut from = 0;
-        while from < steps {
-            let depth = block_steps::<S>().min(steps - from);
-            let k = (depth * P::STEP).min(self.k - from * P::STEP);
-            let ends = Ends { first: from == 0, last: from + depth == steps };
-            for panel in 0..panels {
-                let offset = (from * panels * MR + depth * panel * MR) * bytes;
-                let mut n = 0;
-                while n < count {
-                    let source = |r: usize| {
-                        let element = (first + n + r) * self.k + from * P::STEP;
-                        to.block.data.as_ptr().wrapping_add(element * W::SIZE)
+        let quarter = columns.count.div_ceil(4);
+        for n in 0..quarter {
+            for block in 0..self.blocks() {
+                let four = Four { columns, n, quarter, block };
+                let (mut m, end) = (0, padded_rows(self.rows));
+                while m < end {
+                    m += match tile_rows(end - m, direct_tile_rows::<S>()) {
+                        1 => self.direct_tile::<S, P, W, 1, NV>(s, four, m),
+                        2 => self.direct_tile::<S, P, W, 2, NV>(s, four, m),
+                        TILE_ROWS if S::MANY_REGISTERS => self.direct_tile::<S, P, W, TILE_ROWS, NV>(s, four, m),
+                        _ => self.direct_tile::<S, P, W, 4, NV>(s, four, m),
                     };
-                    // SAFETY: rows `first + n..` up to `first + count` are rows of the block with `k` elements from `from`
-                    // on; `room` begins with that for a block of all of them, rounded up to tiles, which the first panel
-                    // finds in the first-level cache. The panel is where `prepare` put it, both `depth` steps deep; the
-                    // tile's sums have their place behind the columns.
-                    unsafe {
-                        let (a, b) = (self.prepared.add(offset), room.add(n * depth * bytes));
-                        if panel == 0 {
-                            pack::<S, P, W>(s, source, NR.min(count - n), NR, k, b);
-                        }
-                        let tile = sums.add(panel * MR * PACKED_COLUMNS + n * MR).cast::<[[f32; NR]; MR]>();
-                        let before = if ends.first { None } else { Some(*tile) };
-                        let total = add_tile(s, &packed::<S, P, MR, NR>(s, a, b, depth), before);
-                        if ends.last {
-                            self.emit_tile(to, panel * MR, first + n, count - n, &total);
-                        } else {
-                            *tile = total;
-                        }
-                    }
-                    n += NR;
                 }
             }
-            from += depth;
         }
     }
 
-    /// Writes a finished tile to its columns as far as they go.
+    /// Four columns against `MR` rows from `m`, over one block of `k`; returns `MR`.
     #[inline(always)]
-    fn emit_tile<const MR: usize, const NR: usize>(
+    fn direct_tile<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NV: usize>(
         &self,
-        to: Columns<'_>,
+        s: S,
+        four: Four<'_>,
         m: usize,
-        n: usize,
-        columns: usize,
-        tile: &[[f32; NR]; MR],
-    ) {
-        let ends = Ends { first: true, last: true };
-        for (r, row) in tile.iter().enumerate().take(self.rows - m) {
-            for (c, &sum) in row.iter().enumerate().take(columns) {
-                self.emit(to, m + r, n + c, sum, ends);
-            }
+    ) -> usize {
+        let Four { columns, block, .. } = four;
+        let (from, k) = self.block(block);
+        let mut w = [columns.block.data.as_ptr(); 4];
+        for (i, w) in w.iter_mut().enumerate() {
+            // A column too many is a copy of the last.
+            let row = columns.first + four.column(i).min(columns.count - 1);
+            *w = w.wrapping_add((row * self.k + from) * W::SIZE);
         }
-    }
-
-    /// Adds the sum over one block of `k` to row `m` of column `n`.
-    #[inline(always)]
-    fn emit(&self, to: Columns<'_>, m: usize, n: usize, sum: f32, ends: Ends) {
-        // SAFETY: `m < rows` and `n` is one of the task's rows of the block: this task alone writes its column. A bias
-        // has an element for each row of its block.
+        // SAFETY: the columns are rows of the block, with `k` elements from `from` on, and so have rows `m..m + MR` of this
+        // block of `k`; the sums have a place for each of these rows and each column.
         unsafe {
-            let out = to.out.wrapping_add(m * to.stride + n);
-            let mut total = if ends.first { sum } else { *out + sum };
-            if ends.last
-                && let Some(bias) = &to.block.bias
-            {
-                total += bias.get_unchecked(n);
+            let x = self.prepared(block).add(m * BLOCK_BYTES);
+            let tile = finish(s, &direct::<S, P, W, MR, NV>(s, x, BLOCK_BYTES, w, k));
+            for (r, sums) in tile.chunks_exact(4).enumerate().take(MR) {
+                for (i, sum) in sums.iter().enumerate().filter(|&(i, _)| four.column(i) < columns.count) {
+                    let total = columns.sums.add((m + r) * columns.stride + four.column(i));
+                    *total = sum + if block == 0 { 0.0 } else { *total };
+                }
             }
-            *out = total;
         }
+        MR
     }
-}
-
-/// The sums of a tile over one block of `k`, added to those of the blocks before. `MR · NR` is a multiple of four.
-#[inline(always)]
-fn add_tile<S: Simd, const MR: usize, const NR: usize>(
-    s: S,
-    sums: &[[S::V; NR]; MR],
-    before: Option<[[f32; NR]; MR]>,
-) -> [[f32; NR]; MR] {
-    let mut total = [[0.0; NR]; MR];
-    let (of_lanes, of_tile) = (sums.as_flattened(), total.as_flattened_mut());
-    for i in (0..MR * NR).step_by(4) {
-        let four = s.sum4([of_lanes[i], of_lanes[i + 1], of_lanes[i + 2], of_lanes[i + 3]]);
-        of_tile[i..i + 4].copy_from_slice(&four);
-    }
-    if let Some(before) = before {
-        for (total, before) in of_tile.iter_mut().zip(before.as_flattened()) {
-            *total += before;
-        }
-    }
-    total
-}
-
-/// Whether a block of `k` is the first or the last.
-#[derive(Clone, Copy)]
-struct Ends {
-    first: bool,
-    last: bool,
-}
-
-/// Rows of a panel of `x` and of one of the weight, and bytes that a task's packed columns and sums take.
-struct PanelShape {
-    rows: usize,
-}
-
-impl Kernel for PanelShape {
-    type Out = (usize, usize, usize);
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize, usize) {
-        let (panel, tile) = packed_shape::<S>();
-        let sums = self.rows.next_multiple_of(panel) * 4;
-        (panel, tile, PACKED_COLUMNS * (block_steps::<S>() * step_bytes::<S>() + sums))
+    fn pack<S: Simd, P: Product<S>, W: Weight<S, P>>(
+        &self,
+        s: S,
+        columns: Columns<'_>,
+        group: usize,
+        block: usize,
+        to: *mut u8,
+    ) {
+        let (from, k) = self.block(block);
+        let column = |i: usize| {
+            let row = columns.first + (group * PACKED_COLUMNS + i).min(columns.count - 1);
+            columns.block.data.as_ptr().wrapping_add((row * self.k + from) * W::SIZE)
+        };
+        // SAFETY: the columns are rows of the block, with `k` elements from `from` on; the room is for a block of `k`.
+        unsafe { pack::<S, P, W>(s, column, k, to) };
     }
+}
+
+/// Columns `n`, `n + quarter`, … of some, and a block of `k`.
+#[derive(Clone, Copy)]
+struct Four<'a> {
+    columns: Columns<'a>,
+    n: usize,
+    quarter: usize,
+    block: usize,
+}
+
+impl Four<'_> {
+    fn column(&self, i: usize) -> usize {
+        self.n + i * self.quarter
+    }
+}
+
+/// A part of a walk that depends on the dtype of what it reads.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Prepare { first: usize, count: usize },
+    Direct { columns: Columns<'a> },
+    Pack { columns: Columns<'a>, group: usize, block: usize, to: *mut u8 },
 }
 
 struct Do<'a>(&'a Walk, Part<'a>);
@@ -295,23 +240,20 @@ impl Do<'_> {
     fn go<S: Simd, P: Product<S>, W: Weight<S, P>>(&self, s: S) {
         let walk = self.0;
         match self.1 {
-            Part::Prepare { first, panel } => walk.prepare::<S, P, W>(s, first, panel),
-            Part::Direct { to, first, count } => walk.direct::<S, P, W>(s, to, first, count),
-            Part::Packed { to, first, count, room } => {
-                if S::MANY_REGISTERS {
-                    walk.packed::<S, P, W, 6, 4>(s, to, first, count, room);
-                } else {
-                    walk.packed::<S, P, W, 4, 3>(s, to, first, count, room);
-                }
-            }
+            Part::Prepare { first, count } => walk.prepare_rows::<S, P, W>(s, first, count),
+            Part::Direct { columns } => match S::LANES {
+                4 => walk.direct::<S, P, W, 4>(s, columns),
+                8 => walk.direct::<S, P, W, 2>(s, columns),
+                _ => walk.direct::<S, P, W, 1>(s, columns),
+            },
+            Part::Pack { columns, group, block, to } => walk.pack::<S, P, W>(s, columns, group, block, to),
         }
     }
 
-    /// The dtype that this part reads.
     fn dtype(&self) -> DType {
         match self.1 {
             Part::Prepare { .. } => self.0.x_dtype,
-            Part::Direct { to, .. } | Part::Packed { to, .. } => to.block.dtype,
+            Part::Direct { columns } | Part::Pack { columns, .. } => columns.block.dtype,
         }
     }
 }
@@ -331,5 +273,80 @@ impl PairKernel for Do<'_> {
     #[inline(always)]
     fn run<S: Pairs>(self, s: S) {
         self.go::<S, Paired, Bf16>(s);
+    }
+}
+
+/// All prepared rows of a block of `k` against sixteen packed columns, added to `sums`.
+struct Panels {
+    rows: usize,
+    x: *const u8,
+    columns: *const u8,
+    k: usize,
+    /// Nothing is in `sums` yet.
+    is_first: bool,
+    sums: *mut f32,
+    stride: usize,
+    /// The columns that will be packed next.
+    ahead: Option<Ahead>,
+}
+
+impl Panels {
+    #[inline(always)]
+    fn go<S: Simd, P: Product<S>, const NV: usize>(self, s: S) {
+        let mut m = 0;
+        while m < self.rows {
+            let rows = tile_rows(self.rows - m, TILE_ROWS);
+            match rows {
+                1 => self.tiles::<S, P, 1, NV>(s, m),
+                2 => self.tiles::<S, P, 2, NV>(s, m),
+                4 => self.tiles::<S, P, 4, NV>(s, m),
+                _ => self.tiles::<S, P, TILE_ROWS, NV>(s, m),
+            }
+            m += rows;
+        }
+    }
+
+    #[inline(always)]
+    fn tiles<S: Simd, P: Product<S>, const MR: usize, const NV: usize>(&self, s: S, m: usize) {
+        let steps = steps::<S, P>(self.k);
+        let width = NV * S::LANES / 4;
+        for n in (0..PACKED_COLUMNS).step_by(width) {
+            // The first tiles fetch the next columns; the others, the rows of the next tile.
+            let fetched = Ahead::rows(steps) * (m.div_ceil(TILE_ROWS) * PACKED_COLUMNS + n) / width;
+            let ahead = match self.ahead {
+                Some(ahead) if fetched < PACKED_COLUMNS => ahead.skip_rows(fetched),
+                _ => Ahead { first: self.x.wrapping_add((m + MR) * BLOCK_BYTES), stride: BLOCK_BYTES },
+            };
+            // SAFETY: rows `m..m + MR` are prepared and the columns packed, both with the steps of `k` elements; the sums
+            // have a place for each.
+            unsafe {
+                let (x, columns) = (self.x.add(m * BLOCK_BYTES), self.columns.add(n * STEP_BYTES));
+                let tile = finish(s, &packed::<S, P, MR, NV>(s, x, BLOCK_BYTES, columns, steps, ahead));
+                for r in 0..MR {
+                    let to = std::slice::from_raw_parts_mut(self.sums.add((m + r) * self.stride + n), width);
+                    for (total, sum) in to.iter_mut().zip(&tile[r * width..]) {
+                        *total = sum + if self.is_first { 0.0 } else { *total };
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Kernel for Panels {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if S::MANY_REGISTERS { self.go::<S, Single, 4>(s) } else { self.go::<S, Single, 2>(s) }
+    }
+}
+
+impl PairKernel for Panels {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Pairs>(self, s: S) {
+        self.go::<S, Paired, 4>(s);
     }
 }

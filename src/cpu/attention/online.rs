@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::TILE;
-use crate::cpu::simd::{Element, Kernel, Simd, exp, tanh};
-use crate::cpu::tile::packed_shape;
+use super::scores::Operands;
+use crate::cpu::simd::{Kernel, Simd, exp, tanh};
 
 /// The running maximum before any score: finite, so that differences with it are numbers.
 const LOWEST: f32 = -1e30;
@@ -14,9 +14,9 @@ pub(super) struct Room {
     /// Packed queries and keys.
     pub query: *mut u8,
     pub keys: *mut u8,
-    /// `[TILE, width]` f32.
+    /// `[TILE, width]` words.
     pub values: *mut f32,
-    /// Scores, then weights, `[rows, TILE]`.
+    /// Scores, then words of weights, `[rows, TILE]`.
     pub scores: *mut f32,
     /// What the sums so far are multiplied by, `[rows]`.
     pub decay: *mut f32,
@@ -70,7 +70,9 @@ impl Room {
 }
 
 fn padded<S: Simd>(rows: usize, head_dim: usize) -> (usize, usize) {
-    (rows.next_multiple_of(packed_shape::<S>().0), head_dim.next_multiple_of(S::LANES))
+    // Values are added to six rows at a time, or four.
+    let rows = rows.next_multiple_of(if S::MANY_REGISTERS { 6 } else { 4 });
+    (rows, head_dim.next_multiple_of(S::LANES))
 }
 
 impl State {
@@ -196,7 +198,14 @@ pub(super) unsafe fn bend<S: Simd>(s: S, room: &Room, r: usize, to: Bend) {
 /// # Safety
 /// Room and state have row `r`; `seen` ends at `TILE` or before.
 #[inline(always)]
-pub(super) unsafe fn softmax<S: Simd>(s: S, room: &Room, state: State, r: usize, seen: Range<usize>, scale: f32) {
+pub(super) unsafe fn softmax<S: Simd, P: Operands<S>>(
+    s: S,
+    room: &Room,
+    state: State,
+    r: usize,
+    seen: Range<usize>,
+    scale: f32,
+) {
     // SAFETY: the two have these, and nothing else refers to them now.
     let (scores, max, sum, decay) = unsafe {
         let scores = std::slice::from_raw_parts_mut(room.scores.add(r * TILE), TILE);
@@ -226,12 +235,14 @@ pub(super) unsafe fn softmax<S: Simd>(s: S, room: &Room, state: State, r: usize,
         // SAFETY: as above.
         unsafe {
             let weight = exp(s, s.sub(s.load(p.add(i)), s.splat(*max)));
-            s.store(p.add(i), weight);
+            // What weights overwrite was read before: their words take no more room than the scores.
+            P::store_weights(s, p, i, weight);
             total = s.add(total, weight);
         }
         i += S::LANES;
     }
-    *decay = exp_one(s, before - *max);
+    // The usual case, and exp(0) is 1.
+    *decay = if *max == before { 1.0 } else { exp_one(s, before - *max) };
     *sum = *sum * *decay + s.sum(total);
 }
 
@@ -244,18 +255,28 @@ fn exp_one<S: Simd>(s: S, x: f32) -> f32 {
     lanes[0]
 }
 
+/// The values of a tile, as words by which weights are multiplied.
+#[allow(clippy::missing_safety_doc)]
+pub(super) trait Values<S: Simd> {
+    /// A vector from column `column` on of the values that go with word `n` of the weights.
+    ///
+    /// # Safety
+    /// The values have these columns.
+    unsafe fn load(&self, s: S, n: usize, column: usize) -> S::V;
+}
+
 /// `out = out · decay + weights · values` for `MR` rows from `r`, all columns, vectors of them at a time: `NV`, or `FEW`
-/// where fewer are left, or one. `value(i)` is where the values of column `i` of the weights begin, `count` of them.
+/// where fewer are left, or one. There are `count` words of weights.
 ///
 /// # Safety
-/// Room and state have those rows; the state's width of elements is readable at each value.
+/// Room and state have those rows, and the values the columns of the state's width.
 #[inline(always)]
-pub(super) unsafe fn add_values<S: Simd, E: Element, const MR: usize, const NV: usize, const FEW: usize>(
+pub(super) unsafe fn add_values<S: Simd, P: Operands<S>, const MR: usize, const NV: usize, const FEW: usize>(
     s: S,
     room: &Room,
     state: State,
     r: usize,
-    value: impl Fn(usize) -> *const u8,
+    values: &impl Values<S>,
     count: usize,
 ) {
     let mut column = 0;
@@ -265,11 +286,11 @@ pub(super) unsafe fn add_values<S: Simd, E: Element, const MR: usize, const NV: 
         column += S::LANES
             * unsafe {
                 if left >= NV {
-                    add_columns::<S, E, MR, NV>(s, room, state, r, column, &value, count)
+                    add_columns::<S, P, MR, NV>(s, room, state, r, column, values, count)
                 } else if left >= FEW {
-                    add_columns::<S, E, MR, FEW>(s, room, state, r, column, &value, count)
+                    add_columns::<S, P, MR, FEW>(s, room, state, r, column, values, count)
                 } else {
-                    add_columns::<S, E, MR, 1>(s, room, state, r, column, &value, count)
+                    add_columns::<S, P, MR, 1>(s, room, state, r, column, values, count)
                 }
             };
     }
@@ -280,13 +301,13 @@ pub(super) unsafe fn add_values<S: Simd, E: Element, const MR: usize, const NV: 
 /// # Safety
 /// As there; the vectors lie inside the width.
 #[inline(always)]
-unsafe fn add_columns<S: Simd, E: Element, const MR: usize, const NV: usize>(
+unsafe fn add_columns<S: Simd, P: Operands<S>, const MR: usize, const NV: usize>(
     s: S,
     room: &Room,
     state: State,
     r: usize,
     column: usize,
-    value: &impl Fn(usize) -> *const u8,
+    values: &impl Values<S>,
     count: usize,
 ) -> usize {
     // SAFETY: all that is touched lies in the rows and columns that the caller vouches for.
@@ -301,15 +322,14 @@ unsafe fn add_columns<S: Simd, E: Element, const MR: usize, const NV: usize>(
         }
         let mut weight = room.scores.add(r * TILE);
         for n in 0..count {
-            let from = value(n).add(column * E::SIZE);
-            let mut values = [s.zero(); NV];
-            for (j, v) in values.iter_mut().enumerate() {
-                *v = E::load(s, from.add(j * S::LANES * E::SIZE));
+            let mut words = [s.zero(); NV];
+            for (j, words) in words.iter_mut().enumerate() {
+                *words = values.load(s, n, column + j * S::LANES);
             }
             for (i, row) in sums.iter_mut().enumerate() {
-                let w = s.splat(*weight.add(i * TILE));
-                for (sum, &v) in row.iter_mut().zip(&values) {
-                    *sum = s.fma(w, v, *sum);
+                let weight = s.splat(*weight.add(i * TILE));
+                for (sum, &words) in row.iter_mut().zip(&words) {
+                    *sum = P::accumulate(s, *sum, weight, words);
                 }
             }
             weight = weight.add(1);

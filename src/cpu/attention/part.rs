@@ -1,17 +1,19 @@
 //! What one task does: queries against the keys and values of its splits, found page by page.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::online::{Bend, Room, State, add_values, bend, softmax};
-use super::scores::{Operands, Panel, store_tile};
+use super::online::{Bend, Room, State, Values, add_values, bend, softmax};
+use super::scores::{Operands, store_tile};
 use super::sight::Sights;
 use super::{SPLIT, TILE};
 use crate::cpu::buffer::convert;
-use crate::cpu::simd::{
-    Element, F32, Kernel, PairKernel, Paired, Pairs, Simd, Single, with_cache_element, with_element,
+use crate::cpu::simd::{Element, F32, Kernel, PairKernel, Paired, Pairs, Simd, Single, prefetch_l2, with_element};
+use crate::cpu::tile::{
+    Ahead, PACKED_COLUMNS, PACKED_STEP, STEP_BYTES, TILE_ROWS, direct_tile_rows, finish, packed, padded_rows, steps,
+    tile_rows,
 };
-use crate::cpu::tile::{packed, step_bytes};
 use crate::dtype::DType;
 use crate::ops::Span;
 
@@ -123,7 +125,11 @@ impl PairKernel for Part<'_> {
 impl Part<'_> {
     #[inline(always)]
     fn go<S: Simd, P: Operands<S>>(&self, s: S) {
-        if S::MANY_REGISTERS { self.all::<S, P, 6, 4>(s) } else { self.all::<S, P, 4, 3>(s) }
+        match S::LANES {
+            4 => self.all::<S, P, 4, 4>(s),
+            8 => self.all::<S, P, 2, 2>(s),
+            _ => self.all::<S, P, 4, 1>(s),
+        }
     }
 
     fn rows(&self) -> usize {
@@ -147,12 +153,13 @@ impl Part<'_> {
         token * kv_heads * group + self.head_of(r)
     }
 
+    /// Scores are made in tiles of `NV` vectors of packed keys, or of the `FEW` vectors that hold four keys.
     #[inline(always)]
-    fn all<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(&self, s: S) {
+    fn all<S: Simd, P: Operands<S>, const NV: usize, const FEW: usize>(&self, s: S) {
         let call = self.call;
         let (rows, d) = (self.rows(), call.head_dim);
         let room = Room::new::<S>(self.room, rows, d).0;
-        self.pack_queries::<S, P>(s, &room, if self.is_direct::<S>() { 1 } else { MR });
+        self.prepare_queries::<S, P>(s, &room);
         let splits = self.tokens.splits(&call.sights);
         // SAFETY: the room was made for these rows, and so were the states; those of other tasks are read after `left`
         // has said that they are done.
@@ -161,14 +168,14 @@ impl Part<'_> {
                 Share::All => {
                     room.total.reset();
                     for split in splits {
-                        self.split::<S, P, MR, NR>(s, &room, room.split, split);
+                        self.split::<S, P, NV, FEW>(s, &room, room.split, split);
                         room.total.merge(s, room.split, rows);
                     }
                 }
                 Share::One { own, states, left } => {
                     let places = State::new::<S>(states, rows, d).1;
                     let state = |split: usize| State::new::<S>(states.add((split - splits.start) * places), rows, d).0;
-                    self.split::<S, P, MR, NR>(s, &room, state(own), own);
+                    self.split::<S, P, NV, FEW>(s, &room, state(own), own);
                     if left.fetch_sub(1, Ordering::AcqRel) > 1 {
                         return;
                     }
@@ -192,18 +199,21 @@ impl Part<'_> {
     }
 
     #[inline(always)]
-    fn pack_queries<S: Simd, P: Operands<S>>(&self, s: S, room: &Room, panel: usize) {
-        let (rows, k) = (self.rows(), self.call.head_dim);
-        let row_bytes = k.div_ceil(P::STEP) * step_bytes::<S>();
-        let mut r = 0;
-        while r < rows {
-            let source = |i: usize| self.head(r + i) * k;
-            let shape = Panel { rows: panel.min(rows - r), of: panel, k };
-            let to = room.query.wrapping_add(r * row_bytes);
-            // SAFETY: these are heads of tokens of the batch, each of `k` elements, and the room has a panel for them.
-            unsafe { P::pack(s, self.call.query_dtype, source, self.call.query, shape, to) };
-            r += panel;
+    fn prepare_queries<S: Simd, P: Operands<S>>(&self, s: S, room: &Room) {
+        let (d, row_bytes) = (self.call.head_dim, self.row_bytes::<S, P>());
+        for r in 0..self.rows() {
+            // SAFETY: the head of a token of the batch, of `d` elements; the room has a place for each row.
+            unsafe {
+                let from = self.call.query.add(self.head(r) * d * self.call.query_dtype.size());
+                P::prepare(s, self.call.query_dtype, from, d, room.query.add(r * row_bytes));
+            }
         }
+    }
+
+    /// Bytes of a prepared query.
+    #[inline(always)]
+    fn row_bytes<S: Simd, P: Operands<S>>(&self) -> usize {
+        steps::<S, P>(self.call.head_dim) * STEP_BYTES
     }
 
     /// What the rows see of a split, to `state`.
@@ -211,7 +221,7 @@ impl Part<'_> {
     /// # Safety
     /// Room and state were made for these rows.
     #[inline(always)]
-    unsafe fn split<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+    unsafe fn split<S: Simd, P: Operands<S>, const NV: usize, const FEW: usize>(
         &self,
         s: S,
         room: &Room,
@@ -224,13 +234,16 @@ impl Part<'_> {
         // SAFETY: as the caller promises.
         unsafe { state.reset() };
         for tile in begin..end {
-            self.tile::<S, P, MR, NR>(s, room, state, tile * TILE, &seen);
+            if tile + 1 < end {
+                self.fetch((tile + 1) * TILE..seen.end.min((tile + 2) * TILE));
+            }
+            self.tile::<S, P, NV, FEW>(s, room, state, tile * TILE, &seen);
         }
     }
 
     /// One tile of keys and values, from position `base` on. The rows see something of `seen`, and nothing else.
     #[inline(always)]
-    fn tile<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+    fn tile<S: Simd, P: Operands<S>, const NV: usize, const FEW: usize>(
         &self,
         s: S,
         room: &Room,
@@ -246,31 +259,34 @@ impl Part<'_> {
         let is_direct = self.is_direct::<S>();
         // Codes of eight bits are numbers first, keys and then values in the one place.
         let is_coded = call.cache_dtype.size() == 1;
-        let keys = self.rows_of(s, room, &call.keys, is_coded, &places, skip..count);
+        let keys = self.rows_of::<S, Single>(s, room, &call.keys, is_coded, &places, skip..count);
         if is_direct {
-            self.direct_scores::<S, P>(s, room, &keys, count);
+            self.direct_scores::<S, P, FEW>(s, room, &keys, count);
         } else {
-            self.packed_scores::<S, P, MR, NR>(s, room, &keys, count);
+            self.packed_scores::<S, P, NV>(s, room, &keys, count);
         }
         for r in 0..self.rows() {
             // SAFETY: room and state have this row.
             unsafe {
                 let (seen, scale) = self.score(s, room, r, base);
-                softmax(s, room, state, r, seen, scale);
+                softmax::<S, P>(s, room, state, r, seen, scale);
             }
         }
-        let values = self.rows_of(s, room, &call.values, is_coded || !is_direct, &places, skip..count);
+        let values = self.rows_of::<S, P>(s, room, &call.values, is_coded || !is_direct, &places, skip..count);
         if is_direct {
-            with_element!(values.dtype, E => self.direct_values::<S, E>(s, room, state, &values, count));
+            let words = count.div_ceil(P::POSITIONS);
+            with_element!(values.dtype, E => {
+                self.direct_values::<S, P>(s, room, state, &Stored::<P, E>(&values, PhantomData), words);
+            });
         } else {
-            self.packed_values::<S, MR>(s, room, state, &values, count);
+            self.packed_values::<S, P>(s, room, state, &Prepared(&values), count.div_ceil(P::POSITIONS));
         }
     }
 
-    /// Keys or values of a tile: where they lie, or as f32 in the room of the values, of which only those `seen` are made;
-    /// the others have the place of a neighbour.
+    /// Keys or values of a tile: where they lie, or their words in the room of the values, of which only those `seen` are
+    /// made; the others have the place of a neighbour.
     #[inline(always)]
-    fn rows_of<S: Simd>(
+    fn rows_of<S: Simd, P: Operands<S>>(
         &self,
         s: S,
         room: &Room,
@@ -282,25 +298,24 @@ impl Part<'_> {
         if !is_wide {
             return Rows { base: plane.data, dtype: self.call.cache_dtype, places: *places };
         }
-        let d = self.call.head_dim;
+        let (d, size) = (self.call.head_dim, self.call.cache_dtype.size());
         let width = d.next_multiple_of(S::LANES);
-        let (first, last) = (seen.start, seen.end - 1);
-        for i in seen {
-            let (place, to) = (places[i], room.values.wrapping_add(i * width));
-            with_cache_element!(self.call.cache_dtype, E => {
-                // SAFETY: the places are the cache's; the room has `TILE` rows of values, whose ends beyond `d` stay as
-                // they are and reach no output.
-                unsafe { convert::<S, E, F32>(s, plane.data.add(place * E::SIZE), to.cast(), d) };
-            });
-            if !plane.scales.is_null() {
-                // SAFETY: the place is that of an entry, which has a scale; the row was just written.
-                unsafe {
-                    let scale = *plane.scales.add(place / d);
+        let (first, last) = (seen.start / P::POSITIONS, (seen.end - 1) / P::POSITIONS);
+        for n in first..=last {
+            let [from, until] = [n * P::POSITIONS, n * P::POSITIONS + P::POSITIONS - 1].map(|i| places[i]);
+            let to = room.values.wrapping_add(n * width);
+            // SAFETY: the places are the cache's; the room has `TILE` rows of words, whose ends beyond `d` stay as they are
+            // and reach no output. An entry with codes has a scale.
+            unsafe {
+                let (from, until) = (from * size, until * size);
+                P::prepare_values(s, self.call.cache_dtype, plane.data.add(from), plane.data.add(until), d, to);
+                if !plane.scales.is_null() {
+                    let scale = *plane.scales.add(from / size / d);
                     std::slice::from_raw_parts_mut(to, d).iter_mut().for_each(|x| *x *= scale);
                 }
             }
         }
-        let places = std::array::from_fn(|i| i.clamp(first, last) * width);
+        let places = std::array::from_fn(|n| n.clamp(first, last) * width);
         Rows { base: room.values.cast_const().cast(), dtype: DType::F32, places }
     }
 
@@ -336,18 +351,41 @@ impl Part<'_> {
         (seen, scale)
     }
 
+    /// Fetches keys and values of positions while those before are worked on: pages lie apart, where no processor looks.
+    #[inline(always)]
+    fn fetch(&self, positions: Range<usize>) {
+        const LINE: usize = 64;
+        let Call { page_size, head_dim, cache_dtype, .. } = *self.call;
+        let mut position = positions.start;
+        while position < positions.end {
+            let run = (page_size - position % page_size).min(positions.end - position);
+            let first = self.place(position) * cache_dtype.size();
+            for byte in (first..first + run * head_dim * cache_dtype.size()).step_by(LINE) {
+                prefetch_l2(self.call.keys.data.wrapping_add(byte));
+                prefetch_l2(self.call.values.data.wrapping_add(byte));
+            }
+            position += run;
+        }
+    }
+
+    /// Where a position's entry begins in the cache, in elements.
+    #[inline(always)]
+    fn place(&self, position: usize) -> usize {
+        let Call { page_table, page_size, kv_heads, head_dim, .. } = *self.call;
+        let page = page_table[self.tokens.span.pages + position / page_size] as usize;
+        ((page * kv_heads + self.kv_head) * page_size + position % page_size) * head_dim
+    }
+
     /// Where positions `base..base + count` begin in the cache, in elements. Those before `skip`, which nobody sees, and
     /// those that a tile has beyond are given the place of their neighbour that is seen.
     #[inline(always)]
     fn places(&self, base: usize, skip: usize, count: usize) -> [usize; TILE] {
-        let Call { page_table, page_size, kv_heads, head_dim, .. } = *self.call;
+        let Call { page_size, head_dim, .. } = *self.call;
         let mut places = [0; TILE];
         let mut i = skip;
         while i < count {
-            let (page, slot) = ((base + i) / page_size, (base + i) % page_size);
-            let page = page_table[self.tokens.span.pages + page] as usize;
-            let first = ((page * kv_heads + self.kv_head) * page_size + slot) * head_dim;
-            let run = (page_size - slot).min(count - i);
+            let first = self.place(base + i);
+            let run = (page_size - (base + i) % page_size).min(count - i);
             for (j, place) in places[i..i + run].iter_mut().enumerate() {
                 *place = first + j * head_dim;
             }
@@ -360,56 +398,65 @@ impl Part<'_> {
     }
 
     #[inline(always)]
-    fn packed_scores<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
-        &self,
-        s: S,
-        room: &Room,
-        keys: &Rows,
-        count: usize,
-    ) {
+    fn packed_scores<S: Simd, P: Operands<S>, const NV: usize>(&self, s: S, room: &Room, keys: &Rows, count: usize) {
         let d = self.call.head_dim;
-        let steps = d.div_ceil(P::STEP);
-        let row_bytes = steps * step_bytes::<S>();
-        let mut n = 0;
-        while n < count {
-            let shape = Panel { rows: NR.min(count - n), of: NR, k: d };
-            let to = room.keys.wrapping_add(n * row_bytes);
-            // SAFETY: the places are keys', and the room has panels for a tile.
-            unsafe { P::pack(s, keys.dtype, |i| keys.places[n + i], keys.base, shape, to) };
-            n += NR;
+        let packed_bytes = steps::<S, P>(d) * PACKED_STEP;
+        for (n, places) in keys.places.chunks_exact(PACKED_COLUMNS).enumerate().take(count.div_ceil(PACKED_COLUMNS)) {
+            // SAFETY: the places are keys', and the room has a tile of packed keys.
+            unsafe { P::pack(s, keys.dtype, keys.base, |i| places[i], d, room.keys.add(n * packed_bytes)) };
         }
         let mut r = 0;
         while r < self.rows() {
-            let mut n = 0;
-            while n < count {
-                // SAFETY: both panels were packed, `steps` deep; the scores have `MR` rows from `r` and `NR` columns
-                // from `n`, since both are multiples of the tile.
-                unsafe {
-                    let (a, b) = (room.query.add(r * row_bytes), room.keys.add(n * row_bytes));
-                    store_tile(s, &packed::<S, P, MR, NR>(s, a, b, steps), room.scores.add(r * TILE + n));
-                }
-                n += NR;
-            }
-            r += MR;
-        }
-    }
-
-    #[inline(always)]
-    fn direct_scores<S: Simd, P: Operands<S>>(&self, s: S, room: &Room, keys: &Rows, count: usize) {
-        let rows = self.rows();
-        let mut r = 0;
-        while r < rows {
-            r += match rows - r {
-                1 => self.score_rows::<S, P, 1, 4>(s, room, r, keys, count),
-                2 | 3 => self.score_rows::<S, P, 2, 4>(s, room, r, keys, count),
-                _ => self.score_rows::<S, P, 4, 2>(s, room, r, keys, count),
+            r += match tile_rows(padded_rows(self.rows() - r), TILE_ROWS) {
+                1 => self.packed_rows::<S, P, 1, NV>(s, room, r, count),
+                2 => self.packed_rows::<S, P, 2, NV>(s, room, r, count),
+                4 => self.packed_rows::<S, P, 4, NV>(s, room, r, count),
+                _ => self.packed_rows::<S, P, TILE_ROWS, NV>(s, room, r, count),
             };
         }
     }
 
-    /// Scores of `MR` rows from `r`; returns `MR`.
+    /// Scores of `MR` rows from `r` with packed keys; returns `MR`.
     #[inline(always)]
-    fn score_rows<S: Simd, P: Operands<S>, const MR: usize, const NR: usize>(
+    fn packed_rows<S: Simd, P: Operands<S>, const MR: usize, const NV: usize>(
+        &self,
+        s: S,
+        room: &Room,
+        r: usize,
+        count: usize,
+    ) -> usize {
+        let (steps, row_bytes) = (steps::<S, P>(self.call.head_dim), self.row_bytes::<S, P>());
+        let width = NV * S::LANES / 4;
+        for n in (0..count).step_by(width) {
+            // SAFETY: queries and keys were prepared, `steps` deep; the scores have these rows and, as the tile's width
+            // divides `TILE`, these columns.
+            unsafe {
+                let x = room.query.add(r * row_bytes);
+                let columns = n / PACKED_COLUMNS * PACKED_COLUMNS * row_bytes + n % PACKED_COLUMNS * STEP_BYTES;
+                let keys = room.keys.add(columns);
+                let sums = packed::<S, P, MR, NV>(s, x, row_bytes, keys, steps, Ahead { first: keys, stride: 0 });
+                store_tile(s, &sums, width, room.scores.add(r * TILE + n));
+            }
+        }
+        MR
+    }
+
+    #[inline(always)]
+    fn direct_scores<S: Simd, P: Operands<S>, const NV: usize>(&self, s: S, room: &Room, keys: &Rows, count: usize) {
+        let mut r = 0;
+        while r < self.rows() {
+            r += match tile_rows(padded_rows(self.rows() - r), direct_tile_rows::<S>()) {
+                1 => self.direct_rows::<S, P, 1, NV>(s, room, r, keys, count),
+                2 => self.direct_rows::<S, P, 2, NV>(s, room, r, keys, count),
+                TILE_ROWS if S::MANY_REGISTERS => self.direct_rows::<S, P, TILE_ROWS, NV>(s, room, r, keys, count),
+                _ => self.direct_rows::<S, P, 4, NV>(s, room, r, keys, count),
+            };
+        }
+    }
+
+    /// Scores of `MR` rows from `r` with keys as they are stored; returns `MR`.
+    #[inline(always)]
+    fn direct_rows<S: Simd, P: Operands<S>, const MR: usize, const NV: usize>(
         &self,
         s: S,
         room: &Room,
@@ -417,58 +464,112 @@ impl Part<'_> {
         rows: &Rows,
         count: usize,
     ) -> usize {
-        let d = self.call.head_dim;
-        let row_bytes = d.div_ceil(P::STEP) * step_bytes::<S>();
-        for (n, places) in rows.places.chunks_exact(NR).enumerate().take(count.div_ceil(NR)) {
-            let mut keys = [rows.base; NR];
-            for (key, place) in keys.iter_mut().zip(places) {
-                *key = key.wrapping_add(place * rows.dtype.size());
+        let row_bytes = self.row_bytes::<S, P>();
+        for (n, places) in rows.places.chunks_exact(16).enumerate().take(count.div_ceil(16)) {
+            // Four keys at a time, and the sums of sixteen together.
+            let mut sums = [[[s.zero(); NV]; 4]; MR];
+            for (i, places) in places.chunks_exact(4).enumerate() {
+                let mut keys = [rows.base; 4];
+                for (key, place) in keys.iter_mut().zip(places) {
+                    *key = key.wrapping_add(place * rows.dtype.size());
+                }
+                // SAFETY: the queries were prepared, and the places are keys'.
+                let tile = unsafe {
+                    let x = room.query.add(r * row_bytes);
+                    P::direct::<MR, NV>(s, rows.dtype, x, row_bytes, keys, self.call.head_dim)
+                };
+                for (sums, tile) in sums.iter_mut().zip(tile) {
+                    sums[i] = tile;
+                }
             }
-            // SAFETY: the queries were packed one by one; the places are keys'; the scores have these rows and, as
-            // `NR` divides a tile, these columns.
-            unsafe {
-                let x = room.query.add(r * row_bytes);
-                let sums = P::direct::<MR, NR>(s, rows.dtype, x, row_bytes, keys, d);
-                store_tile(s, &sums, room.scores.add(r * TILE + n * NR));
+            for (i, sums) in sums.iter().enumerate() {
+                let results = finish(s, sums);
+                // SAFETY: the scores have this row and these columns.
+                unsafe {
+                    let to = room.scores.add((r + i) * TILE + n * 16);
+                    to.copy_from_nonoverlapping(results.as_ptr(), 16);
+                }
             }
         }
         MR
     }
 
     #[inline(always)]
-    fn packed_values<S: Simd, const MR: usize>(&self, s: S, room: &Room, state: State, values: &Rows, count: usize) {
+    fn packed_values<S: Simd, P: Operands<S>>(
+        &self,
+        s: S,
+        room: &Room,
+        state: State,
+        values: &impl Values<S>,
+        count: usize,
+    ) {
         let mut r = 0;
         while r < self.rows() {
-            let value = |i: usize| values.base.wrapping_add(values.places[i] * F32::SIZE);
-            // SAFETY: room and state have `MR` rows from `r`, and `count` values.
-            unsafe { add_values::<S, F32, MR, 3, 2>(s, room, state, r, value, count) };
-            r += MR;
+            // SAFETY: room and state have six rows from `r`, or four, and `count` words.
+            unsafe {
+                r += if S::MANY_REGISTERS {
+                    add_values::<S, P, 6, 4, 2>(s, room, state, r, values, count);
+                    6
+                } else {
+                    add_values::<S, P, 4, 3, 2>(s, room, state, r, values, count);
+                    4
+                }
+            }
         }
     }
 
     #[inline(always)]
-    fn direct_values<S: Simd, E: Element>(&self, s: S, room: &Room, state: State, values: &Rows, count: usize) {
+    fn direct_values<S: Simd, P: Operands<S>>(
+        &self,
+        s: S,
+        room: &Room,
+        state: State,
+        values: &impl Values<S>,
+        count: usize,
+    ) {
         let rows = self.rows();
-        let value = |i: usize| values.base.wrapping_add(values.places[i] * E::SIZE);
         let mut r = 0;
         while r < rows {
-            // SAFETY: room and state have these rows; the places are values', and heads have whole vectors.
+            // SAFETY: room and state have these rows; heads have whole vectors.
             unsafe {
                 r += match rows - r {
                     1 => {
-                        add_values::<S, E, 1, 8, 4>(s, room, state, r, value, count);
+                        add_values::<S, P, 1, 8, 4>(s, room, state, r, values, count);
                         1
                     }
                     2 | 3 => {
-                        add_values::<S, E, 2, 4, 2>(s, room, state, r, value, count);
+                        add_values::<S, P, 2, 4, 2>(s, room, state, r, values, count);
                         2
                     }
                     _ => {
-                        add_values::<S, E, 4, 2, 2>(s, room, state, r, value, count);
+                        add_values::<S, P, 4, 4, 2>(s, room, state, r, values, count);
                         4
                     }
                 };
             }
         }
+    }
+}
+
+/// Values as they are stored: `E`, for products of kind `P`.
+struct Stored<'a, P, E>(&'a Rows, PhantomData<(P, E)>);
+
+impl<S: Simd, P: Operands<S>, E: Element> Values<S> for Stored<'_, P, E> {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, n: usize, column: usize) -> S::V {
+        let at = |i: usize| self.0.base.wrapping_add((self.0.places[i] + column) * E::SIZE);
+        // SAFETY: the places are values', and have these columns.
+        unsafe { P::load_values::<E>(s, at(n * P::POSITIONS), at(n * P::POSITIONS + P::POSITIONS - 1)) }
+    }
+}
+
+/// Values that were prepared as words.
+struct Prepared<'a>(&'a Rows);
+
+impl<S: Simd> Values<S> for Prepared<'_> {
+    #[inline(always)]
+    unsafe fn load(&self, s: S, n: usize, column: usize) -> S::V {
+        // SAFETY: the places are those of prepared rows, and have these columns.
+        unsafe { s.load(self.0.base.add((self.0.places[n] + column) * F32::SIZE).cast()) }
     }
 }

@@ -117,15 +117,29 @@ impl Simd for Avx2 {
         present!(_mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
     }
     #[inline(always)]
-    fn sum4(self, v: [__m256; 4]) -> [f32; 4] {
+    unsafe fn broadcast4(self, p: *const f32) -> __m256 {
+        // SAFETY: 16 bytes are readable, as the caller promises.
+        unsafe { _mm256_broadcast_ps(&p.cast::<__m128>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn regroup(self, [a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+        present!([
+            _mm256_permute2f128_ps::<0x20>(a, b),
+            _mm256_permute2f128_ps::<0x20>(c, d),
+            _mm256_permute2f128_ps::<0x31>(a, b),
+            _mm256_permute2f128_ps::<0x31>(c, d),
+        ])
+    }
+    #[inline(always)]
+    unsafe fn store_sums(self, p: *mut f32, [a, b, c, d]: [__m256; 4]) {
         let sums = present!({
-            let pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-            _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs))
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let (low, high) = (_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+            _mm256_permutevar8x32_ps(_mm256_add_ps(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
         });
-        let mut out = [0.0; 4];
-        // SAFETY: `out` has the 16 bytes that are written.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
-        out
+        // SAFETY: 32 bytes are writable, as the caller promises.
+        unsafe { _mm256_storeu_ps(p, sums) };
     }
     #[inline(always)]
     fn reduce_max(self, v: __m256) -> f32 {

@@ -128,19 +128,34 @@ impl Simd for Avx512 {
         present!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
     }
     #[inline(always)]
-    fn sum4(self, v: [__m512; 4]) -> [f32; 4] {
+    unsafe fn broadcast4(self, p: *const f32) -> __m512 {
+        // SAFETY: 16 bytes are readable, as the caller promises.
+        unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    fn regroup(self, [a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+        present!({
+            let (ab, ab_high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let (cd, cd_high) = (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+            [
+                _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+                _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high),
+                _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high),
+            ]
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_sums(self, p: *mut f32, [a, b, c, d]: [__m512; 4]) {
         let sums = present!({
-            let a = _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps::<1>(v[0]));
-            let b = _mm256_add_ps(_mm512_castps512_ps256(v[1]), _mm512_extractf32x8_ps::<1>(v[1]));
-            let c = _mm256_add_ps(_mm512_castps512_ps256(v[2]), _mm512_extractf32x8_ps::<1>(v[2]));
-            let d = _mm256_add_ps(_mm512_castps512_ps256(v[3]), _mm512_extractf32x8_ps::<1>(v[3]));
-            let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-            _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs))
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let (low, high) = (_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_permutexvar_ps(order, _mm512_add_ps(low, high))
         });
-        let mut out = [0.0; 4];
-        // SAFETY: `out` has the 16 bytes that are written.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
-        out
+        // SAFETY: 64 bytes are writable, as the caller promises.
+        unsafe { _mm512_storeu_ps(p, sums) };
     }
     #[inline(always)]
     fn reduce_max(self, v: __m512) -> f32 {
@@ -174,9 +189,11 @@ impl Simd for Avx512Bf16 {
         unsafe fn load(p: *const f32) -> __m512;
         unsafe fn load_bf16(p: *const u16) -> __m512;
         unsafe fn load_f16(p: *const u16) -> __m512;
+        unsafe fn broadcast4(p: *const f32) -> __m512;
         unsafe fn store(p: *mut f32, v: __m512);
         unsafe fn store_bf16(p: *mut u16, v: __m512);
         unsafe fn store_f16(p: *mut u16, v: __m512);
+        unsafe fn store_sums(p: *mut f32, v: [__m512; 4]);
     }
     inherit! {
         fn splat(x: f32) -> __m512;
@@ -190,21 +207,28 @@ impl Simd for Avx512Bf16 {
         fn round(a: __m512) -> __m512;
         fn exp2i(n: __m512) -> __m512;
         fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512;
-        fn sum4(v: [__m512; 4]) -> [f32; 4];
+        fn regroup(v: [__m512; 4]) -> [__m512; 4];
         fn reduce_max(v: __m512) -> f32;
     }
 }
 
 impl Pairs for Avx512Bf16 {
-    type P = __m512bh;
-
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const u16) -> __m512bh {
-        // SAFETY: 64 bytes are readable, as the caller promises; both types are 64 bytes of plain bits.
-        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(p.cast())) }
+    unsafe fn interleave(self, low: *const u16, high: *const u16) -> __m512 {
+        // SAFETY: 32 bytes of each are readable, as the caller promises.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
     }
     #[inline(always)]
-    fn dot_pairs(self, c: __m512, a: __m512bh, b: __m512bh) -> __m512 {
-        present!(_mm512_dpbf16_ps(c, a, b))
+    fn dot_pairs(self, c: __m512, a: __m512, b: __m512) -> __m512 {
+        // All are 64 bytes of plain bits.
+        present!(_mm512_dpbf16_ps(
+            c,
+            std::mem::transmute::<__m512, __m512bh>(a),
+            std::mem::transmute::<__m512, __m512bh>(b)
+        ))
     }
 }

@@ -119,38 +119,30 @@ macro_rules! with_cache_element {
 }
 pub(crate) use with_cache_element;
 
-/// One way of multiplying along `k`: what operands are prepared to, and how one step accumulates.
-#[allow(clippy::missing_safety_doc)]
+/// One way of multiplying along `k`. Operands are words of four bytes: an f32, or a pair of bf16.
 pub(crate) trait Product<S: Simd>: Copy + Send + Sync + 'static {
-    /// Elements of `k` in one step.
+    /// Elements of `k` in one vector.
     const STEP: usize;
-    /// One step of one operand.
-    type R: Copy;
 
-    /// # Safety
-    /// A step of prepared elements is readable at `p`.
-    unsafe fn load(s: S, p: *const u8) -> Self::R;
-
-    /// # Safety
-    /// A step of prepared elements is writable at `p`.
-    unsafe fn store(s: S, p: *mut u8, r: Self::R);
-
-    fn accumulate(s: S, c: S::V, a: Self::R, b: Self::R) -> S::V;
+    /// `c + a · b`, word by word.
+    fn accumulate(s: S, c: S::V, a: S::V, b: S::V) -> S::V;
 }
 
-/// An element type that can be an operand of a [`Product`], converted as it is loaded.
+/// An element type that can be an operand of a [`Product`], converted to its words as it is loaded.
 #[allow(clippy::missing_safety_doc)]
 pub(crate) trait Weight<S: Simd, P: Product<S>>: Element {
     /// # Safety
     /// `P::STEP` elements are readable at `p`.
-    unsafe fn load_step(s: S, p: *const u8) -> P::R;
+    unsafe fn load_step(s: S, p: *const u8) -> S::V;
 
+    /// The first `n` elements, then zeros.
+    ///
     /// # Safety
-    /// `n` elements are readable at `p`, and `n < P::STEP`.
+    /// `n` elements are readable at `p`, and `n ≤ P::STEP`.
     #[inline(always)]
-    unsafe fn load_last(s: S, p: *const u8, n: usize) -> P::R {
+    unsafe fn load_last(s: S, p: *const u8, n: usize) -> S::V {
         let mut scratch = [0u8; SCRATCH];
-        // SAFETY: `n` elements are readable, and fewer than a step, which is at most a vector of bytes.
+        // SAFETY: `n` elements are readable, and no more than a step, which is at most a vector of bytes.
         unsafe {
             std::ptr::copy_nonoverlapping(p, scratch.as_mut_ptr(), n * Self::SIZE);
             Self::load_step(s, scratch.as_ptr())
@@ -158,24 +150,13 @@ pub(crate) trait Weight<S: Simd, P: Product<S>>: Element {
     }
 }
 
-/// f32 products of `LANES` elements.
+/// f32 products.
 #[derive(Clone, Copy)]
 pub(crate) struct Single;
 
 impl<S: Simd> Product<S> for Single {
     const STEP: usize = S::LANES;
-    type R = S::V;
 
-    #[inline(always)]
-    unsafe fn load(s: S, p: *const u8) -> S::V {
-        // SAFETY: the caller's promise is this one's.
-        unsafe { s.load(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store(s: S, p: *mut u8, r: S::V) {
-        // SAFETY: the caller's promise is this one's.
-        unsafe { s.store(p.cast(), r) }
-    }
     #[inline(always)]
     fn accumulate(s: S, c: S::V, a: S::V, b: S::V) -> S::V {
         s.fma(a, b, c)
@@ -190,35 +171,24 @@ impl<S: Simd, E: Element> Weight<S, Single> for E {
     }
 }
 
-/// bf16 pair products of `2 · LANES` elements.
+/// bf16 pair products.
 #[derive(Clone, Copy)]
 pub(crate) struct Paired;
 
 impl<S: Pairs> Product<S> for Paired {
     const STEP: usize = 2 * S::LANES;
-    type R = S::P;
 
     #[inline(always)]
-    unsafe fn load(s: S, p: *const u8) -> S::P {
-        // SAFETY: the caller's promise is this one's.
-        unsafe { s.load_pairs(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store(_: S, p: *mut u8, r: S::P) {
-        // SAFETY: a step is writable, as the caller promises, and `P` is its plain bits.
-        unsafe { p.cast::<S::P>().write_unaligned(r) }
-    }
-    #[inline(always)]
-    fn accumulate(s: S, c: S::V, a: S::P, b: S::P) -> S::V {
+    fn accumulate(s: S, c: S::V, a: S::V, b: S::V) -> S::V {
         s.dot_pairs(c, a, b)
     }
 }
 
 impl<S: Pairs> Weight<S, Paired> for Bf16 {
     #[inline(always)]
-    unsafe fn load_step(s: S, p: *const u8) -> S::P {
-        // SAFETY: the caller's promise is this one's.
-        unsafe { s.load_pairs(p.cast()) }
+    unsafe fn load_step(s: S, p: *const u8) -> S::V {
+        // SAFETY: a vector of bits is readable, as the caller promises.
+        unsafe { s.load(p.cast()) }
     }
 }
 

@@ -166,6 +166,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_bf16(self, p: *const u16) -> Self::V;
     unsafe fn load_f16(self, p: *const u16) -> Self::V;
 
+    /// Four elements, again and again.
+    ///
+    /// # Safety
+    /// `p` is readable for four elements.
+    unsafe fn broadcast4(self, p: *const f32) -> Self::V;
+
     /// # Safety
     /// `p` is writable for `LANES` elements; the same holds for the stores below, which round to nearest even.
     unsafe fn store(self, p: *mut f32, v: Self::V);
@@ -187,32 +193,65 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn exp2i(self, n: Self::V) -> Self::V;
     /// `a < b ? x : y` per lane.
     fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
-    /// Sums over the lanes of four vectors, each in the set's one order.
-    fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
     fn reduce_max(self, v: Self::V) -> f32;
+
+    /// Reorders four rows of `LANES` elements by fours: the first four elements of each row, then the next four of
+    /// each, and so on.
+    fn regroup(self, rows: [Self::V; 4]) -> [Self::V; 4];
+
+    /// Adds each group of four lanes, `(l0 + l2) + (l1 + l3)`, and stores the sums of the four vectors one after another.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` elements.
+    unsafe fn store_sums(self, p: *mut f32, v: [Self::V; 4]);
 
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
     }
 
-    /// The same order as [`Simd::sum4`].
+    /// The sum over the lanes, in the set's one order.
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
-        self.sum4([v, v, v, v])[0]
+        let mut sums = [0f32; 16];
+        // SAFETY: no vector has more than 16 lanes.
+        unsafe { self.store_sums(sums.as_mut_ptr(), [v; 4]) };
+        sums[..Self::LANES / 4].iter().sum()
     }
 }
 
+/// Fetches the cache line at `p`, which need not be memory of ours, into the first-level cache.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which every x86-64 has; it touches nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// The same, into the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_l2(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Products of bf16 pairs, accumulated in f32.
-#[allow(clippy::missing_safety_doc)]
 pub(crate) trait Pairs: Simd {
-    /// `2 · LANES` bf16.
-    type P: Copy;
-
+    /// Pairs of `low[i]` and `high[i]`, bf16, as bits.
+    ///
     /// # Safety
-    /// `p` is readable for `2 · LANES` elements.
-    unsafe fn load_pairs(self, p: *const u16) -> Self::P;
+    /// Both are readable for `LANES` elements.
+    unsafe fn interleave(self, low: *const u16, high: *const u16) -> Self::V;
 
-    /// `c[i] + a[2i+1] · b[2i+1] + a[2i] · b[2i]`.
-    fn dot_pairs(self, c: Self::V, a: Self::P, b: Self::P) -> Self::V;
+    /// `c[i] + a[2i+1] · b[2i+1] + a[2i] · b[2i]`, where `a` and `b` are the bits of `2 · LANES` bf16.
+    fn dot_pairs(self, c: Self::V, a: Self::V, b: Self::V) -> Self::V;
 }

@@ -132,12 +132,23 @@ impl Simd for Neon {
         present!(vbslq_f32(vcltq_f32(a, b), x, y))
     }
     #[inline(always)]
-    fn sum4(self, v: [float32x4_t; 4]) -> [f32; 4] {
-        let sums = present!(vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
-        let mut out = [0.0; 4];
-        // SAFETY: `out` has the 16 bytes that are written.
-        unsafe { vst1q_f32(out.as_mut_ptr(), sums) };
-        out
+    unsafe fn broadcast4(self, p: *const f32) -> float32x4_t {
+        // SAFETY: as for `load`.
+        unsafe { self.load(p) }
+    }
+    #[inline(always)]
+    fn regroup(self, rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        rows
+    }
+    #[inline(always)]
+    unsafe fn store_sums(self, p: *mut f32, [a, b, c, d]: [float32x4_t; 4]) {
+        let sums = present!({
+            let ab = vreinterpretq_f64_f32(vaddq_f32(vzip1q_f32(a, b), vzip2q_f32(a, b)));
+            let cd = vreinterpretq_f64_f32(vaddq_f32(vzip1q_f32(c, d), vzip2q_f32(c, d)));
+            vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(ab, cd)), vreinterpretq_f32_f64(vzip2q_f64(ab, cd)))
+        });
+        // SAFETY: 16 bytes are writable, as the caller promises.
+        unsafe { self.store(p, sums) };
     }
     #[inline(always)]
     fn reduce_max(self, v: float32x4_t) -> f32 {

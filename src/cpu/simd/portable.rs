@@ -97,17 +97,28 @@ impl<const N: usize> Simd for Portable<N> {
         std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
-    fn sum4(self, v: [[f32; N]; 4]) -> [f32; 4] {
-        v.map(|mut lanes| {
-            let mut width = N;
-            while width > 1 {
-                width /= 2;
-                for i in 0..width {
-                    lanes[i] += lanes[i + width];
-                }
-            }
-            lanes[0]
+    unsafe fn broadcast4(self, p: *const f32) -> [f32; N] {
+        // SAFETY: readable for four elements, as the caller promises.
+        let four = unsafe { p.cast::<[f32; 4]>().read_unaligned() };
+        std::array::from_fn(|i| four[i % 4])
+    }
+    #[inline(always)]
+    fn regroup(self, rows: [[f32; N]; 4]) -> [[f32; N]; 4] {
+        std::array::from_fn(|vector| {
+            std::array::from_fn(|lane| {
+                let at = vector * N + lane;
+                rows[at / 4 % 4][at / 16 * 4 + at % 4]
+            })
         })
+    }
+    #[inline(always)]
+    unsafe fn store_sums(self, p: *mut f32, v: [[f32; N]; 4]) {
+        let sums: [f32; N] = std::array::from_fn(|i| {
+            let lanes = &v[i / (N / 4)][i % (N / 4) * 4..][..4];
+            (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+        });
+        // SAFETY: writable for N elements, as the caller promises.
+        unsafe { self.store(p, sums) };
     }
     #[inline(always)]
     fn reduce_max(self, v: [f32; N]) -> f32 {
@@ -116,19 +127,20 @@ impl<const N: usize> Simd for Portable<N> {
 }
 
 impl Pairs for Portable<16> {
-    type P = [u16; 32];
-
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const u16) -> [u16; 32] {
-        // SAFETY: readable for 32 elements, as the caller promises.
-        unsafe { p.cast::<[u16; 32]>().read_unaligned() }
+    unsafe fn interleave(self, low: *const u16, high: *const u16) -> [f32; 16] {
+        // SAFETY: both are readable for 16 elements, as the caller promises.
+        let (low, high) =
+            unsafe { (low.cast::<[u16; 16]>().read_unaligned(), high.cast::<[u16; 16]>().read_unaligned()) };
+        std::array::from_fn(|i| f32::from_bits(u32::from(high[i]) << 16 | u32::from(low[i])))
     }
     #[inline(always)]
-    fn dot_pairs(self, c: [f32; 16], a: [u16; 32], b: [u16; 32]) -> [f32; 16] {
-        let wide = |x: u16| f32::from_bits(u32::from(x) << 16);
+    fn dot_pairs(self, c: [f32; 16], a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        let upper = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+        let lower = |x: f32| f32::from_bits(x.to_bits() << 16);
         std::array::from_fn(|i| {
-            let odd = c[i] + wide(a[2 * i + 1]) * wide(b[2 * i + 1]);
-            odd + wide(a[2 * i]) * wide(b[2 * i])
+            let odd = c[i] + upper(a[i]) * upper(b[i]);
+            odd + lower(a[i]) * lower(b[i])
         })
     }
 }
