@@ -175,6 +175,8 @@ fn issue_18728_short_sequences_are_not_stretched() {
         case.write(folder.path());
         folder
     });
+    #[cfg(feature = "sim")]
+    simulator::load();
     let devices: &[Device] = if cfg!(feature = "sim") { &[Device::Cpu, Device::Sim] } else { &[Device::Cpu] };
     for &device in devices {
         let builder = |folder: &tempfile::TempDir| Engine::builder(folder.path().to_str().unwrap()).device(device);
@@ -233,6 +235,8 @@ fn what_was_given_up_comes_back_from_the_host() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint::case("qwen3").write(folder.path());
     let model = folder.path().to_str().unwrap();
+    #[cfg(feature = "sim")]
+    simulator::load();
     let devices: &[Device] = if cfg!(feature = "sim") { &[Device::Cpu, Device::Sim] } else { &[Device::Cpu] };
     for (&device, kv) in devices.iter().flat_map(|device| [(device, None), (device, Some(DType::I8))]) {
         let builder = Engine::builder(model).device(device).kv_dtype(kv).kv_tokens(224).max_sequences(2);

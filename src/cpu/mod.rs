@@ -45,6 +45,9 @@ use pool::Pool;
 /// Elements of the longest attention head: what kernels keep on their stacks.
 pub(crate) const MAX_HEAD_DIM: usize = 512;
 
+/// Threads of a [`Cpu`] at most: more than any machine has cores, and far fewer than the pool can count.
+pub const MAX_THREADS: usize = 1024;
+
 /// How a [`Cpu`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
@@ -71,14 +74,17 @@ struct Scratch {
 
 impl Cpu {
     /// # Errors
-    /// The machine lacks `options.isa`, or refuses threads or memory.
+    /// `options.threads` is more than [`MAX_THREADS`]; the machine lacks `options.isa`, or refuses threads or memory.
     pub fn new(options: CpuOptions) -> Result<Self> {
         let failed = |reason: String| Error::Device { device: "cpu".to_owned(), reason };
         let isa = options.isa.unwrap_or_else(Isa::best);
         if !isa.is_present() {
             return Err(failed(format!("this machine has no {isa}")));
         }
-        let threads = if options.threads == 0 { pool::available_threads() } else { options.threads };
+        if options.threads > MAX_THREADS {
+            return Err(Error::request("threads", format!("at most {MAX_THREADS}"), options.threads));
+        }
+        let threads = if options.threads == 0 { pool::available_threads().min(MAX_THREADS) } else { options.threads };
         let pool = Pool::new(threads).map_err(|e| failed(format!("{threads} threads: {e}")))?;
         let scratch = Mutex::new(Scratch {
             matmul: matmul::Scratch::new(threads)?,
