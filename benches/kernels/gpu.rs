@@ -45,7 +45,7 @@ impl Bench for Gpu {
         Duration::from_millis(300)
     }
 
-    /// Of Llama-3-8B; on the simulator of nobody, to try the bench out.
+    /// Llama-3-8B's; on the simulator a tiny one, to try the bench.
     fn layers(&self) -> Option<Layers> {
         let (heads, kv_heads) = (32, 8);
         Some(if self.stream().info().device == "sim" {

@@ -95,7 +95,7 @@ fn main() -> ExitCode {
         Ok(text) => (text, Vec::new()),
         Err(errors) => (String::new(), errors),
     };
-    // Whoever listens may have heard enough: `list | head`.
+    // A closed pipe is no error: `list | head`.
     let _ = std::io::stdout().write_all(text.as_bytes());
     errors.iter().for_each(|error| eprintln!("error: {error}"));
     if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

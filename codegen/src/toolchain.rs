@@ -23,7 +23,7 @@ enum Compiler {
 /// What was found on this machine.
 pub struct Found {
     pub toolchain: Option<Toolchain>,
-    /// Lines to tell whoever builds.
+    /// Notes to print during the build.
     pub notes: Vec<String>,
 }
 

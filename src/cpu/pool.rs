@@ -46,7 +46,7 @@ struct Shared {
 // and read only by workers that went in while it was open; both go through `gate` with acquire and release.
 unsafe impl Sync for Shared {}
 
-/// The pool: `threads - 1` workers and whoever calls.
+/// A pool of `threads - 1` workers and the calling thread.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,

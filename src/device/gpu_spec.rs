@@ -1,4 +1,4 @@
-//! Cards that stand for their architectures.
+//! Data sheets of GPUs; one of each architecture is its default.
 
 /// A GPU as its data sheet has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub struct GpuSpec {
     /// Boost clock.
     pub gigahertz: f64,
     /// Multiply-adds of f16 or bf16 into f32 sums on the tensor cores of a multiprocessor, a cycle: the dense f16 TFLOP/s
-    /// with f32 sums, divided by clock and sms.
+    /// with f32 sums, divided by clock and SMs.
     pub tensor_rate: f64,
     pub memory_gib: u32,
     /// Memory bandwidth, 10⁹ bytes a second.

@@ -26,7 +26,7 @@ impl<'a> Slice<'a> {
         Self { address, dtype, len, memory: PhantomData }
     }
 
-    /// Memory that somebody else owns.
+    /// A slice of memory that the caller owns.
     ///
     /// # Safety
     /// `len` elements at `address` can be read by the device that a kernel with this slice is launched on, and stay so
@@ -71,7 +71,7 @@ impl<'a> SliceMut<'a> {
         Self { slice: Slice::new(address, dtype, len), memory: PhantomData }
     }
 
-    /// Memory that somebody else owns.
+    /// A slice of memory that the caller owns.
     ///
     /// # Safety
     /// As [`Slice::from_raw`], to write as well, and nobody else uses it meanwhile.

@@ -1,4 +1,4 @@
-//! What the build makes of a kernel: its variants, compiled.
+//! Kernels and their compiled variants.
 
 use crate::error::{Error, Result};
 
@@ -35,7 +35,7 @@ pub enum Value {
     Text(&'static str),
 }
 
-/// CostModel code for one architecture, and what it takes.
+/// Machine code for one architecture, and its resource usage.
 #[derive(Debug)]
 pub struct Cubin {
     pub arch: u32,

@@ -19,7 +19,7 @@ pub trait Progress: Send {
     fn notice(&mut self, text: &str);
 }
 
-/// Tells nobody.
+/// Reports nothing.
 impl Progress for () {
     fn start(&mut self, _file: &str, _total: u64) {}
     fn advance(&mut self, _bytes: u64) {}

@@ -60,7 +60,7 @@ struct Weights {
 
 #[derive(Serialize)]
 struct KvCache {
-    /// The dtype that a cache has if nobody asks for another.
+    /// The default dtype of the KV cache.
     default_dtype: &'static str,
     #[serde(serialize_with = "as_map")]
     bytes_per_token: Vec<(&'static str, usize)>,

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// What the KV cache may take, as far as somebody said so.
+/// Requested limits of the KV cache.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KvBudget {
     /// Bytes of weights, activations and KV cache together.
@@ -15,22 +15,22 @@ pub struct KvBudget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvLimit {
-    /// It was asked for, in bytes or tokens.
+    /// A requested size, in bytes or tokens.
     Asked,
-    /// What the budget of all memory leaves.
+    /// What the limit of all memory leaves.
     Memory,
-    /// More could not be filled by all sequences at their full length.
+    /// All sequences at full length.
     Sequences,
-    /// Half of so many free bytes.
+    /// Half of this many free bytes.
     Free(u64),
 }
 
 impl KvBudget {
-    /// Tokens of the KV cache, each of `per_token` bytes, and what decided it. `free` bytes can be had, where anybody knows. Without a say it
-    /// is half of them, so that the rest of the machine lives, and never more than `most`, which all sequences fill.
+    /// The size of the KV cache in tokens of `per_token` bytes, and what decided it. `free`: available bytes, if known.
+    /// Without a requested limit the cache takes half of them, at most `most`, the tokens of all sequences at full length.
     ///
     /// # Errors
-    /// What was asked for is not there, or leaves no room for a token.
+    /// The requested size is not available, or too small for one token.
     pub fn tokens(
         &self,
         per_token: u64,

@@ -11,7 +11,7 @@ use crate::kernels::{CostModel, Gpu, MatMul, MatMulPlan, MatMulShape, recorded_r
 use crate::model::{ArchSpec, Limits};
 use crate::ops::CacheShape;
 
-/// A model on a GPU that need not be here. Its assumptions, beside those of [`CostModel`]:
+/// Predicts the time of a step of a model on a GPU that need not be present. Its assumptions, beside those of [`CostModel`]:
 /// - a step is one recording: its kernels follow each other, and the host is never late;
 /// - attention reads the keys and values that a sequence's queries see once, or multiplies at the tensor cores' rate,
 ///   whichever takes longer; other kernels read and write their operands once, in two bytes an element;

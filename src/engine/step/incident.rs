@@ -1,4 +1,4 @@
-//! What befalls an engine, besides its requests.
+//! Device incidents: hangs, failures, restarts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::watchdog::SlowStep;
 pub enum Incident {
     /// A step takes far longer than it should; reported while it does.
     SlowStep(SlowStep),
-    /// The device failed and was set up anew: the simulator or the CPU, for instance after a panic. A GPU on which a kernel
-    /// has faulted cannot be: see [`Down`](Self::Down).
+    /// The device failed and was set up again (the simulator or the CPU, for example after a panic). After a kernel fault a
+    /// GPU cannot be: see [`Down`](Self::Down).
     Restarted { device: String, reason: String, after: Duration },
-    /// The device failed and could not be set up anew. The next step tries again, except on a GPU on which a kernel has
-    /// faulted: that breaks the process's CUDA context for good. Then `error` asks for a restart of the process, this incident
-    /// is reported once, and every request is refused with the same error.
+    /// The device failed and could not be set up again. The next step retries, except after a kernel fault on a GPU, which
+    /// breaks the process's CUDA context for good: then `error` asks to restart the process, this incident is reported once,
+    /// and every request fails with the same error.
     Down { device: String, reason: String, error: String },
 }
 
@@ -35,5 +35,5 @@ impl fmt::Display for Incident {
     }
 }
 
-/// Who is told of incidents.
+/// Callback for incidents.
 pub type OnIncident = Arc<dyn Fn(Incident) + Send + Sync>;
