@@ -575,6 +575,12 @@ fn an_end_token_outside_the_vocabulary_is_said_and_left_out() {
     assert_eq!(ids(&engine, greedy("In the beginning").min_tokens(24)).len(), 24);
 }
 
+#[test]
+fn too_many_threads_are_refused() {
+    let message = refused(Engine::builtin().threads(100_000).build());
+    assert!(message.contains("threads: expected at most 1024, found 100000"), "{message}");
+}
+
 /// What the kernels are not made for is refused as the model is loaded, by name.
 #[test]
 fn heads_that_are_too_large_for_the_kernels_are_refused() {

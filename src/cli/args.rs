@@ -25,7 +25,7 @@ pub struct ModelArgs {
     pub sim_arch: u32,
 
     /// CPU threads [default: what the control group and the cores allow]
-    #[arg(long, value_name = "N", value_parser = values::positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = values::threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
 
     /// Precision of activations; on a GPU of weights too, which on the CPU stay as stored

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use burrstone::DType;
+use burrstone::cpu::MAX_THREADS;
 use burrstone::model::RopeScaling;
 use burrstone::scheduler::Preemption;
 use clap::ValueEnum;
@@ -171,6 +172,12 @@ pub fn count(text: &str) -> Result<usize, &'static str> {
 /// A count of at least 1.
 pub fn positive(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|n| *n > 0).ok_or("expected a whole number from 1 up")
+}
+
+/// Threads of the CPU.
+pub fn threads(text: &str) -> Result<usize, &'static str> {
+    const EXPECTED: &str = "expected a whole number from 1 to 1024";
+    text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n)).ok_or(EXPECTED)
 }
 
 /// A count with an upper bound, because memory is allocated for it: sequences, tokens of a step, repetitions.

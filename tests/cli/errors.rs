@@ -175,7 +175,7 @@ fn models_that_are_none() {
 #[test]
 fn values_out_of_range_are_refused_before_anything_is_loaded() {
     let cases: [(&[&str], &str); 27] = [
-        (&["--threads", "100000"], "threads: expected at most 1024, found 100000"),
+        (&["--threads", "100000"], r#"--threads <N>: expected a whole number from 1 to 1024, found "100000""#),
         (&["--temperature", "-1"], r#"--temperature <T>: expected a number from 0 up, found "-1""#),
         (&["--temperature", "NaN"], r#"--temperature <T>: expected a number from 0 up, found "NaN""#),
         (&["--temperature", "inf"], r#"--temperature <T>: expected a number from 0 up, found "inf""#),
