@@ -213,7 +213,7 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
             &["--step-tokens", "18446744073709551615"],
             r#"--step-tokens <TOKENS>: expected a whole number from 1 to 1048576, found "18446744073709551615""#,
         ),
-        (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 up, found "0""#),
+        (&["--threads", "0"], r#"--threads <N>: expected a whole number from 1 to 1024, found "0""#),
         (&["--context", "-5"], r#"--context <TOKENS>: expected a whole number from 1 up, found "-5""#),
         (&["--stop", ""], r#"--stop <TEXT>: expected a text that is not empty, found """#),
         (
