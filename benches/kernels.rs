@@ -76,7 +76,7 @@ fn all<D: support::Bench>(device: D) {
     let mut criterion = criterion::Criterion::default().configure_from_args();
     let mut lab = support::Lab::new(device);
     for (name, bench) in benches {
-        if chosen.as_ref().is_none_or(|chosen| chosen.contains(&name)) {
+        if chosen.as_ref().is_none_or(|chosen| chosen.contains(name)) {
             lab.probe();
             bench(&mut criterion, &lab);
         }

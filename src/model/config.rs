@@ -6,7 +6,7 @@
 //! 1. A field that the family uses is read and checked.
 //! 2. A field that is known not to change a forward pass (see [`families::harmless`]) may have any value.
 //! 3. Any other field may only have a value that switches nothing on: `null`, `false`, `0` or empty; or `true`, for the
-//! few whose absence means true (see [`families::ALWAYS_TRUE`]).
+//!    few whose absence means true (see [`families::ALWAYS_TRUE`]).
 //!
 //! Anything else is an error that names the field. If an unknown field really changes nothing, set it to `null`.
 
