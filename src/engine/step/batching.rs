@@ -1,10 +1,10 @@
 //! Turns the scheduler's chunks into a [`Batch`]: tokens, cache slots, rotary factors, page table rows, sampling rows.
 
+use crate::engine::scheduler::{Chunk, View};
 use crate::model::Rope;
 use crate::ops::{Batch, SampleRow, Span};
 
 use super::page_rows::PageRows;
-use crate::engine::scheduler::{Chunk, View};
 
 /// Builds the batches of each step, and reuses their memory.
 pub struct Batcher {

@@ -1,8 +1,7 @@
 //! Row allocator for the persistent page table: places each sequence's block table in it, and updates it incrementally.
 
-use crate::ops::PageTable;
-
 use crate::engine::scheduler::{SequenceId, View};
+use crate::ops::PageTable;
 
 /// The rows of a page table. A sequence keeps its row as long as one of the last two steps used it, and only its new
 /// pages are written.

@@ -3,14 +3,13 @@
 use std::iter;
 
 use crate::device::Counters;
+use crate::engine::sampling::{Edited, Editor, Rules};
+use crate::engine::scheduler::{Chunk, Scheduler, SequenceId};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Forward};
 use crate::ops::{LogitEdits, Sampled};
 
 use super::batching::Batcher;
-use crate::engine::sampling::Rules;
-use crate::engine::sampling::{Edited, Editor};
-use crate::engine::scheduler::{Chunk, Scheduler, SequenceId};
 
 /// The results of a step.
 #[derive(Default)]

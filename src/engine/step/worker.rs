@@ -10,15 +10,15 @@ use std::collections::HashMap;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::engine::sampling::FinishReason;
+use crate::engine::scheduler::{End, Ended, Outcome, Refused, Scheduler, SequenceId, Submission};
 use crate::error::Error;
+use crate::ops::Mask;
 
 use super::command::{Command, Event, Job, Kind, Status};
 use super::incident::OnIncident;
 use super::runner::{Results, Runner, Wanted};
 use super::watchdog::{StepSize, Watchdog};
-use crate::engine::sampling::FinishReason;
-use crate::engine::scheduler::{End, Ended, Outcome, Refused, Scheduler, SequenceId, Submission};
-use crate::ops::Mask;
 use recovery::guarded;
 
 /// How long a step waits for masks that are still being computed: about what a step takes. Masks of grammars are nearly
