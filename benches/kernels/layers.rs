@@ -1,7 +1,7 @@
 //! A token of a whole stack of decoder layers with random weights: what kernels cost one after another, under replay.
 
 use burrstone::DType;
-use burrstone::ops::{Activation, Attention, RopeTable, RotaryKvWrite, Scoring};
+use burrstone::ops::{Activation, Attention, LinearPart, RopeTable, RotaryKvWrite, Scoring};
 use criterion::Criterion;
 
 use crate::support::{Bench, Lab, Layers, Work, slots};
@@ -18,7 +18,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     let Layers { label, layers, hidden, heads, kv_heads, head_dim, intermediate, depth } = shape;
     let (device, dtype, qkv_width) = (&lab.device, lab.device.dtype(), (heads + 2 * kv_heads) * head_dim);
     let matrix = |n: usize, k: usize, from: usize| {
-        device.matrix(vec![lab.view(dtype, vec![n, k], from)], Vec::new()).expect("a matrix")
+        device.matrix(vec![LinearPart::dense(lab.view(dtype, vec![n, k], from))]).expect("a matrix")
     };
     let make = |layer: usize| {
         // Each layer begins elsewhere in the random numbers.
@@ -27,7 +27,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         Layer::<D> {
             qkv: matrix(qkv_width, hidden, from),
             output: matrix(hidden, heads * head_dim, from),
-            gate_up: device.gated_matrix(gate_up.into(), Vec::new()).expect("a matrix"),
+            gate_up: device.gated_matrix(gate_up.map(LinearPart::dense).into()).expect("a matrix"),
             down: matrix(hidden, intermediate, from),
         }
     };

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use burrstone::device::Bytes;
-use burrstone::ops::{Batch, CacheShape, Ops, Rates, SampleRow, Span, WeightView};
+use burrstone::ops::{Batch, CacheShape, LinearPart, Ops, Rates, SampleRow, Span, WeightView};
 use burrstone::{DType, Result};
 use criterion::{Criterion, Throughput};
 
@@ -181,13 +181,15 @@ impl<D: Bench> Lab<D> {
 
     /// As many matrices `[n, k]`, of no more than all weights, as there are weights for, to be used in turn.
     pub fn matrices(&self, n: usize, k: usize) -> Vec<D::Matrix> {
-        self.views(n, k).map(|view| self.device.matrix(vec![view], Vec::new()).expect("a matrix")).collect()
+        self.views(n, k).map(|view| self.device.matrix(vec![LinearPart::dense(view)]).expect("a matrix")).collect()
     }
 
     /// The same of pairs of projections `[width, k]`.
     pub fn gated_matrices(&self, width: usize, k: usize) -> Vec<D::GatedMatrix> {
         let views: Vec<WeightView> = self.views(width, k).collect();
-        let one = |pair: &[WeightView]| self.device.gated_matrix(pair.to_vec(), Vec::new()).expect("a matrix");
+        let one = |pair: &[WeightView]| {
+            self.device.gated_matrix(pair.iter().cloned().map(LinearPart::dense).collect()).expect("a matrix")
+        };
         views.chunks_exact(2).map(one).collect()
     }
 

@@ -5,7 +5,7 @@ use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, Batch, PageTableMark, Sampled, WeightView};
+use crate::ops::{self, Batch, LinearPart, PageTableMark, Sampled, Weight, WeightView};
 
 /// Zeroed, page-aligned memory that the system hands out as it is touched.
 pub(crate) struct Pages(memmap2::MmapMut);
@@ -219,7 +219,7 @@ pub(crate) struct Block {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
-/// A linear layer's weight `[n, k]` as blocks of rows, in the bytes and dtypes of the checkpoint.
+/// A linear layer's weight `[n, k]` as blocks of rows.
 pub struct Matrix {
     pub(crate) blocks: Vec<Block>,
     n: usize,
@@ -227,30 +227,21 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    pub(crate) fn new(blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self> {
+    pub(crate) fn new(parts: Vec<LinearPart>) -> Result<Self> {
         const OP: &str = "matrix";
-        if blocks.is_empty() {
-            return Err(Error::operator(OP, "blocks", "at least one", "none"));
+        if parts.is_empty() {
+            return Err(Error::operator(OP, "parts", "at least one", "none"));
         }
-        if !biases.is_empty() && biases.len() != blocks.len() {
-            return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
-        }
-        let mut biases = biases.into_iter();
         let mut k = None;
         let mut start = 0usize;
-        let mut parts = Vec::with_capacity(blocks.len());
-        for view in blocks {
-            let &[rows, columns] = view.shape.as_slice() else {
-                let found = format!("{:?} in {}", view.shape, view.name);
-                return Err(Error::operator(OP, "shape", "[n, k]", found));
-            };
+        let mut blocks = Vec::with_capacity(parts.len());
+        for LinearPart { weight, bias } in parts {
+            let shape @ [rows, columns] = weight.shape()?;
             if columns == 0 || *k.get_or_insert(columns) != columns {
                 let expected = format!("rows of {} elements", k.filter(|&k| k > 0).unwrap_or(1));
-                return Err(Error::operator(OP, "shape", expected, format!("{:?} in {}", view.shape, view.name)));
+                return Err(Error::operator(OP, "shape", expected, format!("{shape:?} in {}", weight.name())));
             }
-            check_dtype(OP, view.dtype)?;
-            view.elements(OP)?;
-            let bias = match biases.next() {
+            let bias = match bias {
                 Some(bias) if bias.shape == [rows] => Some(widen(OP, &bias)?),
                 Some(bias) => {
                     let found = format!("{:?} in {}", bias.shape, bias.name);
@@ -258,10 +249,19 @@ impl Matrix {
                 }
                 None => None,
             };
-            parts.push(Block { data: view.data, dtype: view.dtype, rows, start, bias });
+            let view = match weight {
+                Weight::Dense(view) => view,
+                Weight::Coded(weight) => {
+                    weight.check()?;
+                    weight.dense(DType::F32)
+                }
+            };
+            check_dtype(OP, view.dtype)?;
+            view.elements(OP)?;
+            blocks.push(Block { data: view.data, dtype: view.dtype, rows, start, bias });
             start = start.checked_add(rows).ok_or_else(|| too_large("rows", rows))?;
         }
-        Ok(Self { blocks: parts, n: start, k: k.unwrap_or_default() })
+        Ok(Self { blocks, n: start, k: k.unwrap_or_default() })
     }
 
     /// Output features.
@@ -279,9 +279,9 @@ impl Matrix {
 pub struct GatedMatrix(Matrix);
 
 impl GatedMatrix {
-    pub(crate) fn new(blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self> {
-        ops::check_gated(&blocks)?;
-        Matrix::new(blocks, biases).map(Self)
+    pub(crate) fn new(parts: Vec<LinearPart>) -> Result<Self> {
+        ops::check_gated(&parts)?;
+        Matrix::new(parts).map(Self)
     }
 
     /// Gates, then what they let through.

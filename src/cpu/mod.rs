@@ -38,7 +38,8 @@ pub use simd::Isa;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{
-    Activation, Attention, Batch, CacheShape, KernelLimits, Ops, Rates, RotaryKvWrite, Sampled, StepShape, WeightView,
+    Activation, Attention, Batch, CacheShape, KernelLimits, LinearPart, Ops, Rates, RotaryKvWrite, Sampled, StepShape,
+    WeightView,
 };
 use pool::Pool;
 
@@ -137,12 +138,12 @@ impl Ops for Cpu {
         DType::F32
     }
 
-    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
-        Matrix::new(blocks, biases)
+    fn matrix(&self, parts: Vec<LinearPart>) -> Result<Matrix> {
+        Matrix::new(parts)
     }
 
-    fn gated_matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<GatedMatrix> {
-        GatedMatrix::new(blocks, biases)
+    fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<GatedMatrix> {
+        GatedMatrix::new(parts)
     }
 
     fn vector(&self, weight: WeightView) -> Result<Vector> {

@@ -18,7 +18,9 @@ use super::{
 use crate::device::{Counters, Graph, Memory, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, Activation, Batch, CacheShape, KernelLimits, Ops, Rates, Sampled, StepShape, WeightView};
+use crate::ops::{
+    self, Activation, Batch, CacheShape, KernelLimits, LinearPart, Ops, Rates, Sampled, StepShape, WeightView,
+};
 
 /// A device that runs the CUDA kernels.
 pub struct Gpu {
@@ -148,12 +150,12 @@ impl Ops for Gpu {
         activation
     }
 
-    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Matrix> {
-        Matrix::new(&self.stream, self.dtype, &blocks, &biases)
+    fn matrix(&self, parts: Vec<LinearPart>) -> Result<Matrix> {
+        Matrix::new(&self.stream, self.dtype, parts)
     }
 
-    fn gated_matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<GatedMatrix> {
-        GatedMatrix::new(&self.stream, self.dtype, &blocks, &biases)
+    fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<GatedMatrix> {
+        GatedMatrix::new(&self.stream, self.dtype, parts)
     }
 
     fn vector(&self, weight: WeightView) -> Result<Memory> {

@@ -5,7 +5,7 @@ use super::converted::converted;
 use crate::device::{Memory, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, WeightView};
+use crate::ops::{self, LinearPart, Weight, WeightView};
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
 pub struct Matrix {
@@ -25,45 +25,63 @@ pub struct GatedMatrix {
 }
 
 impl Matrix {
-    /// Row blocks, concatenated.
-    pub(super) fn new(stream: &Stream, dtype: DType, blocks: &[WeightView], biases: &[WeightView]) -> Result<Self> {
-        let [n, k] = shape(blocks, biases)?;
-        let bias = if biases.is_empty() { None } else { Some(stacked(stream, dtype, biases)?) };
-        Ok(Self { weight: stacked(stream, dtype, blocks)?, bias, n, k })
+    /// Blocks of rows, concatenated. Quantized ones are dequantized.
+    pub(super) fn new(stream: &Stream, dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
+        let Parts { weights, biases, n, k } = Parts::new(dtype, parts)?;
+        let bias = if biases.is_empty() { None } else { Some(stacked(stream, dtype, &biases)?) };
+        Ok(Self { weight: stacked(stream, dtype, &weights)?, bias, n, k })
     }
 }
 
 impl GatedMatrix {
-    pub(super) fn new(stream: &Stream, dtype: DType, blocks: &[WeightView], biases: &[WeightView]) -> Result<Self> {
-        ops::check_gated(blocks)?;
-        let [n, k] = shape(blocks, biases)?;
+    pub(super) fn new(stream: &Stream, dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
+        ops::check_gated(&parts)?;
+        let Parts { weights, biases, n, k } = Parts::new(dtype, parts)?;
         let width = n / 2;
-        let bias = if biases.is_empty() { None } else { Some(alternating(stream, dtype, biases, width, 1)?) };
-        Ok(Self { weight: alternating(stream, dtype, blocks, width, k)?, bias, width, k })
+        let bias = if biases.is_empty() { None } else { Some(alternating(stream, dtype, &biases, width, 1)?) };
+        Ok(Self { weight: alternating(stream, dtype, &weights, width, k)?, bias, width, k })
     }
 }
 
-/// Rows of all blocks together, and elements per row.
-fn shape(blocks: &[WeightView], biases: &[WeightView]) -> Result<[usize; 2]> {
-    const OP: &str = "matrix";
-    if !biases.is_empty() && biases.len() != blocks.len() {
-        return Err(Error::operator(OP, "biases", format!("none or {}", blocks.len()), biases.len()));
-    }
-    let (mut n, mut k) = (0usize, None);
-    for (i, view) in blocks.iter().enumerate() {
-        let &[rows, columns] = view.shape.as_slice() else {
-            return Err(Error::operator(OP, "shape", "[n, k]", format!("{:?} in {}", view.shape, view.name)));
-        };
-        if *k.get_or_insert(columns) != columns {
-            return Err(Error::operator(OP, "shape", "one k", format!("{:?} in {}", view.shape, view.name)));
+/// A layer's blocks as dense tensors: `[n_i, k]`, with a bias for each or none.
+struct Parts {
+    weights: Vec<WeightView>,
+    biases: Vec<WeightView>,
+    n: usize,
+    k: usize,
+}
+
+impl Parts {
+    fn new(dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
+        const OP: &str = "matrix";
+        let (total, mut n, mut k) = (parts.len(), 0usize, None);
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for LinearPart { weight, bias } in parts {
+            let shape @ [rows, columns] = weight.shape()?;
+            if *k.get_or_insert(columns) != columns {
+                return Err(Error::operator(OP, "shape", "one k", format!("{shape:?} in {}", weight.name())));
+            }
+            if let Some(bias) = bias {
+                if bias.shape != [rows] {
+                    return Err(Error::operator(OP, "bias", format!("[{rows}]"), format!("{:?}", bias.shape)));
+                }
+                biases.push(bias);
+            }
+            n = n.checked_add(rows).ok_or_else(|| too_large(rows))?;
+            weights.push(match weight {
+                Weight::Dense(view) => view,
+                Weight::Coded(coded) => {
+                    coded.check()?;
+                    coded.dense(dtype)
+                }
+            });
         }
-        if let Some(bias) = biases.get(i).filter(|bias| bias.shape != [rows]) {
-            return Err(Error::operator(OP, "bias", format!("[{rows}]"), format!("{:?}", bias.shape)));
+        if !biases.is_empty() && biases.len() != total {
+            return Err(Error::operator(OP, "bias", format!("none or {total}"), biases.len()));
         }
-        n = n.checked_add(rows).ok_or_else(|| too_large(rows))?;
+        let k = k.ok_or_else(|| Error::operator(OP, "parts", "at least one", "none"))?;
+        Ok(Self { weights, biases, n, k })
     }
-    let k = k.ok_or_else(|| Error::operator(OP, "blocks", "at least one", "none"))?;
-    Ok([n, k])
 }
 
 fn too_large(len: usize) -> Error {

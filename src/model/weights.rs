@@ -1,7 +1,7 @@
 //! Loads a checkpoint's tensors, by name, as the decoder's layers.
 
 use crate::error::Result;
-use crate::ops::{Ops, WeightView};
+use crate::ops::{LinearPart, Ops, Weight};
 
 use super::checkpoint::Checkpoint;
 use super::spec::ArchSpec;
@@ -60,8 +60,7 @@ impl<O: Ops> Weights<O> {
                 mlp_norm: source.vector(&at("post_attention_layernorm.weight"), hidden)?,
                 gate_up: {
                     let blocks = [(&*at("mlp.gate_proj"), inner), (&*at("mlp.up_proj"), inner)];
-                    let (weights, biases) = source.blocks(&blocks, hidden, spec.mlp_bias)?;
-                    ops.gated_matrix(weights, biases)?
+                    ops.gated_matrix(source.parts(&blocks, hidden, spec.mlp_bias)?)?
                 },
                 down: source.linear(&[(&at("mlp.down_proj"), hidden)], inner, spec.mlp_bias)?,
             });
@@ -94,29 +93,15 @@ impl<O: Ops> Source<'_, O> {
 
     /// `blocks`: name without `.weight`, rows.
     fn linear(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<O::Matrix> {
-        let (weights, biases) = self.blocks(blocks, inputs, bias)?;
-        self.ops.matrix(weights, biases)
+        self.ops.matrix(self.parts(blocks, inputs, bias)?)
     }
 
-    /// Weights and biases of the same.
-    fn blocks(
-        &self,
-        blocks: &[(&str, usize)],
-        inputs: usize,
-        bias: bool,
-    ) -> Result<(Vec<WeightView>, Vec<WeightView>)> {
-        let weights = blocks
-            .iter()
-            .map(|(name, rows)| self.checkpoint.tensor(&format!("{name}.weight"), &[*rows, inputs]))
-            .collect::<Result<_>>()?;
-        let biases = if bias {
-            blocks
-                .iter()
-                .map(|(name, rows)| self.checkpoint.tensor(&format!("{name}.bias"), &[*rows]))
-                .collect::<Result<_>>()?
-        } else {
-            Vec::new()
+    fn parts(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Vec<LinearPart>> {
+        let part = |&(name, rows): &(&str, usize)| {
+            let weight = Weight::Dense(self.checkpoint.tensor(&format!("{name}.weight"), &[rows, inputs])?);
+            let bias = if bias { Some(self.checkpoint.tensor(&format!("{name}.bias"), &[rows])?) } else { None };
+            Ok(LinearPart { weight, bias })
         };
-        Ok((weights, biases))
+        blocks.iter().map(part).collect()
     }
 }

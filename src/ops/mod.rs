@@ -36,8 +36,8 @@ pub use pages::PageMoves;
 pub(crate) use pages::check_page_copies;
 pub use rotary::{QkNorm, RopeTable, RotaryKvWrite};
 pub use sampling::{LogitEdits, SampleRow, Sampled};
-pub use weight::WeightView;
 pub(crate) use weight::check_gated;
+pub use weight::{ActivationBits, Code, CodedWeight, LinearPart, Scales, Weight, WeightView, Zeros};
 
 /// The activation of a gated feed-forward layer: `activation(gate) * up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,12 +121,12 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// The dtype of matrix products and of the residual stream when activations are `activation`.
     fn wide_dtype(&self, activation: DType) -> DType;
 
-    /// A linear layer from row blocks `[n_i, k]` stacked along `n` (such as query, key and value projections), with one
-    /// bias per block or none.
-    fn matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self::Matrix>;
+    /// A linear layer from blocks of rows `[n_i, k]` stacked along `n`, such as query, key and value projections. Every
+    /// block may be stored in a way of its own.
+    fn matrix(&self, parts: Vec<LinearPart>) -> Result<Self::Matrix>;
 
-    /// A gated layer's first half from its gate and up projections, `[width, k]` each, with a bias for each or none.
-    fn gated_matrix(&self, blocks: Vec<WeightView>, biases: Vec<WeightView>) -> Result<Self::GatedMatrix>;
+    /// A gated layer's first half from its gate and up projections, `[width, k]` each.
+    fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<Self::GatedMatrix>;
 
     fn vector(&self, weight: WeightView) -> Result<Self::Vector>;
 

@@ -28,7 +28,7 @@ proptest! {
             blocks.push(view(block, &[n, width], dtype));
             rest = after;
         }
-        let matrix = cpu.matrix(blocks, Vec::new()).unwrap();
+        let matrix = cpu.matrix(parts(blocks, Vec::new())).unwrap();
         let tokens: Vec<u32> = picks.iter().map(|p| p % matrix.n() as u32).collect();
         let mut out = cpu.buffer(DType::F32, tokens.len() * width).unwrap();
         cpu.embedding(&step_of(&cpu, &tokens, &[]), &matrix, &mut out).unwrap();
@@ -40,7 +40,7 @@ proptest! {
 #[test]
 fn a_token_out_of_range_is_refused() {
     let cpu = cpu(Isa::best(), 1);
-    let matrix = cpu.matrix(vec![view(&[0.0; 6], &[3, 2], DType::F32)], Vec::new()).unwrap();
+    let matrix = cpu.matrix(parts(vec![view(&[0.0; 6], &[3, 2], DType::F32)], Vec::new())).unwrap();
     let mut out = cpu.buffer(DType::F32, 2).unwrap();
     assert_refused(cpu.embedding(&step_of(&cpu, &[3], &[]), &matrix, &mut out), "embedding", "tokens");
     assert_refused(cpu.embedding(&step_of(&cpu, &[0, 1], &[]), &matrix, &mut out), "embedding", "out");

@@ -19,7 +19,7 @@ fn projections(width: usize, k: usize, dtype: DType, biased: bool) -> (Vec<Weigh
 }
 
 fn gated(cpu: &Cpu, rows: usize, x: &Buffer, projections: (Vec<WeightView>, Vec<WeightView>), out: DType) -> Vec<f32> {
-    let matrix = cpu.gated_matrix(projections.0, projections.1).unwrap();
+    let matrix = cpu.gated_matrix(parts(projections.0, projections.1)).unwrap();
     let mut product = cpu.buffer(out, rows * matrix.width()).unwrap();
     cpu.gated_matmul(rows, x, &matrix, Activation::Silu, &mut product).unwrap();
     product.read(rows * matrix.width()).unwrap()
@@ -42,7 +42,7 @@ proptest! {
         let cpu = cpu(isa, threads);
         let x = buffer(&cpu, x_dtype, &numbers(1, rows * k, x_dtype));
         let (blocks, biases) = projections(width, k, dtype, biased);
-        let stacked = cpu.matrix(blocks.clone(), biases.clone()).unwrap();
+        let stacked = cpu.matrix(parts(blocks.clone(), biases.clone())).unwrap();
         let mut products = cpu.buffer(DType::F32, rows * 2 * width).unwrap();
         cpu.matmul(rows, &x, &stacked, &mut products).unwrap();
         let products = products.read(rows * 2 * width).unwrap();
@@ -78,7 +78,7 @@ fn gate_and_up_may_differ_in_dtype() {
 fn wrong_shapes_are_refused() {
     let cpu = cpu(Isa::best(), 1);
     let (blocks, _) = projections(3, 4, DType::F32, false);
-    let matrix = cpu.gated_matrix(blocks.clone(), Vec::new()).unwrap();
+    let matrix = cpu.gated_matrix(parts(blocks.clone(), Vec::new())).unwrap();
     assert_eq!((matrix.width(), matrix.k()), (3, 4));
     let x = buffer(&cpu, DType::F32, &[0.0; 8]);
     let mut out = cpu.buffer(DType::F32, 6).unwrap();
@@ -92,10 +92,10 @@ fn wrong_shapes_are_refused() {
     let other = view(&[0.0; 8], &[2, 4], DType::F32);
     let gate = blocks[0].clone();
     for wrong in [vec![], vec![gate.clone()], vec![gate.clone(), other], vec![gate.clone(), gate.clone(), gate]] {
-        assert_refused(cpu.gated_matrix(wrong, Vec::new()), "gated_matrix", "blocks");
+        assert_refused(cpu.gated_matrix(parts(wrong, Vec::new())), "gated_matrix", "parts");
     }
-    let bias = view(&[0.0; 3], &[3], DType::F32);
-    assert_refused(cpu.gated_matrix(blocks, vec![bias]), "matrix", "biases");
+    let bias = view(&[0.0; 4], &[4], DType::F32);
+    assert_refused(cpu.gated_matrix(parts(blocks, vec![bias])), "matrix", "bias");
 }
 
 mod on_devices {
@@ -287,8 +287,8 @@ mod on_devices {
         for (width, k, stored) in [(13, 24, DType::F16), (2100, 520, DType::F32)] {
             let gpu = Gpu::new(crate::support::stream(3), dtype, rows, 100).unwrap();
             let (blocks, biases) = projections(width, k, stored, true);
-            let stacked = gpu.matrix(blocks.clone(), biases.clone()).unwrap();
-            let matrix = gpu.gated_matrix(blocks, biases).unwrap();
+            let stacked = gpu.matrix(parts(blocks.clone(), biases.clone())).unwrap();
+            let matrix = gpu.gated_matrix(parts(blocks, biases)).unwrap();
             let room = |len| gpu.buffer(dtype, rows * len).unwrap();
             let (mut x, mut gate_up, mut apart, mut out) = (room(k), room(2 * width), room(width), room(width));
             x.write(&encode(&numbers(1, rows * k, dtype), dtype)).unwrap();
@@ -338,6 +338,6 @@ mod on_devices {
         let gpu = Gpu::new(stream, DType::F16, 1, 100).unwrap();
         let (mut blocks, _) = projections(3, 4, DType::F16, false);
         blocks.truncate(1);
-        assert_refused(gpu.gated_matrix(blocks, Vec::new()), "gated_matrix", "blocks");
+        assert_refused(gpu.gated_matrix(parts(blocks, Vec::new())), "gated_matrix", "parts");
     }
 }

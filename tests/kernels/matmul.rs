@@ -27,7 +27,7 @@ fn layer(isa: Isa, sizes: &[usize], k: usize, dtype: DType, biased: bool) -> Lay
             bias.extend(b);
         }
     }
-    let matrix = cpu(isa, 1).matrix(blocks, biases).unwrap();
+    let matrix = cpu(isa, 1).matrix(parts(blocks, biases)).unwrap();
     Layer { matrix, values, bias: biased.then_some(bias) }
 }
 
@@ -129,7 +129,7 @@ fn blocks_of_different_dtypes_share_a_matrix() {
         let a = numbers(1, 10 * k, DType::BF16);
         let b = numbers(2, 7 * k, DType::F32);
         let views = vec![view(&a, &[10, k], DType::BF16), view(&b, &[7, k], DType::F32)];
-        let matrix = cpu.matrix(views, Vec::new()).unwrap();
+        let matrix = cpu.matrix(parts(views, Vec::new())).unwrap();
         let x = numbers(3, rows * k, DType::BF16);
         let got = product(isa, 2, rows, &x, DType::BF16, &matrix);
         let w = [a, b].concat();
@@ -142,7 +142,7 @@ fn blocks_of_different_dtypes_share_a_matrix() {
 fn wrong_shapes_are_refused() {
     let cpu = cpu(Isa::best(), 1);
     let w = view(&[0.0; 12], &[3, 4], DType::F32);
-    let matrix = cpu.matrix(vec![w.clone()], Vec::new()).unwrap();
+    let matrix = cpu.matrix(parts(vec![w.clone()], Vec::new())).unwrap();
     let x = buffer(&cpu, DType::F32, &[0.0; 8]);
     let mut out = cpu.buffer(DType::F32, 6).unwrap();
     assert_refused(cpu.matmul(3, &x, &matrix, &mut out), "matmul", "x");
@@ -154,17 +154,16 @@ fn wrong_shapes_are_refused() {
     assert_refused(cpu.matmul_add(3, &x, &matrix, &mut out), "matmul_add", "x");
     assert_refused(cpu.matmul_add(2, &x, &matrix, &mut narrow), "matmul_add", "residual");
 
-    assert_refused(cpu.matrix(Vec::new(), Vec::new()), "matrix", "blocks");
+    assert_refused(cpu.matrix(parts(Vec::new(), Vec::new())), "matrix", "parts");
     let mut bent = w.clone();
     bent.shape = vec![4, 4];
-    assert_refused(cpu.matrix(vec![bent.clone()], Vec::new()), "matrix", "data");
+    assert_refused(cpu.matrix(parts(vec![bent.clone()], Vec::new())), "matrix", "data");
     bent.shape = vec![12];
-    assert_refused(cpu.matrix(vec![bent.clone()], Vec::new()), "matrix", "shape");
+    assert_refused(cpu.matrix(parts(vec![bent.clone()], Vec::new())), "matrix", "shape");
     bent.shape = vec![4, 3];
-    assert_refused(cpu.matrix(vec![w.clone(), bent], Vec::new()), "matrix", "shape");
+    assert_refused(cpu.matrix(parts(vec![w.clone(), bent], Vec::new())), "matrix", "shape");
     let bias = view(&[0.0; 4], &[4], DType::F32);
-    assert_refused(cpu.matrix(vec![w.clone()], vec![bias.clone()]), "matrix", "bias");
-    assert_refused(cpu.matrix(vec![w], vec![bias.clone(), bias]), "matrix", "biases");
+    assert_refused(cpu.matrix(parts(vec![w], vec![bias])), "matrix", "bias");
 }
 
 #[path = "matmul_device.rs"]

@@ -3,7 +3,7 @@
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, CpuOptions, Isa, Step};
 use burrstone::device::{Bytes, SimOptions, Stream};
-use burrstone::ops::{Activation, Batch, Ops, SampleRow, Span, WeightView};
+use burrstone::ops::{Activation, Batch, LinearPart, Ops, SampleRow, Span, WeightView};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -129,6 +129,12 @@ pub fn view(values: &[f32], shape: &[usize], dtype: DType) -> WeightView {
     WeightView { name: "w".to_owned(), dtype, shape: shape.to_vec(), data }
 }
 
+/// Blocks of a linear layer, with a bias for each or none.
+pub fn parts(weights: Vec<WeightView>, biases: Vec<WeightView>) -> Vec<LinearPart> {
+    let mut biases = biases.into_iter();
+    weights.into_iter().map(|weight| LinearPart { bias: biases.next(), ..LinearPart::dense(weight) }).collect()
+}
+
 pub fn buffer(cpu: &Cpu, dtype: DType, values: &[f32]) -> Buffer {
     let mut buffer = cpu.buffer(dtype, values.len()).unwrap();
     buffer.write(values).unwrap();
@@ -138,7 +144,7 @@ pub fn buffer(cpu: &Cpu, dtype: DType, values: &[f32]) -> Buffer {
 /// `activation(gate) · up`: a gated product of one input that is 1 has its weights as products.
 pub fn act_mul(cpu: &Cpu, activation: Activation, gate: &[f32], up: &[f32], dtype: DType) -> Vec<f32> {
     let blocks = [gate, up].map(|values| view(values, &[values.len(), 1], DType::F32));
-    let matrix = cpu.gated_matrix(blocks.into(), Vec::new()).unwrap();
+    let matrix = cpu.gated_matrix(parts(blocks.into(), Vec::new())).unwrap();
     let mut out = cpu.buffer(dtype, gate.len()).unwrap();
     cpu.gated_matmul(1, &buffer(cpu, DType::F32, &[1.0]), &matrix, activation, &mut out).unwrap();
     out.read(gate.len()).unwrap()
