@@ -65,17 +65,14 @@ impl<O: Ops> Weights<O> {
                 down: source.linear(&[(&at("mlp.down_proj"), hidden)], inner, spec.mlp_bias)?,
             });
         }
-        let head = if checkpoint.tied_embeddings() {
-            None
+        let embedding = [("model.embed_tokens", spec.vocab_size)];
+        let (embedding, head) = if checkpoint.tied_embeddings() {
+            (source.linear(&embedding, hidden, false)?, None)
         } else {
-            Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?)
+            let table = source.weight(embedding[0].0, [spec.vocab_size, hidden])?;
+            (ops.table(table)?, Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?))
         };
-        let weights = Self {
-            embedding: source.linear(&[("model.embed_tokens", spec.vocab_size)], hidden, false)?,
-            layers,
-            final_norm: source.vector("model.norm.weight", hidden)?,
-            head,
-        };
+        let weights = Self { embedding, layers, final_norm: source.vector("model.norm.weight", hidden)?, head };
         checkpoint.finish()?;
         Ok(weights)
     }
@@ -96,9 +93,13 @@ impl<O: Ops> Source<'_, O> {
         self.ops.matrix(self.parts(blocks, inputs, bias)?)
     }
 
+    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        self.checkpoint.tensor(&format!("{name}.weight"), &shape).map(Weight::Dense)
+    }
+
     fn parts(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Vec<LinearPart>> {
         let part = |&(name, rows): &(&str, usize)| {
-            let weight = Weight::Dense(self.checkpoint.tensor(&format!("{name}.weight"), &[rows, inputs])?);
+            let weight = self.weight(name, [rows, inputs])?;
             let bias = if bias { Some(self.checkpoint.tensor(&format!("{name}.bias"), &[rows])?) } else { None };
             Ok(LinearPart { weight, bias })
         };

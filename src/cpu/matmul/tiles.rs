@@ -1,0 +1,128 @@
+//! How a product is cut into tiles: some rows of `x` against one or two panels, one block of `k` at a time.
+//!
+//! A block of two panels stays in the first-level cache while all rows are multiplied with it. Sums of the blocks are
+//! added in order, and each element is summed up in one order along `k`, so a result depends on its row and column alone:
+//! not on the number of rows, on tiles, nor on threads.
+
+use crate::cpu::simd::Simd;
+
+use super::panels::{COLUMNS, Panels};
+
+/// Bytes of a panel in one block of `k`.
+pub(super) const BLOCK_BYTES: usize = 8 << 10;
+/// How far ahead of what is multiplied a panel is fetched, in bytes.
+const DISTANCE: usize = 4096;
+
+/// Rows of `x` against some panels of a block of rows of the weight.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub panels: &'a Panels,
+    pub rows: usize,
+    /// The first prepared row, and bytes from a row to the next. There are [`padded_rows`].
+    pub x: *const u8,
+    pub x_stride: usize,
+    /// The first panel, and how many.
+    pub first: usize,
+    pub count: usize,
+    /// `[padded row][panel][column]`, rows `stride` elements apart.
+    pub sums: *mut f32,
+    pub stride: usize,
+}
+
+/// Rows with what tiles may compute too many.
+pub(super) const fn padded_rows(rows: usize) -> usize {
+    rows + 2
+}
+
+/// Panels that a tile has.
+pub(super) const fn tile_panels<S: Simd>() -> usize {
+    if S::LANES == COLUMNS { 2 } else { 1 }
+}
+
+/// A tile: `rows` rows from row `m` on, against panel `panel` of the task and, on wide vectors, the next.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub m: usize,
+    pub rows: usize,
+    pub panel: usize,
+    /// Fetch the panel this many bytes ahead.
+    pub ahead: usize,
+}
+
+impl Tile {
+    /// Rows of the next tile where so many are left, at most two more than there are.
+    #[inline(always)]
+    const fn next_rows<S: Simd>(left: usize) -> usize {
+        let largest = if S::LANES == COLUMNS { 12 } else { 6 };
+        match left {
+            0 | 1 => 1,
+            _ if S::IS_PORTABLE => 4,
+            2 => 2,
+            3 | 4 => 4,
+            _ if largest == 6 => 6,
+            5 | 6 => 4,
+            7..=10 => 8,
+            _ => 12,
+        }
+    }
+}
+
+impl Task<'_> {
+    /// Calls `tile` for each tile of each of `blocks` blocks of `k`.
+    #[inline(always)]
+    pub fn for_each_tile<S: Simd>(&self, blocks: usize, mut tile: impl FnMut(usize, Tile)) {
+        for panel in (0..self.count).step_by(tile_panels::<S>()) {
+            for block in 0..blocks {
+                let mut m = 0;
+                while m < self.rows {
+                    let rows = Tile::next_rows::<S>(self.rows - m);
+                    // The first tile reads the block from memory, the others find it in the cache.
+                    let ahead = if m == 0 { DISTANCE } else { 0 };
+                    tile(block, Tile { m, rows, panel, ahead });
+                    m += rows;
+                }
+            }
+        }
+    }
+
+    /// Where the vectors of a tile begin in a panel's first step, and whether their results are wanted: there may be one
+    /// panel less than the tile has.
+    #[inline(always)]
+    pub fn panel(&self, tile: Tile, vector: usize, lanes: usize) -> (usize, bool) {
+        let panel = tile.panel + vector * lanes / COLUMNS;
+        (self.first + if panel < self.count { panel } else { tile.panel }, panel < self.count)
+    }
+
+    /// Where the results of a tile's row and vector go.
+    #[inline(always)]
+    pub fn place(&self, tile: Tile, row: usize, vector: usize, lanes: usize) -> *mut f32 {
+        self.sums.wrapping_add((tile.m + row) * self.stride + tile.panel * COLUMNS + vector * lanes)
+    }
+
+    /// The first prepared row of a tile.
+    #[inline(always)]
+    pub fn row(&self, tile: Tile) -> *const u8 {
+        self.x.wrapping_add(tile.m * self.x_stride)
+    }
+}
+
+/// Calls a method with the tile's rows and vectors as constants.
+macro_rules! with_tile {
+    ($s:ty, $rows:expr, $call:ident) => {
+        match ($rows, <$s>::LANES) {
+            (1, 4) => $call!(1, 4),
+            (1, _) => $call!(1, 2),
+            (4, 4) => $call!(4, 4),
+            (4, _) => $call!(4, 2),
+            _ if <$s>::IS_PORTABLE => {}
+            (2, 4) => $call!(2, 4),
+            (2, _) => $call!(2, 2),
+            (6, 4) => $call!(6, 4),
+            (6, 8) => $call!(6, 2),
+            (8, 16) => $call!(8, 2),
+            (12, 16) => $call!(12, 2),
+            _ => {}
+        }
+    };
+}
+pub(super) use with_tile;
