@@ -38,7 +38,7 @@ const FEW_ROWS: usize = 16;
 /// Bytes of weight that a task reads where rows are few: long enough to stream, short enough to share out evenly.
 const FEW_ROWS_BYTES: usize = 512 << 10;
 /// Panels of a task where rows are many: its results stay in the second-level cache.
-const MANY_ROWS_PANELS: usize = 6;
+const MANY_ROWS_PANELS: usize = 8;
 
 /// Room that lasts from call to call.
 pub(crate) struct Scratch {
@@ -211,7 +211,7 @@ impl Call<'_> {
             });
         }
         let panel_bytes = self.parts.iter().map(|part| part.panels.panel_bytes()).max().unwrap_or(1);
-        let most = if few { (FEW_ROWS_BYTES / panel_bytes / together).clamp(2, 64) } else { MANY_ROWS_PANELS };
+        let most = if few { (FEW_ROWS_BYTES / panel_bytes / together).clamp(4, 64) } else { MANY_ROWS_PANELS };
         let width = self.share(most, pool.threads());
         for room in rooms.iter_mut() {
             room.reserve(together * padded_rows(rows) * width * COLUMNS * size_of::<f32>())?;
@@ -304,7 +304,7 @@ impl Call<'_> {
     fn share(&self, most: usize, threads: usize) -> usize {
         let panels: usize = self.shared().iter().map(|part| part.block.rows.div_ceil(COLUMNS)).sum();
         let rounds = panels.div_ceil(threads * most).max(1);
-        panels.div_ceil(threads * rounds).next_multiple_of(2).min(most.next_multiple_of(2))
+        panels.div_ceil(threads * rounds).next_multiple_of(4).min(most.next_multiple_of(4))
     }
 
     fn tasks(&self, width: usize) -> usize {

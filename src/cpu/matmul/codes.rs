@@ -14,11 +14,11 @@ trait Codes<S: Integers> {
     /// Bytes of eight codes of one column.
     const COLUMN: usize;
 
-    /// Eight codes of as many columns as there are lanes: the first four of each, and the next four.
+    /// The first four of eight codes, or the last four (`half` 1), of as many columns as there are lanes.
     ///
     /// # Safety
     /// They are readable at `p`, the first of a panel's step and `lane` columns on.
-    unsafe fn load(s: S, p: *const u8, lane: usize, table: S::I) -> [S::I; 2];
+    unsafe fn load(s: S, p: *const u8, lane: usize, half: usize, table: S::I) -> S::I;
 
     fn dot(s: S, sum: S::I, codes: S::I, x: S::I) -> S::I;
 }
@@ -32,9 +32,10 @@ impl<S: Integers> Codes<S> for U4 {
     const COLUMN: usize = 4;
 
     #[inline(always)]
-    unsafe fn load(s: S, p: *const u8, lane: usize, _table: S::I) -> [S::I; 2] {
+    unsafe fn load(s: S, p: *const u8, lane: usize, half: usize, _table: S::I) -> S::I {
         // SAFETY: as the caller promises.
-        s.nibbles(unsafe { s.load_bytes(p.add(lane * 4)) })
+        let bytes = unsafe { s.load_bytes(p.add(lane * 4)) };
+        if half == 0 { s.low_nibbles(bytes) } else { s.high_nibbles(bytes) }
     }
     #[inline(always)]
     fn dot(s: S, sum: S::I, codes: S::I, x: S::I) -> S::I {
@@ -46,9 +47,9 @@ impl<S: Integers> Codes<S> for Table {
     const COLUMN: usize = 4;
 
     #[inline(always)]
-    unsafe fn load(s: S, p: *const u8, lane: usize, table: S::I) -> [S::I; 2] {
+    unsafe fn load(s: S, p: *const u8, lane: usize, half: usize, table: S::I) -> S::I {
         // SAFETY: as the caller promises.
-        s.nibbles(unsafe { s.load_bytes(p.add(lane * 4)) }).map(|codes| s.look_up(table, codes))
+        s.look_up(table, unsafe { <U4 as Codes<S>>::load(s, p, lane, half, table) })
     }
     #[inline(always)]
     fn dot(s: S, sum: S::I, codes: S::I, x: S::I) -> S::I {
@@ -60,9 +61,9 @@ impl<S: Integers> Codes<S> for U8 {
     const COLUMN: usize = 8;
 
     #[inline(always)]
-    unsafe fn load(s: S, p: *const u8, lane: usize, _table: S::I) -> [S::I; 2] {
+    unsafe fn load(s: S, p: *const u8, lane: usize, half: usize, _table: S::I) -> S::I {
         // SAFETY: as the caller promises.
-        unsafe { [s.load_bytes(p.add(lane * 4)), s.load_bytes(p.add(4 * COLUMNS + lane * 4))] }
+        unsafe { s.load_bytes(p.add(half * 4 * COLUMNS + lane * 4)) }
     }
     #[inline(always)]
     fn dot(s: S, sum: S::I, codes: S::I, x: S::I) -> S::I {
@@ -98,7 +99,8 @@ impl Coded<'_> {
         let (k, unit) = (self.task.panels.k, self.scaling.unit);
         let block_units = (BLOCK_BYTES * CODES / (COLUMNS * C::COLUMN * unit)).max(1);
         let units = k.div_ceil(unit);
-        self.task.for_each_tile::<S>(units.div_ceil(block_units), |block, tile| {
+        let mut tiles = self.task.tiles(units.div_ceil(block_units));
+        while let Some((block, tile)) = tiles.next::<S>() {
             let first = block * block_units;
             let units = block_units.min(units - first);
             macro_rules! call {
@@ -111,7 +113,7 @@ impl Coded<'_> {
                 };
             }
             with_tile!(S, tile.rows, call);
-        });
+        }
     }
 
     /// `MR` rows against `NV` vectors of columns, `units` units of `k` from unit `first` on.
@@ -125,8 +127,8 @@ impl Coded<'_> {
     ) {
         let Self { task, scaling, layout, .. } = self;
         let (k, unit, group) = (task.panels.k, scaling.unit, scaling.group);
-        let table = scaling.table.map_or(s.zero_integers(), |table| s.table(&table));
-        let (scales, sums) = (layout.scales(), layout.sums());
+        let table = s.table(&scaling.table.unwrap_or_default());
+        let (x_scales, x_sums) = (layout.scales(), layout.sums());
         let x = task.row(tile);
         let mut totals = [[s.zero(); NV]; MR];
         if first > 0 {
@@ -154,52 +156,53 @@ impl Coded<'_> {
                     }
                 }
             }
-            let mut integers = [[s.zero_integers(); NV]; MR];
-            for part in 0..PARTS {
-                if part == 0 && PARTS == 2 {
-                    // The sum belongs to the lower part, behind the upper one's shift.
-                } else {
-                    for (row, integers) in integers.iter_mut().enumerate() {
-                        // SAFETY: a row has a sum for each unit.
-                        let sum = unsafe { s.broadcast_bytes(x.add(row * task.x_stride + sums + 4 * u)) };
-                        for (integer, &zero) in integers.iter_mut().zip(&zeros) {
-                            let sum = match scaling.zeros {
-                                PanelZeros::All(_) => sum,
-                                PanelZeros::Each(_) => s.mul_integers(sum, zero),
-                            };
-                            let above = if PARTS == 2 { s.times_128(*integer) } else { *integer };
-                            *integer = s.add_integers(above, sum);
-                        }
-                    }
+            let mut sums = [[s.zero_integers(); NV]; MR];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: a row has a sum for each unit.
+                let sum = unsafe { s.broadcast_bytes(x.add(row * task.x_stride + x_sums + 4 * u)) };
+                for (to, &zero) in sums.iter_mut().zip(&zeros) {
+                    *to = match scaling.zeros {
+                        PanelZeros::All(_) => sum,
+                        PanelZeros::Each(_) => s.mul_integers(sum, zero),
+                    };
                 }
-                let mut x = x.wrapping_add(part * layout.part() + start);
-                let mut from = from;
-                for _ in 0..steps {
-                    let mut codes = [[s.zero_integers(); 2]; NV];
-                    for (v, (codes, from)) in codes.iter_mut().zip(&mut from).enumerate() {
-                        let lane = v * S::LANES % COLUMNS;
-                        if part == 0 && lane == 0 {
-                            prefetch_l2(from.wrapping_add(tile.ahead));
-                        }
-                        // SAFETY: the panel has these codes.
-                        *codes = unsafe { C::load(s, *from, lane, table) };
-                        *from = from.wrapping_add(COLUMNS * C::COLUMN);
-                    }
-                    for half in 0..2 {
-                        for (row, integers) in integers.iter_mut().enumerate() {
-                            // SAFETY: there are the tile's rows, padding included, with all codes' integers.
-                            let x = unsafe { s.broadcast_bytes(x.add(row * task.x_stride + half * 4)) };
-                            for (integer, codes) in integers.iter_mut().zip(&codes) {
-                                *integer = C::dot(s, *integer, codes[half], x);
+            }
+            let x_unit = x.wrapping_add(start);
+            let mut integers = sums;
+            if PARTS == 2 {
+                integers = [[s.zero_integers(); NV]; MR];
+                if MR <= 2 {
+                    // Few rows leave room for both parts, so codes are loaded once.
+                    let low = x_unit.wrapping_add(layout.part());
+                    for step in 0..steps {
+                        for half in 0..2 {
+                            // SAFETY: the panels have these codes, and the rows their integers.
+                            unsafe {
+                                let codes = Self::load::<S, C, NV>(s, from, step, half, tile, table);
+                                let at = step * CODES + half * 4;
+                                self.multiply::<S, C, MR, NV>(s, &mut integers, codes, x_unit.add(at));
+                                self.multiply::<S, C, MR, NV>(s, &mut sums, codes, low.add(at));
                             }
                         }
                     }
-                    x = x.wrapping_add(CODES);
+                } else {
+                    // SAFETY: as above.
+                    unsafe { self.unit::<S, C, MR, NV>(s, &mut integers, from, steps, tile, table, x_unit) };
                 }
+                for (integers, sums) in integers.iter_mut().zip(&sums) {
+                    for (integer, &sum) in integers.iter_mut().zip(sums) {
+                        *integer = s.add_integers(s.times_128(*integer), sum);
+                    }
+                }
+            }
+            if PARTS == 1 || MR > 2 {
+                let x_unit = x_unit.wrapping_add((PARTS - 1) * layout.part());
+                // SAFETY: as above.
+                unsafe { self.unit::<S, C, MR, NV>(s, &mut integers, from, steps, tile, table, x_unit) };
             }
             for (row, (totals, integers)) in totals.iter_mut().zip(&integers).enumerate() {
                 // SAFETY: a row has a scale for each unit.
-                let x_scale = unsafe { s.broadcast(x.add(row * task.x_stride + scales + 4 * u).cast()) };
+                let x_scale = unsafe { s.broadcast(x.add(row * task.x_stride + x_scales + 4 * u).cast()) };
                 for ((total, &integer), &scale) in totals.iter_mut().zip(integers).zip(&scale) {
                     *total = s.fma(s.mul(s.to_floats(integer), x_scale), scale, *total);
                 }
@@ -209,6 +212,78 @@ impl Coded<'_> {
             for (v, &total) in totals.iter().enumerate().filter(|(v, _)| task.panel(tile, *v, S::LANES).1) {
                 // SAFETY: as above.
                 unsafe { s.store(task.place(tile, row, v, S::LANES), total) };
+            }
+        }
+    }
+
+    /// Adds the products of a unit, `steps` times eight codes.
+    ///
+    /// # Safety
+    /// The panels have the codes at `from`, and the tile's rows their integers at `x`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn unit<S: Integers, C: Codes<S>, const MR: usize, const NV: usize>(
+        &self,
+        s: S,
+        sums: &mut [[S::I; NV]; MR],
+        from: [*const u8; NV],
+        steps: usize,
+        tile: Tile,
+        table: S::I,
+        x: *const u8,
+    ) {
+        for step in 0..steps {
+            for half in 0..2 {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    let codes = Self::load::<S, C, NV>(s, from, step, half, tile, table);
+                    self.multiply::<S, C, MR, NV>(s, sums, codes, x.add(step * CODES + half * 4));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The panels have these codes.
+    #[inline(always)]
+    unsafe fn load<S: Integers, C: Codes<S>, const NV: usize>(
+        s: S,
+        from: [*const u8; NV],
+        step: usize,
+        half: usize,
+        tile: Tile,
+        table: S::I,
+    ) -> [S::I; NV] {
+        let mut codes = [s.zero_integers(); NV];
+        // By index: other loops are not unrolled, and leave the codes on the stack.
+        for v in 0..NV {
+            let (lane, from) = (v * S::LANES % COLUMNS, from[v].wrapping_add(step * COLUMNS * C::COLUMN));
+            if half == 0 && lane == 0 {
+                prefetch_l2(from.wrapping_add(tile.ahead));
+            }
+            // SAFETY: as the caller promises.
+            codes[v] = unsafe { C::load(s, from, lane, half, table) };
+        }
+        codes
+    }
+
+    /// Adds the products of four codes of each column with four integers of each row.
+    ///
+    /// # Safety
+    /// The tile's rows have them at `x`.
+    #[inline(always)]
+    unsafe fn multiply<S: Integers, C: Codes<S>, const MR: usize, const NV: usize>(
+        &self,
+        s: S,
+        sums: &mut [[S::I; NV]; MR],
+        codes: [S::I; NV],
+        x: *const u8,
+    ) {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            let x = unsafe { s.broadcast_bytes(x.add(row * self.task.x_stride)) };
+            for v in 0..NV {
+                sums[v] = C::dot(s, sums[v], codes[v], x);
             }
         }
     }

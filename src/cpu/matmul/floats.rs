@@ -106,7 +106,8 @@ impl Task<'_> {
     fn floats<S: Simd, W: Step<S>>(&self, s: S) {
         let steps = self.panels.k.div_ceil(W::DEPTH);
         let block_steps = BLOCK_BYTES / (COLUMNS * W::COLUMN);
-        self.for_each_tile::<S>(steps.div_ceil(block_steps), |block, tile| {
+        let mut tiles = self.tiles(steps.div_ceil(block_steps));
+        while let Some((block, tile)) = tiles.next::<S>() {
             let first = block * block_steps;
             let steps = block_steps.min(steps - first);
             macro_rules! call {
@@ -115,7 +116,7 @@ impl Task<'_> {
                 };
             }
             with_tile!(S, tile.rows, call);
-        });
+        }
     }
 
     /// `MR` rows against `NV` vectors of columns, `steps` steps from step `first` on.

@@ -17,8 +17,11 @@ use crate::ops::{ActivationBits, Code, CodedWeight, WeightView, Zeros};
 pub(crate) const COLUMNS: usize = 16;
 /// Codes are multiplied eight at a time.
 const CODES: usize = 8;
-/// Codes whose products with `x` are added up as integers, at most: these have one scale of `x`.
-const LARGEST_UNIT: usize = 128;
+/// Codes whose products with `x` are added up as integers, at most: these have one scale of `x`. The sums stay within 31
+/// bits.
+pub(super) const LARGEST_UNIT: usize = 256;
+/// The same where `x` has eight bits: the more numbers share a scale, the less it fits each.
+const LARGEST_UNIT_OF_EIGHT_BITS: usize = 128;
 
 /// Elements of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +108,11 @@ impl Panels {
             Code::E4m3 => return Ok(None),
         };
         let group = weight.scales.columns.min(k);
-        let unit = if group == k { LARGEST_UNIT } else { 1 << group.trailing_zeros().min(LARGEST_UNIT.ilog2()) };
+        let largest = match weight.activations {
+            ActivationBits::Full => LARGEST_UNIT,
+            ActivationBits::Eight => LARGEST_UNIT_OF_EIGHT_BITS,
+        };
+        let unit = if group == k { largest } else { 1 << group.trailing_zeros().min(largest.ilog2()) };
         if unit < 2 * CODES {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use crate::cpu::simd::{Bf16, Element, F32, Isa, Kernel, Simd, with_element};
 use crate::dtype::DType;
 use crate::ops::ActivationBits;
 
-use super::panels::{Format, PanelZeros, Panels};
+use super::panels::{Format, LARGEST_UNIT, PanelZeros, Panels};
 
 /// Bits of the lower part of a number of fifteen: kernels multiply the upper part's products with 2⁷.
 const LOW_BITS: u32 = 7;
@@ -153,7 +153,7 @@ impl Prepare<'_> {
         let (k, part) = (self.layout.k, self.layout.part());
         let (scales, sums) = (self.layout.scales(), self.layout.sums());
         let most = if *parts == 2 { 127 << LOW_BITS } else { 127 } as f32;
-        let mut values = [0f32; 128];
+        let mut values = [0f32; LARGEST_UNIT];
         for u in 0..k.div_ceil(*unit) {
             let (start, count) = (u * unit, (*unit).min(k - u * unit));
             let values = &mut values[..count.next_multiple_of(8)];

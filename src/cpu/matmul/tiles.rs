@@ -9,7 +9,7 @@ use crate::cpu::simd::Simd;
 use super::panels::{COLUMNS, Panels};
 
 /// Bytes of a panel in one block of `k`.
-pub(super) const BLOCK_BYTES: usize = 8 << 10;
+pub(super) const BLOCK_BYTES: usize = 4 << 10;
 /// How far ahead of what is multiplied a panel is fetched, in bytes.
 const DISTANCE: usize = 4096;
 
@@ -36,7 +36,7 @@ pub(super) const fn padded_rows(rows: usize) -> usize {
 
 /// Panels that a tile has.
 pub(super) const fn tile_panels<S: Simd>() -> usize {
-    if S::LANES == COLUMNS { 2 } else { 1 }
+    if S::LANES == COLUMNS { 4 } else { 1 }
 }
 
 /// A tile: `rows` rows from row `m` on, against panel `panel` of the task and, on wide vectors, the next.
@@ -53,36 +53,52 @@ impl Tile {
     /// Rows of the next tile where so many are left, at most two more than there are.
     #[inline(always)]
     const fn next_rows<S: Simd>(left: usize) -> usize {
-        let largest = if S::LANES == COLUMNS { 12 } else { 6 };
         match left {
             0 | 1 => 1,
             _ if S::IS_PORTABLE => 4,
             2 => 2,
             3 | 4 => 4,
-            _ if largest == 6 => 6,
-            5 | 6 => 4,
-            7..=10 => 8,
-            _ => 12,
+            _ => 6,
         }
     }
 }
 
-impl Task<'_> {
-    /// Calls `tile` for each tile of each of `blocks` blocks of `k`.
+/// All tiles of a task, in order: panels, then blocks of `k`, then rows.
+pub(super) struct Tiles {
+    rows: usize,
+    panels: usize,
+    blocks: usize,
+    block: usize,
+    next: Tile,
+}
+
+impl Tiles {
+    /// The next tile and its block of `k`. No closure takes it: what is not inlined loses the instruction set.
     #[inline(always)]
-    pub fn for_each_tile<S: Simd>(&self, blocks: usize, mut tile: impl FnMut(usize, Tile)) {
-        for panel in (0..self.count).step_by(tile_panels::<S>()) {
-            for block in 0..blocks {
-                let mut m = 0;
-                while m < self.rows {
-                    let rows = Tile::next_rows::<S>(self.rows - m);
-                    // The first tile reads the block from memory, the others find it in the cache.
-                    let ahead = if m == 0 { DISTANCE } else { 0 };
-                    tile(block, Tile { m, rows, panel, ahead });
-                    m += rows;
-                }
+    pub fn next<S: Simd>(&mut self) -> Option<(usize, Tile)> {
+        if self.next.m >= self.rows {
+            (self.next.m, self.block) = (0, self.block + 1);
+            if self.block == self.blocks {
+                (self.block, self.next.panel) = (0, self.next.panel + tile_panels::<S>());
             }
         }
+        if self.next.panel >= self.panels || self.blocks == 0 {
+            return None;
+        }
+        let m = self.next.m;
+        let rows = Tile::next_rows::<S>(self.rows - m);
+        self.next.m += rows;
+        // The first tile reads the block from memory, the others find it in the cache.
+        let ahead = if m == 0 { DISTANCE } else { 0 };
+        Some((self.block, Tile { m, rows, ahead, ..self.next }))
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    pub fn tiles(&self, blocks: usize) -> Tiles {
+        let next = Tile { m: 0, rows: 0, panel: 0, ahead: 0 };
+        Tiles { rows: self.rows, panels: self.count, blocks, block: 0, next }
     }
 
     /// Where the vectors of a tile begin in a panel's first step, and whether their results are wanted: there may be one
@@ -110,18 +126,15 @@ impl Task<'_> {
 macro_rules! with_tile {
     ($s:ty, $rows:expr, $call:ident) => {
         match ($rows, <$s>::LANES) {
-            (1, 4) => $call!(1, 4),
-            (1, _) => $call!(1, 2),
-            (4, 4) => $call!(4, 4),
-            (4, _) => $call!(4, 2),
+            (1, 8) => $call!(1, 2),
+            (1, _) => $call!(1, 4),
+            (4, 8) => $call!(4, 2),
+            (4, _) => $call!(4, 4),
             _ if <$s>::IS_PORTABLE => {}
-            (2, 4) => $call!(2, 4),
-            (2, _) => $call!(2, 2),
-            (6, 4) => $call!(6, 4),
-            (6, 8) => $call!(6, 2),
-            (8, 16) => $call!(8, 2),
-            (12, 16) => $call!(12, 2),
-            _ => {}
+            (2, 8) => $call!(2, 2),
+            (2, _) => $call!(2, 4),
+            (_, 8) => $call!(6, 2),
+            _ => $call!(6, 4),
         }
     };
 }

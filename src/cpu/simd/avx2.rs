@@ -201,11 +201,12 @@ impl Integers for Avx2 {
         present!(_mm256_cvtepi32_ps(a))
     }
     #[inline(always)]
-    fn nibbles(self, bytes: __m256i) -> [__m256i; 2] {
-        present!({
-            let half = _mm256_set1_epi8(0xf);
-            [_mm256_and_si256(bytes, half), _mm256_and_si256(_mm256_srli_epi32::<4>(bytes), half)]
-        })
+    fn low_nibbles(self, bytes: __m256i) -> __m256i {
+        present!(_mm256_and_si256(bytes, _mm256_set1_epi8(0xf)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: __m256i) -> __m256i {
+        present!(_mm256_and_si256(_mm256_srli_epi32::<4>(bytes), _mm256_set1_epi8(0xf)))
     }
     #[inline(always)]
     fn table(self, table: &[u8; 16]) -> __m256i {

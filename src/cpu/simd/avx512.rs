@@ -270,11 +270,12 @@ impl Integers for Avx512 {
         present!(_mm512_cvtepi32_ps(a))
     }
     #[inline(always)]
-    fn nibbles(self, bytes: __m512i) -> [__m512i; 2] {
-        present!({
-            let half = _mm512_set1_epi8(0xf);
-            [_mm512_and_si512(bytes, half), _mm512_and_si512(_mm512_srli_epi32::<4>(bytes), half)]
-        })
+    fn low_nibbles(self, bytes: __m512i) -> __m512i {
+        present!(_mm512_and_si512(bytes, _mm512_set1_epi8(0xf)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: __m512i) -> __m512i {
+        present!(_mm512_and_si512(_mm512_srli_epi32::<4>(bytes), _mm512_set1_epi8(0xf)))
     }
     #[inline(always)]
     fn table(self, table: &[u8; 16]) -> __m512i {
@@ -317,7 +318,8 @@ impl Integers for Avx512Bf16 {
         fn mul_integers(a: __m512i, b: __m512i) -> __m512i;
         fn times_128(a: __m512i) -> __m512i;
         fn to_floats(a: __m512i) -> __m512;
-        fn nibbles(bytes: __m512i) -> [__m512i; 2];
+        fn low_nibbles(bytes: __m512i) -> __m512i;
+        fn high_nibbles(bytes: __m512i) -> __m512i;
         fn table(table: &[u8; 16]) -> __m512i;
         fn look_up(table: __m512i, bytes: __m512i) -> __m512i;
     }

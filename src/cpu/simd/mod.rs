@@ -318,8 +318,10 @@ pub(crate) trait Integers: Simd {
     fn times_128(self, a: Self::I) -> Self::I;
     fn to_floats(self, a: Self::I) -> Self::V;
 
-    /// The lower and the upper half of each byte.
-    fn nibbles(self, bytes: Self::I) -> [Self::I; 2];
+    /// The lower half of each byte.
+    fn low_nibbles(self, bytes: Self::I) -> Self::I;
+    /// The upper half of each byte.
+    fn high_nibbles(self, bytes: Self::I) -> Self::I;
 
     /// A table for [`look_up`](Self::look_up).
     fn table(self, table: &[u8; 16]) -> Self::I;

@@ -206,12 +206,12 @@ impl Integers for Neon {
         present!(vcvtq_f32_s32(a))
     }
     #[inline(always)]
-    fn nibbles(self, bytes: int32x4_t) -> [int32x4_t; 2] {
-        present!({
-            let bytes = vreinterpretq_u8_s32(bytes);
-            let low = vandq_u8(bytes, vdupq_n_u8(0xf));
-            [vreinterpretq_s32_u8(low), vreinterpretq_s32_u8(vshrq_n_u8::<4>(bytes))]
-        })
+    fn low_nibbles(self, bytes: int32x4_t) -> int32x4_t {
+        present!(vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(bytes), vdupq_n_u8(0xf))))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: int32x4_t) -> int32x4_t {
+        present!(vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(bytes))))
     }
     #[inline(always)]
     fn table(self, table: &[u8; 16]) -> int32x4_t {

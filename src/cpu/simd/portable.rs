@@ -196,8 +196,12 @@ impl<const N: usize> Integers for Portable<N> {
         a.map(|a| a as f32)
     }
     #[inline(always)]
-    fn nibbles(self, bytes: [i32; N]) -> [[i32; N]; 2] {
-        [bytes.map(|b| b & 0x0f0f_0f0f), bytes.map(|b| b >> 4 & 0x0f0f_0f0f)]
+    fn low_nibbles(self, bytes: [i32; N]) -> [i32; N] {
+        bytes.map(|b| b & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: [i32; N]) -> [i32; N] {
+        bytes.map(|b| b >> 4 & 0x0f0f_0f0f)
     }
     // A vector has four entries of the table in a lane; with eight lanes, twice.
     #[inline(always)]
