@@ -51,7 +51,7 @@ impl Stream {
             sms: options.sms.unwrap_or(GpuSpec::of_arch(options.arch).sms),
             memory_bytes: options.memory_bytes,
         };
-        let machine = CostModel { simulator, count: options.count, stats: Mutex::default() };
+        let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
         Ok(Self::new(Box::new(Sim { info, machine: Arc::new(machine), recording: Mutex::default() })))
     }
 
@@ -63,13 +63,13 @@ impl Stream {
 
 struct Sim {
     info: DeviceInfo,
-    machine: Arc<CostModel>,
+    machine: Arc<Machine>,
     /// The work enqueued since a capture began; `None` outside a capture.
     recording: Mutex<Option<Vec<Work>>>,
 }
 
 /// Runs the work; shared with recordings.
-struct CostModel {
+struct Machine {
     simulator: Simulator,
     count: bool,
     stats: Mutex<Vec<(&'static str, LaunchStats)>>,
@@ -94,7 +94,7 @@ fn failed(reason: impl ToString) -> Error {
     Error::Device { device: "sim".to_owned(), reason: reason.to_string() }
 }
 
-impl CostModel {
+impl Machine {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch { variant, grid, cluster, args, shape } => {
@@ -231,7 +231,7 @@ impl Mark for Instant {
 }
 
 struct Recorded {
-    machine: Arc<CostModel>,
+    machine: Arc<Machine>,
     work: Vec<Work>,
 }
 
