@@ -65,5 +65,5 @@ fn a_cluster_divides_its_grid_and_has_at_most_eight_blocks_on_the_simulator() {
         assert!(matches!(*fault.kind, FaultKind::Misuse { .. }), "{fault}");
     }
     let fault = probe.launch_clusters("fault__plant_none_t128", 2, 2).unwrap_err();
-    assert!(fault.to_string().contains("clusters come with sm_90"), "{fault}");
+    assert!(fault.to_string().contains("clusters need sm_90"), "{fault}");
 }
