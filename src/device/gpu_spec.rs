@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_reaches_its_data_sheet() {
+    fn tensor_rates_match_the_data_sheets() {
         let sheets = [125.0, 65.0, 312.0, 71.0, 165.0, 989.0, 989.0];
         for (card, teraflops) in GpuSpec::ALL.iter().zip(sheets) {
             let found = 2.0 * card.tensor_rate * card.gigahertz * f64::from(card.sms) / 1e3;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_its_card_or_its_architectures() {
+    fn products_are_found_by_name_or_architecture() {
         assert_eq!(GpuSpec::of_product("NVIDIA H200", 90).name, "h200");
         assert_eq!(GpuSpec::of_product("NVIDIA H20", 90).name, "h100");
         assert_eq!(GpuSpec::of_product("Tesla T4", 75).name, "t4");

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_that_is_built_is_the_best() {
+    fn the_cheapest_built_variant_is_best() {
         let best = |key: &[(&str, Value)], cost: fn(u32) -> f64| {
             KERNEL.best(80, key, |variant| cost(variant.int("m").unwrap())).unwrap().name
         };

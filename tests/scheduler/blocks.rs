@@ -240,8 +240,8 @@ fn salts_keep_prefixes_apart() {
     assert_eq!(blocks.peek(&[same], 0), (1, 1));
 }
 
-/// The device computes six tokens in the time in which `fetch` of a block ends; of a text of six blocks it still holds
-/// the first `left`.
+/// `fetch`: tokens that the device computes while one block comes from the host. Of a text of six blocks the device still
+/// holds the first `left`.
 #[test]
 fn blocks_are_fetched_from_the_host_if_that_is_faster() {
     let hasher = BlockHasher::default();
