@@ -1,4 +1,4 @@
-//! The house rules that a machine can check.
+//! Rules of the code's structure that a machine can check.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +26,7 @@ fn files_below(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What the specifications name: kernels, those of them with device code, and the operations that they are kernels of.
+/// Names in the specifications: kernels, kernels with device code, and the operations they implement.
 struct Specs {
     kernels: BTreeSet<String>,
     on_devices: BTreeSet<String>,
@@ -48,10 +48,10 @@ fn specs() -> Specs {
     Specs { kernels, on_devices, ops }
 }
 
-/// A kernel has one name, and the name is its address in every room; several kernels of one operation share what does
-/// not depend on how they do it.
+/// A kernel has the same file name in every directory; kernels of one operation share the files that do not depend on
+/// the implementation.
 #[test]
-fn every_kernel_is_in_every_room() {
+fn every_kernel_has_its_files() {
     let specs = specs();
     for (room, names) in [
         ("csrc/abi", &specs.on_devices),
@@ -68,7 +68,7 @@ fn every_kernel_is_in_every_room() {
     }
 }
 
-/// What is tested or measured under a kernel's name has a specification, so that nothing stands outside the plan.
+/// Oracles, tests and benches belong to a kernel with a specification.
 #[test]
 fn oracles_tests_and_benches_belong_to_a_kernel() {
     let kernels = stems("codegen/specs");
@@ -76,9 +76,9 @@ fn oracles_tests_and_benches_belong_to_a_kernel() {
     assert!(extra.is_empty(), "tests/reference has {extra:?}, which no codegen/specs names");
 }
 
-/// `unsafe` lives where hardware is touched, or something outside of Rust, and nowhere else.
+/// `unsafe` occurs only where hardware or foreign code is called.
 #[test]
-fn unsafe_stays_in_its_rooms() {
+fn unsafe_stays_in_its_modules() {
     let mut sources = Vec::new();
     files_below(&root().join("src"), &["rs"], &mut sources);
     files_below(&root().join("codegen/src"), &["rs"], &mut sources);
@@ -95,9 +95,9 @@ fn unsafe_stays_in_its_rooms() {
     }
 }
 
-/// The simulator's functions are passed to compiled kernels as a table: Rust and C++ must agree about its order.
+/// The simulator passes its functions to compiled kernels as a table; Rust and C++ must agree on its order.
 #[test]
-fn the_simulators_functions_are_in_one_order() {
+fn the_simulators_functions_have_the_same_order_in_rust_and_cpp() {
     let header = fs::read_to_string(root().join("csrc/sim/runtime.h")).unwrap();
     let (_, fields) = header.split_once("struct burrstone_sim_hooks {").unwrap();
     let fields = fields.lines().filter_map(|line| Some(line.split_once("(*")?.1.split_once(")(")?.0));
@@ -106,22 +106,22 @@ fn the_simulators_functions_are_in_one_order() {
     assert_eq!(entries.collect::<Vec<_>>(), fields.collect::<Vec<_>>());
 }
 
-/// The top level is the plan's.
+/// Only known files and directories are on the top level.
 #[test]
-fn the_top_level_has_no_strangers() {
+fn the_top_level_has_only_known_entries() {
     let rooms = ["Cargo.toml", "Cargo.lock", "build.rs", "README.md", "rustfmt.toml"];
     let rooms = rooms.into_iter().chain(["codegen", "csrc", "src", "tests", "benches", "tuning", "target"]);
     let rooms: BTreeSet<_> = rooms.chain(["LICENSE-MIT", "LICENSE-APACHE"]).collect();
     for entry in fs::read_dir(root()).unwrap() {
         let name = entry.unwrap().file_name();
         let name = name.to_str().unwrap();
-        assert!(name.starts_with('.') || rooms.contains(name), "{name} is not in the plan of the house");
+        assert!(name.starts_with('.') || rooms.contains(name), "{name} is not a known entry of the top level");
     }
 }
 
-/// A room uses only what is below it.
+/// A module uses only the modules below it.
 #[test]
-fn floors_hold() {
+fn modules_use_only_those_below() {
     const ENGINE: [&str; 6] = ["engine", "batching", "capacity", "kv", "scheduler", "simulation"];
     let floors: [(&str, &[&str]); 6] = [
         ("model", &["kernels", "cpu"]),
@@ -147,9 +147,9 @@ fn floors_hold() {
     }
 }
 
-/// The engine's rooms, from the bottom up: each uses only those before it.
+/// The engine's modules from the bottom up: each uses only those before it.
 #[test]
-fn floors_of_the_engine_hold() {
+fn engine_modules_use_only_those_below() {
     let rooms = ["kv", "scheduler", "sampling", "capacity", "step", "request", "load", "simulation"];
     for (floor, room) in rooms.iter().enumerate() {
         let mut files = Vec::new();
@@ -157,7 +157,7 @@ fn floors_of_the_engine_hold() {
         assert!(!files.is_empty(), "src/engine/{room} has no files");
         for file in files {
             let text = fs::read_to_string(&file).unwrap();
-            // Unit tests come last, and may look further.
+            // Unit tests come last in a file, and may use modules above.
             let code = text.split("#[cfg(test)]").next().unwrap().split("#[cfg(all(test").next().unwrap();
             for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
                 for above in &rooms[floor + 1..] {

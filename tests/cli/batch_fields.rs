@@ -1,4 +1,4 @@
-//! Fields of requests that `batch` answers: those that change nothing, those that it refuses, logprobs and echo.
+//! Fields of `batch` requests: those without effect, those that are refused, logprobs and echo.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ fn body(more: &Value) -> Value {
 }
 
 #[test]
-fn fields_that_say_nothing_change_nothing() {
+fn fields_without_effect_are_accepted() {
     let neutral = [
         json!({"stream": false, "stream_options": {"include_usage": true}, "n": null, "stop": null, "seed": null}),
         json!({"logprobs": null, "echo": false, "best_of": 1, "suffix": null, "user": "me", "top_logprobs": 0}),
@@ -75,7 +75,7 @@ fn fields_that_would_change_the_answer_are_refused_by_name() {
 }
 
 #[test]
-fn messages_have_fields_that_say_nothing_too() {
+fn message_fields_without_effect_are_accepted() {
     let model = Checkpoint::builtin();
     fs::write(model.file("chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
     let ask = |id: &str, more: Value| {
@@ -114,7 +114,7 @@ fn logprobs_are_those_of_the_chosen_tokens() {
     let (logprobs, text) = (&choice["logprobs"], choice["text"].as_str().unwrap());
     assert_eq!(logprobs["token_logprobs"], expected["logprobs"]);
     assert_eq!((&logprobs["top_logprobs"], text), (&Value::Null, expected["text"].as_str().unwrap()));
-    // Tokens stand in the text at their offsets.
+    // Each token occurs in the text at its offset.
     let tokens = logprobs["tokens"].as_array().unwrap();
     for (token, offset) in tokens.iter().zip(logprobs["text_offset"].as_array().unwrap()) {
         let rest: String = text.chars().skip(offset.as_u64().unwrap() as usize).collect();

@@ -3,7 +3,7 @@ use std::path::Path;
 use burrstone::text::{ChatTemplate, Message};
 use serde_json::{Map, json};
 
-/// The marks of what training learns from go, where they are marks.
+/// `{% generation %}` tags, which mark text to train on, are removed, but not where they are text.
 #[test]
 fn generation_tags_are_taken_out_of_templates_only() {
     let template = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{{{% endraw %}\

@@ -1,4 +1,4 @@
-//! The simulated device's memory: allocations of the host, whose bounds are known.
+//! The simulated device's memory: host allocations with known bounds.
 
 use std::alloc::{self, Layout};
 use std::collections::BTreeMap;
@@ -6,12 +6,12 @@ use std::ptr::NonNull;
 
 use super::DeviceMemoryError;
 
-/// CUDA's allocations start at multiples of this.
+/// Alignment of CUDA's allocations.
 const ALIGNMENT: usize = 256;
-/// What fresh memory holds: NaN in every float format, so that a read before a write shows.
+/// Fills fresh memory: NaN in every float format, so that reads of unwritten memory are noticed.
 pub(super) const POISON: u8 = 0xff;
 
-/// Bytes on the heap at a fixed alignment.
+/// Heap memory with a fixed alignment.
 #[derive(Debug)]
 pub(super) struct Buffer {
     start: NonNull<u8>,
@@ -52,7 +52,7 @@ impl Drop for Buffer {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     live: BTreeMap<u64, (u64, Buffer)>,
-    /// Start and length of each live allocation in order, for the checks of a running kernel.
+    /// Start and length of each live allocation in order, for the access checks of a running kernel.
     bounds: Vec<(u64, u64)>,
     used: u64,
     budget: u64,
@@ -94,7 +94,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Where the bytes are, if one allocation holds them all.
+    /// A pointer to the bytes, if they are inside one allocation.
     pub(super) fn range(&self, address: u64, bytes: u64) -> Result<*mut u8, DeviceMemoryError> {
         let outside = DeviceMemoryError::Outside { address, bytes };
         let (start, (len, buffer)) = self.live.range(..=address).next_back().ok_or(outside.clone())?;
