@@ -1,7 +1,7 @@
 //! Loads a checkpoint's tensors, by name, as the decoder's layers.
 
 use crate::error::Result;
-use crate::ops::{LinearPart, Ops, Weight};
+use crate::ops::{LinearPart, Ops};
 
 use super::checkpoint::Checkpoint;
 use super::spec::ArchSpec;
@@ -98,7 +98,7 @@ impl<O: Ops> Source<'_, O> {
 
     fn parts(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Vec<LinearPart>> {
         let part = |&(name, rows): &(&str, usize)| {
-            let weight = Weight::Dense(self.checkpoint.tensor(&format!("{name}.weight"), &[rows, inputs])?);
+            let weight = self.checkpoint.weight(name, [rows, inputs])?;
             let bias = if bias { Some(self.checkpoint.tensor(&format!("{name}.bias"), &[rows])?) } else { None };
             Ok(LinearPart { weight, bias })
         };

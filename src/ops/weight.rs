@@ -256,7 +256,7 @@ impl CodedWeight {
 }
 
 /// Four bits of exponent, three of mantissa, no infinities.
-fn e4m3(code: u8) -> f32 {
+pub(crate) fn e4m3(code: u8) -> f32 {
     let (sign, exponent, mantissa) = (code >> 7, code >> 3 & 0xf, f32::from(code & 7));
     let magnitude = match exponent {
         0 => mantissa * 2f32.powi(-9),

@@ -3,7 +3,9 @@
 
 mod config;
 mod damage;
+mod export;
 mod generation;
+mod quantized;
 mod rope;
 mod support;
 mod weights;
