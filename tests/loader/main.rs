@@ -6,6 +6,7 @@ mod damage;
 mod export;
 mod generation;
 mod quantized;
+mod quantized_faults;
 mod rope;
 mod support;
 mod weights;

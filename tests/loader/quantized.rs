@@ -238,7 +238,7 @@ fn three_bits_are_a_stream_of_96() {
     };
     check(3, golden);
     // compressed-tensors of a year before 0.20: ten to a word.
-    let word = |start: u32| (0..10).filter(|i| start + i < 32).fold(0, |word, i| word | (start + i) % 8 << (3 * i));
+    let word = |start: u32| (0..10).filter(|i| start + i < 32).fold(0, |word, i| word | ((start + i) % 8) << (3 * i));
     check(4, [0, 10, 20, 30].into_iter().flat_map(|start| word(start).to_le_bytes()).collect());
 }
 

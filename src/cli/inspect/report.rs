@@ -218,7 +218,11 @@ impl fmt::Display for Report {
                 all.iter().map(text).collect::<Vec<_>>().join("; ")
             };
             writeln!(f, "quantization     {method}: {}", list(formats))?;
-            writeln!(f, "                 not quantized: {}", if dense.is_empty() { "none".to_owned() } else { list(dense) })?;
+            writeln!(
+                f,
+                "                 not quantized: {}",
+                if dense.is_empty() { "none".to_owned() } else { list(dense) }
+            )?;
             if *kv_scales > 0 {
                 writeln!(f, "                 {kv_scales} scales of an 8-bit KV cache, which are not used")?;
             }
