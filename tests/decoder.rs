@@ -9,7 +9,7 @@ mod simulator;
 use burrstone::DType;
 use burrstone::device::{SimOptions, Stream};
 use burrstone::kernels::Gpu;
-use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope};
+use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope, WeightPrecision};
 use burrstone::ops::{Batch, CacheShape, LogitEdits, SampleRow, Sampled, Span, TokenHistory};
 
 const PAGE_SIZE: usize = 8;
@@ -46,7 +46,7 @@ impl Lab {
         simulator::load();
         let stream = Stream::sim(SimOptions { memory_bytes: MEMORY, ..SimOptions::default() }).unwrap();
         let gpu = Gpu::new(stream.clone(), DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
-        let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
+        let decoder = Decoder::load(gpu, &spec, &checkpoint, WeightPrecision::default(), DType::BF16, limits).unwrap();
         let weights: u64 = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
         let reckoned = weights + limits.activation_bytes(&spec) + Gpu::WORKSPACE_BYTES + cache.bytes() as u64;
         let rope = spec.rope.table(spec.context);

@@ -3,30 +3,26 @@
 //! Opening reads the small files and the headers of the weights. The weights are memory-mapped, not copied, and read
 //! only when they are used.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use safetensors::Dtype;
 
 use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::WeightView;
+use crate::ops::{Weight, WeightView};
 
 use super::fields::parse_object;
-use super::finite;
 use super::generation_config::GenerationConfig;
 use super::lfs_pointer;
+use super::quantization::{Quantization, QuantizationReport};
 use super::safetensors_file::Entry;
 use super::shards::{self, Shard};
 use super::spec::ArchSpec;
+use super::tensors::{Stored, Tensors, canonical, dtype};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
-const EMBEDDING: &str = "embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "embed_tokens";
+const HEAD: &str = "lm_head";
 
 /// An opened checkpoint.
 #[derive(Debug)]
@@ -34,8 +30,9 @@ pub struct Checkpoint {
     files: Files,
     spec: ArchSpec,
     generation: GenerationConfig,
-    /// By [`canonical`] name.
-    tensors: BTreeMap<String, Stored>,
+    /// `None` where every weight is dense.
+    quantization: Option<Quantization>,
+    tensors: Tensors,
 }
 
 /// The source of a checkpoint's files.
@@ -56,16 +53,10 @@ pub struct TensorInfo {
     /// The dtype, if kernels support it.
     pub dtype: Option<DType>,
     pub shape: Vec<usize>,
+    /// Weights that it holds: as many as the shape says, unless they are packed. Scales are none.
+    pub parameters: u64,
     pub bytes: u64,
     pub file: PathBuf,
-}
-
-#[derive(Debug)]
-struct Stored {
-    file: Arc<Path>,
-    entry: Entry,
-    data: Bytes,
-    asked: AtomicBool,
 }
 
 impl Checkpoint {
@@ -96,30 +87,19 @@ impl Checkpoint {
     }
 
     fn assemble(files: Files, weights: Vec<Shard>) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
-        for Shard { path, bytes, entries } in weights {
-            let file: Arc<Path> = path.into();
-            for entry in entries {
-                let name = canonical(&entry.name).to_owned();
-                // The header's ranges lie within the file.
-                let data = bytes.slice(entry.range.clone()).unwrap_or_else(|| Bytes::from_static(&[]));
-                let stored = Stored { file: file.clone(), entry, data, asked: AtomicBool::new(false) };
-                if let Some(first) = tensors.insert(name.clone(), stored) {
-                    let found = format!("another in {}", first.file.display());
-                    return Err(Error::checkpoint(&file, name, "one tensor of this name", found));
-                }
-            }
-        }
-
+        let mut tensors = Tensors::new(files.path(""), weights)?;
         let path = files.path(CONFIG);
         let config = parse_object(&path, &files.required(CONFIG)?)?;
-        let named = tensors.get(EMBEDDING).and_then(|stored: &Stored| dtype(stored.entry.dtype));
-        let spec = ArchSpec::from_map(&path, &config, named.or_else(|| majority(&tensors)))?;
-        if spec.tied_embeddings && !tensors.contains_key(EMBEDDING) {
+        let embedding = tensors.get(&format!("{EMBEDDING}.weight"));
+        let stored = embedding.and_then(|stored| dtype(stored.entry.dtype)).or_else(|| tensors.majority());
+        let spec = ArchSpec::from_map(&path, &config, stored)?;
+        let quantization = Quantization::read(&path, &config, |name| {
+            let path = files.path(name);
+            files.read(name)?.map(|text| Ok((path.clone(), parse_object(&path, &text)?))).transpose()
+        })?;
+        if spec.tied_embeddings && tensors.of_module(EMBEDDING).next().is_none() {
             // Tied tensors: the writer stored them under one of their names.
-            if let Some(table) = tensors.remove(HEAD) {
-                tensors.insert(EMBEDDING.to_owned(), table);
-            }
+            tensors.rename(HEAD, EMBEDDING);
         }
         let generation_path = files.path(GENERATION_CONFIG);
         let generation = match files.read(GENERATION_CONFIG)? {
@@ -128,7 +108,7 @@ impl Checkpoint {
         };
         let generation =
             GenerationConfig::read(generation.as_ref().map(|map| (&*generation_path, map)), (&path, &config))?;
-        Ok(Self { files, spec, generation, tensors })
+        Ok(Self { files, spec, generation, quantization, tensors })
     }
 
     /// The architecture. Its `tied_embeddings` is what the configuration says: see [`Checkpoint::tied_embeddings`].
@@ -138,6 +118,11 @@ impl Checkpoint {
 
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation
+    }
+
+    /// How the weights are quantized; `None` where none is.
+    pub fn quantization(&self) -> Option<QuantizationReport> {
+        self.quantization.as_ref().map(|quantization| quantization.report(&self.tensors))
     }
 
     /// Path of a file of the checkpoint, for messages; it need not exist. The built-in model's files have their paths
@@ -156,11 +141,15 @@ impl Checkpoint {
 
     /// Every tensor, by name.
     pub fn tensors(&self) -> impl Iterator<Item = TensorInfo> {
-        self.tensors.values().map(|stored| TensorInfo {
+        self.tensors.iter().map(|stored| TensorInfo {
             name: stored.entry.name.clone(),
             stored: stored.entry.dtype.to_string(),
             dtype: dtype(stored.entry.dtype),
             shape: stored.entry.shape.clone(),
+            parameters: match &self.quantization {
+                Some(quantization) => quantization.parameters(stored),
+                None => stored.entry.shape.iter().map(|n| *n as u64).product(),
+            },
             bytes: stored.data.len() as u64,
             file: stored.file.to_path_buf(),
         })
@@ -172,21 +161,31 @@ impl Checkpoint {
     /// # Errors
     /// There is no such tensor, or its shape or dtype differs.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<WeightView> {
-        let Some(stored) = self.tensors.get(canonical(name)) else {
-            let file = self.tensors.values().next().map_or_else(|| self.files.path(""), |any| any.file.to_path_buf());
-            let expected = format!("a tensor of shape {shape:?}");
-            return Err(Error::checkpoint(&file, name, expected, "no such tensor"));
+        let Some(stored) = self.tensors.get(name) else {
+            let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+            return Err(self.tensors.missing(module, name, format_args!("a tensor of shape {shape:?}")));
         };
         let Entry { name, dtype: stored_dtype, shape: found, .. } = &stored.entry;
         if found != shape {
-            let (expected, found) = (format!("shape {shape:?}"), format!("{found:?}"));
-            return Err(Error::checkpoint(&stored.file, name.as_str(), expected, found));
+            return Err(stored.error(format_args!("shape {shape:?}"), format_args!("{found:?}")));
         }
         let Some(dtype) = dtype(*stored_dtype) else {
-            return Err(Error::checkpoint(&stored.file, name.as_str(), "dtype BF16, F16 or F32", stored_dtype));
+            return Err(stored.error("dtype BF16, F16 or F32", stored_dtype));
         };
-        stored.asked.store(true, Ordering::Relaxed);
+        stored.mark_used();
         Ok(WeightView { name: name.clone(), dtype, shape: found.clone(), data: stored.data.clone() })
+    }
+
+    /// The weight `[n, k]` of a linear layer or of the embedding, whose tensors have names that begin with `name`.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape or dtype, or a value that cannot be.
+    pub fn weight(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        let coded = self.quantization.as_ref().map(|quantization| quantization.weight(&self.tensors, name, shape));
+        match coded.transpose()?.flatten() {
+            Some(coded) => Ok(Weight::Coded(coded)),
+            None => self.tensor(&format!("{name}.weight"), &shape).map(Weight::Dense),
+        }
     }
 
     /// Whether the output projection is the embedding table. As in `transformers`, the configuration decides unless the
@@ -195,33 +194,31 @@ impl Checkpoint {
         if !self.spec.tied_embeddings {
             return false;
         }
-        match (self.tensors.get(EMBEDDING), self.tensors.get(HEAD)) {
-            (Some(table), Some(head)) => {
-                let same = table.entry.dtype == head.entry.dtype
+        let head: Vec<_> = self.tensors.of_module(HEAD).collect();
+        let is_stored = |part: &str, head: &Stored| {
+            self.tensors.get(&format!("{EMBEDDING}.{part}")).is_some_and(|table| {
+                table.entry.dtype == head.entry.dtype
                     && table.entry.shape == head.entry.shape
-                    && table.data[..] == head.data[..];
-                head.asked.store(same, Ordering::Relaxed);
-                same
-            }
-            _ => true,
+                    && table.data[..] == head.data[..]
+            })
+        };
+        let tied = head.iter().all(|(part, stored)| is_stored(part, stored));
+        if tied {
+            head.iter().for_each(|(_, stored)| stored.mark_used());
         }
+        tied
     }
 
-    /// Fails at the first tensor that was never requested by [`Checkpoint::tensor`], unless it is known to be unused.
+    /// Fails at the first tensor that was never requested, unless it is known to change nothing.
     ///
     /// # Errors
     /// A tensor would be ignored.
     pub fn finish(&self) -> Result<()> {
-        let unused = |(name, stored): &(&String, &Stored)| {
-            // Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
-            !stored.asked.load(Ordering::Relaxed) && !name.ends_with("rotary_emb.inv_freq")
-        };
-        match self.tensors.iter().find(unused) {
+        match self.tensors.unused() {
             None => Ok(()),
-            Some((_, Stored { file, entry, .. })) => {
+            Some(stored) => {
                 let expected = format!("no such tensor in a {} model with this configuration", self.spec.model_type);
-                let found = format!("{} {:?}", entry.dtype, entry.shape);
-                Err(Error::checkpoint(file, entry.name.as_str(), expected, found))
+                Err(stored.error(expected, format_args!("{} {:?}", stored.entry.dtype, stored.entry.shape)))
             }
         }
     }
@@ -256,18 +253,7 @@ impl Checkpoint {
     /// # Errors
     /// Such a weight exists; the error names tensor and index.
     pub fn check_finite(&self) -> Result<()> {
-        for Stored { file, entry, data, .. } in self.tensors.values() {
-            let Some(dtype) = dtype(entry.dtype) else { continue };
-            if let Some((index, value)) = finite::first_not_finite(dtype, data) {
-                let mut index = index;
-                let mut place = vec![0; entry.shape.len()];
-                for (at, size) in place.iter_mut().zip(&entry.shape).rev() {
-                    (*at, index) = (index % size, index / size);
-                }
-                return Err(Error::checkpoint(file, format!("{}{place:?}", entry.name), "a finite number", value));
-            }
-        }
-        Ok(())
+        self.tensors.iter().try_for_each(Stored::check_finite)
     }
 }
 
@@ -312,26 +298,3 @@ const BUILTIN: &[(&str, &[u8])] = &[
     ("tokenizer.json", include_bytes!("../builtin/tokenizer.json")),
     ("model.safetensors", include_bytes!("../builtin/model.safetensors")),
 ];
-
-fn canonical(name: &str) -> &str {
-    name.strip_prefix("model.").unwrap_or(name)
-}
-
-fn dtype(stored: Dtype) -> Option<DType> {
-    match stored {
-        Dtype::F32 => Some(DType::F32),
-        Dtype::BF16 => Some(DType::BF16),
-        Dtype::F16 => Some(DType::F16),
-        _ => None,
-    }
-}
-
-/// The dtype of most bytes.
-fn majority(tensors: &BTreeMap<String, Stored>) -> Option<DType> {
-    let bytes =
-        |wanted| tensors.values().filter(|s| dtype(s.entry.dtype) == Some(wanted)).map(|s| s.data.len()).sum::<usize>();
-    [DType::F32, DType::BF16, DType::F16]
-        .into_iter()
-        .max_by_key(|dtype| bytes(*dtype))
-        .filter(|dtype| bytes(*dtype) > 0)
-}

@@ -20,6 +20,7 @@ use crate::ops::Activation;
 
 use super::families::{self, Bias, FAMILIES, Family, Windows};
 use super::fields::{Fields, parse_object};
+use super::quantization::QUANTIZATION_KEYS;
 use super::rope_config;
 use super::spec::{ArchSpec, MAX_CONTEXT};
 
@@ -43,7 +44,8 @@ impl ArchSpec {
     pub(super) fn from_map(file: &Path, config: &Map<String, Value>, stored: Option<DType>) -> Result<Self> {
         let fields = Fields::new(file, config);
         let family = family(&fields)?;
-        refuse_quantized(&fields)?;
+        // How weights are stored: read with them.
+        QUANTIZATION_KEYS.iter().for_each(|key| _ = fields.raw(key));
 
         let vocab_size = fields.size_or("vocab_size", 1..=MAX_WIDTH, family.vocab_size)?;
         let hidden_size = fields.size_or("hidden_size", 1..=MAX_WIDTH, families::HIDDEN_SIZE)?;
@@ -117,22 +119,6 @@ fn family(fields: &Fields) -> Result<&'static Family> {
 
 fn known_types() -> String {
     FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ")
-}
-
-fn refuse_quantized(fields: &Fields) -> Result<()> {
-    for key in ["quantization_config", "quantization", "compression_config"] {
-        if let Some(quantization) = fields.object(key)? {
-            // MLX writes `mode`, compressed-tensors `format`, where others write `quant_method`.
-            let method =
-                ["quant_method", "mode", "format"].iter().find_map(|key| quantization.text(key).ok().flatten());
-            let found = method.map_or_else(
-                || "a quantized checkpoint that does not name its method".to_owned(),
-                |method| format!("a quantized checkpoint ({method})"),
-            );
-            return Err(fields.error(key, "no quantization (bf16, f16 and f32 weights are read)", found));
-        }
-    }
-    Ok(())
 }
 
 fn kv_heads(fields: &Fields, family: &Family, heads: usize) -> Result<usize> {

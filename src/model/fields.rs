@@ -108,6 +108,21 @@ impl<'a> Fields<'a> {
         Ok((!map.is_empty()).then(|| Fields { file: self.file, prefix, map, taken: RefCell::default() }))
     }
 
+    /// The members, each an object or `null`.
+    pub fn members(&self) -> Result<Vec<(&'a str, Option<Fields<'a>>)>> {
+        let member = |(key, value): (&'a String, &'a Value)| {
+            let map = match value {
+                Value::Null => None,
+                Value::Object(map) => Some(map),
+                _ => return Err(self.mismatch(key, "an object", value)),
+            };
+            let prefix = format!("{}{key}.", self.prefix);
+            let fields = map.map(|map| Fields { file: self.file, prefix, map, taken: RefCell::default() });
+            Ok((key.as_str(), fields))
+        };
+        self.map.iter().map(member).collect()
+    }
+
     /// Fails at the first unread field, unless its name or value is known to change nothing.
     pub fn finish(&self, harmless: fn(&str) -> bool) -> Result<()> {
         let taken = self.taken.borrow();

@@ -10,6 +10,8 @@ mod generation_config;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod lfs_pointer;
+mod precision;
+mod quantization;
 mod rope;
 mod rope_config;
 mod rope_table;
@@ -17,10 +19,13 @@ mod safetensors_file;
 mod shards;
 pub mod source;
 mod spec;
+mod tensors;
 mod weights;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use decoder::{Decoder, Forward, Limits};
 pub use generation_config::GenerationConfig;
+pub use precision::{Quantize, WeightPrecision};
+pub use quantization::QuantizationReport;
 pub use rope::{Rope, RopeKind, RopeScaling, RopeSpec};
 pub use spec::ArchSpec;

@@ -94,15 +94,14 @@ fn a_git_lfs_pointer() {
 }
 
 #[test]
-fn a_quantized_checkpoint() {
-    for (quantization, name) in [
+fn a_quantized_checkpoint_of_an_unknown_method() {
+    for (quantization, found) in [
         (json!({"bits": 4, "group_size": 128}), "a quantized checkpoint that does not name its method"),
-        (json!({"quant_method": 7}), "a quantized checkpoint that does not name its method"),
-        (json!({"quant_method": "awq", "bits": 4}), "a quantized checkpoint (awq)"),
+        (json!({"quant_method": "hqq", "nbits": 4}), "found hqq"),
     ] {
         let model = Checkpoint::golden("llama-gqa");
         model.edit("config.json", |config| config["quantization_config"] = quantization);
-        refused(&model, &[], &["config.json", "quantization_config", name]);
+        refused(&model, &[], &["config.json", "quantization_config", found]);
     }
 }
 

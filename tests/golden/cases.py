@@ -3,6 +3,8 @@
 import numpy as np
 import transformers
 
+from quantized import Awq, BnbInt8, CompressedTensors, Float, Fp8, Gptq, Int8, MxFp4, Nf4, NvFp4, Packed
+
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -53,9 +55,12 @@ SHORT = (1, 5, 40, 129)
 CASES = {}
 
 
-def case(name, kind, shape, rope=(), dtype="BF16", old=False, lengths=SHORT, steps=16, shards=1, teeth=(), storage=(), **more):
+def case(name, kind, shape, rope=(), dtype="BF16", old=False, lengths=SHORT, steps=16, shards=1, teeth=(), storage=(),
+         quantization=None, **more):
     config = configuration(kind, shape, dict(rope), dtype, old, **more)
-    CASES[name] = (config, dtype, lengths, steps, shards, list(teeth), dict(storage))
+    if quantization:
+        config["quantization_config"] = quantization.config
+    CASES[name] = (config, dtype, lengths, steps, shards, list(teeth), dict(storage), quantization)
 
 
 def define_cases():
@@ -172,6 +177,33 @@ def define_cases():
          teeth=[{"sliding_window": 69}])
     case("long-dynamic", "llama", shape, rope={"rope_type": "dynamic", "factor": 4.0}, max_position_embeddings=256,
          lengths=(250, 700), steps=8, teeth=[{"max_position_embeddings": 300}])
+
+    # Quantized layers: formats, widths, groups, orders of inputs, mixes.
+    def quantization(name, how, kind="llama", shape=(64, 128, 2, 4, 2, 128), dtype="BF16", lengths=(1, 6, 33), **more):
+        case(f"quantized-{name}", kind, shape, dtype=dtype, lengths=lengths, steps=8, quantization=how, **more)
+
+    f16 = {"dtype": "F16"}
+    quantization("awq", Awq(32), **f16)
+    quantization("awq-group-128", Awq(128), kind="qwen2", shape=(128, 256, 2, 4, 1, 120), **f16, shards=2)
+    quantization("gptq", Gptq(4, 32), **f16)
+    quantization("gptq-act-order", Gptq(4, 32, act_order=True), kind="qwen2", shape=(96, 160, 2, 6, 2, 120), **f16)
+    quantization("gptq-v2-act-order-3-bits", Gptq(3, 64, version=2, act_order=True), shape=(64, 192, 2, 2, 2, 120))
+    quantization("gptq-2-bits", Gptq(2, 16), kind="mistral", sliding_window=None, **f16)
+    quantization("gptq-3-bits-whole-rows", Gptq(3, -1), **f16)
+    quantization("gptq-8-bits-head", Gptq(8, -1, version=2, symmetric=True, head=True), kind="qwen3", head_dim=32)
+    quantization("packed-4-bits", CompressedTensors([("Linear", Packed(4, 32))]))
+    quantization("packed-4-bits-zero-points", CompressedTensors([("Linear", Packed(4, 16, symmetric=False))]), kind="qwen2")
+    quantization("packed-8-bits-embedding", CompressedTensors([("re:.*", Packed(8))], embedding=True), tie_word_embeddings=True)
+    quantization("packed-3-bits", CompressedTensors([("Linear", Packed(3, 32, symmetric=False, dtype="F16"))]), **f16)
+    quantization("mixed", CompressedTensors([("re:.*self_attn.*", Packed(4, 32)), ("re:.*up_proj", Float(inputs=False, format="naive-quantized"))]))
+    quantization("fp8-blocks", Fp8((64, 48)), kind="qwen3", shape=(112, 152, 2, 7, 1, 150), head_dim=16)
+    quantization("fp8-tensors", Fp8(), shape=(56, 90, 2, 7, 1, 101), head_dim=10)
+    quantization("fp8-rows", CompressedTensors([("Linear", Float())]), shape=(80, 120, 2, 5, 5, 130))
+    quantization("int8-rows", CompressedTensors([("Linear", Int8())]), shape=(80, 120, 2, 5, 5, 130))
+    quantization("mxfp4", CompressedTensors([("Linear", MxFp4())]))
+    quantization("nvfp4", CompressedTensors([("Linear", NvFp4())]), shape=(80, 112, 2, 5, 1, 120), head_dim=16)
+    quantization("nf4", Nf4())
+    quantization("bitsandbytes-int8", BnbInt8(), dtype="F16", shape=(56, 90, 2, 7, 1, 101), head_dim=10)
 
 
 def define_random_cases(count, seed):

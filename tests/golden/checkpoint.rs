@@ -22,9 +22,39 @@ struct Tensor {
     name: String,
     dtype: String,
     shape: Vec<usize>,
+    #[serde(default)]
     seed: u64,
-    scale: i64,
-    offset: i64,
+    #[serde(flatten)]
+    content: Content,
+}
+
+/// What a tensor holds, where `z` are the numbers of its seed.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Real {
+        scale: i64,
+        offset: i64,
+    },
+    /// `(z & mask) + base`
+    Whole {
+        mask: u64,
+        base: u64,
+    },
+    /// The group of each input, so many in each.
+    InOrder {
+        each: usize,
+    },
+    /// The same, where inputs come in the order of `z`.
+    Shuffled {
+        groups: usize,
+    },
+    Values {
+        values: Vec<f64>,
+    },
+    Text {
+        text: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -104,16 +134,46 @@ impl Tensor {
             "BF16" => Dtype::BF16,
             "F16" => Dtype::F16,
             "F32" => Dtype::F32,
+            "F8_E4M3" => Dtype::F8_E4M3,
+            "I8" => Dtype::I8,
+            "U8" => Dtype::U8,
+            "I32" => Dtype::I32,
+            "I64" => Dtype::I64,
             other => panic!("{}: dtype {other}", self.name),
         }
     }
 
     fn bytes(&self) -> Vec<u8> {
         let count: usize = self.shape.iter().product();
-        let values = (1..=count as u64).map(|i| {
-            let whole = centered(splitmix64(self.seed.wrapping_add(i.wrapping_mul(GAMMA)))) * self.scale + self.offset;
-            (whole as f64 / f64::from(1u32 << 31) / 2.0) as f32
-        });
+        let size = self.stored().bitsize() / 8;
+        let numbers = (1..=count as u64).map(|i| splitmix64(self.seed.wrapping_add(i.wrapping_mul(GAMMA))));
+        match &self.content {
+            Content::Real { scale, offset } => {
+                self.real(numbers.map(|z| ((centered(z) * scale + offset) as f64 / f64::from(1u32 << 31) / 2.0) as f32))
+            }
+            Content::Whole { mask, base } => {
+                numbers.flat_map(|z| ((z & mask) + base).to_le_bytes().into_iter().take(size)).collect()
+            }
+            Content::InOrder { each } => (0..count).flat_map(|i| ((i / each) as i32).to_le_bytes()).collect(),
+            Content::Shuffled { groups } => {
+                let keys: Vec<u64> = numbers.collect();
+                let mut order: Vec<usize> = (0..count).collect();
+                order.sort_by_key(|&input| keys[input]);
+                let mut group_of = vec![0; count];
+                order.into_iter().enumerate().for_each(|(place, input)| group_of[input] = (place / groups) as i32);
+                group_of.into_iter().flat_map(i32::to_le_bytes).collect()
+            }
+            Content::Values { values } if self.stored() == Dtype::F32 => {
+                self.real(values.iter().map(|&value| value as f32))
+            }
+            Content::Values { values } => {
+                values.iter().flat_map(|&value| (value as i64).to_le_bytes().into_iter().take(size)).collect()
+            }
+            Content::Text { text } => text.clone().into_bytes(),
+        }
+    }
+
+    fn real(&self, values: impl Iterator<Item = f32>) -> Vec<u8> {
         match self.stored() {
             Dtype::BF16 => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
             Dtype::F16 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),

@@ -12,19 +12,42 @@ GAMMA = 0x9E3779B97F4A7C15
 UNIT = math.sqrt(4 * (65536**2 - 1) / 12)
 
 
-def integers(seed, count):
-    """The sequence of `seed`: int64, nearly normal with standard deviation UNIT."""
+def splitmix(seed, count):
+    """The sequence of `seed`: uint64."""
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(GAMMA)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
+        return z ^ (z >> np.uint64(31))
+
+
+def integers(seed, count):
+    """The same as int64, nearly normal with standard deviation UNIT."""
+    z = splitmix(seed, count)
     fields = [(z >> np.uint64(16 * k)) & np.uint64(0xFFFF) for k in range(4)]
     return sum(field.astype(np.int64) for field in fields) - 131070
 
 
 def values(tensor):
-    """The tensor in its stored dtype; bf16 as its 16-bit patterns."""
+    """The tensor in its stored dtype; bf16 and e4m3 as their bits."""
+    count, shape = math.prod(tensor["shape"]), tensor["shape"]
+    dtype = {"I64": np.int64, "I32": np.int32, "I8": np.int8, "U8": np.uint8, "F8_E4M3": np.uint8, "F32": np.float32}
+    if "values" in tensor:
+        return np.array(tensor["values"], dtype=dtype[tensor["dtype"]]).reshape(shape)
+    if "text" in tensor:
+        return np.frombuffer(tensor["text"].encode(), dtype=np.uint8)
+    if "each" in tensor:
+        return (np.arange(count) // tensor["each"]).astype(np.int32)
+    if "groups" in tensor:
+        # The inputs in the order of their bits, in groups.
+        order = np.argsort(splitmix(tensor["seed"], count), kind="stable")
+        groups = np.empty(count, dtype=np.int32)
+        groups[order] = np.arange(count) // tensor["groups"]
+        return groups
+    if "mask" in tensor:
+        whole = (splitmix(tensor["seed"], count) & np.uint64(tensor["mask"])) + np.uint64(tensor["base"])
+        kind = np.dtype(dtype[tensor["dtype"]])
+        return whole.astype(np.dtype(f"uint{8 * kind.itemsize}")).view(kind).reshape(shape)
     whole = integers(tensor["seed"], math.prod(tensor["shape"])) * tensor["scale"] + tensor["offset"]
     real = (whole.astype(np.float64) / 2.0**32).astype(np.float32).reshape(tensor["shape"])
     if tensor["dtype"] == "F32":
@@ -39,6 +62,7 @@ def checksum(arrays):
     """FNV-1a, 64 bit, over little-endian 16-bit words (a float32 is two)."""
     state = 0xCBF29CE484222325
     for array in arrays:
+        assert array.nbytes % 2 == 0
         for word in array.reshape(-1).view(np.uint16).tolist():
             state = ((state ^ word) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return f"{state:016x}"

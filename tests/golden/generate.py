@@ -17,6 +17,10 @@ tensor with seed `s` is
 rounded to float32 and from there to the stored dtype: nearly normal, and exact in integers up to the rounding. The case
 lists every tensor with its seed, scale and offset, and `checksum` is the FNV-1a hash of all stored bytes in that order.
 
+The tensors of quantized layers (`quantized.py`) are whole numbers, `(z & mask) + base` in the stored dtype, or given as
+`values` or `text`; `g_idx` is `i // each`, or a permutation of that, by `z`, in which inputs are sorted into `groups`.
+Their reference is the same model of the float32 weights that they stand for.
+
 A case holds, for several prompts,
 
 - `logprobs`: log-probability of each prompt token but the first, from one forward pass of the stored weights in float32;
@@ -24,7 +28,7 @@ A case holds, for several prompts,
 - `greedy`, `greedy_logprobs`, `margins`: the most likely continuation in float32, token by token through the KV cache, and
   how far the log-probability of the second best token lies below.
 
-`cases.py` chooses the shapes, `checkpoints.py` makes the weights. `teeth` are changes of the configuration that someone
+`cases.py` chooses the shapes, `checkpoints.py` and `quantized.py` make the weights. `teeth` are changes of the configuration that someone
 may get wrong; the script refuses a case whose figures they would not visibly change. Threads and seeds are fixed: running it again on the same kind of CPU gives the same bytes.
 """
 
@@ -38,12 +42,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
 sys.dont_write_bytecode = True  # leave no folder in the source tree
 
 from cases import CASES, define_cases, define_random_cases
-from checkpoints import tensors, write_checkpoint
+from checkpoints import checksum, tensors, values, write_checkpoint
+from quantized import dequantized, quantized
 
 HERE = Path(__file__).resolve().parent
 # A change of log-probabilities that no tolerance of the test would let pass.
@@ -88,14 +94,27 @@ def merged(config, patch):
     return config
 
 
+def write_dequantized(folder, case, dense, quantization):
+    """The dense checkpoint that a quantized one stands for; returns the checksum of the quantized one."""
+    config = {key: value for key, value in case["config"].items() if key != "quantization_config"}
+    (folder / "config.json").write_text(json.dumps(config))
+    arrays = [values(tensor) for tensor in case["tensors"]]
+    weights = dequantized(quantization, dense, case["tensors"], arrays)
+    save_file({name: torch.from_numpy(array) for name, array in weights}, folder / "model.safetensors", metadata={"format": "pt"})
+    return checksum(arrays)
+
+
 @torch.no_grad()
-def run(case, lengths, steps, teeth):
+def run(case, lengths, steps, teeth, dense, quantization):
     """Fills in the case's checksum and prompts."""
-    rng = np.random.Generator(np.random.PCG64(case["tensors"][0]["seed"]))
+    rng = np.random.Generator(np.random.PCG64(dense[0]["seed"]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        case["checksum"] = write_checkpoint(folder, case)
-        native_dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[case["tensors"][0]["dtype"]]
+        if quantization:
+            case["checksum"] = write_dequantized(folder, case, dense, quantization)
+        else:
+            case["checksum"] = write_checkpoint(folder, case)
+        native_dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[dense[0]["dtype"]]
         case["prompts"], spread = [], []
         for length in lengths:
             tokens = rng.integers(0, case["config"]["vocab_size"], length).tolist()
@@ -171,12 +190,14 @@ def main():
     else:
         define_cases()
     args.out.mkdir(parents=True, exist_ok=True)
-    for number, (name, (config, dtype, lengths, steps, shards, teeth, storage)) in enumerate(CASES.items(), 1):
+    for number, (name, (config, dtype, lengths, steps, shards, teeth, storage, quantization)) in enumerate(CASES.items(), 1):
         if args.names and name not in args.names:
             continue
         seed = number + 1000 * (args.seed + 1 if args.random else 0)
-        made = {"name": name, "config": config, "shards": shards, "tensors": tensors(config, seed, dtype, **storage)}
-        run(made, lengths, steps, teeth)
+        dense = tensors(config, seed, dtype, **storage)
+        stored = quantized(quantization, dense) if quantization else dense
+        made = {"name": name, "config": config, "shards": shards, "tensors": stored}
+        run(made, lengths, steps, teeth, dense, quantization)
         dump(args.out / f"{name}.json", made)
 
 

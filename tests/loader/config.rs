@@ -158,13 +158,6 @@ fn unknown_fields_may_not_say_anything() {
 }
 
 #[test]
-fn quantized_checkpoints_are_named_as_such() {
-    let gptq = json!({"quant_method": "gptq", "bits": 4});
-    refused(json!({"quantization_config": gptq}), &["quantization_config", "no quantization", "gptq"]);
-    refused(json!({"quantization": {"group_size": 64, "bits": 4}}), &["quantization", "bf16"]);
-}
-
-#[test]
 fn biases_follow_the_family() {
     let spec = read(&changed(json!({"attention_bias": true, "mlp_bias": true}))).unwrap();
     assert_eq!((spec.qkv_bias, spec.output_bias, spec.mlp_bias), (true, true, true));

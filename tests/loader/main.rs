@@ -3,7 +3,10 @@
 
 mod config;
 mod damage;
+mod export;
 mod generation;
+mod quantized;
+mod quantized_faults;
 mod rope;
 mod support;
 mod weights;

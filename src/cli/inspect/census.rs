@@ -56,13 +56,9 @@ pub struct Amount {
 impl Amount {
     fn add(&mut self, tensor: &TensorInfo) {
         self.tensors += 1;
-        self.parameters += parameters(tensor);
+        self.parameters += tensor.parameters;
         self.bytes += tensor.bytes;
     }
-}
-
-pub fn parameters(tensor: &TensorInfo) -> u64 {
-    tensor.shape.iter().map(|n| *n as u64).product()
 }
 
 pub struct Census {

@@ -6,13 +6,15 @@ use burrstone::DType;
 use burrstone::model::{ArchSpec, Checkpoint, TensorInfo};
 use serde::{Serialize, Serializer};
 
-use super::census::{Amount, Census, Owner, parameters};
+use super::census::{Amount, Census, Owner};
 use crate::cli::output::size;
 
 #[derive(Serialize)]
 pub struct Report {
     model: String,
     architecture: Architecture,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
     weights: Weights,
     kv_cache: KvCache,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,6 +41,19 @@ struct Architecture {
     qkv_bias: bool,
     /// The sliding window of each layer that has one.
     windows: Vec<Option<usize>>,
+}
+
+#[derive(Serialize)]
+struct Quantization {
+    method: String,
+    /// Layers of each kind of weight.
+    #[serde(serialize_with = "as_map")]
+    formats: Vec<(String, usize)>,
+    /// What is not quantized, `*` standing for a layer's number.
+    #[serde(serialize_with = "as_map")]
+    dense: Vec<(String, usize)>,
+    /// Scales of an 8-bit KV cache, which are not used.
+    kv_scales: usize,
 }
 
 #[derive(Serialize)]
@@ -109,6 +124,12 @@ impl Report {
         Self {
             model: model.to_owned(),
             architecture: Architecture::of(spec),
+            quantization: checkpoint.quantization().map(|report| Quantization {
+                method: report.method,
+                formats: report.formats,
+                dense: report.dense,
+                kv_scales: report.kv_scales,
+            }),
             weights: Weights { total: census.total, by_owner: census.owners, by_dtype: census.dtypes },
             kv_cache: KvCache { default_dtype: spec.dtype.name(), bytes_per_token: per_token.to_vec() },
             memory: memory.map(|budget_bytes| {
@@ -164,7 +185,7 @@ impl Tensor {
             name: info.name.clone(),
             dtype: info.stored.clone(),
             shape: info.shape.clone(),
-            parameters: parameters(info),
+            parameters: info.parameters,
             bytes: info.bytes,
             file: info.file.file_name().unwrap_or(info.file.as_os_str()).to_string_lossy().into_owned(),
         }
@@ -191,6 +212,21 @@ impl fmt::Display for Report {
         writeln!(f, "context          {} tokens", a.context)?;
         let Rope { kind, theta, rotary_dim } = &a.rope;
         writeln!(f, "rope             {kind}, theta {theta}, over {rotary_dim} of {} dimensions", a.head_dim)?;
+        if let Some(Quantization { method, formats, dense, kv_scales }) = &self.quantization {
+            let list = |all: &[(String, usize)]| {
+                let text = |(what, count): &(String, usize)| format!("{what} ({count})");
+                all.iter().map(text).collect::<Vec<_>>().join("; ")
+            };
+            writeln!(f, "quantization     {method}: {}", list(formats))?;
+            writeln!(
+                f,
+                "                 not quantized: {}",
+                if dense.is_empty() { "none".to_owned() } else { list(dense) }
+            )?;
+            if *kv_scales > 0 {
+                writeln!(f, "                 {kv_scales} scales of an 8-bit KV cache, which are not used")?;
+            }
+        }
 
         writeln!(f, "\nweights          tensors   parameters        bytes")?;
         let row = |f: &mut fmt::Formatter<'_>, name: &str, amount: &Amount| {

@@ -4,7 +4,7 @@ use crate::cpu::simd::{IntKernel, Integers, prefetch_l2};
 
 use super::panels::{COLUMNS, Format, PanelZeros, Scaling};
 use super::rows::Layout;
-use super::tiles::{BLOCK_BYTES, Task, Tile, with_tile};
+use super::tiles::{BLOCK_BYTES, MOST_PANELS, Task, Tile, tile_panels, with_tile};
 
 /// Codes of a column that are loaded together.
 const CODES: usize = 8;
@@ -71,6 +71,32 @@ impl<S: Integers> Codes<S> for U8 {
     }
 }
 
+/// Codes of four bits, a byte each.
+struct Unpacked;
+
+impl<S: Integers> Codes<S> for Unpacked {
+    const COLUMN: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8, lane: usize, half: usize, table: S::I) -> S::I {
+        // SAFETY: as the caller promises.
+        unsafe { <U8 as Codes<S>>::load(s, p, lane, half, table) }
+    }
+    #[inline(always)]
+    fn dot(s: S, sum: S::I, codes: S::I, x: S::I) -> S::I {
+        s.dot_small(sum, codes, x)
+    }
+}
+
+/// From so many rows on, codes of four bits are unpacked once for all tiles of rows.
+const UNPACKED_ROWS: usize = 8;
+/// Bytes of unpacked codes: of all panels of a tile, in one block of `k`.
+const UNPACKED_BYTES: usize = 4 * BLOCK_BYTES;
+
+/// Room for unpacked codes.
+#[repr(align(64))]
+struct Room([u8; UNPACKED_BYTES]);
+
 /// Products with codes.
 pub(super) struct Coded<'a> {
     pub task: Task<'a>,
@@ -87,36 +113,96 @@ impl IntKernel for Coded<'_> {
     fn run<S: Integers>(self, s: S) {
         match (self.task.panels.format, &self.scaling.table) {
             (Format::U8, _) => self.tiles::<S, U8>(s),
-            (_, None) => self.tiles::<S, U4>(s),
-            (_, Some(_)) => self.tiles::<S, Table>(s),
+            (_, None) if self.task.rows < UNPACKED_ROWS => self.tiles::<S, U4>(s),
+            (_, None) => self.unpacked_tiles::<S, U4>(s),
+            (_, Some(_)) if self.task.rows < UNPACKED_ROWS => self.tiles::<S, Table>(s),
+            (_, Some(_)) => self.unpacked_tiles::<S, Table>(s),
         }
     }
 }
 
 impl Coded<'_> {
+    /// Units of `k` in a block, where eight codes of a column take so many bytes.
+    #[inline(always)]
+    fn block_units(&self, column: usize) -> usize {
+        (BLOCK_BYTES * CODES / (COLUMNS * column * self.scaling.unit)).max(1)
+    }
+
     #[inline(always)]
     fn tiles<S: Integers, C: Codes<S>>(&self, s: S) {
-        let (k, unit) = (self.task.panels.k, self.scaling.unit);
-        let block_units = (BLOCK_BYTES * CODES / (COLUMNS * C::COLUMN * unit)).max(1);
-        let units = k.div_ceil(unit);
+        let (units, block_units) = (self.task.panels.k.div_ceil(self.scaling.unit), self.block_units(C::COLUMN));
         let mut tiles = self.task.tiles(units.div_ceil(block_units));
         while let Some((block, tile)) = tiles.next::<S>() {
             let first = block * block_units;
-            let units = block_units.min(units - first);
-            macro_rules! call {
-                ($mr:literal, $nv:literal) => {
-                    if self.parts == 2 {
-                        self.tile::<S, C, 2, $mr, $nv>(s, tile, first, units)
-                    } else {
-                        self.tile::<S, C, 1, $mr, $nv>(s, tile, first, units)
-                    }
-                };
-            }
-            with_tile!(S, tile.rows, call);
+            let from = self.panels::<S>(tile, first * self.scaling.unit / CODES * COLUMNS * C::COLUMN);
+            self.any_tile::<S, C>(s, tile, first, block_units.min(units - first), from);
         }
     }
 
-    /// `MR` rows against `NV` vectors of columns, `units` units of `k` from unit `first` on.
+    /// Like [`tiles`](Self::tiles), but codes are unpacked before the first tile of rows.
+    #[inline(always)]
+    fn unpacked_tiles<S: Integers, C: Codes<S>>(&self, s: S) {
+        const COLUMN: usize = 8;
+        let (k, unit) = (self.task.panels.k, self.scaling.unit);
+        let (units, block_units) = (k.div_ceil(unit), self.block_units(COLUMN));
+        let table = s.table(&self.scaling.table.unwrap_or_default());
+        let mut room = Room([0; UNPACKED_BYTES]);
+        let room = room.0.as_mut_ptr();
+        let panel_bytes = block_units * unit * COLUMNS;
+        let mut tiles = self.task.tiles(units.div_ceil(block_units));
+        while let Some((block, tile)) = tiles.next::<S>() {
+            let first = block * block_units;
+            if tile.m == 0 {
+                let steps = (block_units * unit).min(k - first * unit).div_ceil(CODES);
+                let from = self.panels::<S>(tile, first * unit / CODES * COLUMNS * C::COLUMN);
+                for (panel, from) in from.into_iter().enumerate().take(tile_panels::<S>()) {
+                    let to = room.wrapping_add(panel * panel_bytes);
+                    // SAFETY: the panel has these codes, and the room is for a block of each panel.
+                    unsafe { unpack::<S, C>(s, from, steps, to, table) };
+                }
+            }
+            let mut from = [std::ptr::null(); MOST_PANELS];
+            for (panel, from) in from.iter_mut().enumerate() {
+                *from = room.wrapping_add(panel * panel_bytes).cast_const();
+            }
+            let tile = Tile { ahead: 0, ..tile };
+            self.any_tile::<S, Unpacked>(s, tile, first, block_units.min(units - first), from);
+        }
+    }
+
+    /// Where the panels of a tile begin, `offset` bytes in.
+    #[inline(always)]
+    fn panels<S: Integers>(&self, tile: Tile, offset: usize) -> [*const u8; MOST_PANELS] {
+        let mut from = [std::ptr::null(); MOST_PANELS];
+        for (panel, from) in from.iter_mut().enumerate().take(tile_panels::<S>()) {
+            let (panel, _) = self.task.panel(tile, panel, COLUMNS);
+            *from = self.task.panels.panel(panel).wrapping_add(offset);
+        }
+        from
+    }
+
+    #[inline(always)]
+    fn any_tile<S: Integers, C: Codes<S>>(
+        &self,
+        s: S,
+        tile: Tile,
+        first: usize,
+        units: usize,
+        from: [*const u8; MOST_PANELS],
+    ) {
+        macro_rules! call {
+            ($mr:literal, $nv:literal) => {
+                if self.parts == 2 {
+                    self.tile::<S, C, 2, $mr, $nv>(s, tile, first, units, from)
+                } else {
+                    self.tile::<S, C, 1, $mr, $nv>(s, tile, first, units, from)
+                }
+            };
+        }
+        with_tile!(S, tile.rows, call);
+    }
+
+    /// `MR` rows against `NV` vectors of columns, `units` units of `k` from unit `first` on, whose codes begin at `base`.
     #[inline(always)]
     fn tile<S: Integers, C: Codes<S>, const PARTS: usize, const MR: usize, const NV: usize>(
         &self,
@@ -124,6 +210,7 @@ impl Coded<'_> {
         tile: Tile,
         first: usize,
         units: usize,
+        base: [*const u8; MOST_PANELS],
     ) {
         let Self { task, scaling, layout, .. } = self;
         let (k, unit, group) = (task.panels.k, scaling.unit, scaling.group);
@@ -146,7 +233,8 @@ impl Coded<'_> {
             let mut zeros = [s.zero_integers(); NV];
             for v in 0..NV {
                 let (panel, lane) = (task.panel(tile, v, S::LANES).0, v * S::LANES % COLUMNS);
-                from[v] = task.panels.panel(panel).wrapping_add(start / CODES * COLUMNS * C::COLUMN);
+                let before = (u - first) * unit / CODES * COLUMNS * C::COLUMN;
+                from[v] = base[v * S::LANES / COLUMNS].wrapping_add(before);
                 let place = (panel * k.div_ceil(group) + start / group) * COLUMNS + lane;
                 // SAFETY: each panel has sixteen scales, and zero points if any, for each group.
                 unsafe {
@@ -284,6 +372,25 @@ impl Coded<'_> {
             let x = unsafe { s.broadcast_bytes(x.add(row * self.task.x_stride)) };
             for v in 0..NV {
                 sums[v] = C::dot(s, sums[v], codes[v], x);
+            }
+        }
+    }
+}
+
+/// Writes eight codes of each column of a panel, `steps` times, as bytes.
+///
+/// # Safety
+/// The panel has the codes, and `to` room for them.
+#[inline(always)]
+unsafe fn unpack<S: Integers, C: Codes<S>>(s: S, from: *const u8, steps: usize, to: *mut u8, table: S::I) {
+    for step in 0..steps {
+        for half in 0..2 {
+            for lane in (0..COLUMNS).step_by(S::LANES) {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    let codes = C::load(s, from.add(step * COLUMNS * C::COLUMN), lane, half, table);
+                    s.store_bytes(to.add(((step * 2 + half) * COLUMNS + lane) * 4), codes);
+                }
             }
         }
     }

@@ -86,12 +86,11 @@ impl Panels {
     pub(crate) fn dense(pool: &Pool, view: &WeightView, n: usize, k: usize) -> Result<Self> {
         let row_bytes = k * view.dtype.size();
         let row = |row: usize| &view.data[row * row_bytes..][..row_bytes];
-        let (format, pack): (_, fn(&[&[u8]], &mut [u8])) = match view.dtype {
-            DType::F32 => (Format::F32, interleave::<4>),
-            DType::F16 => (Format::F16, interleave::<2>),
-            _ => (Format::Bf16, interleave::<4>),
+        let (format, pages) = match view.dtype {
+            DType::F16 => (Format::F16, panels(pool, Format::F16, n, k, row, interleave::<2>)?),
+            DType::F32 => (Format::F32, panels(pool, Format::F32, n, k, row, interleave::<4>)?),
+            _ => (Format::Bf16, panels(pool, Format::Bf16, n, k, row, interleave::<4>)?),
         };
-        let pages = panels(pool, format, n, k, row, pack)?;
         Ok(Self { format, k, scaling: None, pages })
     }
 

@@ -1,6 +1,6 @@
-//! How a product is cut into tiles: some rows of `x` against one or two panels, one block of `k` at a time.
+//! How a product is cut into tiles: some rows of `x` against one or four panels, one block of `k` at a time.
 //!
-//! A block of two panels stays in the first-level cache while all rows are multiplied with it. Sums of the blocks are
+//! A block of the panels stays in the first-level cache while all rows are multiplied with it. Sums of the blocks are
 //! added in order, and each element is summed up in one order along `k`, so a result depends on its row and column alone:
 //! not on the number of rows, on tiles, nor on threads.
 
@@ -34,12 +34,15 @@ pub(super) const fn padded_rows(rows: usize) -> usize {
     rows + 2
 }
 
+/// Panels of the largest tile.
+pub(super) const MOST_PANELS: usize = 4;
+
 /// Panels that a tile has.
 pub(super) const fn tile_panels<S: Simd>() -> usize {
-    if S::LANES == COLUMNS { 4 } else { 1 }
+    if S::LANES == COLUMNS { MOST_PANELS } else { 1 }
 }
 
-/// A tile: `rows` rows from row `m` on, against panel `panel` of the task and, on wide vectors, the next.
+/// A tile: `rows` rows from row `m` on, against panel `panel` of the task and, on wide vectors, the next three.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub m: usize,
@@ -101,8 +104,8 @@ impl Task<'_> {
         Tiles { rows: self.rows, panels: self.count, blocks, block: 0, next }
     }
 
-    /// Where the vectors of a tile begin in a panel's first step, and whether their results are wanted: there may be one
-    /// panel less than the tile has.
+    /// The panel of a tile's vector, and whether its results are wanted: at the end there are fewer panels than a tile has,
+    /// and the first stands in for the others.
     #[inline(always)]
     pub fn panel(&self, tile: Tile, vector: usize, lanes: usize) -> (usize, bool) {
         let panel = tile.panel + vector * lanes / COLUMNS;

@@ -176,6 +176,11 @@ impl Integers for Avx2 {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: __m256i) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { _mm256_storeu_si256(p.cast(), a) }
+    }
+    #[inline(always)]
     unsafe fn broadcast_bytes(self, p: *const u8) -> __m256i {
         // SAFETY: four bytes are readable, as the caller promises.
         unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }

@@ -245,6 +245,11 @@ impl Integers for Avx512 {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: __m512i) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { _mm512_storeu_si512(p.cast(), a) }
+    }
+    #[inline(always)]
     unsafe fn broadcast_bytes(self, p: *const u8) -> __m512i {
         // SAFETY: four bytes are readable, as the caller promises.
         unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
@@ -311,6 +316,7 @@ impl Integers for Avx512Bf16 {
     inherit! {
         unsafe fn load_bytes(p: *const u8) -> __m512i;
         unsafe fn broadcast_bytes(p: *const u8) -> __m512i;
+        unsafe fn store_bytes(p: *mut u8, a: __m512i);
     }
     inherit! {
         fn zero_integers() -> __m512i;

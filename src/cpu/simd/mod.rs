@@ -306,6 +306,10 @@ pub(crate) trait Integers: Simd {
     /// `p` is readable for `4 · LANES` bytes.
     unsafe fn load_bytes(self, p: *const u8) -> Self::I;
 
+    /// # Safety
+    /// `p` is writable for `4 · LANES` bytes.
+    unsafe fn store_bytes(self, p: *mut u8, a: Self::I);
+
     /// Four bytes in every lane.
     ///
     /// # Safety

@@ -181,6 +181,11 @@ impl Integers for Neon {
         unsafe { vreinterpretq_s32_u8(vld1q_u8(p)) }
     }
     #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: int32x4_t) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { vst1q_u8(p, vreinterpretq_u8_s32(a)) }
+    }
+    #[inline(always)]
     unsafe fn broadcast_bytes(self, p: *const u8) -> int32x4_t {
         // SAFETY: four bytes are readable, as the caller promises.
         unsafe { vdupq_n_s32(p.cast::<i32>().read_unaligned()) }

@@ -171,6 +171,11 @@ impl<const N: usize> Integers for Portable<N> {
         unsafe { p.cast::<[i32; N]>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: [i32; N]) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { p.cast::<[i32; N]>().write_unaligned(a) }
+    }
+    #[inline(always)]
     unsafe fn broadcast_bytes(self, p: *const u8) -> [i32; N] {
         // SAFETY: readable for four bytes, as the caller promises.
         [unsafe { p.cast::<i32>().read_unaligned() }; N]

@@ -104,7 +104,9 @@ impl EngineBuilder {
         }
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let (threads, spec_loaded) = (self.threads, spec.clone());
-        let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
+        let precision = self.precision;
+        let opened = Some(opened);
+        let load = Loader { target, opened, checkpoint, spec: spec_loaded, threads, precision, dtype, limits };
         let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(spec.context), PAGE_SIZE))?;
         // The simulator is slower than any fetch.
         let is_fetched = host_blocks > 0 && self.device != Device::Sim;
@@ -117,6 +119,7 @@ impl EngineBuilder {
             kv_shape: shape,
             load_s: 0.0,
             weight_bytes,
+            read_bytes: runner.forward()?.weight_bytes(),
             kv_bytes: shape.bytes() as u64,
             kv_tokens: shape.pages * PAGE_SIZE,
             kv_limit,

@@ -22,6 +22,9 @@ pub struct LoadReport {
     pub load_s: f64,
     /// Bytes of the weights, as stored.
     pub weight_bytes: u64,
+    /// Bytes of weights that every decoded token reads: smaller where weights are quantized as they are loaded, and
+    /// without a table of embeddings.
+    pub read_bytes: u64,
     /// Bytes of the KV cache; the system provides the memory as it is first used.
     pub kv_bytes: u64,
     /// Tokens that fit into the KV cache.
