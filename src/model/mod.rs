@@ -10,6 +10,7 @@ mod generation_config;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod lfs_pointer;
+mod resolve;
 mod rope;
 mod rope_config;
 mod rope_table;
@@ -22,5 +23,6 @@ mod weights;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use decoder::{Decoder, Forward, Limits};
 pub use generation_config::GenerationConfig;
+pub use resolve::resolve;
 pub use rope::{Rope, RopeKind, RopeScaling, RopeSpec};
 pub use spec::ArchSpec;

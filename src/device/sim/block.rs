@@ -12,7 +12,6 @@ use rand_chacha::rand_core::Rng as _;
 use super::clocks::Clocks;
 use super::copies::{Flight, Groups, Load, Store, land_load, land_store};
 use super::counters::Counters;
-use super::deferred::Work;
 use super::fault::{FaultKind, Place, Waiting};
 use super::mbarriers::Mbarrier;
 use super::shadow::Shadow;
@@ -58,6 +57,16 @@ pub(super) enum Status {
 }
 
 pub(super) type Collective = unsafe extern "C" fn(*const *mut c_void);
+
+pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
+
+/// A product that a warpgroup has started: a function of the primitive's host body, and the data it was started with.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    pub work: DeferredWork,
+    pub data: Vec<u64>,
+    pub target: usize,
+}
 
 /// Lanes that have reached a collective, of all that must.
 #[derive(Debug)]
@@ -117,7 +126,7 @@ pub(super) struct State {
     pub stores: Vec<Groups<Store>>,
     pub flights: Vec<Flight>,
     /// By the first warp of a warpgroup.
-    pub deferred: Vec<Groups<Work>>,
+    pub deferred: Vec<Groups<Deferred>>,
     /// By block and thread of another block: the thread's last access to the block's shared memory, and where it came from.
     pub remote: BTreeMap<(usize, usize), (u32, Site)>,
     pub fault: Option<(u32, FaultKind, Place)>,

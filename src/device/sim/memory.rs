@@ -4,12 +4,22 @@ use std::alloc::{self, Layout};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use super::DeviceMemoryError;
-
 /// CUDA's allocations start at multiples of this.
 const ALIGNMENT: usize = 256;
 /// What fresh memory holds: NaN in every float format, so that a read before a write shows.
 pub(super) const POISON: u8 = 0xff;
+
+/// A request that the simulated memory cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceMemoryError {
+    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
+    Exhausted { bytes: u64, used: u64, budget: u64 },
+    #[error("simulated memory: nothing is allocated at {address:#x}")]
+    Unknown { address: u64 },
+    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
+    Outside { address: u64, bytes: u64 },
+}
 
 /// Bytes on the heap at a fixed alignment.
 #[derive(Debug)]

@@ -38,6 +38,7 @@ use kernels::Entry;
 pub use kernels::load_kernels;
 #[cfg(feature = "engine")]
 pub(crate) use kernels::require_kernels;
+pub use memory::DeviceMemoryError;
 use memory::{Buffer, Memory};
 use run::{Cluster, MAX_BLOCKS, MAX_THREADS, Run, SHARED_ALIGNMENT};
 use stacks::{FiberStack, Stacks};
@@ -59,18 +60,6 @@ pub struct LaunchStats {
     pub switches: u64,
     /// The cost of every call site that touches memory; empty unless counting is on.
     pub sites: Vec<SiteStats>,
-}
-
-/// A request that the simulated memory cannot serve.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceMemoryError {
-    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
-    Exhausted { bytes: u64, used: u64, budget: u64 },
-    #[error("simulated memory: nothing is allocated at {address:#x}")]
-    Unknown { address: u64 },
-    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
-    Outside { address: u64, bytes: u64 },
 }
 
 /// The simulated device. Launches on one simulator exclude each other; several simulators run side by side.

@@ -12,8 +12,7 @@ use crate::engine::step::batching::Batcher;
 use crate::engine::step::{Incident, Runner, Watchdog, Worker};
 use crate::engine::{Engine, Inner};
 use crate::error::{Error, Result};
-use crate::model::source::resolve;
-use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo};
+use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo, resolve};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
