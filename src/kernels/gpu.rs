@@ -42,8 +42,12 @@ struct DecodeStates {
 }
 
 impl Gpu {
-    /// Bytes of workspace, independent of the model.
-    pub const WORKSPACE_BYTES: u64 = 4 * (MatMul::WORKSPACE + SplitStates::COUNTERS + SplitStates::PARTIALS) as u64;
+    /// Bytes of workspace beside a KV cache of this shape, for any number of pages: that of the kernels, and the pages
+    /// in which moves to and from the host are staged.
+    pub fn workspace_bytes(cache: &CacheShape) -> u64 {
+        let words = MatMul::WORKSPACE + SplitStates::COUNTERS + SplitStates::PARTIALS;
+        (4 * words).saturating_add(Cache::staging_bytes(cache)) as u64
+    }
 
     /// `dtype` is that of activations and weights; checkpoints in another one are converted while loading.
     /// `batch_tokens` is the size of the largest step, `vocab` the model's vocabulary.
