@@ -48,7 +48,7 @@ impl Lab {
         let gpu = Gpu::new(stream.clone(), DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
         let decoder = Decoder::load(gpu, &spec, &checkpoint, WeightPrecision::default(), DType::BF16, limits).unwrap();
         let weights: u64 = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let reckoned = weights + limits.activation_bytes(&spec) + Gpu::WORKSPACE_BYTES + cache.bytes() as u64;
+        let reckoned = weights + limits.activation_bytes(&spec) + Gpu::workspace_bytes(&cache) + cache.bytes() as u64;
         let rope = spec.rope.table(spec.context);
         Self { decoder, rope, sequences: prompts.to_vec(), stream, reckoned, steps: 0 }
     }

@@ -1,6 +1,6 @@
 //! Rules of the code's structure that a machine can check.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,14 @@ fn files_below(folder: &Path, extensions: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Names in the specifications: kernels, kernels with device code, and the operations they implement.
+/// A file without comments and unit tests. These come last, and may look further.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap().split("#[cfg(all(test").next().unwrap();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+/// What the specifications name: kernels, those of them with device code, and the operations that they are kernels of.
 struct Specs {
     kernels: BTreeSet<String>,
     on_devices: BTreeSet<String>,
@@ -156,10 +163,7 @@ fn engine_modules_use_only_those_below() {
         files_below(&root().join("src/engine").join(room), &["rs"], &mut files);
         assert!(!files.is_empty(), "src/engine/{room} has no files");
         for file in files {
-            let text = fs::read_to_string(&file).unwrap();
-            // Unit tests come last in a file, and may use modules above.
-            let code = text.split("#[cfg(test)]").next().unwrap().split("#[cfg(all(test").next().unwrap();
-            for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for line in code(&file).lines() {
                 for above in &rooms[floor + 1..] {
                     let found = ["engine::", "crate::"].iter().any(|path| line.contains(&format!("{path}{above}::")));
                     assert!(!found, "{}: {line}", file.display());
@@ -167,4 +171,90 @@ fn engine_modules_use_only_those_below() {
             }
         }
     }
+}
+
+/// The paths of the `use` tree (or the path) at the start of `rest`; the text after it.
+fn expand<'a>(mut rest: &'a str, mut path: Vec<&'a str>, found: &mut Vec<Vec<&'a str>>) -> &'a str {
+    loop {
+        rest = rest.trim_start();
+        if let Some(mut group) = rest.strip_prefix('{') {
+            while !group.is_empty() && !group.starts_with('}') {
+                group = expand(group, path.clone(), found);
+                // A name behind `as` is left out.
+                group = &group[group.find([',', '}']).unwrap_or(group.len())..];
+                group = group.trim_start_matches(',').trim_start();
+            }
+            return group.get(1..).unwrap_or_default();
+        }
+        let (name, after) = rest.split_at(rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len()));
+        path.push(name);
+        match after.strip_prefix("::") {
+            Some(more) => rest = more,
+            None => {
+                found.push(path);
+                return after;
+            }
+        }
+    }
+}
+
+/// The paths that begin with `start`, in full.
+fn paths<'a>(code: &'a str, start: &str) -> Vec<Vec<&'a str>> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices(start) {
+        if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+            expand(code[at..].trim_start_matches("use "), Vec::new(), &mut found);
+        }
+    }
+    found
+}
+
+/// The modules next to each other in one module do not use each other in a circle: neither by their own paths nor by
+/// names that the module around them re-exports.
+#[test]
+fn modules_side_by_side_have_no_circles() {
+    let (src, mut files) = (root().join("src"), Vec::new());
+    files_below(&src, &["rs"], &mut files);
+    let mut modules: BTreeMap<Vec<String>, String> = BTreeMap::new();
+    for file in files {
+        let inside = file.strip_prefix(&src).unwrap().with_extension("");
+        let mut module: Vec<_> = inside.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+        module.pop_if(|last| last == "mod" || last == "lib");
+        if !module.iter().any(|name| name == "tests") {
+            modules.insert(module, code(&file));
+        }
+    }
+    let mut circles = Vec::new();
+    for (parent, text) in &modules {
+        let depth = parent.len();
+        let below = || modules.iter().filter(|(module, _)| module.len() > depth && module.starts_with(parent));
+        let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+        owners.extend(
+            paths(text, "use ").iter().filter(|path| path.len() > 1).map(|path| (path[path.len() - 1], path[0])),
+        );
+        owners.extend(below().map(|(module, _)| (&*module[depth], &*module[depth])));
+        let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (module, code) in below() {
+            let own = &*module[depth];
+            let used = uses.entry(own).or_default();
+            for path in paths(code, "super::").into_iter().chain(paths(code, "crate::")) {
+                let ups = path.iter().take_while(|name| **name == "super").count();
+                let start = if ups == 0 { &[] } else { &module[..module.len() - ups] };
+                let whole: Vec<&str> =
+                    start.iter().map(String::as_str).chain(path[ups.max(1)..].iter().copied()).collect();
+                if whole.len() > depth && whole.iter().zip(parent).all(|(a, b)| a == b) {
+                    used.extend(owners.get(whole[depth]).filter(|owner| **owner != own));
+                }
+            }
+        }
+        // Those at the bottom go first, then those that only use these, and so on.
+        while let Some(bottom) = uses.iter().find(|(_, used)| !used.iter().any(|name| uses.contains_key(name))) {
+            let bottom = *bottom.0;
+            uses.remove(bottom);
+        }
+        if !uses.is_empty() {
+            circles.push((parent.join("::"), format!("{uses:?}")));
+        }
+    }
+    assert!(circles.is_empty(), "modules that use each other, and those above them: {circles:#?}");
 }

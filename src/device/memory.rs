@@ -17,11 +17,22 @@ pub struct Memory {
     number: u64,
 }
 
-impl Memory {
-    pub(super) fn new(stream: Stream, address: u64, dtype: DType, len: usize, number: u64) -> Self {
-        Self { stream, address, dtype, len, number }
+impl Stream {
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// The device has no room, or a graph is being captured.
+    pub fn alloc(&self, dtype: DType, len: usize) -> Result<Memory> {
+        let bytes = len.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
+        let bytes = bytes.ok_or_else(|| Error::operator("alloc", "len", "a size that fits memory", len))?;
+        let (address, number) = self.allocate(bytes)?;
+        let mut memory = Memory { stream: self.clone(), address, dtype, len, number };
+        memory.clear()?;
+        Ok(memory)
     }
+}
 
+impl Memory {
     pub fn dtype(&self) -> DType {
         self.dtype
     }

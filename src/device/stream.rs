@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
-use super::memory::Memory;
 use super::tensor::{TensorMap, TmaBoxes};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 /// A device with one queue of work. Clones share the queue.
@@ -116,19 +114,11 @@ impl Stream {
         }
     }
 
-    /// `len` zeros.
-    ///
-    /// # Errors
-    /// The device is out of memory, or a graph is being captured.
-    pub fn alloc(&self, dtype: DType, len: usize) -> Result<Memory> {
+    /// Bytes that hold anything: their address, and how many allocations came before.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<(u64, u64)> {
         self.not_capturing("an allocation")?;
-        let bytes = len.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
-        let bytes = bytes.ok_or_else(|| Error::operator("alloc", "len", "a size that fits memory", len))?;
         let number = self.0.counts.allocations.fetch_add(1, Ordering::Relaxed);
-        let address = self.driver().allocate(bytes)?;
-        let memory = Memory::new(self.clone(), address, dtype, len, number);
-        self.driver().clear(address, bytes)?;
-        Ok(memory)
+        Ok((self.driver().allocate(bytes)?, number))
     }
 
     /// `number`: allocations before this one.

@@ -77,7 +77,8 @@ fn fields_that_would_change_the_answer_are_refused_by_name() {
 #[test]
 fn message_fields_without_effect_are_accepted() {
     let model = Checkpoint::builtin();
-    fs::write(model.file("chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    fs::write(model.file("chat_template.jinja"), "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}")
+        .unwrap();
     let ask = |id: &str, more: Value| {
         let mut message = json!({"role": "assistant", "content": "b"});
         message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -87,7 +88,10 @@ fn message_fields_without_effect_are_accepted() {
     };
     let files = Files::new(&[
         ask("plain", json!({})),
-        ask("none", json!({"refusal": null, "tool_calls": null, "name": "Bob", "annotations": [], "audio": null})),
+        ask("none", json!({"refusal": null, "tool_calls": null, "name": null, "annotations": [], "audio": null})),
+        ask("named", json!({"name": "Bob"})),
+        ask("spelled", json!({"content": "Bobb"})),
+        ask("number", json!({"name": 5})),
         ask("calls", json!({"tool_calls": [{"id": "x"}]})),
         ask("content", json!({"content": 5})),
         ask("image", json!({"content": [{"type": "image_url", "image_url": {"url": "x"}}]})),
@@ -96,9 +100,16 @@ fn message_fields_without_effect_are_accepted() {
     let answers = files.answers();
     assert_eq!(answers["none"]["body"]["choices"], answers["plain"]["body"]["choices"]);
     assert_eq!(answers["plain"]["status_code"], 200);
-    for (id, part) in
-        [("calls", "messages[1].tool_calls"), ("content", "messages[1].content"), ("image", "messages[1].content")]
-    {
+    for part in ["choices", "usage"] {
+        assert_eq!(answers["named"]["body"][part], answers["spelled"]["body"][part]);
+    }
+    assert_ne!(answers["named"]["body"]["usage"], answers["plain"]["body"]["usage"]);
+    for (id, part) in [
+        ("calls", "messages[1].tool_calls"),
+        ("content", "messages[1].content"),
+        ("image", "messages[1].content"),
+        ("number", "messages[1]"),
+    ] {
         let message = answers[id]["body"]["error"]["message"].as_str().unwrap();
         assert!(message.contains(part), "{message}");
     }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use burrstone::Error;
 use burrstone::model::hub::Hub;
-use burrstone::model::source::{HubId, Progress, resolve};
+use burrstone::model::resolve;
+use burrstone::model::source::{HubId, Progress};
 use tempfile::TempDir;
 
 use server::{COMMIT, ID, Server, blob};

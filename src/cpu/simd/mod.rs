@@ -15,8 +15,8 @@ mod neon;
 
 use std::fmt;
 
-pub(crate) use eight_bits::{E4m3, E5m2, I8};
-pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_cache_element, with_element};
+pub(crate) use eight_bits::{E4m3, E5m2, I8, with_cache_element};
+pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_element};
 pub(crate) use math::{exp, gelu, gelu_tanh, silu, tanh};
 
 /// An instruction set that kernels are compiled for.

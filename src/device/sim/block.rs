@@ -13,7 +13,6 @@ use rand_chacha::rand_core::Rng as _;
 use super::clocks::Clocks;
 use super::copies::{Flight, Groups, Load, Store, land_load, land_store};
 use super::counters::Counters;
-use super::deferred::Work;
 use super::fault::{FaultKind, Place, Waiting};
 use super::mbarriers::Mbarrier;
 use super::shadow::Shadow;
@@ -60,7 +59,17 @@ pub(super) enum Status {
 
 pub(super) type Collective = unsafe extern "C" fn(*const *mut c_void);
 
-/// A collective that some of its lanes have reached.
+pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
+
+/// A product that a warpgroup has started: a function of the primitive's host body, and the data it was started with.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    pub work: DeferredWork,
+    pub data: Vec<u64>,
+    pub target: usize,
+}
+
+/// Lanes that have reached a collective, of all that must.
 #[derive(Debug)]
 pub(super) struct Gathering {
     pub run: Collective,
@@ -118,9 +127,8 @@ pub(super) struct State {
     pub stores: Vec<Groups<Store>>,
     pub flights: Vec<Flight>,
     /// By the first warp of a warpgroup.
-    pub deferred: Vec<Groups<Work>>,
-    /// The last access of each thread of another block to a block's shared memory, and its call site. By block and
-    /// thread.
+    pub deferred: Vec<Groups<Deferred>>,
+    /// By block and thread of another block: the thread's last access to the block's shared memory, and where it came from.
     pub remote: BTreeMap<(usize, usize), (u32, Site)>,
     pub fault: Option<(u32, FaultKind, Place)>,
     pub switches: u64,

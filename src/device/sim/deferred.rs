@@ -1,18 +1,8 @@
 //! Asynchronous work of a warpgroup: products of `wgmma` that it has not waited for.
 
-use super::block::WARP;
+use super::block::{Deferred, DeferredWork, WARP};
 use super::hooks;
 use super::run::Run;
-
-pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
-
-/// A function of the primitive's host code, and a copy of its data.
-#[derive(Debug)]
-pub(super) struct Work {
-    work: DeferredWork,
-    data: Vec<u64>,
-    target: usize,
-}
 
 fn warpgroup(run: &Run) -> usize {
     run.warpgroup() / WARP
@@ -25,7 +15,7 @@ pub(super) unsafe extern "C" fn hook_defer(work: DeferredWork, data: *const u8, 
     let mut copy = vec![0_u64; (bytes as usize).div_ceil(8)];
     // SAFETY: guaranteed by the caller; the copy is as long.
     unsafe { copy.as_mut_ptr().cast::<u8>().copy_from(data, bytes as usize) };
-    run.state.borrow_mut().deferred[warpgroup(run)].open.push(Work { work, data: copy, target });
+    run.state.borrow_mut().deferred[warpgroup(run)].open.push(Deferred { work, data: copy, target });
 }
 
 pub(super) extern "C" fn hook_deferred(target: usize) -> bool {

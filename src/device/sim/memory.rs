@@ -4,14 +4,24 @@ use std::alloc::{self, Layout};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use super::DeviceMemoryError;
-
-/// Alignment of CUDA's allocations.
+/// CUDA's allocations start at multiples of this.
 const ALIGNMENT: usize = 256;
 /// Fills fresh memory: NaN in every float format, so that reads of unwritten memory are noticed.
 pub(super) const POISON: u8 = 0xff;
 
-/// Heap memory with a fixed alignment.
+/// A request that the simulated memory cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceMemoryError {
+    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
+    Exhausted { bytes: u64, used: u64, budget: u64 },
+    #[error("simulated memory: nothing is allocated at {address:#x}")]
+    Unknown { address: u64 },
+    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
+    Outside { address: u64, bytes: u64 },
+}
+
+/// Bytes on the heap at a fixed alignment.
 #[derive(Debug)]
 pub(super) struct Buffer {
     start: NonNull<u8>,

@@ -39,6 +39,7 @@ use kernels::Entry;
 pub use kernels::load_kernels;
 #[cfg(feature = "engine")]
 pub(crate) use kernels::require_kernels;
+pub use memory::DeviceMemoryError;
 use memory::{Buffer, Memory};
 use run::{Cluster, MAX_BLOCKS, MAX_THREADS, Run, SHARED_ALIGNMENT};
 use stacks::{FiberStack, Stacks};
@@ -62,19 +63,7 @@ pub struct LaunchStats {
     pub sites: Vec<SiteStats>,
 }
 
-/// A memory operation that the simulator cannot do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceMemoryError {
-    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
-    Exhausted { bytes: u64, used: u64, budget: u64 },
-    #[error("simulated memory: nothing is allocated at {address:#x}")]
-    Unknown { address: u64 },
-    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
-    Outside { address: u64, bytes: u64 },
-}
-
-/// The simulated device. Launches on one simulator run one after another; several simulators run in parallel.
+/// The simulated device. Launches on one simulator exclude each other; several simulators run side by side.
 #[derive(Debug)]
 pub struct Simulator {
     inner: Mutex<Inner>,

@@ -12,8 +12,7 @@ use crate::engine::step::batching::Batcher;
 use crate::engine::step::{Incident, Runner, Watchdog, Worker};
 use crate::engine::{Engine, Inner};
 use crate::error::{Error, Result};
-use crate::model::source::resolve;
-use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo};
+use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo, resolve};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
@@ -67,7 +66,7 @@ impl EngineBuilder {
         let policy = Policy { step_tokens, max_running, preemption, ..self.policy };
         let limits = Limits { batch_tokens: step_tokens, cache: per_token };
         let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let activation_bytes = limits.activation_bytes(&spec) + opened.workspace_bytes();
+        let activation_bytes = limits.activation_bytes(&spec) + opened.workspace_bytes(&per_token);
         let most = max_running.saturating_mul(context.next_multiple_of(PAGE_SIZE));
         let (tokens, kv_limit) = self.budget.tokens(
             per_token.bytes_per_token() as u64,

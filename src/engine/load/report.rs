@@ -33,7 +33,7 @@ pub struct LoadReport {
     pub kv_limit: KvLimit,
     /// Bytes of host memory for blocks evicted from the KV cache, used as they are needed.
     pub host_kv_bytes: u64,
-    /// Bytes of the activations of the largest step, and of the kernels' workspace on a GPU.
+    /// Bytes of the activations of the largest step, and of the workspace on a GPU.
     pub activation_bytes: u64,
     /// Token budget of a step.
     pub step_tokens: usize,
