@@ -1,5 +1,7 @@
 //! Products with weights of codes: integers times integers, added up exactly over a unit of `k`, then scaled.
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use crate::cpu::simd::{IntKernel, Integers, prefetch_l2};
 
 use super::panels::{COLUMNS, Format, PanelZeros, Scaling};
@@ -89,7 +91,7 @@ impl<S: Integers> Codes<S> for Unpacked {
 }
 
 /// From so many rows on, codes of four bits are unpacked once for all tiles of rows.
-const UNPACKED_ROWS: usize = 8;
+const UNPACKED_ROWS: usize = 5;
 /// Bytes of unpacked codes: of all panels of a tile, in one block of `k`.
 const UNPACKED_BYTES: usize = 4 * BLOCK_BYTES;
 
@@ -322,6 +324,8 @@ impl Coded<'_> {
     ) {
         for step in 0..steps {
             for half in 0..2 {
+                // Loading both halves at once would take more registers than there are.
+                compiler_fence(Ordering::SeqCst);
                 // SAFETY: as the caller promises.
                 unsafe {
                     let codes = Self::load::<S, C, NV>(s, from, step, half, tile, table);
