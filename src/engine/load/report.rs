@@ -56,9 +56,16 @@ impl LoadReport {
     }
 }
 
-/// Warnings about a model that serves sequences of up to `context` tokens, and names end tokens that it does not have.
-pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32]) -> Vec<String> {
+/// Warnings about a model that serves sequences of up to `context` tokens with a KV cache of dtype `kv`, names end
+/// tokens that it does not have, and has so many scales of a KV cache.
+pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32], kv: DType, kv_scales: usize) -> Vec<String> {
     let mut warnings = Vec::new();
+    if kv == DType::E4M3 && kv_scales > 0 {
+        warnings.push(format!(
+            "the checkpoint has {kv_scales} scales for an fp8 KV cache, which are not used: keys and values are stored \
+             unscaled"
+        ));
+    }
     if !unknown_eos.is_empty() {
         warnings.push(format!(
             "eos_token_id: {unknown_eos:?} never come: the vocabulary has {} tokens, from 0",

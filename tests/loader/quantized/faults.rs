@@ -6,8 +6,9 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::export::{Linear, bytes, config, tensors};
-use super::quantized::{folder, four_bits, load};
-use super::support::{Folder, Tensor, Tensors, assert_says};
+use super::floats::four_bits;
+use super::{folder, load};
+use crate::support::{Folder, Tensor, Tensors, assert_says};
 
 const LAYER: &str = "model.layers.0.mlp.up_proj";
 
