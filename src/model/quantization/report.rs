@@ -47,6 +47,9 @@ impl Quantization {
                 count(&mut report.formats, format.describe());
             }
         }
+        for counts in [&mut report.formats, &mut report.dense] {
+            counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        }
         report
     }
 
