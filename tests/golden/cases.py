@@ -210,12 +210,13 @@ def define_cases():
 
 def random_quantization(pick, rng):
     bits, dtype = pick(2, 3, 4, 8), pick("BF16", "F16", "F32")
-    packed = Packed(bits, pick(None, 16, 32), symmetric=pick(True, False), dtype=dtype)
+    # Two bits about a middle are mostly negative, and such a model amplifies rounding errors.
+    packed = Packed(bits, pick(None, 16, 32), symmetric=bits > 2 and pick(True, False), dtype=dtype)
     blocks = tuple(int(rng.integers(1, 100)) for _ in range(2))
     return pick(
         Awq(pick(16, 32)),
         Gptq(bits, pick(-1, 16, 32), version=pick(1, 2), act_order=pick(True, False)),
-        Gptq(pick(2, 4, 8), pick(-1, 16, 32), version=pick(1, 2), symmetric=True, act_order=pick(True, False)),
+        Gptq(pick(4, 8), pick(-1, 16, 32), version=pick(1, 2), symmetric=True, act_order=pick(True, False)),
         CompressedTensors([("Linear", packed)]),
         CompressedTensors([("re:.*self_attn.*", packed), ("re:.*mlp.*", pick(Int8(), MxFp4(), NvFp4(), Float(blocks)))]),
         CompressedTensors([("Linear", pick(Int8(), MxFp4(), NvFp4(), Float(pick(None, blocks))))]),
