@@ -169,6 +169,7 @@ fn method<'a>(object: &Fields<'a>, key: &str) -> Result<Option<&'a str>> {
         () if has("config_groups") || key == "compression_config" => Some("compressed-tensors"),
         () if has("quant_algo") => Some("modelopt"),
         () if has("w_bit") => Some("awq"),
+        () if has("load_in_4bit") || has("load_in_8bit") => Some("bitsandbytes"),
         () => None,
     })
 }

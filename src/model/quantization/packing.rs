@@ -13,6 +13,16 @@ pub(super) enum Fields {
     InWords,
 }
 
+impl Fields {
+    /// Words of so many fields.
+    pub fn words(self, bits: usize, count: usize) -> usize {
+        match self {
+            Self::Dense => (count * bits).div_ceil(32),
+            Self::InWords => count.div_ceil(32 / bits),
+        }
+    }
+}
+
 /// Rows per unit of parallel work: the tiles of the loops below divide it.
 const ROWS: usize = 128;
 

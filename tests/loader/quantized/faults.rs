@@ -341,7 +341,7 @@ proptest! {
         let folder = folder(quantization.clone(), &tensors);
         let text = with_changes(quantization.to_string().as_bytes(), &of_configuration, None);
         let config = config().to_string();
-        let whole = [config[..config.len() - 1].as_bytes(), b",\"quantization_config\":", &text, b"}"].concat();
+        let whole = [&config.as_bytes()[..config.len() - 1], b",\"quantization_config\":", &text, b"}"].concat();
         folder.write("config.json", &whole);
         let weights = safetensors(&tensors);
         let end = if in_header { 8 + u64::from_le_bytes(*weights.first_chunk().unwrap()) as usize } else { weights.len() };

@@ -89,6 +89,30 @@ fn zero_points_of_the_first_version_wrap() {
     assert!(values(&checkpoint.weight("x", [8, 32]).unwrap()) == layer.dense());
 }
 
+/// For a year, compressed-tensors packed ten values of 3 bits to a word, zero points too.
+#[test]
+fn three_bits_that_do_not_cross_words() {
+    let words = |values: &[u8]| -> Vec<u8> {
+        let word = |values: &[u8]| values.iter().rev().fold(0u32, |word, &value| word << 3 | u32::from(value));
+        values.chunks(10).flat_map(|values| word(values).to_le_bytes()).collect()
+    };
+    let layer = |name: &str, shape| layer(name, shape, 3, -1);
+    let export = tensors(|name, shape| {
+        let layer = layer(name, shape);
+        let [n, k] = shape;
+        let mut parts = layer.packed(false);
+        for (part, tensor) in &mut parts {
+            (tensor.shape, tensor.data) = match *part {
+                "weight_packed" => (vec![n, k.div_ceil(10)], layer.codes.chunks(k).flat_map(words).collect()),
+                "weight_zero_point" => (vec![n.div_ceil(10), 1], words(&layer.zeros)),
+                _ => continue,
+            };
+        }
+        parts
+    });
+    assert_loads(&folder(packed(3, -1, false), &export), |name, shape| layer(name, shape).dense());
+}
+
 /// 32 codes of 3 bits are 96 bits without gaps: 0 to 7 four times are the bytes 88 c6 fa four times.
 #[test]
 fn three_bits_are_a_stream_of_96() {
@@ -98,17 +122,11 @@ fn three_bits_are_a_stream_of_96() {
     let mut config = config();
     config["quantization_config"] = packed(3, -1, true);
     let scale = Tensor { dtype: Dtype::F16, shape: vec![1, 1], data: vec![0, 0x3c] };
-    let check = |words: usize, data: Vec<u8>| {
-        let weight = Tensor { dtype: Dtype::I32, shape: vec![1, words], data };
-        let parts = [("x.weight_packed".to_owned(), weight), ("x.weight_scale".to_owned(), scale.clone())];
-        let checkpoint = Folder::with(&config, &parts.into()).open().unwrap();
-        let expected: Vec<f32> = codes.clone().map(|code| f32::from(code) - 4.0).collect();
-        assert_eq!(values(&checkpoint.weight("x", [1, 32]).unwrap()), expected);
-    };
-    check(3, golden);
-    // compressed-tensors of a year before 0.20: ten to a word.
-    let word = |start: u32| (0..10).filter(|i| start + i < 32).fold(0, |word, i| word | ((start + i) % 8) << (3 * i));
-    check(4, [0, 10, 20, 30].into_iter().flat_map(|start| word(start).to_le_bytes()).collect());
+    let weight = Tensor { dtype: Dtype::I32, shape: vec![1, 3], data: golden };
+    let parts = [("x.weight_packed".to_owned(), weight), ("x.weight_scale".to_owned(), scale)];
+    let checkpoint = Folder::with(&config, &parts.into()).open().unwrap();
+    let expected: Vec<f32> = codes.map(|code| f32::from(code) - 4.0).collect();
+    assert_eq!(values(&checkpoint.weight("x", [1, 32]).unwrap()), expected);
 }
 
 #[test]
