@@ -1,13 +1,13 @@
 """Checks that a change may land.
 
-    .ci/run              what every change needs, and of the other checks those that history chooses
+    .ci/run              the checks that every change needs, and others chosen by history
     .ci/run all          every check, with every kernel variant and test problem
     .ci/run STEP...      these steps, each with all of its units
     .ci/run --plan ...   prints what would run and why, and runs nothing
 
 The first steps always run. The other steps are made of units (a kernel, a planted fault, an emulator). A unit runs if a
-file that it depends on changed within five days before the newest commit, or if its turn has come: one unit in eight,
-by the number of commits. Units start only while the estimates fit into the time limit; what is left out is listed.
+file that it depends on changed within five days before the newest commit, or if it is its turn: one unit in eight, by
+the number of commits. Units run only as far as the estimates fit into the time limit; those left out are listed.
 
 Needs Rust, a C and C++ compiler and Python; `.ci/avx512` and `.ci/neon` install emulators from Debian's packages,
 `.ci/cuda` NVIDIA's run-time compiler and libclang from PyPI.
@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DAY = 24 * 60 * 60
 RECENT = 5 * DAY
 TURNS = 8
-# A unit starts only if it is expected to end within this time from the beginning of the run.
+# A unit starts only if it is expected to end within this time, in seconds from the start of the run.
 LIMIT = 28 * 60
-# What is still running then is stopped, and has failed.
+# Steps that still run after this time are stopped, and count as failed.
 DEADLINE = 44 * 60
 ASKED = "asked for"
 
@@ -40,34 +40,35 @@ class Unit:
     """A part of a step that can run without the others."""
 
     name: str
-    # Files, or folders with a slash at the end, that its result depends on.
+    # Files on which its result depends, and folders, with a slash at the end.
     sources: set[str]
-    # An estimate for two cores.
+    # Estimate for two cores.
     seconds: int
 
 
 @dataclass
 class Step:
     name: str
-    # The names of the chosen units follow as arguments, but for a unit that has the step's own name.
+    # The names of the chosen units are appended as arguments, except for a unit with the step's name.
     command: list[str]
-    # Before the first unit, or for all of a step that always runs.
+    # Estimated seconds before the first unit, or of a whole step without units.
     seconds: int
     units: list[Unit] = field(default_factory=list)
-    # Without these the others are not worth running.
+    # If it fails, the other steps do not run.
     vital: bool = False
-    # Keeps one core busy: runs beside the steps that follow.
+    # Keeps only one core busy, so it runs beside the steps after it.
     background: bool = False
 
 
-# What all kernels are compiled by. (Scripts and what all tests share are not here: some units run in every case.)
+# Sources of every kernel's code. Scripts and shared test code are left out, because a rotating eighth of the units
+# always runs.
 RENDERING = {"codegen/src/expand.rs", "codegen/src/spec.rs", "codegen/src/render/cuda.rs"}
 FOR_SIMULATOR = RENDERING | {"codegen/src/host.rs"}
 FOR_GPUS = RENDERING | {f"codegen/src/{name}.rs" for name in ("cubin", "device", "nvcc", "nvidia", "sass")}
 SIMULATOR = {"src/device/sim/"}
 CPU = {"src/cpu/", "src/ops/", "tests/reference/"}
 
-# Estimated seconds of units; a name that is not here takes `None`'s. Those of cubins were measured, the others were not yet.
+# Estimated seconds of units; `None` is the default. Those of cubins are measured, the others are not yet.
 SANITIZE = {None: 20, "rust": 300}
 MUTANT = {None: 20}
 CUBINS = {None: 5, "generator": 60, "rms_norm": 17, "act_mul": 8, "rotary_kv_write": 11, "matmul": 27,
@@ -82,12 +83,12 @@ def steps():
         Step("tests", ["bash", "-c", readme_command("cargo test")], 480, vital=True),
         Step("first command", ["bash", "-c", readme_command("cargo run")], 5, vital=True),
         Step("format", ["cargo", "fmt", "--all", "--check"], 3),
-        # Clippy runs build scripts of its own, which need not compile the simulator's kernels: it runs no program.
+        # Clippy runs the build scripts again but no program, so the simulator's kernels are not compiled.
         Step("clippy", ["env", "CXX=none", "cargo", "clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"],
              60),
         Step("docs", ["env", "RUSTDOCFLAGS=-D warnings", "cargo", "doc", "--release", "--workspace", "--no-deps"], 20),
         Step("features", [".ci/features"], 0, [Unit("features", {"Cargo.toml", "build.rs", "src/"}, 60)]),
-        # Emulated, but where the machine has the instructions: there the tests ran with them.
+        # Emulated, unless the machine has the instructions and the tests have run with them.
         Step("avx512", [".ci/avx512"], 0, [Unit("avx512", CPU | {".ci/avx512"}, 0 if has_avx512() else 900)], background=True),
         Step("neon", [".ci/neon"], 0, [Unit("neon", CPU | {".ci/neon"}, 0 if platform.machine() == "aarch64" else 300)]),
         Step("sanitize", [".ci/sanitize"], 300, sanitized()),
@@ -130,7 +131,7 @@ def readme_command(start):
     return next((line for line in lines if line.startswith(start)), None) or sys.exit(f"README.md has no `{start} …`")
 
 
-# What kernels are made of.
+# Sources of kernels.
 
 
 def kernels():
@@ -156,7 +157,7 @@ def sources(name):
     spec = ROOT / f"codegen/specs/{name}.toml"
     op = re.search(r'^op = "(.*)"$', spec.read_text(), re.M) if spec.is_file() else None
     found.add(f"tests/reference/{op[1] if op else name}.rs")
-    # Tests of several kernels, and what kernels' tests share, name the kernels or are named by their tests.
+    # Kernels' tests share files: find those that name the kernel, and those that its tests name.
     for file in (ROOT / "tests/kernels").glob("*.rs"):
         if f'"{name}"' in file.read_text():
             found.add(str(file.relative_to(ROOT)))
@@ -174,13 +175,13 @@ def included(file, seen=None):
     if file not in seen:
         seen.add(file)
         for name in re.findall(r'^\s*#\s*include\s*"(.*?)"', (ROOT / file).read_text(), re.M):
-            # As compilers do: beside the file that includes, else from csrc.
+            # As compilers do: relative to the including file, else to csrc.
             beside = os.path.normpath(os.path.join(os.path.dirname(file), name))
             included(beside if (ROOT / beside).is_file() else f"csrc/{name}", seen)
     return seen
 
 
-# What history chooses.
+# Choosing by history.
 
 
 def git(*arguments):
@@ -189,10 +190,10 @@ def git(*arguments):
 
 
 def recent_changes():
-    """Files that changed of late, with the time of their newest change.
+    """Files that changed recently, with the time of their newest change.
 
-    Along the branch's own commits: a merge counts with what it brings, whenever that was written. The end of the five days
-    is the newest commit's time, so that a commit always gets the same checks."""
+    Follows the first parents only: a merge counts at its own time, with all that it brings. The five days end at the newest
+    commit, so that a commit always gets the same checks."""
     end = int(git("log", "-1", "--format=%ct"))
     changed, at = {}, end
     for line in git("log", "--first-parent", "-m", "--name-only", "--format=commit %ct").splitlines():
@@ -200,21 +201,21 @@ def recent_changes():
             at = int(match[1])
         elif line and at > end - RECENT:
             changed[line] = max(at, changed.get(line, 0))
-    # What is not committed yet is newer than all.
+    # Uncommitted changes are the newest.
     for line in git("status", "--porcelain", "--untracked-files=all").splitlines():
         changed[line[3:].split(" -> ")[-1]] = end + 1
     return changed
 
 
 def newest_change(unit, changed):
-    """When a file that the unit depends on last changed, and which; (0, None) if none did of late."""
+    """Time and file of the newest recent change that the unit depends on; (0, None) if there is none."""
     def concerns(file):
         return file in unit.sources or any(s.endswith("/") and file.startswith(s) for s in unit.sources)
     return max(((at, file) for file, at in changed.items() if concerns(file)), default=(0, None))
 
 
 def plan(all_steps):
-    """For each step with units: the units to run, with the reason, in order of urgency; and what there is no time for."""
+    """For each step with units: the chosen units with their reasons, most urgent first, and the units that do not fit."""
     commits = int(git("rev-list", "--count", "HEAD"))
     changed = recent_changes()
     wanted = []
@@ -224,8 +225,8 @@ def plan(all_steps):
         turn = index % TURNS == commits % TURNS
         if turn or file:
             reason = f"{file} changed" if file else f"turn {commits % TURNS + 1} of {TURNS}"
-            # First those whose turn it is, so that none waits for more than eight commits. Then the newest changes; of equally
-            # new ones others come first at every commit.
+            # Units whose turn it is come first, so that none waits for more than eight commits; then those with the
+            # newest changes. Ties are rotated with the commits.
             wanted.append(((not turn, -at, (index - commits) % len(units)), step, unit, reason))
     chosen, left_out = {step.name: [] for step in all_steps}, {step.name: [] for step in all_steps}
     spent = sum(step.seconds for step in all_steps if not step.units)
@@ -240,7 +241,7 @@ def plan(all_steps):
 
 
 def cost_of(step, unit, first):
-    # Beside a step in the background the others run at about half of their speed.
+    # Beside a background step the others run at about half their speed.
     return (unit.seconds + (step.seconds if first else 0)) // (2 if step.background else 1)
 
 
@@ -256,14 +257,14 @@ class Row:
 
 
 class Run:
-    """Runs steps one after the other, and collects the rows of the table."""
+    """Runs the steps in order, and collects the rows of the table."""
 
     def __init__(self, limited):
         self.begin = time.monotonic()
         self.limited = limited
         self.rows = []
         self.behind = []
-        # How much slower than the estimates this machine is.
+        # This machine's time, relative to the estimates.
         self.slowness, self.estimated = 1.0, 0
 
     def remaining(self, limit):
@@ -306,7 +307,7 @@ class Run:
         except subprocess.TimeoutExpired:
             row.result = "FAILED: out of time"
         finally:
-            # Also what it left running.
+            # Also kills the processes that it left running.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -316,7 +317,7 @@ class Run:
         return row.result == "passed"
 
     def finish(self):
-        """Waits for what runs in the background."""
+        """Waits for the background steps."""
         for row, begin, process, log in self.behind:
             passed = self.wait(process, row, begin)
             log.seek(0)
@@ -332,7 +333,7 @@ def log_of(step):
 
 
 def reasons(step, chosen, left_out):
-    """What runs of a step, and why: units of one reason on one line."""
+    """The chosen units of a step by reason, one line for each reason."""
     if not step.units:
         return ["always"]
     if len(chosen) == len(step.units) and {reason for _, reason in chosen} == {ASKED}:

@@ -1,4 +1,4 @@
-//! What a constraint costs for each token: the mask, and the step to the next one, along texts of the built-in model.
+//! Cost of a constraint per token: the mask, and the advance to the next token, along texts of the built-in model.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ fn bench(criterion: &mut Criterion) {
         let request = Request::text("In the beginning").temperature(1.0).seed(1).max_tokens(200).constraint(constraint);
         let tokens: Vec<u32> =
             engine.generate(request).expect("a request").map(|token| token.expect("a token").id).collect();
-        // Each iteration is a token; the text is begun anew at its end, with the caches of a new request.
+        // Each iteration is a token; at the end of the text it starts again, with the caches of a new request.
         for mask in [true, false] {
             group.bench_function(format!("{name}/{}", if mask { "mask" } else { "advance" }), |bencher| {
                 bencher.iter_custom(|iterations| {

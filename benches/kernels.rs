@@ -1,5 +1,6 @@
-//! Every kernel on the layers of real models, with the floor of this machine beside: `cargo bench --bench kernels`.
-//! `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU, `BURRSTONE_BENCH_KERNELS=matmul,sample` some of them.
+//! Measures every kernel on the layers of real models, against the floor of this machine: `cargo bench --bench
+//! kernels`. `BURRSTONE_BENCH_DEVICE=cuda` measures the CUDA kernels on a GPU, `BURRSTONE_BENCH_KERNELS=matmul,sample`
+//! only these kernels.
 
 use burrstone::cpu::{Cpu, CpuOptions};
 use burrstone::device::{SimOptions, Stream};
@@ -15,7 +16,7 @@ mod simulator;
 #[path = "kernels/support.rs"]
 mod support;
 
-/// The shapes of `codegen/specs`: what is measured is what is tested.
+/// The shapes of `codegen/specs`: benches and tests share them.
 #[allow(dead_code, reason = "tests and benches each read the fields that they need")]
 mod problems {
     include!(concat!(env!("OUT_DIR"), "/problems.rs"));
@@ -88,7 +89,7 @@ fn main() -> burrstone::Result<()> {
     match std::env::var("BURRSTONE_BENCH_DEVICE").as_deref() {
         Err(_) | Ok("cpu") => all(Cpu::new(CpuOptions::default())?),
         Ok("cuda") => all(gpu::gpu(Stream::cuda(0)?)?),
-        // Its times mean nothing; what is measured can be tried out (`-- --test`).
+        // The simulator's times are meaningless, but the benches can be tried on it (`-- --test`).
         Ok("sim") => {
             simulator::load();
             all(gpu::gpu(Stream::sim(SimOptions::default())?)?);

@@ -1,6 +1,6 @@
-//! What a step takes before its first kernel: the scheduler with 256 sequences that generate and others that wait, and the
-//! batch that is made of its plan and checked. Where a device works on its own, most of this is done while it is busy with
-//! the step before: what is left when that step's tokens are known is measured by itself.
+//! Host time of a step before its first kernel: scheduling with 256 running sequences and others that wait, and
+//! building and checking the batch. On an asynchronous device most of this overlaps with the previous step; the part
+//! after that step's tokens are known is measured separately.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 const RUNNING: usize = 256;
 const BLOCK_SIZE: usize = 32;
-/// Tokens that each generates in one go.
+/// Tokens that each sequence generates before the scheduler is set up again.
 const STEPS: u64 = 10_000;
 
 fn submission(i: usize, len: usize, max_tokens: usize) -> Submission {
@@ -29,13 +29,13 @@ fn step(scheduler: &mut Scheduler, now: Duration) -> usize {
     outcomes.len()
 }
 
-/// Of the plan.
+/// The outcomes of the plan.
 fn outcomes(scheduler: &Scheduler) -> Vec<Outcome> {
     let wanted = scheduler.plan().chunks.iter().filter(|chunk| chunk.sample);
     wanted.map(|chunk| Outcome { sequence: chunk.sequence, token: 1, last: false }).collect()
 }
 
-/// Sequences of 2000 tokens that fill the running set, and `waiting` behind them.
+/// A scheduler with as many sequences of 2000 tokens as can run, and `waiting` more.
 fn loaded(waiting: usize) -> Scheduler {
     let policy = Policy { step_tokens: 2048, max_running: RUNNING, ..Policy::default() };
     let cache = CacheSize { blocks: 400_000, block_size: BLOCK_SIZE, window: None, balance: 16_384 };
@@ -47,7 +47,7 @@ fn loaded(waiting: usize) -> Scheduler {
     scheduler
 }
 
-/// What becomes of a plan before the device's first kernel.
+/// Prepares a plan's batch for the device.
 struct Preparation {
     batcher: Batcher,
     device: Cpu,
@@ -62,7 +62,7 @@ impl Preparation {
         Self { batcher: Batcher::new(rope.table(40_960), BLOCK_SIZE), device, step }
     }
 
-    /// A batch, but for its tokens and how others are chosen.
+    /// Builds the batch, except for its tokens and sampling rows.
     fn lay_out(&mut self, scheduler: &Scheduler) {
         self.batcher.clear();
         for &chunk in &scheduler.plan().chunks {
@@ -80,13 +80,13 @@ impl Preparation {
         }
     }
 
-    /// The batch is checked and brought to the device.
+    /// Checks the batch and uploads it.
     fn upload(&mut self) {
         self.device.upload(self.batcher.generated(), &mut self.step).expect("a batch");
     }
 }
 
-/// So many steps of sequences that do not grow to fill the cache. `one` says how long it took.
+/// Runs `steps` steps, with few enough tokens that the cache never fills, and adds up the times that `one` returns.
 fn steps(waiting: usize, steps: u64, mut one: impl FnMut(&mut Scheduler, Duration) -> Duration) -> Duration {
     let (mut left, mut spent) = (steps, Duration::ZERO);
     while left > 0 {

@@ -1,4 +1,4 @@
-//! The program as a user runs it.
+//! Runs the program as a user does.
 #![cfg(all(feature = "cli", feature = "builtin-model"))]
 
 #[path = "cli/batch.rs"]
@@ -12,7 +12,7 @@ mod bench;
 #[path = "cli/chat.rs"]
 mod chat;
 #[path = "golden/checkpoint.rs"]
-#[allow(dead_code, reason = "only the checkpoints are of use here, not the expected answers")]
+#[allow(dead_code, reason = "only the checkpoints are used, not the expected results")]
 mod checkpoint;
 #[path = "cli/constraint.rs"]
 mod constraint;

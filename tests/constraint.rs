@@ -1,4 +1,4 @@
-//! Constraints keep what they promise, whatever the model would rather say.
+//! Constrained generation: outputs satisfy their constraint, whatever the model prefers.
 #![cfg(feature = "builtin-model")]
 
 use std::collections::BTreeSet;
@@ -12,12 +12,12 @@ fn engine() -> Engine {
     Engine::builtin().threads(2).build().unwrap()
 }
 
-/// A model that draws nearly anything.
+/// A request at so high a temperature that nearly any token is drawn.
 fn wild(constraint: Constraint, seed: u64) -> Request {
     Request::text("And the king said").temperature(1.5).seed(seed).max_tokens(600).constraint(constraint)
 }
 
-/// The text and why it ended; or the error.
+/// The text and the finish reason, or the error.
 fn answer(engine: &Engine, request: Request) -> Result<(String, Option<FinishReason>), Error> {
     let mut generation = engine.generate(request)?;
     let text = generation.by_ref().map(|token| token.map(|token| token.text)).collect::<Result<String, Error>>()?;
@@ -40,7 +40,7 @@ fn texts(all: &[&str]) -> Vec<String> {
     all.iter().map(|text| (*text).to_owned()).collect()
 }
 
-/// Schemas of which every value is short.
+/// Schemas whose values are all short.
 fn schema() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(json!({"type": "boolean"})),
@@ -75,13 +75,13 @@ fn schema() -> impl Strategy<Value = Value> {
     })
     .prop_map(|mut schema| {
         schema["$defs"] = json!({"word": {"type": "string", "pattern": "^[a-z]{2,5}$"}});
-        // A wild model would write blanks for ever.
+        // At this temperature white space would go on for ever.
         schema["x-guidance"] = json!({"whitespace_flexible": false});
         schema
     })
 }
 
-/// Whether a value is what the schema describes: as far as the schemas here go.
+/// Whether a value is valid under one of the schemas generated here.
 fn valid(value: &Value, schema: &Value) -> bool {
     if schema["$ref"].is_string() {
         return value
@@ -105,7 +105,7 @@ fn valid(value: &Value, schema: &Value) -> bool {
         ("boolean", Value::Bool(_)) | ("null", Value::Null) => true,
         ("integer", Value::Number(number)) => {
             let (low, high) = (schema["minimum"].as_i64().unwrap(), schema["maximum"].as_i64().unwrap());
-            // -0 is one, too, and read as a float.
+            // -0 is an integer too; it is parsed as a float.
             number.as_f64().is_some_and(|number| number.fract() == 0.0 && (low..=high).contains(&(number as i64)))
         }
         ("string", Value::String(text)) => within(text.chars().count(), "minLength", "maxLength"),
@@ -123,9 +123,9 @@ fn valid(value: &Value, schema: &Value) -> bool {
     }
 }
 
-/// Each of several answers to each of random schemas parses, and is what the schema describes.
+/// Outputs for random schemas parse and are valid.
 #[test]
-fn issue_3714_outputs_are_what_the_schema_describes() {
+fn issue_3714_outputs_are_valid_under_their_schema() {
     let engine = engine();
     let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = proptest::test_runner::TestRunner::new(config);
@@ -145,11 +145,11 @@ fn issue_3714_outputs_are_what_the_schema_describes() {
 }
 
 #[test]
-fn issue_3714_objects_choices_expressions_and_grammars_are_kept_to() {
+fn issue_3714_outputs_satisfy_objects_choices_expressions_and_grammars() {
     let engine = engine();
     for seed in 0..8 {
         let (text, finish) = answer(&engine, wild(Constraint::JsonObject, seed)).unwrap();
-        // An object of any content may be cut off.
+        // An object without a schema may be cut off by the token limit.
         let parsed = serde_json::from_str::<Map<String, Value>>(&text);
         assert!(text.starts_with('{') && (parsed.is_ok() || finish == Some(FinishReason::Length)), "{text:?}");
 
@@ -167,9 +167,9 @@ fn issue_3714_objects_choices_expressions_and_grammars_are_kept_to() {
     }
 }
 
-/// The text ends where nothing may follow, with its last token in it; where it may end the model's end token may come.
+/// A text ends with the last token that the constraint allows; where it may end, the model's end token is allowed.
 #[test]
-fn texts_end_where_the_constraint_does() {
+fn texts_end_where_the_constraint_ends() {
     let engine = engine();
     let choice = Constraint::Choice(texts(&["yes"]));
     assert_eq!(fulfilled(&engine, wild(choice.clone(), 1).ignore_eos(true)), "yes");
@@ -186,7 +186,7 @@ fn texts_end_where_the_constraint_does() {
 }
 
 #[test]
-fn what_is_no_constraint_is_refused_by_name() {
+fn bad_constraints_are_refused_by_name() {
     let engine = engine();
     refused(&engine, Constraint::JsonSchema(json!({"type": "frob"})), "json_schema: expected");
     refused(&engine, Constraint::JsonSchema(json!({"$ref": "http://elsewhere/x"})), "json_schema: expected");
@@ -210,9 +210,9 @@ fn what_is_no_constraint_is_refused_by_name() {
     assert_eq!(fulfilled(&engine, wild(Constraint::Choice(texts(&["yes"])), 1)), "yes");
 }
 
-/// Legal schemas that llguidance would refuse, each with the texts that fulfil it or how they begin.
+/// Legal schemas that llguidance would refuse, each with texts that are valid under it, or their beginnings.
 #[test]
-fn legal_schemas_are_taken() {
+fn legal_schemas_are_accepted() {
     let engine = engine();
     let schemas = [
         (json!({"type": "string", "format": "password", "maxLength": 3}), "\""),
@@ -236,9 +236,9 @@ fn legal_schemas_are_taken() {
     refused(&engine, Constraint::JsonSchema(json!({"type": "string", "pattern": "(?=a)a"})), "json_schema: expected");
 }
 
-/// A model that would write nothing but white space still gets to the end of the object.
+/// A model that prefers white space still reaches the end of the object.
 #[test]
-fn white_space_ends() {
+fn white_space_is_bounded() {
     let engine = engine();
     let schema = json!({"type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"type": "boolean"}},
                         "required": ["a", "b"], "additionalProperties": false});
@@ -257,7 +257,7 @@ fn white_space_ends() {
     }
 }
 
-/// Whether a constraint lets this text pass and ends with it.
+/// Whether a constraint allows this text and may end after it.
 fn passes(engine: &Engine, constraint: Constraint, text: &str) -> bool {
     let mut state = engine.constraint(&constraint).unwrap();
     let mut ended = false;
@@ -272,7 +272,7 @@ fn passes(engine: &Engine, constraint: Constraint, text: &str) -> bool {
 }
 
 #[test]
-fn json_may_be_printed_in_any_usual_way() {
+fn json_may_have_any_usual_white_space() {
     let engine = engine();
     let value = json!({"a": [1, {"b": [[], {}], "c": "d e"}], "f": {"g": {"h": {"i": [true, null]}}}});
     let pretty = serde_json::to_string_pretty(&value).unwrap();
@@ -284,12 +284,12 @@ fn json_may_be_printed_in_any_usual_way() {
     for text in ["{  \"a\":1}", "{\n\n\n\"a\":1}", &format!("{{\n{}\"a\":1}}", " ".repeat(33))] {
         assert!(!passes(&engine, Constraint::JsonObject, text), "{text}");
     }
-    // A schema may say otherwise.
+    // A schema may allow more.
     let free = json!({"type": "object", "x-guidance": {"whitespace_pattern": "[ \n]+"}});
     assert!(passes(&engine, Constraint::JsonSchema(free), "{\n\n\n  \"a\":1}"));
 }
 
-/// Token ids that follow one another; at a number above all it does what it should not.
+/// Allows consecutive token ids; at id `last` it misbehaves as `after` does.
 struct Counting {
     next: u32,
     last: u32,
@@ -316,9 +316,9 @@ impl ConstraintState for Counting {
     }
 }
 
-/// One that fails, allows nothing or panics ends its own request with an error, and no other.
+/// A custom constraint that fails, allows nothing or panics ends its own request with an error, and no other.
 #[test]
-fn constraints_of_ones_own_fail_alone() {
+fn custom_constraints_fail_alone() {
     let engine = engine();
     let counting = |from, after| Constraint::Custom(Arc::new(Counting { next: from, last: 104, after }));
     let nothing: fn(&mut [u32]) -> burrstone::Result<()> = |_| Ok(());
@@ -335,11 +335,11 @@ fn constraints_of_ones_own_fail_alone() {
         assert_eq!(ids, [100, 101, 102, 103]);
         let error = tokens.last().unwrap().as_ref().unwrap_err();
         assert!(error.is_input() && error.to_string().contains(says), "{error}");
-        // At the door already.
+        // The first mask already fails, so the request is refused.
         let error = engine.generate(wild(counting(104, after), 1)).err().unwrap();
         assert!(error.is_input() && error.to_string().contains(says), "{error}");
     }
-    // A ban leaves nothing.
+    // A ban leaves no allowed token.
     let banned = wild(counting(100, nothing), 1).logit_bias(102, f32::NEG_INFINITY);
     let error = engine.generate(banned).unwrap().find_map(Result::err).unwrap();
     assert!(error.to_string().contains("banned"), "{error}");

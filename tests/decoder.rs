@@ -1,7 +1,7 @@
-//! The decoder on a simulated GPU, by batches: what the engine will ask of it once it serves several sequences.
+//! The decoder on a simulated GPU, with batches of several sequences, as the engine runs it.
 #![cfg(all(feature = "engine", feature = "sim"))]
 
-#[allow(dead_code, reason = "the checkpoint is wanted, not what transformers says of it")]
+#[allow(dead_code, reason = "only the checkpoints are used, not the expected results")]
 #[path = "golden/checkpoint.rs"]
 mod checkpoint;
 mod simulator;
@@ -9,22 +9,22 @@ mod simulator;
 use burrstone::DType;
 use burrstone::device::{SimOptions, Stream};
 use burrstone::kernels::Gpu;
-use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope};
+use burrstone::model::{Checkpoint, Decoder, Forward, Limits, Rope, WeightPrecision};
 use burrstone::ops::{Batch, CacheShape, LogitEdits, SampleRow, Sampled, Span, TokenHistory};
 
 const PAGE_SIZE: usize = 8;
 const PAGES_EACH: usize = 65;
 const MEMORY: u64 = 1 << 30;
 
-/// A model on the simulator, and sequences that have their pages in turns, so that neighbours' pages alternate.
+/// A model on the simulator, and sequences whose pages are interleaved.
 struct Lab {
     decoder: Decoder<Gpu>,
     rope: Rope,
     sequences: Vec<Vec<u32>>,
     stream: Stream,
-    /// Bytes that all this was reckoned to take.
+    /// Predicted bytes of weights, activations, workspace and cache.
     reckoned: u64,
-    /// Steps so far; every other is prepared before its tokens are known.
+    /// Steps so far. Every other step is prepared before its tokens are known.
     steps: u64,
 }
 
@@ -46,14 +46,14 @@ impl Lab {
         simulator::load();
         let stream = Stream::sim(SimOptions { memory_bytes: MEMORY, ..SimOptions::default() }).unwrap();
         let gpu = Gpu::new(stream.clone(), DType::BF16, limits.batch_tokens, spec.vocab_size).unwrap();
-        let decoder = Decoder::load(gpu, &spec, &checkpoint, DType::BF16, limits).unwrap();
+        let decoder = Decoder::load(gpu, &spec, &checkpoint, WeightPrecision::default(), DType::BF16, limits).unwrap();
         let weights: u64 = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let reckoned = weights + limits.activation_bytes(&spec) + Gpu::WORKSPACE_BYTES + cache.bytes() as u64;
+        let reckoned = weights + limits.activation_bytes(&spec) + Gpu::workspace_bytes(&cache) + cache.bytes() as u64;
         let rope = spec.rope.table(spec.context);
         Self { decoder, rope, sequences: prompts.to_vec(), stream, reckoned, steps: 0 }
     }
 
-    /// Runs the last `new[i]` tokens of each sequence in one step, and appends the tokens that are chosen.
+    /// Runs the last `new[i]` tokens of each sequence in one step, and appends the sampled tokens.
     fn step(&mut self, new: &[usize], row: impl Fn(usize, &[u32]) -> SampleRow) -> Vec<Sampled> {
         let mut batch = Batch::default();
         for (i, (tokens, &new)) in self.sequences.iter().zip(new).enumerate() {
@@ -84,7 +84,7 @@ impl Lab {
     }
 }
 
-/// Greedy, drawn, and penalized with a ban: rows that look up different lists.
+/// Greedy, random, and penalized with a ban: each row uses other lists.
 fn row(which: usize, tokens: &[u32]) -> SampleRow {
     let position = tokens.len() as u64;
     match which {
@@ -100,10 +100,10 @@ fn row(which: usize, tokens: &[u32]) -> SampleRow {
     }
 }
 
-/// A prompt, then decodes in one bucket, the fourth row of which only pads: every sequence gets the bits that it gets
-/// alone.
+/// A prefill, then decode steps in a bucket of four whose last row is padding: every sequence gets the bits that it
+/// gets alone.
 #[test]
-fn sequences_of_a_step_do_not_disturb_each_other() {
+fn sequences_of_a_batch_get_the_bits_they_get_alone() {
     let prompts: Vec<Vec<u32>> = [5, 33, 1].map(|n| (0..n).map(|i| 11 + i * 37 % 90).collect()).to_vec();
     let mut together = Lab::new(&prompts);
     let mut found = vec![together.step(&[5, 33, 1], row)];
@@ -111,7 +111,7 @@ fn sequences_of_a_step_do_not_disturb_each_other() {
         found.push(together.step(&[1, 1, 1], row));
     }
     let counters = together.decoder.counters();
-    assert_eq!(counters.replays, 4, "the first decode is launched, and recorded");
+    assert_eq!(counters.replays, 4, "the first decode step is launched and recorded");
     for (which, prompt) in prompts.iter().enumerate() {
         let mut alone = Lab::new(std::slice::from_ref(prompt));
         for (step, found) in found.iter().enumerate() {
@@ -123,9 +123,9 @@ fn sequences_of_a_step_do_not_disturb_each_other() {
     }
 }
 
-/// #20256: what a model takes of a device is what was reckoned before, and no more.
+/// #20256: a model uses no more device memory than predicted.
 #[test]
-fn issue_20256_a_model_takes_what_was_reckoned_on_the_device() {
+fn issue_20256_memory_use_is_as_predicted_on_the_device() {
     let mut lab = Lab::new(&[vec![20; 40], vec![21; 3]]);
     let taken = |lab: &Lab| MEMORY - lab.stream.free_bytes().unwrap();
     let loaded = taken(&lab);
@@ -135,9 +135,9 @@ fn issue_20256_a_model_takes_what_was_reckoned_on_the_device() {
     assert!(taken(&lab) <= lab.reckoned, "{} of {}", taken(&lab), lab.reckoned);
 }
 
-/// What was recorded for a short sequence serves a longer one: here the next split of the cache begins meanwhile.
+/// A step recorded at a short length is replayed at longer ones, here across the start of a cache split.
 #[test]
-fn a_recorded_step_serves_any_length() {
+fn a_recorded_step_is_replayed_at_any_length() {
     let prompt: Vec<u32> = (0..509).map(|i| 11 + i * 37 % 90).collect();
     let mut decoded = Lab::new(std::slice::from_ref(&prompt));
     decoded.step(&[prompt.len()], row);
@@ -148,10 +148,9 @@ fn a_recorded_step_serves_any_length() {
     assert_eq!((steps[5].token, steps[5].logprob.to_bits()), (at_once.token, at_once.logprob.to_bits()));
 }
 
-/// A step that needs more room than any before moves to other addresses: what was recorded for the old ones is not
-/// replayed.
+/// A step that outgrows its buffers gets new addresses, so recordings with the old ones must not be replayed.
 #[test]
-fn recordings_are_made_anew_when_a_step_outgrows_its_room() {
+fn steps_are_recorded_again_when_their_buffers_grow() {
     let biased = |tokens: u32| {
         move |_: usize, so_far: &[u32]| {
             let logit_bias = (0..tokens).map(|token| (token, 0.0)).collect();

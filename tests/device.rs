@@ -1,4 +1,4 @@
-//! Streams, memory and graphs: on the simulator, or on the first GPU where `BURRSTONE_TEST_DEVICE` is `cuda`.
+//! Streams, memory and graphs: on the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` on the first GPU.
 #![cfg(feature = "sim")]
 
 #[allow(dead_code, reason = "no variants are launched here")]
@@ -34,7 +34,7 @@ fn memory_holds_what_is_written() {
 }
 
 #[test]
-fn a_full_device_says_how_full_on_the_simulator() {
+fn out_of_memory_reports_used_and_total_on_the_simulator() {
     let stream = stream();
     let held = stream.alloc(DType::U8, 1 << 19).unwrap();
     let error = stream.alloc(DType::F32, 1 << 18).map(drop).unwrap_err().to_string();
@@ -46,7 +46,7 @@ fn a_full_device_says_how_full_on_the_simulator() {
 }
 
 #[test]
-fn a_graph_does_its_work_when_it_is_replayed() {
+fn a_captured_graph_runs_when_replayed() {
     let stream = stream();
     let mut results = Readback::<u32>::new(&stream, 2).unwrap();
     let mut memory = stream.alloc(DType::U32, 1).unwrap();
@@ -64,7 +64,7 @@ fn a_graph_does_its_work_when_it_is_replayed() {
     assert_eq!(stream.counters().uploads - after.uploads, 1);
 }
 
-/// What a capture cannot hold is refused by name, and the stream goes on.
+/// Work that a graph cannot contain is refused by name, and the stream stays usable.
 #[test]
 fn a_capture_that_allocates_uploads_or_waits_is_an_error() {
     let stream = stream();
@@ -81,14 +81,14 @@ fn a_capture_that_allocates_uploads_or_waits_is_an_error() {
     refused("a synchronization while a graph is being captured", &mut |memory| memory.read::<u32>().map(drop));
     refused("a replay while a graph is being captured", &mut |_| other.replay());
     refused("a graph is being captured already", &mut |_| stream.capture(|| Ok(())).map(drop));
-    assert_eq!(memory.read::<u32>().unwrap(), [0], "nothing was done");
+    assert_eq!(memory.read::<u32>().unwrap(), [0], "captured work did not run");
     memory.write(&[7u32]).unwrap();
-    assert_eq!(memory.read::<u32>().unwrap(), [7], "the stream goes on");
+    assert_eq!(memory.read::<u32>().unwrap(), [7], "the stream stays usable");
 }
 
-/// Work is timed where it is done; a graph cannot be recorded meanwhile.
+/// Work is timed on the device; a graph cannot be captured meanwhile.
 #[test]
-fn what_is_enqueued_is_timed() {
+fn enqueued_work_is_timed() {
     let stream = stream();
     let mut memory = stream.alloc(DType::U8, 1 << 19).unwrap();
     let time = stream.timed(|| (0..20).try_for_each(|_| memory.clear())).unwrap();
@@ -97,7 +97,7 @@ fn what_is_enqueued_is_timed() {
     assert!(error.ends_with("a measurement while a graph is being captured"), "{error}");
 }
 
-/// A graph's addresses stay its own until it is gone.
+/// Memory that a graph may use is freed only with the graph.
 #[test]
 fn memory_that_a_graph_may_use_outlives_its_owner_on_the_simulator() {
     let stream = stream();
@@ -105,7 +105,7 @@ fn memory_that_a_graph_may_use_outlives_its_owner_on_the_simulator() {
     let graph = stream.capture(|| Ok(())).unwrap();
     drop(memory);
     assert_eq!(stream.free_bytes().unwrap(), 1 << 19);
-    // What was allocated after the capture is not in the graph.
+    // Memory allocated after the capture is not in the graph, so it is freed at once.
     drop(stream.alloc(DType::U8, 1 << 18).unwrap());
     assert_eq!(stream.free_bytes().unwrap(), 1 << 19);
     drop(graph);
@@ -118,7 +118,7 @@ fn an_unknown_architecture_is_refused_on_the_simulator() {
     assert_eq!(error, "sim-arch: expected one of [70, 75, 80, 86, 89, 90], found 60");
 }
 
-/// Where there is no driver, asking for a GPU is answered, not a panic.
+/// Without a driver asking for a GPU is an error, not a panic.
 #[cfg(feature = "cuda")]
 #[test]
 fn a_missing_gpu_is_an_error_value() {

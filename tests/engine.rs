@@ -1,4 +1,4 @@
-//! The engine as a Rust program meets it, on the built-in model.
+//! The engine's public interface, on the built-in model.
 #![cfg(feature = "builtin-model")]
 
 #[cfg(feature = "sim")]
@@ -52,9 +52,9 @@ fn the_same_request_gives_the_same_tokens_in_any_engine_and_on_any_number_of_thr
     assert_ne!(ids(&engine(), sampled().seed(6)), expected);
 }
 
-/// #7842: greedy choice goes round in circles; with these it does not.
+/// #7842: greedy decoding repeats itself; n-gram bans and DRY prevent it.
 #[test]
-fn issue_7842_what_was_said_is_not_said_again() {
+fn issue_7842_bans_and_dry_prevent_repetition() {
     let engine = engine();
     let request = || Request::text("And the king said").temperature(0.0).max_tokens(150).ignore_eos(true);
     let repeated = |ids: &[u32], n: usize| {
@@ -71,7 +71,7 @@ fn issue_7842_what_was_said_is_not_said_again() {
     let word =
         whole.split_whitespace().find(|word| word.len() > 3 && word.bytes().all(|b| b.is_ascii_lowercase())).unwrap();
     assert!(!text(&engine, request().bad_word(word)).contains(&format!(" {word} ")));
-    // Where nothing else is left, even what is banned may come.
+    // If only one token is allowed at all, an n-gram ban does not apply to it.
     let only = engine.spec().vocab_size as u32;
     let request = (0..only)
         .filter(|token| *token != 9)
@@ -81,9 +81,9 @@ fn issue_7842_what_was_said_is_not_said_again() {
     assert_eq!(refused(engine.generate(all)), "logit_bias: expected a token that is left, found a ban of all");
 }
 
-/// #7842: where it may go round in circles, it ends.
+/// #7842: with repetition detection a generation that repeats itself ends.
 #[test]
-fn issue_7842_a_generation_that_goes_round_in_circles_ends() {
+fn issue_7842_a_repeating_generation_ends() {
     let engine = engine();
     let request = || Request::text("And the king said").temperature(0.0).max_tokens(300).ignore_eos(true);
     let free = ids(&engine, request());
@@ -112,7 +112,7 @@ fn issue_7842_a_generation_that_goes_round_in_circles_ends() {
     assert_eq!(wrong, "repetition_detection: min_count: expected at least 2, found 1");
 }
 
-/// Bans all but one token, which follows from those before.
+/// Bans all tokens but one, which depends on those before.
 fn one_way(request: Request) -> Request {
     request.logits_processor(|context, logits| {
         assert!(logits.iter().all(|logit| logit.is_finite()));
@@ -128,7 +128,8 @@ fn next_on_the_way(tokens: &[u32]) -> u32 {
     tokens.iter().fold(17, |sum: u32, token| sum.wrapping_mul(31).wrapping_add(*token)) % 1500
 }
 
-/// Each request's logits come to its own processors, in any step and on any device; log-probabilities stay the model's.
+/// Each processor gets the logits of its own request, in any step and on any device. Log-probabilities stay the
+/// model's.
 fn processors_get_their_own_rows(engine: &Engine) {
     let ask = |i: usize| {
         let request = Request::tokens(vec![41, 78, 259, i as u32 + 3]).max_tokens(6).ignore_eos(true);
@@ -163,20 +164,24 @@ fn logits_processors_get_their_own_rows_on_the_simulator() {
     processors_get_their_own_rows(&engine.unwrap());
 }
 
-/// #15839: see also `tests/golden/guidance.rs`, for the numbers.
+/// #15839. `tests/golden/guidance.rs` compares the numbers.
 #[test]
-fn issue_15839_guidance_keeps_away_from_the_negative_prompt() {
+fn issue_15839_guidance_steers_away_from_the_negative_prompt() {
     let engine = engine();
     let negative = |text: &str| Some(Prompt::Text(text.to_owned()));
     let guided = |scale, negative_prompt| greedy("And the king said").guidance(Guidance { scale, negative_prompt });
     let free = ids(&engine, greedy("And the king said"));
     assert_eq!(ids(&engine, guided(1.0, negative("In the beginning"))), free);
-    assert_eq!(ids(&engine, guided(4.0, negative("And the king said"))), free, "there is no way from oneself");
+    assert_eq!(
+        ids(&engine, guided(4.0, negative("And the king said"))),
+        free,
+        "the prompt as its own negative changes nothing"
+    );
     let away = ids(&engine, guided(2.0, negative("In the beginning")));
     assert_ne!(away, free);
-    // With nothing of the prompt, it is the other prompt that goes on.
+    // With scale 0 the negative prompt is continued.
     assert_eq!(ids(&engine, guided(0.0, negative("In the beginning"))), ids(&engine, greedy("In the beginning")));
-    // Each of several has a pair of its own.
+    // Each of several continuations has a negative sequence of its own.
     let several = engine.generate_several(guided(2.0, negative("In the beginning")), 3).unwrap();
     for generation in several {
         assert_eq!(generation.map(|token| token.unwrap().id).collect::<Vec<_>>(), away);
@@ -192,12 +197,12 @@ fn issue_15839_guidance_keeps_away_from_the_negative_prompt() {
     assert_eq!(wrong, "guidance_scale: expected an engine of two sequences at a time, found one of one");
 }
 
-/// What penalties do to logits is the kernels' affair; here they arrive.
+/// Penalties and biases reach the sampler; the kernels' tests check what they do.
 #[test]
 fn penalties_and_biases_change_what_is_chosen() {
     let engine = engine();
     let free = ids(&engine, greedy("And the king said"));
-    // As far away as both penalties go, hardly a token comes twice.
+    // With both penalties at their maximum hardly any token repeats.
     let varied = ids(&engine, greedy("And the king said").presence_penalty(2.0).frequency_penalty(2.0));
     let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::BTreeSet<_>>().len();
     assert!(distinct(&varied) > distinct(&free), "{free:?} {varied:?}");
@@ -211,7 +216,7 @@ fn penalties_and_biases_change_what_is_chosen() {
 }
 
 #[test]
-fn generations_of_one_engine_do_not_disturb_each_other() {
+fn interleaved_generations_give_the_tokens_they_give_alone() {
     let engine = engine();
     let prompts = ["In the beginning", "And the king said unto him, ", "Blessed are"];
     let alone: Vec<_> = prompts.iter().map(|prompt| ids(&engine, greedy(prompt))).collect();
@@ -237,7 +242,7 @@ fn an_engine_serves_several_threads() {
 }
 
 #[test]
-fn dropped_and_finished_generations_give_their_memory_back() {
+fn dropped_and_finished_generations_free_their_memory() {
     let engine = engine();
     let context = engine.report().context;
     let long = vec![5u32; context - 1];
@@ -251,7 +256,7 @@ fn dropped_and_finished_generations_give_their_memory_back() {
 }
 
 #[test]
-fn a_request_that_finds_the_cache_full_waits_for_its_turn() {
+fn a_request_waits_while_the_cache_is_full() {
     let engine = Engine::builtin().kv_tokens(256).build().unwrap();
     assert_eq!((engine.report().kv_tokens, engine.report().context), (256, 256));
     let long = |token| Request::tokens(vec![token; 200]).temperature(0.0).max_tokens(40).ignore_eos(true);
@@ -265,9 +270,9 @@ fn a_request_that_finds_the_cache_full_waits_for_its_turn() {
     assert!(error.contains("at most 256 tokens") && error.contains("257 tokens"), "{error}");
 }
 
-/// #9474, #6623, #20256: what is said of an engine before the first request is what is there.
+/// #9474, #6623, #20256: the capacity reported before the first request is what requests get.
 #[test]
-fn issue_9474_what_there_is_room_for_is_said_and_kept() {
+fn issue_9474_the_reported_capacity_is_available() {
     let build = |kv| Engine::builtin().kv_tokens(640).max_sequences(6).kv_dtype(kv).build().unwrap();
     let engine = build(None);
     let report = engine.report();
@@ -277,7 +282,7 @@ fn issue_9474_what_there_is_room_for_is_said_and_kept() {
     assert_eq!((report.typical, report.tokens_per_s), ([240, 80], None));
     assert_eq!([1, 64, 96, 97, 640, 641].map(|tokens| report.sequences_of(tokens)), [6, 6, 6, 5, 1, 0]);
     assert_eq!(build(Some(DType::E4M3)).report().kv_shape.bytes_per_token(), per_token / 2);
-    // Of 200 tokens each, two; others wait.
+    // Two requests of up to 300 tokens fit; the third waits.
     assert_eq!(report.sequences_of(300), 2);
     let long = |token| Request::tokens(vec![token; 200]).temperature(0.0).max_tokens(101).ignore_eos(true);
     let mut asked: Vec<_> = (5..8).map(|token| engine.generate(long(token)).unwrap()).collect();
@@ -294,7 +299,7 @@ fn the_context_ends_a_generation() {
     assert_eq!(engine.report().context, 40);
     let request = || Request::tokens(vec![41, 78, 259]).temperature(0.0).ignore_eos(true);
     let mut generation = engine.generate(request()).unwrap();
-    // The last token is chosen from a full context and never fed back.
+    // The last token is sampled at full context and never fed back.
     assert_eq!(generation.by_ref().map(Result::unwrap).count(), 38);
     assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
     let error = refused(engine.generate(Request::tokens(vec![1; 41])));
@@ -351,7 +356,7 @@ fn scores_agree_with_the_log_probabilities_of_generation() {
     let prompt = generation.prompt_tokens();
     let all: Vec<u32> = prompt.iter().copied().chain(tokens.iter().map(|token| token.id)).collect();
     let score = engine.score(&all).unwrap();
-    // The same bits: a token's result does not depend on whether it came alone or among others.
+    // The same bits, whether a token was computed alone or in a prompt.
     let generated: Vec<_> = tokens.iter().map(|token| Some(token.logprob)).collect();
     assert_eq!(score.logprobs[prompt.len()..], generated);
     let sum: f64 = score.logprobs.iter().flatten().map(|&x| f64::from(x)).sum();
@@ -360,7 +365,7 @@ fn scores_agree_with_the_log_probabilities_of_generation() {
     assert_eq!(engine.score(&all[..1]).unwrap().perplexity, None);
 }
 
-/// #13409: a text is scored again, or goes on, for the price of what is new, with the same bits.
+/// #13409: scoring or continuing a scored text computes only what is new, with the same bits.
 #[test]
 fn issue_13409_known_scores_are_not_computed_again() {
     let engine = engine();
@@ -389,7 +394,7 @@ fn the_precision_of_activations_is_a_choice() {
     }
 }
 
-/// #14381, the part of precision: what a cache of eight bits takes is what it says, and what it costs is bounded.
+/// #14381, on precision: an 8-bit cache takes the reported memory, and its error is bounded.
 #[test]
 fn issue_14381_the_precision_of_the_cache_is_a_choice() {
     let tokens = engine().tokenizer().unwrap().encode("In the beginning God created the heaven", true).unwrap();
@@ -415,14 +420,14 @@ fn issue_14381_the_precision_of_the_cache_is_a_choice() {
         println!("{kv}: {far}");
         assert!(far < bound, "{kv}: {far}");
     }
-    // The same bytes hold more tokens.
+    // The same memory holds more tokens.
     let tokens = |kv| Engine::builtin().kv_dtype(kv).kv_memory(1 << 20).build().unwrap().report().kv_tokens;
     assert!(tokens(Some(DType::E4M3)) >= 2 * tokens(None) - 32 && tokens(Some(DType::I8)) > tokens(None));
     let error = Engine::builtin().kv_dtype(Some(DType::U8)).build().err().unwrap();
     assert!(error.to_string().contains("u8"), "{error}");
 }
 
-/// A device's kernels and the CPU's store the same, and read it alike.
+/// The device's kernels and the CPU's write and read the same 8-bit values.
 #[test]
 #[cfg(feature = "sim")]
 fn caches_of_eight_bits_on_the_simulator_agree_with_the_cpu() {
@@ -436,7 +441,7 @@ fn caches_of_eight_bits_on_the_simulator_agree_with_the_cpu() {
         let (cpu, sim) = (scores(Device::Cpu), scores(Device::Sim));
         let far = cpu.iter().zip(&sim).skip(1).map(|(a, b)| (a.unwrap() - b.unwrap()).abs()).fold(0.0, f32::max);
         println!("{kv}: {far}");
-        // Where a rounding of the residual stream tips a code, all behind it differs by a step of the cache.
+        // A different rounding of the residual stream can change a code by one step, and all later values with it.
         let bound = match kv {
             DType::I8 => 0.05,
             DType::E4M3 => 0.15,
@@ -448,7 +453,7 @@ fn caches_of_eight_bits_on_the_simulator_agree_with_the_cpu() {
     assert!(built.err().unwrap().to_string().contains("KV dtype"));
 }
 
-/// The built-in model with other weights: signs of some are turned.
+/// The built-in model with other weights: some signs are flipped.
 fn other_weights(folder: &std::path::Path, spoil: impl FnOnce(&mut Vec<u8>)) {
     let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/builtin");
     for name in ["config.json", "generation_config.json", "tokenizer.json"] {
@@ -456,14 +461,14 @@ fn other_weights(folder: &std::path::Path, spoil: impl FnOnce(&mut Vec<u8>)) {
     }
     let mut bytes = std::fs::read(from.join("model.safetensors")).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    // bf16: the second byte of a number has its sign.
+    // The second byte of a bf16 number holds its sign.
     bytes[header..].iter_mut().skip(1).step_by(2 * 97).for_each(|byte| *byte ^= 0x80);
     spoil(&mut bytes);
     std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
 }
 
 #[test]
-fn weights_are_exchanged_while_an_engine_serves() {
+fn weights_can_be_updated_while_an_engine_serves() {
     let engine = engine();
     let request = || greedy("In the beginning God created the heaven and the earth, and the earth was").max_tokens(40);
     let all = |engine: &Engine| {
@@ -477,13 +482,13 @@ fn weights_are_exchanged_while_an_engine_serves() {
     let fresh = all(&Engine::builder(folder.path().to_str().unwrap()).device(Device::Cpu).build().unwrap());
     assert_ne!(fresh, before);
 
-    // One that is under way goes on.
+    // A running generation continues.
     let long = engine.generate(request().max_tokens(200).ignore_eos(true)).unwrap();
     engine.update_weights(folder.path()).unwrap();
     assert_eq!(long.map(Result::unwrap).count(), 200);
     assert_eq!(all(&engine), fresh);
 
-    // What is not of its kind changes nothing.
+    // Weights of another shape of model are refused and change nothing.
     type Spoil = fn(&mut Vec<u8>);
     let renamed: Spoil = |bytes| {
         let at = bytes.windows(4).position(|four| four == b"norm").unwrap();
@@ -510,7 +515,7 @@ fn weights_are_exchanged_while_an_engine_serves() {
     assert_eq!(engine.status().unwrap().restarts, 1);
 }
 
-/// The last handle of an engine may be part of a request: the step loop drops it and ends, without a panic.
+/// A request may own the last handle of an engine: the step loop drops it and ends without a panic.
 #[test]
 fn the_last_engine_may_be_owned_by_a_request() {
     struct Last(mpsc::Sender<bool>);
@@ -520,7 +525,7 @@ fn the_last_engine_may_be_owned_by_a_request() {
         }
     }
     #[derive(Clone)]
-    #[allow(dead_code, reason = "what is dropped counts, in this order")]
+    #[allow(dead_code, reason = "dropping has an effect, in this order")]
     struct Owner(Engine, Arc<Last>);
     impl ConstraintState for Owner {
         fn allow(&mut self, mask: &mut [u32]) -> Result<(), Error> {
@@ -554,14 +559,14 @@ fn the_last_engine_may_be_owned_by_a_request() {
         assert!(generation.next().unwrap().is_ok());
         drop(generation);
         let wait = std::time::Duration::from_secs(60);
-        assert_eq!(of_request.recv_timeout(wait), Ok(false), "a panic as the request is dropped");
-        assert_eq!(of_loop.recv_timeout(wait), Ok(false), "the loop goes on, or panics");
+        assert_eq!(of_request.recv_timeout(wait), Ok(false), "a panic while the request is dropped");
+        assert_eq!(of_loop.recv_timeout(wait), Ok(false), "the loop did not end, or panicked");
     }
 }
 
-/// An end token or a bad word that the model does not have cannot come, and needs no ban.
+/// An end token or bad word outside the vocabulary can never occur, so it is dropped with a warning.
 #[test]
-fn an_end_token_outside_the_vocabulary_is_said_and_left_out() {
+fn an_end_token_outside_the_vocabulary_is_dropped_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     other_weights(folder.path(), |_| ());
     let config = folder.path().join("generation_config.json");
@@ -581,7 +586,7 @@ fn too_many_threads_are_refused() {
     assert!(message.contains("threads: expected at most 1024, found 100000"), "{message}");
 }
 
-/// What the kernels are not made for is refused as the model is loaded, by name.
+/// Shapes that the kernels do not support are refused by name when the model is loaded.
 #[test]
 fn heads_that_are_too_large_for_the_kernels_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! `tests/gpu/run`, which checks kernels on a GPU, against a stand-in: programs that pass, fail, hang and crash as planted.
+//! Tests `tests/gpu/run`, which checks kernels on a GPU, with a stand-in: programs with planted failures, hangs and
+//! crashes.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -6,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Stands in for all test programs. Lists the tests of `<program>.tests`, a name and a behaviour each, and runs one as told
-/// there. Behaviours: pass, fail, hang, crash, once (breaks the device the first time), `variants A=… B=…` (each variant's
-/// own behaviour, in order).
+/// Stands in for all test programs. Lists the tests in `<program>.tests`, each a name and a behaviour, and runs one by
+/// its behaviour: pass, fail, hang, crash, once (breaks the device the first time), `variants A=… B=…` (the variants'
+/// behaviours, in order).
 const PROGRAM: &str = r#"#!/usr/bin/env bash
 program=$(basename "$0")
 behave() {
@@ -98,7 +99,7 @@ impl Packed {
         self.command("bash").arg("pack/run").args(arguments).output().unwrap()
     }
 
-    /// The only file of that extension among the records.
+    /// The only record with this extension.
     fn record(&self, extension: &str) -> String {
         let folder = self.path("pack/results/tuning/nvidia-stand-in-200/records");
         let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
@@ -108,7 +109,7 @@ impl Packed {
         fs::read_to_string(found[0]).unwrap()
     }
 
-    /// What the record says of a test: how each try ended, without which variants.
+    /// A test's tries from the record: each one's result, the variant it failed in, and the variants left out.
     fn tries(&self, name: &str) -> Vec<[String; 3]> {
         let lines = self.record("jsonl");
         let values = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
@@ -117,7 +118,7 @@ impl Packed {
         tests.map(|value| ["result", "variant", "without"].map(|field| text(&value, field))).collect()
     }
 
-    /// Starts of programs so far.
+    /// The number of program starts so far.
     fn runs(&self) -> usize {
         fs::read_to_string(self.path("stand-in/runs")).unwrap_or_default().lines().count()
     }
@@ -134,7 +135,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn a_hang_a_crash_and_a_wrong_result_end_nothing_but_themselves() {
+fn the_other_tests_run_after_a_hang_a_crash_or_a_wrong_result() {
     let packed = Packed::new(&[
         ("device", "memory pass\n"),
         (
@@ -160,7 +161,7 @@ fn a_hang_a_crash_and_a_wrong_result_end_nothing_but_themselves() {
     once("short::on_the_device::crash", "crashed");
     once("models::devices_agree", "passed");
     once("latency", "passed");
-    // Without the variants that end it, the others are tested.
+    // A failing test is tried again without the failing variant, so that the others are tested.
     let tries = [["timed out", "b", ""], ["failed", "d", "b"], ["passed", "", "b,d"]];
     assert_eq!(packed.tries("short::on_the_device::some"), tries.map(|fields| fields.map(str::to_owned)));
     assert!(packed.tries("fault::planted").is_empty() && packed.tries("warp::late_on_the_simulator").is_empty());
@@ -184,7 +185,7 @@ fn a_hang_a_crash_and_a_wrong_result_end_nothing_but_themselves() {
     assert!(at("short::on_the_device::crash") < at("long::on_the_device::shapes"));
     assert!(at("long::on_the_device::wrong") < at("models::devices_agree"));
 
-    // A further call has nothing left to do, until it is asked to do it again.
+    // A further call has nothing to do, unless `--again` asks for the failed tests.
     let runs = packed.runs();
     let output = packed.run(&["--limit", "1", "probes", "kernels", "golden", "generate", "measure"]);
     assert_eq!((output.status.code(), packed.runs()), (Some(1), runs), "{}", said(&output));
@@ -206,9 +207,9 @@ fn an_interrupted_test_is_run_again_after_the_others() {
     let mut run = packed.command("bash").args(["pack/run", "probes"]).spawn().unwrap();
     while packed.runs() < 2 {
         std::thread::sleep(std::time::Duration::from_millis(20));
-        assert!(run.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(run.try_wait().unwrap().is_none(), "the run ended before the signal");
     }
-    // SIGTERM, as a time limit from outside would send it.
+    // SIGTERM, as an outside time limit sends it.
     assert!(Command::new("kill").arg(run.id().to_string()).status().unwrap().success());
     assert_eq!(run.wait().unwrap().code(), Some(143));
     assert!(packed.tries("b::long").is_empty());
@@ -221,12 +222,12 @@ fn an_interrupted_test_is_run_again_after_the_others() {
 }
 
 #[test]
-fn a_device_that_no_longer_answers_ends_the_call() {
+fn a_broken_device_ends_the_run() {
     let packed = Packed::new(&[("primitives", "a::first pass\nb::breaks break\nc::last pass\n")]);
     let output = packed.run(&["probes"]);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     assert!(packed.record("md").contains("| probes | 3 | 1 | 1 | 1 |"), "{}", packed.record("md"));
-    // On a device that works again the rest is done.
+    // When the device works again, the remaining tests run.
     fs::remove_file(packed.path("stand-in/broken")).unwrap();
     let output = packed.run(&["probes"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));

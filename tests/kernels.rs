@@ -1,4 +1,5 @@
-//! Every kernel against its oracle: the CPU's on every instruction set that this machine has, CUDA's on the simulator.
+//! Tests every kernel against its oracle: CPU kernels on every instruction set of this machine, CUDA kernels on the
+//! simulator.
 #![cfg(feature = "sim")]
 
 #[path = "kernels/device.rs"]
@@ -10,7 +11,7 @@ mod slice;
 #[path = "kernels/support.rs"]
 mod support;
 
-/// The shapes of `codegen/specs`: what is measured is what is tested.
+/// The shapes of `codegen/specs`: benches and tests share them.
 #[allow(dead_code, reason = "tests and benches each read the fields that they need")]
 mod problems {
     include!(concat!(env!("OUT_DIR"), "/problems.rs"));

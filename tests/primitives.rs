@@ -1,5 +1,5 @@
-//! Each primitive of `csrc/common` by itself, on the simulator or on a GPU, against what the PTX manual says it does.
-//! Tests that end in `_on_the_simulator`, and those of `fault` and `banks`, are about what the simulator finds.
+//! Each primitive of `csrc/common` alone, on the simulator or a GPU, compared with the PTX manual. Tests that end in
+//! `_on_the_simulator`, and those of `fault` and `banks`, check what the simulator detects.
 #![cfg(feature = "sim")]
 
 #[path = "primitives/banks.rs"]
@@ -36,9 +36,9 @@ mod warp;
 #[path = "primitives/wgmma.rs"]
 mod wgmma;
 
-/// A probe has one name in every room.
+/// A probe has the same name in every directory.
 #[test]
-fn every_probe_is_in_every_room() {
+fn every_probe_has_its_files() {
     let stems = |folder: &str| -> std::collections::BTreeSet<String> {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));

@@ -1,7 +1,7 @@
-//! Many requests at a time: each gets the bits that it gets alone, whatever runs beside it.
+//! Concurrent requests: each gets the bits that it gets alone, whatever runs beside it.
 #![cfg(feature = "builtin-model")]
 
-#[allow(dead_code, reason = "the checkpoints are wanted, not what transformers says of them")]
+#[allow(dead_code, reason = "only the checkpoints are used, not the expected results")]
 #[path = "golden/checkpoint.rs"]
 mod checkpoint;
 #[cfg(feature = "sim")]
@@ -28,7 +28,7 @@ fn bits(generation: Generation) -> Vec<(u32, u32)> {
     generation.map(|token| bits(token.unwrap())).collect()
 }
 
-/// A request of a random mix: one of few beginnings, so that they share them.
+/// A random request; few distinct beginnings, so that prefixes are shared.
 #[derive(Clone, Debug)]
 struct Asked {
     tokens: Vec<u32>,
@@ -74,7 +74,7 @@ impl Asked {
     }
 }
 
-/// What was asked for, all at a time in an engine that has little room; each from a thread of its own.
+/// Runs all requests at once in an engine with a small cache, each from its own thread.
 fn together(engine: &Engine, all: &[Asked]) -> Vec<Vec<Vec<(u32, u32)>>> {
     std::thread::scope(|scope| {
         let ask = |asked: &Asked| {
@@ -105,24 +105,24 @@ fn alone(engine: &Engine, asked: &Asked) -> Vec<Vec<(u32, u32)>> {
     if asked.drop_after.is_some() {
         return Vec::new();
     }
-    // Another salt each time: nothing of one helps the next.
+    // A new salt each time, so that no request gets prefix hits.
     let salt = |i: usize| asked.tokens.iter().fold(i as u64 + 1, |sum, &t| sum.wrapping_mul(31).wrapping_add(t.into()));
     let request = |i: usize| asked.request().seed(9 + i as u64).cache_salt(salt(i));
     (0..asked.branches).map(|i| bits(engine.generate(request(i)).unwrap())).collect()
 }
 
-/// Random schedules, each against an engine that does one thing at a time. Returns how many sequences were preempted, and
-/// how many tokens the cache had.
+/// Compares random schedules with an engine that runs one request at a time. Returns the numbers of preempted sequences
+/// and of prefix hits in tokens.
 fn check(builder: impl Fn() -> EngineBuilder, vocab: u32, cases: u32, size: usize) -> (u64, u64) {
     let reference = builder().build().unwrap();
     let has_text = reference.tokenizer().is_ok();
     let (preempted, cached) = (Cell::new(0), Cell::new(0));
-    // Threads race: what fails once need not fail again, so nothing is gained by shrinking it.
+    // Threads race, so a failure need not recur, and shrinking is useless.
     let config = Config { cases, max_shrink_iters: 0, failure_persistence: None, ..Config::default() };
     let schedules = (prop::collection::vec(asked(vocab, has_text), size), 8usize..80, 2usize..9);
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
         .run(&schedules, |(all, step_tokens, max_sequences)| {
-            // Nothing is kept for what will be generated: some have to give their place up, however slowly requests come.
+            // No reserve for tokens to be generated, so that sequences are preempted however slowly requests arrive.
             let policy = Policy { reserve: 0, min_chunk: 8, ..Policy::default() };
             let step_tokens = step_tokens.max(max_sequences);
             let crowded = builder().policy(policy).kv_tokens(256).max_sequences(max_sequences.max(3));
@@ -141,16 +141,16 @@ fn check(builder: impl Fn() -> EngineBuilder, vocab: u32, cases: u32, size: usiz
     (preempted.get(), cached.get())
 }
 
-/// #9609, but for speculation: concurrency changes nothing.
+/// #9609, except for speculation: concurrency does not change results.
 #[test]
 fn issue_9609_every_request_gets_the_bits_that_it_gets_alone() {
     let (preempted, cached) = check(|| Engine::builtin().threads(2).context(256), 2048, 8, 20);
     assert!(preempted > 0 && cached > 0, "{preempted} preemptions, {cached} cached tokens");
 }
 
-/// A window whose pages are given back, and angles that depend on a prompt's length.
+/// A window whose pages are freed, and rotary factors that depend on the length.
 #[test]
-fn kinds_of_models_that_need_care_get_their_bits_too() {
+fn windows_and_dynamic_rope_get_the_bits_that_they_get_alone() {
     for (name, context) in [("mistral-window", 256), ("rope-dynamic", 256)] {
         let folder = tempfile::tempdir().unwrap();
         checkpoint::case(name).write(folder.path());
@@ -161,11 +161,10 @@ fn kinds_of_models_that_need_care_get_their_bits_too() {
     }
 }
 
-/// #18728: a model that was stretched for long texts got worse at all others. Where it is stretched when needed, a sequence
-/// that fits what it was trained with gets the bits of the model as it was, a longer one those of the stretched one, and
-/// neither is given the other's keys.
+/// #18728: RoPE scaling for long texts degraded short ones. With `WhenNeeded`, a sequence within the trained length
+/// gets the bits of the unscaled model, a longer one those of the scaled model, and they share no cached keys.
 #[test]
-fn issue_18728_short_sequences_are_not_stretched() {
+fn issue_18728_short_sequences_are_not_scaled() {
     let [stretched, plain] = [true, false].map(|is_stretched| {
         let folder = tempfile::tempdir().unwrap();
         let mut case = checkpoint::case("rope-yarn");
@@ -186,7 +185,7 @@ fn issue_18728_short_sequences_are_not_stretched() {
             let request = Request::tokens((20u32..60).collect::<Vec<_>>()).temperature(0.0).ignore_eos(true);
             engine.generate(request.max_tokens(max_tokens)).unwrap()
         };
-        // 64 tokens are what the model was trained with.
+        // The model was trained with 64 tokens.
         let expected = [bits(ask(&never, 24)), bits(ask(&always, 25))];
         assert_ne!(bits(ask(&always, 24)), expected[0]);
         let side_by_side = [ask(&engine, 24), ask(&engine, 25)];
@@ -203,9 +202,9 @@ fn issue_18728_short_sequences_are_not_stretched() {
     }
 }
 
-/// Whatever the cache has of a number, everybody sees the same of it.
+/// All readers of an 8-bit cache see the same values.
 #[test]
-fn caches_of_eight_bits_give_the_same_bits_in_any_company() {
+fn eight_bit_caches_give_the_bits_of_a_request_alone() {
     for kv in [DType::I8, DType::E4M3] {
         let builder = || Engine::builtin().threads(2).context(256).kv_dtype(Some(kv));
         let (preempted, cached) = check(builder, 2048, 3, 16);
@@ -213,10 +212,10 @@ fn caches_of_eight_bits_give_the_same_bits_in_any_company() {
     }
 }
 
-/// The kernels of prompts and those of single tokens write the same keys and values, and see them alike.
+/// The prefill and decode kernels write and read the same keys and values.
 #[test]
 #[cfg(feature = "sim")]
-fn the_simulator_gives_the_same_bits_in_any_company() {
+fn the_simulator_gives_the_bits_of_a_request_alone() {
     simulator::load();
     let folder = tempfile::tempdir().unwrap();
     checkpoint::case("qwen3").write(folder.path());
@@ -229,9 +228,9 @@ fn the_simulator_gives_the_same_bits_in_any_company() {
     }
 }
 
-/// What the cache had to give up comes back, on any device and with the scales that belong to it.
+/// Evicted blocks come back from host memory, on every device and with their scales.
 #[test]
-fn what_was_given_up_comes_back_from_the_host() {
+fn evicted_blocks_come_back_from_the_host() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint::case("qwen3").write(folder.path());
     let model = folder.path().to_str().unwrap();
@@ -242,14 +241,14 @@ fn what_was_given_up_comes_back_from_the_host() {
         let builder = Engine::builder(model).device(device).kv_dtype(kv).kv_tokens(224).max_sequences(2);
         let engine = builder.host_kv_memory(1 << 20).build().unwrap();
         let ask = |letter: u32| {
-            // Six blocks: more than are moved at a time.
+            // Six blocks: more than one transfer moves.
             let prompt: Vec<u32> = (0..198).map(|i| letter * 7 + i).collect();
             let mut generation = engine.generate(Request::tokens(prompt).max_tokens(4).ignore_eos(true)).unwrap();
             let tokens: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
             (tokens, generation.receipt().cached_tokens)
         };
         let (expected, _) = ask(0);
-        // Takes the place of all that the first one had.
+        // Evicts all blocks of the first one.
         ask(1);
         assert_eq!(ask(0), (expected, 192), "{device} {kv:?}");
         let status = engine.status().unwrap();
@@ -257,8 +256,8 @@ fn what_was_given_up_comes_back_from_the_host() {
     }
 }
 
-/// #6879, #4702 and the eager mode of #9474: what a step of single tokens takes of the host is one copy and one replay,
-/// whatever the number of sequences.
+/// #6879, #4702 and eager mode in #9474: for any number of sequences a decode step costs the host one copy and one
+/// replay.
 #[test]
 #[cfg(feature = "sim")]
 fn issue_6879_a_step_is_one_copy_and_one_replay_on_the_device() {
@@ -271,26 +270,26 @@ fn issue_6879_a_step_is_one_copy_and_one_replay_on_the_device() {
     let request = Request::tokens(vec![41, 78, 259]).max_tokens(40).ignore_eos(true).temperature(1.0).seed(1);
     let mut asked = engine.generate_several(request, 3).unwrap();
     for generation in &mut asked {
-        // The first steps are launched one by one, and recorded.
+        // The first steps are launched kernel by kernel, and recorded.
         assert_eq!(generation.by_ref().take(4).map(Result::unwrap).count(), 4);
     }
     let before = engine.status().unwrap();
     asked.into_iter().for_each(|generation| assert_eq!(generation.map(Result::unwrap).count(), 36));
     let after = engine.status().unwrap();
     let steps = after.stats.steps - before.stats.steps;
-    // They had gone on meanwhile, but not to the end, with pages that were not theirs before.
+    // The sequences kept running meanwhile, but are not done, and have got new pages.
     assert!(steps > 10, "{steps}");
     let (a, b) = (before.counters, after.counters);
     assert_eq!((b.replays - a.replays, b.allocations, b.syncs), (steps, a.allocations, a.syncs));
-    // In one of these steps all three begin a page.
+    // All three sequences start a page in the same step.
     assert!(b.launches - a.launches <= 1, "{a:?} {b:?}");
     assert!(b.uploads - a.uploads <= steps, "{a:?} {b:?}");
-    // One more for the step that was under way before.
+    // One more for the step that was running before.
     assert!(b.waits - a.waits <= steps + 1, "{a:?} {b:?}");
 }
 
 #[test]
-fn a_conversation_is_not_computed_again() {
+fn a_conversation_is_computed_once() {
     let engine = Engine::builtin().threads(2).build().unwrap();
     let mut first = engine.generate(Request::text("In the beginning").max_tokens(100).temperature(0.0)).unwrap();
     let answer: Vec<u32> = first.by_ref().map(|token| token.unwrap().id).collect();
@@ -314,7 +313,7 @@ fn several_continuations_share_the_prompt() {
     let request = || Request::tokens((0..100).collect()).max_tokens(20).temperature(1.0).ignore_eos(true);
     let all = engine.generate_several(request().seed(3), 4).unwrap();
     let all: Vec<_> = all.into_iter().map(bits).collect();
-    // The prompt once, and what each generated but its last token.
+    // The prompt once, and each one's tokens except the last.
     assert_eq!(engine.status().unwrap().stats.computed_tokens, 100 + 4 * 19);
     for (i, found) in all.iter().enumerate() {
         let alone = engine.generate(request().seed(3 + i as u64).cache_salt(7)).unwrap();
@@ -326,19 +325,19 @@ fn several_continuations_share_the_prompt() {
 }
 
 #[test]
-fn a_deadline_ends_a_request_with_what_it_has() {
+fn a_deadline_ends_a_request_and_keeps_its_tokens() {
     let engine = Engine::builtin().threads(2).build().unwrap();
     let request = Request::text("In the beginning").ignore_eos(true).max_tokens(900).temperature(0.0);
     let mut generation = engine.generate(request.deadline(Duration::from_millis(200))).unwrap();
     let count = generation.by_ref().map(Result::unwrap).count();
     assert!(count < 900);
     assert_eq!(generation.finish_reason(), Some(FinishReason::Deadline));
-    // One that no clock reaches ends nothing.
+    // A deadline beyond the clock's range never comes.
     let patient = Request::text("In the beginning").ignore_eos(true).max_tokens(3).deadline(Duration::MAX);
     assert_eq!(engine.generate(patient).unwrap().map(Result::unwrap).count(), 3);
 }
 
-/// Wakes a thread that waits for a task.
+/// Wakes the thread that polls a stream.
 struct Unpark(std::thread::Thread);
 
 impl Wake for Unpark {
@@ -348,7 +347,7 @@ impl Wake for Unpark {
 }
 
 #[test]
-fn a_stream_gives_what_the_iterator_gives() {
+fn the_stream_gives_the_iterators_tokens() {
     let engine = Engine::builtin().threads(2).build().unwrap();
     let request = || Request::text("In the beginning").max_tokens(20).temperature(0.0);
     let expected: Vec<_> = engine.generate(request()).unwrap().map(Result::unwrap).collect();

@@ -1,5 +1,5 @@
-//! Text and token ids: streams against whole decodes, stop strings against a naive search, the text of generations, where
-//! templates are found. What `transformers` makes of texts and templates is in `golden`.
+//! Text and token ids: streaming against whole decodes, stop strings against a naive search, the text of generations,
+//! the search for templates. `golden` compares tokenizers and templates with `transformers`.
 #![cfg(feature = "engine")]
 
 #[path = "text/chat.rs"]

@@ -7,7 +7,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     for problem in PROBLEMS {
         let width = problem.width;
         for &rows in lab.device.rows() {
-            // The exponential counts as ten.
+            // The exponential counts as ten operations.
             let work = Work { bytes: rows * width * (2 * lab.wide() + lab.narrow()), flops: 13 * rows * width };
             let sets = lab.sets(work.bytes);
             let gate_up = lab.buffers(sets, lab.wide_dtype(), rows * 2 * width);

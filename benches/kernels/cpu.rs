@@ -1,4 +1,4 @@
-//! The CPU as a device that is measured.
+//! Benches on the CPU.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ impl Bench for Cpu {
         buffer.write(values).expect("the values");
     }
 
-    /// Here it is the end of a product's task.
+    /// On the CPU it is part of the matrix product.
     fn act_mul(&self, _rows: usize, _width: usize, _gate_up: &Buffer, _out: &mut Buffer) -> Option<Result<()>> {
         None
     }

@@ -1,4 +1,4 @@
-//! A GPU as a device that is measured: by events around replays of graphs, whose calls use buffers in turn.
+//! Benches on a GPU: events around graph replays, whose calls rotate their buffers.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use half::{bf16, f16};
 
 use crate::support::{Bench, Layers, Timer, VendorMatmul};
 
-/// Twice the L2 cache of any GPU, or more.
+/// At least twice the L2 cache of any GPU.
 const COLD: usize = 256 << 20;
-/// Calls of a graph at the least: enough to make its start a small part.
+/// The fewest calls of a graph, so that its launch costs little per call.
 const CALLS: usize = 16;
-/// Tokens of the largest step, and the largest vocabulary, of all benches.
+/// The largest step in tokens, and the largest vocabulary, of all benches.
 const LARGEST: usize = 8192;
 const VOCAB: usize = 1 << 18;
 
@@ -45,7 +45,7 @@ impl Bench for Gpu {
         Duration::from_millis(300)
     }
 
-    /// Llama-3-8B's; on the simulator a tiny one, to try the bench.
+    /// Those of Llama-3-8B; on the simulator a tiny model, to try the bench.
     fn layers(&self) -> Option<Layers> {
         let (heads, kv_heads) = (32, 8);
         Some(if self.stream().info().device == "sim" {
@@ -119,9 +119,9 @@ impl Bench for Gpu {
         }))
     }
 
-    /// A call that cannot be captured, because it uploads, is timed as it is enqueued.
+    /// A call with uploads cannot be captured, so it is timed as it is enqueued.
     fn timer<'a>(&'a self, sets: usize, call: &'a mut dyn FnMut(usize) -> Result<()>) -> Result<Timer<'a>> {
-        // The first one loads the kernel's module.
+        // The first call loads the kernel's module.
         call(0)?;
         let stream = self.stream();
         let calls = CALLS.next_multiple_of(sets);

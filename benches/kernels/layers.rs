@@ -1,4 +1,5 @@
-//! A token of a whole stack of decoder layers with random weights: what kernels cost one after another, under replay.
+//! A token through a stack of decoder layers with random weights: the time of all kernels in sequence, replayed as a
+//! graph.
 
 use burrstone::DType;
 use burrstone::ops::{Activation, Attention, LinearPart, RopeTable, RotaryKvWrite, Scoring};
@@ -21,7 +22,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         device.matrix(vec![LinearPart::dense(lab.view(dtype, vec![n, k], from))]).expect("a matrix")
     };
     let make = |layer: usize| {
-        // Each layer begins elsewhere in the random numbers.
+        // Each layer starts at another place of the random numbers.
         let from = layer * 4096;
         let gate_up = [0, intermediate].map(|at| lab.view(dtype, vec![intermediate, hidden], from + 2 * at));
         Layer::<D> {

@@ -3,7 +3,7 @@ use criterion::Criterion;
 use crate::problems::page_table_update::PROBLEMS;
 use crate::support::{Bench, Lab, Work, batch};
 
-/// The upload of a decode step of 256 sequences whose table of 65 536 pages changes at so many places.
+/// The upload of a decode step of 256 sequences, in whose table of 65 536 pages this many entries change.
 pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
     for problem in PROBLEMS {
         let mut batch = batch(&[(0, 1); 256]);

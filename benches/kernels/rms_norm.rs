@@ -8,7 +8,7 @@ pub fn bench<D: Bench>(criterion: &mut Criterion, lab: &Lab<D>) {
         let width = problem.width;
         let weight = lab.vector(width);
         for &rows in lab.device.rows() {
-            // The residual is read and written, the delta read, the output written.
+            // The residual is read and written, the delta is read, the output is written.
             let work = Work { bytes: rows * width * (3 * lab.wide() + lab.narrow()), flops: 5 * rows * width };
             let sets = lab.sets(work.bytes);
             let mut residual = lab.buffers(sets, lab.wide_dtype(), rows * width);

@@ -1,4 +1,4 @@
-//! What the benches share: a device with its floors, and one way to measure.
+//! Shared by the benches: devices with their floors, and the measurement.
 
 use std::cell::{OnceCell, RefCell};
 use std::io::Write;
@@ -11,13 +11,13 @@ use criterion::{Criterion, Throughput};
 
 /// Weights larger than any cache, so that every call reads its own from memory.
 const WEIGHTS: usize = 256 << 20;
-/// Tokens of a page.
+/// Tokens per page.
 const PAGE_SIZE: usize = 16;
 
-/// Takes the number of the weight, rows, x and out.
+/// Arguments: the weight's number, rows, x and out.
 pub type VendorMatmul<B> = Box<dyn FnMut(usize, usize, &B, &mut B) -> Result<()>>;
 
-/// Times so many calls, one after another.
+/// Times this many calls in sequence.
 pub type Timer<'a> = Box<dyn FnMut(u64) -> Result<Duration> + 'a>;
 
 /// Samples of a case.
@@ -33,60 +33,60 @@ pub struct Layers {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub intermediate: usize,
-    /// Tokens before the one that is measured.
+    /// Tokens in the cache before the measured one.
     pub depth: usize,
 }
 
-/// A device that can be measured.
+/// A device for the benches.
 pub trait Bench: Ops {
-    /// Of activations, weights and cache.
+    /// The dtype of activations, weights and cache.
     fn dtype(&self) -> DType;
 
-    /// Numbers of rows that are worth measuring.
+    /// Row counts to measure.
     fn rows(&self) -> &'static [usize];
 
-    /// The same of products.
+    /// Row counts of matrix products.
     fn product_rows(&self) -> &'static [usize];
 
-    /// Bytes after which a cache has nothing left of what was used before: buffers are used in turns of as many bytes. 0:
-    /// every call has the same buffers.
+    /// Bytes that evict everything from the caches: buffers rotate through as many. 0: every call uses the same
+    /// buffers.
     fn cold_bytes(&self) -> usize;
 
-    /// How long to measure a case, after a warm-up of a third of that.
+    /// The measurement time of a case, after a warm-up of a third of it.
     fn measurement_time(&self) -> Duration;
 
-    /// Whole layers to measure, where that makes sense.
+    /// Whole layers to measure, if supported.
     fn layers(&self) -> Option<Layers>;
 
-    /// Batches that attention is measured with: a name, and for each sequence the tokens before and in the step.
+    /// Batches for attention: a name, and for each sequence its tokens before and in the step.
     fn sequences(&self) -> Vec<(&'static str, Vec<(usize, usize)>)>;
 
     fn write(&self, buffer: &mut Self::Buffer, values: &[f32]);
 
-    /// `out = silu(gate) * up` of `gate_up: [rows, 2 · width]`, where that has a kernel of its own.
+    /// `out = silu(gate) * up` of `gate_up: [rows, 2 · width]`, if the device has a kernel for it.
     fn act_mul(&self, rows: usize, width: usize, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Option<Result<()>>;
 
-    /// `out = x · weightᵀ` of one of these weights `[n, k]` by the vendor's library, where there is one.
+    /// `out = x · weightᵀ` of one of these weights `[n, k]` by the vendor's library, if there is one.
     fn vendor_matmul(&self, _weights: Vec<WeightView>, _n: usize, _k: usize) -> Option<VendorMatmul<Self::Buffer>> {
         None
     }
 
-    /// Times calls of `call`, which is told which of `sets` sets of buffers to use.
+    /// Times calls of `call`, whose argument is the set of buffers to use, one of `sets`.
     fn timer<'a>(&'a self, sets: usize, call: &'a mut dyn FnMut(usize) -> Result<()>) -> Result<Timer<'a>>;
 }
 
-/// What a call must do at least.
+/// The least work of a call.
 #[derive(Clone, Copy)]
 pub struct Work {
     pub bytes: usize,
     pub flops: usize,
 }
 
-/// A device, its rates taken just before each kernel's.
+/// A device, with its rates measured just before each kernel.
 pub struct Lab<D> {
     pub device: D,
     rates: Option<Rates>,
-    /// Random numbers, made when they are first wanted.
+    /// Random numbers, generated at their first use.
     weights: OnceCell<Bytes>,
 }
 
@@ -95,21 +95,21 @@ impl<D: Bench> Lab<D> {
         Self { device, rates: None, weights: OnceCell::new() }
     }
 
-    /// Takes the device's rates, unless the benches are only tried out (`--test`).
+    /// Measures the device's rates, unless the benches are only tried (`--test`).
     pub fn probe(&mut self) {
         if !std::env::args().any(|argument| argument == "--test") {
             self.rates = Some(self.device.rates(self.device.dtype()).expect("rates"));
         }
     }
 
-    /// Sets of buffers of so many bytes that are used in turn, so that a call finds none of its own in a cache; at most 64.
+    /// The number of sets of `bytes` that calls must rotate through to find none of their data in a cache; at most 64.
     pub fn sets(&self, bytes: usize) -> usize {
         if self.device.cold_bytes() == 0 { 1 } else { (self.device.cold_bytes() / bytes.max(1) + 1).clamp(2, 64) }
     }
 
-    /// Times `call`, which is told which of `sets` sets of buffers to use, and prints the spread of its times against the
-    /// floor: what memory and arithmetic need, whichever is longer. With `BURRSTONE_BENCH_RECORD`, a file, a line of JSON is
-    /// appended there.
+    /// Times `call`, whose argument is the set of buffers to use, one of `sets`. Prints the spread of its times, and
+    /// the floor: the longer of the times for memory traffic and arithmetic. Appends a line of JSON to the file
+    /// `BURRSTONE_BENCH_RECORD`, if set.
     pub fn measure(
         &self,
         criterion: &mut Criterion,
@@ -135,7 +135,7 @@ impl<D: Bench> Lab<D> {
         group.finish();
         let samples = samples.into_inner();
         let Some(rates) = self.rates.filter(|_| !samples.is_empty()) else { return };
-        // The first ones are the warm-up's.
+        // The first samples are the warm-up's.
         let mut samples = samples[samples.len().saturating_sub(SAMPLES)..].to_vec();
         samples.sort_by(f64::total_cmp);
         let (min, median, max) = (samples[0], samples[samples.len() / 2], samples[samples.len() - 1]);
@@ -169,22 +169,22 @@ impl<D: Bench> Lab<D> {
         self.device.dtype().size()
     }
 
-    /// The dtype of matrix products and of the residual stream.
+    /// The dtype of matrix products and the residual stream.
     pub fn wide_dtype(&self) -> DType {
         self.device.wide_dtype(self.device.dtype())
     }
 
-    /// Bytes of an element of these.
+    /// Bytes of an element of those.
     pub fn wide(&self) -> usize {
         self.wide_dtype().size()
     }
 
-    /// As many matrices `[n, k]`, of no more than all weights, as there are weights for, to be used in turn.
+    /// Matrices `[n, k]` to rotate through: as many as the weights' bytes allow.
     pub fn matrices(&self, n: usize, k: usize) -> Vec<D::Matrix> {
         self.views(n, k).map(|view| self.device.matrix(vec![LinearPart::dense(view)]).expect("a matrix")).collect()
     }
 
-    /// The same of pairs of projections `[width, k]`.
+    /// The same for pairs of projections `[width, k]`.
     pub fn gated_matrices(&self, width: usize, k: usize) -> Vec<D::GatedMatrix> {
         let views: Vec<WeightView> = self.views(width, k).collect();
         let one = |pair: &[WeightView]| {
@@ -198,14 +198,14 @@ impl<D: Bench> Lab<D> {
         (0..WEIGHTS / len).map(move |i| self.view(dtype, vec![n, k], i * len))
     }
 
-    /// Random numbers from byte `from` on.
+    /// A tensor of random numbers from byte `from` on.
     pub fn view(&self, dtype: DType, shape: Vec<usize>, from: usize) -> WeightView {
         let len = shape.iter().product::<usize>() * dtype.size();
         let data = self.weights().slice(from..from + len).expect("inside");
         WeightView { name: "weight".to_owned(), dtype, shape, data }
     }
 
-    /// Numbers of the device's dtype, small and random: constant ones cost less power, and a GPU is faster with them.
+    /// Small random numbers of the device's dtype: with constant ones a GPU uses less power and runs faster.
     fn weights(&self) -> &Bytes {
         self.weights.get_or_init(|| {
             let mut bytes = Vec::with_capacity(WEIGHTS);
@@ -223,7 +223,7 @@ impl<D: Bench> Lab<D> {
         })
     }
 
-    /// A gain of `width`.
+    /// A gain vector of `width`.
     pub fn vector(&self, width: usize) -> D::Vector {
         self.device.vector(self.view(self.device.dtype(), vec![width], 0)).expect("a gain")
     }
@@ -238,12 +238,12 @@ impl<D: Bench> Lab<D> {
         buffer
     }
 
-    /// As many buffers.
+    /// `sets` buffers.
     pub fn buffers(&self, sets: usize, dtype: DType, len: usize) -> Vec<D::Buffer> {
         (0..sets).map(|_| self.buffer(dtype, len)).collect()
     }
 
-    /// A cache with room for `tokens` in one sequence, of random numbers.
+    /// A cache of random numbers with room for `tokens` in one sequence.
     pub fn cache(&self, layers: usize, tokens: usize, kv_heads: usize, head_dim: usize) -> (D::Cache, CacheShape) {
         let (pages, page_size, dtype) = (tokens.div_ceil(PAGE_SIZE), PAGE_SIZE, self.device.dtype());
         let shape = CacheShape { layers, pages, page_size, kv_heads, head_dim, dtype };
@@ -257,12 +257,12 @@ impl<D: Bench> Lab<D> {
         (cache, shape)
     }
 
-    /// Sequences of so many tokens before the step and in it; the logits of `logit_rows` are wanted.
+    /// A step of sequences with these numbers of tokens before and in the step; computes the logits of `logit_rows`.
     pub fn step(&self, sequences: &[(usize, usize)], logit_rows: Vec<u32>) -> D::Step {
         self.uploaded(Batch { logit_rows, ..batch(sequences) })
     }
 
-    /// Rows of logits, each of which asks for a token or a log-probability.
+    /// A step with rows of logits, each to sample or to score.
     pub fn step_for_logits(&self, samples: Vec<SampleRow>, targets: Vec<u32>) -> D::Step {
         let rows = samples.len().max(targets.len());
         let logit_rows = (0..rows as u32).collect();
@@ -276,7 +276,7 @@ impl<D: Bench> Lab<D> {
     }
 }
 
-/// Random numbers between −1 and 1: Weyl's sequence, mixed.
+/// Random numbers between −1 and 1: a Weyl sequence, mixed.
 fn random(len: usize) -> impl Iterator<Item = f32> {
     (0..len as u64).map(|i| {
         let mut z = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -286,7 +286,7 @@ fn random(len: usize) -> impl Iterator<Item = f32> {
     })
 }
 
-/// Slots that sequences of so many tokens take, each of which has pages of its own.
+/// Slots of sequences with these numbers of tokens, each with pages of its own.
 pub fn slots(sequences: &[(usize, usize)]) -> usize {
     sequences.iter().map(|(past, len)| (past + len).next_multiple_of(PAGE_SIZE)).sum()
 }

@@ -1,5 +1,4 @@
-//! Compiles every kernel and probe as C++: to a library that is linked where it is used, and to a shared object of the same
-//! that tests load.
+//! Compiles every kernel and probe as C++, to a library that programs link and to a shared object that tests load.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +8,7 @@ use burrstone_codegen::{Error, Tree, host};
 fn main() -> ExitCode {
     println!("cargo::rustc-check-cfg=cfg(compiled)");
     let Err(error) = compile() else { return ExitCode::SUCCESS };
-    // Cargo takes one line at a time.
+    // Cargo reads each line as a directive.
     error.to_string().lines().for_each(|line| println!("cargo::error={line}"));
     ExitCode::FAILURE
 }
@@ -23,7 +22,7 @@ fn compile() -> Result<(), Error> {
     for name in ["CXX", "CXXFLAGS", "DOCS_RS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    // docs.rs has no compilers, and runs nothing.
+    // docs.rs has no compilers and runs nothing.
     if std::env::var_os("DOCS_RS").is_some() {
         return Ok(());
     }

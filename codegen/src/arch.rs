@@ -11,12 +11,12 @@ impl Arch {
     /// Volta to Hopper.
     pub const ALL: [Self; 6] = [Self(70), Self(75), Self(80), Self(86), Self(89), Self(90)];
 
-    /// As the `arch` of a specification's rules and of the tables.
+    /// The number as in specifications' rules and in the tables: 90 for 9.0.
     pub fn number(self) -> u32 {
         self.0
     }
 
-    /// As a compiler's target, without its `sm_`: Hopper's own instructions need the `a`.
+    /// The compiler's target, without `sm_`: Hopper's own instructions need the `a`.
     pub fn target(self) -> &'static str {
         match self.0 {
             70 => "70",
@@ -28,8 +28,8 @@ impl Arch {
         }
     }
 
-    /// The architecture whose code runs on a GPU of compute capability `major.minor`: the nearest one below it of
-    /// the same major version.
+    /// The architecture whose code runs on a GPU of compute capability `major.minor`: the newest one of the same major
+    /// version that is not above it.
     pub fn that_runs_on(major: u32, minor: u32) -> Option<Self> {
         let same_major = |arch: &&Self| arch.0 / 10 == major && arch.0 % 10 <= minor;
         Self::ALL.iter().filter(same_major).max().copied()

@@ -1,4 +1,4 @@
-//! The Rust twins of `csrc/abi/*.h`, with assertions of every size and offset.
+//! Generates the Rust structs of `csrc/abi/*.h`, with assertions of every size and offset.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use crate::{Error, Tree};
 
 const HEADER: &str = "// Generated from csrc/abi: cargo run -p burrstone-codegen --features bindings -- bindings";
 
-/// What `src/kernels/abi.rs` should say: the types of every header but the probes' own.
+/// The expected text of `src/kernels/abi.rs`: the types of every header except the probes'.
 ///
 /// # Errors
-/// There is no libclang, or it refuses a header.
+/// libclang is missing, or rejects a header.
 pub fn bindings(tree: &Tree) -> Result<String, Error> {
     let folder = tree.csrc().join("abi");
     let mut builder = Builder::default()
-        // As for NVRTC: without the system's headers, which libclang may not find.
+        // As with NVRTC: without the system's headers, which libclang may not find.
         .clang_args(["-x", "c", "-std=c11", "-D__CUDACC_RTC__", "-fparse-all-comments"])
         .clang_arg(format!("-I{}", tree.csrc().display()))
         .disable_header_comment()
@@ -31,7 +31,7 @@ pub fn bindings(tree: &Tree) -> Result<String, Error> {
     for header in headers(&folder)? {
         builder = builder.header(header.display().to_string());
     }
-    // Without libclang, bindgen knows only to panic.
+    // bindgen panics if libclang is missing.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     let generated = catch_unwind(AssertUnwindSafe(|| builder.generate()));
@@ -58,7 +58,7 @@ fn headers(folder: &std::path::Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Documentation as people write it: bindgen knows only the attribute.
+/// Turns `#[doc]` attributes, which bindgen writes, into doc comments.
 fn with_plain_comments(text: &str) -> String {
     let plain = |line: &str| {
         let (indent, attribute) = line.split_at(line.len() - line.trim_start().len());
@@ -70,7 +70,7 @@ fn with_plain_comments(text: &str) -> String {
     text.lines().map(|line| plain(line).unwrap_or_else(|| format!("{line}\n"))).collect()
 }
 
-/// Argument structs are bytes: they have no padding of their own, and any bytes are one.
+/// Marks argument structs as plain data: they have no implicit padding, and any bytes are valid.
 #[derive(Debug)]
 struct PlainData;
 

@@ -1,7 +1,7 @@
-//! Cubins by the key of all that they depend on.
+//! A cache of cubins. The key covers everything that a cubin depends on.
 //!
-//! An entry is a file, `<key>-<digest of its bytes>.cubin`: one that was cut off or changed does not fit its name and
-//! counts as missing. Entries appear whole, by a rename, so that several builds may share a folder.
+//! An entry is a file, `<key>-<digest of its bytes>.cubin`; a truncated or changed one does not match its name and
+//! counts as missing. Entries are written elsewhere and renamed, so that several builds can share a folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache in `folder`, which is made if need be.
+    /// Opens the cache in `folder`, which is created if missing.
     ///
     /// # Errors
-    /// The folder cannot be made or read.
+    /// The folder cannot be created or read.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut entries = BTreeMap::new();
@@ -37,14 +37,14 @@ impl Cache {
         Ok(Self { folder: folder.to_owned(), entries })
     }
 
-    /// The file and bytes of an entry, if it is there and whole.
+    /// The file and bytes of an entry, if it exists and is intact.
     pub fn get(&self, key: &str) -> Option<(&Path, Vec<u8>)> {
         let path = self.entries.get(key)?;
         let bytes = std::fs::read(path).ok()?;
         (*path == self.path(key, &bytes)).then_some((path.as_path(), bytes))
     }
 
-    /// Writes an entry, and gives its file.
+    /// Writes an entry, and returns its file.
     ///
     /// # Errors
     /// It cannot be written.
@@ -59,10 +59,10 @@ impl Cache {
         Ok(path)
     }
 
-    /// Removes the entries that are not among `kept`.
+    /// Removes the entries that are not in `kept`.
     ///
     /// # Errors
-    /// One cannot be removed.
+    /// An entry cannot be removed.
     pub fn keep_only<'a>(&self, kept: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
         let kept: std::collections::BTreeSet<_> = kept.collect();
         let mut others = self.entries.values().filter(|path| !kept.contains(path.as_path()) && path.exists());
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_found_while_it_is_whole() {
+    fn only_intact_entries_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let open = || Cache::open(folder.path()).unwrap();
         assert!(open().get("a").is_none());
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_uses_goes() {
+    fn unused_entries_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let open = || Cache::open(folder.path()).unwrap();
         open().put("a", b"1").unwrap();

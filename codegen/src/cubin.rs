@@ -1,31 +1,31 @@
-//! What a compiled variant uses, read out of its cubin.
+//! Reads a compiled variant's resource usage from its cubin.
 //!
-//! A cubin is an ELF file. Its `.nv.info` section is a row of attributes: one byte of format, one of kind, two of size
-//! or value, then the value of that size. Nothing documents the kinds; these were compared with what `cuobjdump
-//! --dump-resource-usage` prints for CUDA 12.9 and 13.0, sm_70 to sm_90a.
+//! A cubin is an ELF file. Its `.nv.info` section is a sequence of attributes: one byte of format, one of kind, two of
+//! size or value, then the value of that size. The kinds are undocumented; these were compared with the output of
+//! `cuobjdump --dump-resource-usage` of CUDA 12.9 and 13.0, for sm_70 to sm_90a.
 
 use object::elf::{EM_CUDA, FileHeader64};
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 
-/// What a variant's kernel uses.
+/// Resources that a variant's kernel uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
-    /// Registers a thread.
+    /// Registers per thread.
     pub registers: u32,
-    /// Shared memory a block, in bytes, all of it sized at the launch.
+    /// Shared memory per block, in bytes, all of it dynamic.
     pub shared_bytes: u32,
-    /// Local memory a thread, in bytes: spilled registers and arrays that are indexed at run time.
+    /// Local memory per thread, in bytes: spilled registers, and arrays indexed at run time.
     pub local_bytes: u32,
-    /// Constant memory, in bytes: arguments, what the driver adds to them, and tables.
+    /// Constant memory in bytes: arguments, the driver's own data, and tables.
     pub constant_bytes: u32,
-    /// Machine code, in bytes.
+    /// Machine code in bytes.
     pub code_bytes: u32,
 }
 
-/// The kind of an attribute that is a symbol's number and the registers of a thread.
+/// The kind of an attribute with a symbol's number and its registers per thread.
 const REGISTERS: u8 = 0x2f;
-/// The kind of an attribute that is a symbol's number and the bytes of stack of a thread, callees included.
+/// The kind of an attribute with a symbol's number and its bytes of stack per thread, callees included.
 const STACK: u8 = 0x12;
 /// The format of an attribute with a size and a value.
 const SIZED: u8 = 4;
@@ -34,7 +34,7 @@ impl Resources {
     /// Reads the cubin of the variant `name`.
     ///
     /// # Errors
-    /// One line about what is missing: this is no cubin, or not of that variant.
+    /// One line: this is not a cubin, or not that of the variant.
     pub fn read(name: &str, cubin: &[u8]) -> Result<Self, String> {
         let file = ElfFile64::<LittleEndian>::parse(cubin).map_err(|e| format!("no cubin: {e}"))?;
         let machine = FileHeader64::<LittleEndian>::parse(cubin).map(|header| header.e_machine(LittleEndian));
@@ -60,7 +60,7 @@ impl Resources {
     }
 }
 
-/// The attributes of `.nv.info` that belong to a symbol: kind, symbol, value.
+/// The attributes of `.nv.info` that have a symbol: kind, symbol, value.
 fn attributes(mut info: &[u8]) -> impl Iterator<Item = (u8, u32, u32)> {
     let word = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     std::iter::from_fn(move || {
@@ -73,7 +73,7 @@ fn attributes(mut info: &[u8]) -> impl Iterator<Item = (u8, u32, u32)> {
     .filter_map(move |(kind, value)| Some((kind, word(value, 0)?, word(value, 4)?)))
 }
 
-/// The initial value of the constant that BURRSTONE_KERNEL leaves beside the kernel.
+/// The initial value of the constant that BURRSTONE_KERNEL defines beside the kernel.
 fn shared_bytes(file: &ElfFile64<LittleEndian>, name: &str) -> Result<u32, String> {
     let missing = || format!("expected the constant {name}, found none");
     let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name)).ok_or_else(missing)?;
@@ -93,11 +93,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_walked_by_their_formats() {
+    fn attributes_of_every_format_are_read() {
         let info = [
-            &[3, 0x1b, 0xff, 0][..],                    // a value in the head
+            &[3, 0x1b, 0xff, 0][..],                    // a value in place of the size
             &[4, 0x2f, 8, 0, 12, 0, 0, 0, 14, 0, 0, 0], // symbol and value
-            &[4, 0x37, 4, 0, 0x81, 0, 0, 0],            // of nobody
+            &[4, 0x37, 4, 0, 0x81, 0, 0, 0],            // without a symbol
             &[4, 0x12, 8, 0, 12, 0, 0, 0, 16, 0, 0, 0],
             &[4, 0x12, 8, 0, 1], // cut off
         ]
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(attributes(&info).collect::<Vec<_>>(), [(0x2f, 12, 14), (0x12, 12, 16)]);
     }
 
-    /// Of `tests/cubins/stack.cu`, an array of 64 bytes that is indexed at run time; the numbers are cuobjdump's.
+    /// Cubins of `tests/cubins/stack.cu`, an array of 64 bytes indexed at run time; the numbers are cuobjdump's.
     #[test]
     fn cubins_of_both_compilers_are_read() {
         let nvrtc = include_bytes!("../tests/cubins/stack-sm_75-nvrtc-12.9.cubin");
@@ -119,13 +119,13 @@ mod tests {
         let error = Resources::read("other", nvcc).unwrap_err();
         assert_eq!(error, "expected the kernel other, found none");
         for end in 0..nvcc.len() {
-            // However much is missing, there is an answer.
+            // A truncated file is an error at any length.
             let _ = Resources::read("stack", &nvcc[..end]);
         }
     }
 
     #[test]
-    fn what_is_no_cubin_is_refused() {
+    fn other_files_are_refused() {
         for bytes in [&b""[..], b"not an ELF file", &[0x7f, b'E', b'L', b'F', 2, 1, 1]] {
             assert!(Resources::read("a", bytes).unwrap_err().starts_with("no cubin"));
         }

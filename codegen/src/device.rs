@@ -1,4 +1,4 @@
-//! Kernels compiled for GPUs: through the cache, and within the budgets of their specifications.
+//! Compiles kernels for GPUs, with a cache, and checks the cubins against their specifications.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,23 +21,23 @@ pub struct Cubin<'a> {
     pub file: PathBuf,
     pub used: Resources,
     pub occupancy: Occupancy,
-    /// The instructions of all of it, and of its main loop.
+    /// The instructions of the whole kernel, and of its main loop.
     pub instructions: Mix,
     pub main_loop: Mix,
 }
 
-/// The folders that cubins are kept in.
+/// The folders for cubins.
 #[derive(Clone, Copy, Debug)]
 pub struct Store<'a> {
-    /// This build's own: after it, the folder holds its cubins and no others.
+    /// This build's own. After the build it contains exactly its cubins.
     pub own: &'a Path,
-    /// One that builds share, and that only grows.
+    /// A cache that builds share; nothing is removed from it.
     pub shared: Option<&'a Path>,
-    /// For what comes in between.
+    /// For intermediate files.
     pub scratch: &'a Path,
 }
 
-/// What a build is doing: of `total` cubins `done` are there, the last one being `name`.
+/// Progress of a build: `done` of `total` cubins exist, the last one is `name`.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     pub done: usize,
@@ -46,11 +46,11 @@ pub struct Progress<'a> {
     pub arch: Arch,
 }
 
-/// Compiles each of `variants` for every architecture of the toolchain that it is legal on; what is in the store already
-/// is taken from there. `progress` hears of each that is compiled.
+/// Compiles each of `variants` for every architecture of the toolchain on which it is legal, unless the store has the
+/// cubin. Calls `progress` after each compilation.
 ///
 /// # Errors
-/// A unit does not compile, a cubin says nothing about itself, or a file cannot be read or written.
+/// A unit does not compile, a cubin cannot be parsed, or a file cannot be read or written.
 pub fn build<'a>(
     toolchain: &Toolchain,
     tree: &Tree,
@@ -98,7 +98,7 @@ pub fn build<'a>(
     Ok(cubins.collect())
 }
 
-/// What a cubin uses, and the instructions of all of it and of its main loop.
+/// The resource usage of a cubin, and the instructions of all of it and of its main loop.
 fn read(job: &Job, cubin: &[u8]) -> Result<(Resources, [Mix; 2]), Error> {
     let name = &job.variant.name;
     let read = Resources::read(name, cubin).and_then(|used| {
@@ -108,7 +108,7 @@ fn read(job: &Job, cubin: &[u8]) -> Result<(Resources, [Mix; 2]), Error> {
     read.map_err(|reason| Error::new(&job.kernel.spec.file, format!("{name} on {}: {reason}", job.arch)))
 }
 
-/// The cubins whose machine code is not what their specification says of it.
+/// Errors for cubins whose machine code violates a fact of their specification.
 pub fn unlike_the_facts(cubins: &[Cubin]) -> Vec<Error> {
     let mut errors = Vec::new();
     for Cubin { kernel, variant, arch, instructions, .. } in cubins {
@@ -124,8 +124,8 @@ pub fn unlike_the_facts(cubins: &[Cubin]) -> Vec<Error> {
     errors
 }
 
-/// The cubins that use more than their specification's gate allows, or more than there is, or another amount of shared
-/// memory than the cost model is told.
+/// Errors for cubins that use more than their gate or the architecture allows, or another amount of shared memory than
+/// the specification gives to the cost model.
 pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
     let mut errors = Vec::new();
     for Cubin { kernel, variant, arch, used, .. } in cubins {
@@ -151,9 +151,9 @@ pub fn over_budget(cubins: &[Cubin]) -> Vec<Error> {
     errors
 }
 
-/// A table of what each cubin uses, with the number of blocks that a multiprocessor holds and how far they fill it, and the
-/// instructions of its main loop, where it has one with tensor cores. Beside it, where the specification says, what the loop
-/// would be ideally, and how much of it is something else.
+/// A table of each cubin's resources, its blocks per SM, its occupancy, and the instructions of its main loop, if it
+/// has one with tensor instructions. If the specification has an ideal loop, the table also shows that, and the share
+/// of other instructions.
 pub fn report(cubins: &[Cubin]) -> String {
     let head = [
         "variant",
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_names_what_is_over() {
+    fn an_exceeded_gate_is_named() {
         let kernel = kernel();
         let errors = |cubin| over_budget(&[cubin]).into_iter().map(|e| e.reason).collect::<Vec<_>>();
         assert_eq!(errors(cubin(&kernel, 2, 40, 70000, 0)), Vec::<String>::new());
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_specification_that_is_wrong_about_shared_memory_is_named() {
+    fn a_specification_with_wrong_shared_memory_is_named() {
         let mut kernel = kernel();
         kernel.spec.role = Role::Kernel;
         kernel.variants[0].shared_bytes = 512;

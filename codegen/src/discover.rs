@@ -1,13 +1,14 @@
-//! Where CUDA compilers may be: variables, `PATH`, the usual folders, Python's packages. Nothing is run to find out.
+//! Finds CUDA compilers: by environment variables, on `PATH`, in the usual folders and in Python's packages. Runs
+//! nothing.
 
 use std::env::consts::EXE_SUFFIX;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Reads environment variables; empty ones count as missing.
+/// Environment variables; empty ones count as missing.
 pub struct Environment<'a> {
     read: &'a dyn Fn(&str) -> Option<OsString>,
-    /// Where toolkits are installed if nothing else is said.
+    /// Where toolkits are usually installed.
     usual: &'a Path,
 }
 
@@ -16,14 +17,14 @@ impl<'a> Environment<'a> {
         Self { read, usual: Path::new("/usr/local") }
     }
 
-    /// A machine without toolkits.
+    /// An environment without toolkits.
     #[cfg(test)]
     pub fn bare(read: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         Self { read, usual: Path::new("/nowhere") }
     }
 
-    /// The variables that decide about compilers, architectures and the cache. `PATH` and `HOME` are not among them:
-    /// editors and shells differ in them, and would build everything again in turns.
+    /// The variables on which compilers, architectures and the cache depend. `PATH` and `HOME` are left out: they
+    /// differ between editors and shells, which would make each other's builds stale.
     pub const VARIABLES: [&'static str; 11] = [
         "BURRSTONE_CUDA_COMPILER",
         "BURRSTONE_CUDA_ARCHS",
@@ -52,7 +53,7 @@ impl<'a> Environment<'a> {
     }
 }
 
-/// The NVRTC libraries there are, the likeliest first.
+/// The NVRTC libraries found, best guess first.
 pub fn nvrtc(environment: &Environment, root: &Path) -> Vec<PathBuf> {
     let toolkits = toolkits(environment);
     let of_toolkit = toolkits
@@ -65,7 +66,7 @@ pub fn nvrtc(environment: &Environment, root: &Path) -> Vec<PathBuf> {
     distinct(found)
 }
 
-/// The nvcc programs there are, the likeliest first.
+/// The nvcc programs found, best guess first.
 pub fn nvcc(environment: &Environment, root: &Path) -> Vec<PathBuf> {
     let own = environment.path("NVCC");
     let of_toolkit = toolkits(environment).into_iter().map(|toolkit| toolkit.join("bin"));
@@ -74,7 +75,7 @@ pub fn nvcc(environment: &Environment, root: &Path) -> Vec<PathBuf> {
     distinct(own.into_iter().chain(programs).filter(|program| program.is_file()).collect())
 }
 
-/// Folders of CUDA toolkits: those of variables, of an nvcc on the path, and the usual ones with the newest first.
+/// CUDA toolkit folders: from variables, from an nvcc on the path, and the usual ones, newest first.
 fn toolkits(environment: &Environment) -> Vec<PathBuf> {
     let mut found: Vec<_> = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| environment.path(name)).collect();
     let on_path = environment.search_path().into_iter().map(|folder| folder.join(format!("nvcc{EXE_SUFFIX}")));
@@ -90,7 +91,7 @@ fn toolkits(environment: &Environment) -> Vec<PathBuf> {
     distinct(found)
 }
 
-/// Folders of Python packages: of an active environment, of the repository's `.venv`, of the python3 on the path.
+/// Folders of Python packages: of the active environment, of the repository's `.venv`, and of the python3 on the path.
 fn python_packages(environment: &Environment, root: &Path) -> Vec<PathBuf> {
     let mut prefixes: Vec<_> =
         ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| environment.path(name)).collect();
@@ -122,7 +123,7 @@ fn is_nvrtc(name: &str) -> bool {
     (unix || windows) && !name.contains("alt")
 }
 
-/// The file in `folder` with the highest version in its name, among those that `wanted` takes.
+/// The file in `folder` with the highest version in its name, among those that `wanted` accepts.
 fn newest(folder: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     entries(folder, wanted).into_iter().max_by_key(|path| numbers(path))
 }
@@ -135,13 +136,13 @@ fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// The numbers in a path's last part, to compare versions: 12.10 is above 12.9.
+/// The numbers in a path's last part, which order versions: 12.10 is above 12.9.
 fn numbers(path: &Path) -> Vec<u32> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Without those that are another's other name.
+/// Removes paths that lead to the same file as an earlier one.
 fn distinct(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut seen = Vec::new();
     let mut kept = Vec::new();
@@ -164,7 +165,7 @@ mod tests {
         std::fs::write(path, "").unwrap();
     }
 
-    /// What is found below `root` with some variables set to folders in it.
+    /// The NVRTC and nvcc files found below `root`, with some variables set to folders in it.
     fn find(root: &Path, variables: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         let variables: Vec<_> = variables.iter().map(|(name, inside)| (*name, root.join(inside))).collect();
         let read = |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, path)| path.clone().into());
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn compilers_are_found_where_they_usually_are() {
+    fn compilers_are_found_in_the_usual_places() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         for file in [

@@ -1,4 +1,4 @@
-//! From a specification to its variants: every combination of the axes' values, less what the rules forbid.
+//! Expands a specification to its variants: every combination of the axes' values that the rules allow.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,30 +12,30 @@ use crate::{Arch, Error};
 #[derive(Debug)]
 pub struct Kernel {
     pub spec: Spec,
-    /// Fallbacks first, as long as nothing is tuned; else in the order of the specification.
+    /// Fallbacks first, because nothing is tuned yet; otherwise in the order of the specification.
     pub variants: Vec<Variant>,
-    /// What the rules took out, with their reasons.
+    /// What the rules exclude, with reasons.
     pub pruned: Vec<Pruned>,
 }
 
-/// One point of a kernel's axes that is legal somewhere.
+/// A combination of a kernel's axis values that is legal on some architecture.
 #[derive(Debug)]
 pub struct Variant {
-    /// `<kernel>__<values>`: symbol, tuning value and label of its bench.
+    /// `<kernel>__<values>`: symbol, tuning value and bench label.
     pub name: String,
-    /// A value for each axis, in their order.
+    /// The value of each axis, in the axes' order.
     pub values: Vec<(String, Value)>,
-    /// Threads of a block.
+    /// Threads per block.
     pub threads: u32,
-    /// Where it is legal.
+    /// The architectures on which it is legal.
     pub archs: Vec<Arch>,
-    /// Shared memory of a block, in bytes, as the specification says.
+    /// Shared memory per block in bytes, from the specification.
     pub shared_bytes: u32,
-    /// Whether it is always built, to run where nothing was tuned.
+    /// Whether it is always built, and runs where nothing is tuned.
     pub fallback: bool,
 }
 
-/// A candidate that a rule forbids on some architectures.
+/// A combination that a rule excludes on some architectures.
 #[derive(Debug, PartialEq)]
 pub struct Pruned {
     pub name: String,
@@ -44,21 +44,21 @@ pub struct Pruned {
 }
 
 impl Kernel {
-    /// Its variants, each with the kernel.
+    /// Each variant together with its kernel.
     pub fn pairs(&self) -> impl Iterator<Item = (&Self, &Variant)> {
         self.variants.iter().map(move |variant| (self, variant))
     }
 
-    /// What its specification says of a variant's machine code for an architecture.
+    /// The specification's facts about a variant's machine code for an architecture.
     pub fn facts(&self, variant: &Variant, arch: Arch) -> Vec<&Fact> {
         let environment = environment();
         let formulas = Formulas::new(&self.spec, &environment);
-        // `expand` has seen that there are no errors.
+        // `expand` has checked that the formulas are valid.
         formulas.and_then(|formulas| formulas.facts(variant, arch)).unwrap_or_default()
     }
 
-    /// One pass of a variant's main loop for an architecture, with nothing beside what it is for, where its specification
-    /// says so.
+    /// The ideal instructions of one iteration of a variant's main loop for an architecture, if the specification gives
+    /// them.
     pub fn ideal(&self, variant: &Variant, arch: Arch) -> Option<Mix> {
         let environment = environment();
         let formulas = Formulas::new(&self.spec, &environment);
@@ -69,9 +69,8 @@ impl Kernel {
     /// Expands a specification's axes.
     ///
     /// # Errors
-    /// A rule, or the condition of a fact, a loop or a size, is no expression over the axes and `arch`; the same of a loop's
-    /// instructions and of sizes; a variant has two loops or two sizes; nothing is legal; or a fallback is not legal
-    /// wherever its keys are.
+    /// A rule, a condition, a count of instructions or a size is not an expression over the axes and `arch`; a variant
+    /// has two loops or two sizes; no variant is legal; or a combination of keys has no legal fallback.
     pub fn expand(spec: Spec) -> Result<Self, Error> {
         let wrong = |reason: String| Error::new(&spec.file, reason);
         let (mut variants, pruned) = candidates(&spec).map_err(wrong)?;
@@ -180,10 +179,11 @@ impl<'a> Formula<'a> {
     }
 }
 
-/// What a specification says of compiled variants. Compiled once for all of them: products have more than a hundred.
+/// A specification's statements about compiled variants. Its formulas are compiled once for all variants, of which
+/// `matmul` has more than a hundred.
 struct Formulas<'s, 'e> {
     facts: Vec<(Formula<'e>, &'s Fact)>,
-    /// Conditions, and the counts of instructions.
+    /// Conditions, and counts of instructions.
     loops: Vec<(Formula<'e>, Vec<(&'s str, Formula<'e>)>)>,
     /// Conditions, and bytes.
     shared: Vec<(Formula<'e>, Formula<'e>)>,
@@ -212,7 +212,7 @@ impl<'s: 'e, 'e> Formulas<'s, 'e> {
         Ok(formulas)
     }
 
-    /// The facts that a variant's machine code for an architecture is to show.
+    /// The facts that apply to a variant's machine code for an architecture.
     fn facts(&self, variant: &Variant, arch: Arch) -> Result<Vec<&'s Fact>, String> {
         let mut found = Vec::new();
         for (index, (of, fact)) in self.facts.iter().enumerate() {
@@ -223,7 +223,7 @@ impl<'s: 'e, 'e> Formulas<'s, 'e> {
         Ok(found)
     }
 
-    /// One pass of the main loop that a variant has for an architecture, if the specification has one for it.
+    /// The ideal loop of a variant for an architecture, if the specification has one.
     fn ideal(&self, variant: &Variant, arch: Arch) -> Result<Option<Mix>, String> {
         let mut found = None;
         for (index, (of, counts)) in self.loops.iter().enumerate() {
@@ -243,7 +243,7 @@ impl<'s: 'e, 'e> Formulas<'s, 'e> {
         Ok(found)
     }
 
-    /// Shared memory of a variant's block: the same on every architecture, and none where the specification says nothing.
+    /// Shared memory of a variant's block, the same on every architecture; 0 if the specification has no entry for it.
     fn shared_bytes(&self, variant: &Variant) -> Result<u32, String> {
         let mut found = None;
         for &arch in &variant.archs {
@@ -265,7 +265,7 @@ impl<'s: 'e, 'e> Formulas<'s, 'e> {
     }
 }
 
-/// Every combination of values, the last axis changing fastest. None where there are no axes.
+/// Every combination of values; the last axis changes fastest. Empty without axes.
 fn combinations(spec: &Spec) -> Vec<Vec<(String, Value)>> {
     if spec.axes.is_empty() {
         return Vec::new();
@@ -291,7 +291,7 @@ fn operand(value: &Value) -> minijinja::Value {
     }
 }
 
-/// Names are unique, something is legal, and wherever a combination of keys is legal one of its fallbacks is.
+/// Checks that names are unique, that a variant is legal, and that each legal combination of keys has a legal fallback.
 fn check_coverage(spec: &Spec, variants: &[Variant]) -> Result<(), String> {
     if !spec.axes.is_empty() && variants.is_empty() {
         return Err("the rules leave no variant on any architecture".to_owned());
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pruned_says_where_and_why() {
+    fn pruned_variants_have_architectures_and_a_reason() {
         let kernel = expand(SPEC).unwrap();
         let of = |name: &str| -> Vec<_> {
             kernel.pruned.iter().filter(|p| p.name == name).map(|p| (p.why.as_str(), p.archs.len())).collect()
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_of_the_variants_that_they_name() {
+    fn facts_apply_where_their_condition_holds() {
         let text = format!("{SPEC}[[sass]]\nwhere = 'arch >= 80 and vec == 8'\nhas = ['LDSM']\n");
         let kernel = expand(&text).unwrap();
         let count = |name: &str, arch: usize| {
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn ideals_are_counted_from_the_axes() {
+    fn ideal_loops_are_computed_from_the_axes() {
         let pass = "[[loop]]\nwhere = 'arch >= 80'\n[loop.ideal]\n'HMMA.16816' = 'vec * threads // 32'\nLDSM = 'vec'\n";
         let kernel = expand(&format!("{SPEC}{pass}")).unwrap();
         let variant = kernel.variants.iter().find(|variant| variant.name == "norm__f16_v8_t256").unwrap();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_memory_follows_from_the_axes() {
+    fn shared_memory_is_computed_from_the_axes() {
         let one = "[[shared]]\nwhere = 'vec == 8'\nbytes = 'threads * 4'\n";
         let kernel = expand(&format!("{SPEC}{one}")).unwrap();
         let bytes = |name: &str| kernel.variants.iter().find(|variant| variant.name == name).unwrap().shared_bytes;

@@ -1,4 +1,4 @@
-//! Kernels compiled for this machine's processor, for the simulator to run.
+//! Compiles kernels for this machine's processor, for the simulator.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::render::cuda;
 use crate::sources::Sources;
 use crate::{Error, Tree, parallel, write_if_changed};
 
-/// A C++ compiler with the flags that simulated kernels are compiled with.
+/// A C++ compiler and its flags for simulated kernels.
 #[derive(Debug)]
 pub struct Compiler {
     tool: cc::Tool,
@@ -19,13 +19,13 @@ impl Compiler {
     /// The C++ compiler for `target`: `CXX`, or the system's. `sanitize` is a list for `-fsanitize=`, or empty.
     ///
     /// # Errors
-    /// One line about why there is none.
+    /// One line: why there is none.
     pub fn find(tree: &Tree, target: &str, host: &str, sanitize: &str) -> Result<Self, String> {
         let mut build = cc::Build::new();
         build.cargo_metadata(false).cargo_warnings(false).cpp(true).std("c++17").target(target).host(host);
-        // Warnings are errors: a kernel that compiles with one here may not compile for some GPU.
+        // Warnings are errors, because a kernel with a warning here may not compile for some GPU.
         build.warnings(true).extra_warnings(true).warnings_into_errors(true).debug(!sanitize.is_empty());
-        // Line numbers in a fault name the kernel's file as the repository does.
+        // Line numbers in faults name the file relative to the repository.
         build.opt_level(2).flag(format!("-fmacro-prefix-map={}=csrc", tree.csrc().display()));
         build.flag("-fno-exceptions").flag("-fno-rtti").define("BURRSTONE_SIM", None).include(tree.csrc());
         if !sanitize.is_empty() {
@@ -41,11 +41,11 @@ impl Compiler {
         Ok(Self { tool, version: String::from_utf8_lossy(&version.stdout).into_owned() })
     }
 
-    /// Compiles all variants of each kernel, and the table of them, to objects in `out`. What was compiled before from
-    /// the same sources is taken as it is.
+    /// Compiles all variants of each kernel, and a table of them, to objects in `out`. Objects compiled from the same
+    /// sources are reused.
     ///
     /// # Errors
-    /// The compiler refuses a unit, or a file cannot be read or written.
+    /// A unit does not compile, or a file cannot be read or written.
     pub fn objects(&self, tree: &Tree, kernels: &[Kernel], out: &Path) -> Result<Vec<PathBuf>, Error> {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
         let mut sources = Sources::new(&tree.csrc());
@@ -64,37 +64,37 @@ impl Compiler {
         Ok(objects)
     }
 
-    /// Makes one library in `out` of `objects`, and tells cargo to link it: for a build script.
+    /// Archives `objects` to a library in `out` and tells cargo to link it. For build scripts.
     ///
     /// # Errors
-    /// There is no archiver, or it fails.
+    /// The archiver is missing or fails.
     pub fn link(&self, objects: &[PathBuf], out: &Path) -> Result<(), Error> {
         let mut library = cc::Build::new();
         library.cpp(true).out_dir(out).objects(objects);
         library.try_compile("burrstone_sim_kernels").map_err(|e| Error::new(out, one_line(&e.to_string())))
     }
 
-    /// Links `objects` to a shared object, `out`, whose kernels a program with a simulator can load.
+    /// Links `objects` to the shared object `out`, which the simulator can load.
     ///
     /// # Errors
-    /// The linker refuses, or `out` cannot be written.
+    /// The linker fails, or `out` cannot be written.
     pub fn shared_object(&self, objects: &[PathBuf], out: &Path) -> Result<(), Error> {
         let mut command = self.tool.to_command();
-        // Its kernels use each other's code, not that of the same name in the program.
+        // Kernels must call the functions of their own object, not those of the same name in the program.
         run(command.args(["-shared", "-Wl,-Bsymbolic", "-o"]).arg(out).args(objects), out)
     }
 
     fn compile(&self, unit: &Path, object: &Path) -> Result<(), Error> {
         let partial = object.with_extension("partial");
         let mut command = self.tool.to_command();
-        // All units end in one program: helpers of the same name in two kernels must stay two.
+        // All units are linked into one program, so helpers of the same name in two kernels need different namespaces.
         let name = unit.file_stem().unwrap_or_default().to_string_lossy();
         run(command.arg(format!("-Dburrstone=burrstone_{name}")).arg("-c").arg(unit).arg("-o").arg(&partial), unit)?;
         std::fs::rename(&partial, object).map_err(Error::io(object))
     }
 }
 
-/// The units to compile, by name: those of each kernel's variants, and the table of all.
+/// The units to compile, by name: those of each kernel's variants, and the table.
 fn texts(kernels: &[Kernel]) -> Vec<(String, String)> {
     let mut units = Vec::new();
     for kernel in kernels {
@@ -114,7 +114,7 @@ fn run(command: &mut Command, file: &Path) -> Result<(), Error> {
     Err(Error::new(file, String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-/// Removes from `out` the objects that are not among `objects`: of sources as they once were.
+/// Removes stale objects: those in `out` that are not among `objects`.
 ///
 /// # Errors
 /// A file cannot be removed.

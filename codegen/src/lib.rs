@@ -1,8 +1,8 @@
-//! The kernel generator: specifications in, code out.
+//! The kernel generator: turns specifications into code.
 //!
-//! A specification, `codegen/specs/<kernel>.toml`, holds what every room needs to agree on about a kernel: the shapes
-//! that tests and benches both run, the axes that its variants differ in, what is legal, what runs untuned, and what a
-//! variant may use.
+//! A specification, `codegen/specs/<kernel>.toml`, holds what kernel, tests, benches and cost model share: the shapes to
+//! test and measure, the axes of variants, the rules for legal ones, the fallbacks that run untuned, and limits on a
+//! variant's resources.
 //!
 //! ```toml
 //! summary = "One sentence."
@@ -14,7 +14,7 @@
 //!
 //! [[axis]]                     # in the order of a variant's name
 //! name = "dtype"               # texts are types in namespace burrstone
-//! key = true                   # decided by the problem: every value needs its fallback
+//! key = true                   # determined by the problem: every value needs a fallback
 //! values = ["bf16", "f16"]
 //!
 //! [[axis]]
@@ -26,7 +26,7 @@
 //! legal = "dtype != 'bf16' or arch >= 80"
 //! why = "Volta and Turing have no bf16"
 //!
-//! [[shared]]                   # shared memory of a block, which the cost model counts; none by default
+//! [[shared]]                   # shared memory of a block, for the cost model; 0 by default
 //! where = "true"
 //! bytes = "threads * 4"
 //!
@@ -36,26 +36,26 @@
 //! [gate]                       # checked after compilation
 //! registers = 64
 //!
-//! [[sass]]                     # in the machine code
-//! where = "arch >= 80"         # of these variants, as in rules
+//! [[sass]]                     # checked in the machine code
+//! where = "arch >= 80"         # the variants it applies to, as in rules
 //! has = ["HMMA.16816"]
 //! lacks = ["LDL", "STL"]
 //! ```
 //!
-//! From there, in this order: [`spec`] reads it, [`Kernel::expand`] makes variants, [`render`] writes them as C++ and
-//! as Rust, [`host`] compiles them for the simulator (in the crate `burrstone-sim-kernels`), [`toolchain`] finds a CUDA compiler, and [`device`] compiles them
-//! for GPUs, reads what they use and holds that against their gates.
+//! The steps, in order: [`spec`] reads the specification, [`Kernel::expand`] makes variants, [`render`] writes them as C++
+//! and Rust, [`host`] compiles them for the simulator (in the crate `burrstone-sim-kernels`), [`toolchain`] finds a CUDA
+//! compiler, and [`device`] compiles them for GPUs and checks the cubins' resources against the gates.
 //!
 //! # Environment
-//! | variable | values | without it |
+//! | variable | values | default |
 //! |---|---|---|
-//! | `BURRSTONE_CUDA_ARCHS` | `all`, `native`, or a list such as `70,80,90a` | `CUDA_COMPUTE_CAP`, the GPU present, else all |
-//! | `BURRSTONE_CUDA_COMPILER` | `nvrtc`, `nvcc`, `none` | NVRTC where there is one, else nvcc |
+//! | `BURRSTONE_CUDA_ARCHS` | `all`, `native`, or a list such as `70,80,90a` | `CUDA_COMPUTE_CAP`, else that of the GPU, else all |
+//! | `BURRSTONE_CUDA_COMPILER` | `nvrtc`, `nvcc`, `none` | NVRTC if found, else nvcc |
 //! | `BURRSTONE_CUDA_VARIANTS` | `fallback`, `all` (with the probes) | `fallback` |
 //! | `BURRSTONE_CUBIN_CACHE` | a folder that builds share | each build keeps its own cubins |
 //!
-//! Compilers are looked for by `CUDA_HOME`, `CUDA_PATH`, `NVCC`, `PATH`, in `/usr/local/cuda*` and in the packages of the
-//! Python of `VIRTUAL_ENV`, `CONDA_PREFIX`, the repository's `.venv` and `PATH`. nvcc needs CMake 3.27 (`CMAKE` or
+//! Compilers are searched by `CUDA_HOME`, `CUDA_PATH`, `NVCC`, `PATH`, in `/usr/local/cuda*` and in the packages of the
+//! Python in `VIRTUAL_ENV`, `CONDA_PREFIX`, the repository's `.venv` and `PATH`. nvcc needs CMake 3.27 (`CMAKE` or
 //! `PATH`) and takes `NVCC_CCBIN`.
 
 mod arch;
@@ -87,7 +87,7 @@ pub use arch::Arch;
 pub use expand::{Kernel, Pruned, Variant};
 pub use spec::{Role, Spec, Value};
 
-/// What is wrong with a specification, a kernel or a file.
+/// A fault in a specification, a kernel or a file.
 #[derive(Debug)]
 pub struct Error {
     pub file: PathBuf,
@@ -99,7 +99,7 @@ impl Error {
         Self { file: file.to_owned(), reason: reason.into() }
     }
 
-    /// The operating system's refusal to do something with `file`.
+    /// An error of the operating system about `file`.
     pub(crate) fn io(file: &Path) -> impl Fn(std::io::Error) -> Self {
         move |e| Self::new(file, e.to_string())
     }
@@ -113,7 +113,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The repository as the generator sees it.
+/// Paths of the repository.
 #[derive(Clone, Debug)]
 pub struct Tree {
     root: PathBuf,
@@ -127,15 +127,15 @@ impl Tree {
         Self { root: root.to_owned(), codegen: root.join("codegen"), csrc: root.join("csrc") }
     }
 
-    /// The specifications and sources that come with this crate, in its package too: `csrc` there is a link to the
-    /// repository's.
+    /// The specifications and sources of this crate. `csrc` in its folder is a link to the repository's, so that the
+    /// crate's package has them too.
     pub fn own() -> Self {
         let codegen = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = codegen.parent().unwrap_or(codegen).to_owned();
         Self { root, codegen: codegen.to_owned(), csrc: codegen.join("csrc") }
     }
 
-    /// Its folder.
+    /// The root folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -145,12 +145,12 @@ impl Tree {
         self.root.join("src/kernels/abi.rs")
     }
 
-    /// The folder that kernels' includes start from.
+    /// The folder to which kernels' includes are relative.
     pub fn csrc(&self) -> PathBuf {
         self.csrc.clone()
     }
 
-    /// The folders and files that are read, as far as they exist.
+    /// The input folders and files that exist.
     pub fn inputs(&self) -> impl Iterator<Item = PathBuf> {
         [self.specs(Role::Kernel), self.specs(Role::Probe), self.csrc()].into_iter().filter(|input| input.exists())
     }
@@ -158,7 +158,7 @@ impl Tree {
     /// All kernels and probes, by name, kernels first.
     ///
     /// # Errors
-    /// A specification is wrong or cannot be read, or a kernel and a probe share a name.
+    /// A specification is wrong or cannot be read, or a kernel and a probe have the same name.
     pub fn kernels(&self) -> Result<Vec<Kernel>, Error> {
         let mut specs = spec::read_all(&self.specs(Role::Kernel), Role::Kernel)?;
         for probe in spec::read_all(&self.specs(Role::Probe), Role::Probe)? {
@@ -178,7 +178,7 @@ impl Tree {
     }
 }
 
-/// The target that cargo calls this machine's own, for what runs outside a build script.
+/// Cargo's name of this machine's target, for use outside a build script.
 pub fn this_target() -> String {
     use std::env::consts::{ARCH, OS};
     match OS {
@@ -189,7 +189,7 @@ pub fn this_target() -> String {
     }
 }
 
-/// Writes a generated file, unless it says the same already.
+/// Writes a generated file, if its text has changed.
 ///
 /// # Errors
 /// It cannot be written.

@@ -1,6 +1,6 @@
-//! The lists of kernels in hand-written files: Rust needs a `mod` line for every module, and the benches a call.
+//! The lists of kernels in hand-written files: Rust needs a `mod` line for every module, and the benches need a call.
 //!
-//! A list stands between two marked lines. It is generated in place, so that the files stay plain Rust for rustfmt and
+//! A list is between two marked lines. It is generated in place, so that the files stay plain Rust for rustfmt and
 //! editors.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +10,9 @@ use crate::expand::Kernel;
 use crate::spec::Role;
 use crate::{Error, Tree};
 
-/// The lines before and after a list of modules.
+/// The marks around a list of modules.
 const MODULES: [&str; 2] = ["// Kernels, by `burrstone-codegen lists`:", "// End of kernels."];
-/// The same for a list of benches.
+/// The marks around a list of benches.
 const BENCHES: [&str; 2] = ["// Benches, by `burrstone-codegen lists`:", "// End of benches."];
 
 /// A file with a list of kernels.
@@ -20,17 +20,17 @@ struct List {
     file: &'static str,
     marks: [&'static str; 2],
     names: Names,
-    /// The lines for one name, which replaces `NAME`.
+    /// The lines for each name; `NAME` is replaced.
     lines: &'static str,
 }
 
-/// Which names a list holds.
+/// The names in a list.
 enum Names {
-    /// Every specification.
+    /// All specifications.
     All,
     /// Those with device code.
     OnDevices,
-    /// Operations: several kernels may implement one.
+    /// Operations, which several kernels may implement.
     Ops,
 }
 
@@ -64,10 +64,10 @@ impl Names {
     }
 }
 
-/// The files with lists, and the text that each should have.
+/// The files with lists, and their expected texts.
 ///
 /// # Errors
-/// A file cannot be read, or lacks a list.
+/// A file cannot be read, or has no list.
 pub fn lists(tree: &Tree, kernels: &[Kernel]) -> Result<BTreeMap<PathBuf, String>, Error> {
     let mut texts = BTreeMap::new();
     for List { file, marks: [begin, end], names, lines } in &LISTS {
@@ -84,7 +84,7 @@ pub fn lists(tree: &Tree, kernels: &[Kernel]) -> Result<BTreeMap<PathBuf, String
     Ok(texts)
 }
 
-/// `text` with `lines` between the two marks.
+/// Replaces the lines between the two marks.
 fn replaced(text: &str, [begin, end]: [&str; 2], lines: &str) -> Option<String> {
     let (before, rest) = text.split_once(begin)?;
     let (_, after) = rest.split_once(end)?;
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_between_the_marks_changes() {
+    fn only_lines_between_the_marks_change() {
         let [begin, end] = MODULES;
         let text = format!("mod a;\n\n    {begin}\nmod old;\nmod older;\n    {end}\n\nmod z;\n");
         let expected = format!("mod a;\n\n    {begin}\nmod new;\n    {end}\n\nmod z;\n");
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_repository_has_the_lists_that_it_should_have() {
+    fn the_repositorys_lists_are_up_to_date() {
         let tree = Tree::at(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
         for (file, text) in lists(&tree, &tree.kernels().unwrap()).unwrap() {
             let found = std::fs::read_to_string(&file).unwrap();

@@ -1,4 +1,4 @@
-//! The generator as a program: what there is, why something is not, and what it compiles to.
+//! The generator's command line: lists variants, explains exclusions, compiles kernels.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Burrstone's kernel generator.
 ///
-/// Reads codegen/specs and codegen/probes, and makes variants of the templates in csrc.
+/// Reads codegen/specs and codegen/probes, and instantiates the templates in csrc.
 #[derive(Parser)]
 #[command(
     version,
@@ -26,7 +26,7 @@ use clap::{Args, Parser, Subcommand};
   burrstone-codegen check"
 )]
 struct Cli {
-    /// The repository [default: the one that this program was built in].
+    /// The repository [default: the one in which this program was built].
     #[arg(long, global = true, value_name = "FOLDER")]
     root: Option<PathBuf>,
     #[command(subcommand)]
@@ -37,19 +37,19 @@ struct Cli {
 enum Command {
     /// Lists variants: name, architectures, and which are fallbacks.
     List(Chosen),
-    /// Lists what the rules take out, where and why.
+    /// Lists the variants that rules exclude, on which architectures and why.
     Pruned(Chosen),
     /// Prints the translation unit of a variant.
     Unit {
-        /// Its name, such as rms_norm__bf16_v8_t256.
+        /// The variant's name, such as rms_norm__bf16_v8_t256.
         variant: String,
     },
-    /// Compiles cubins, to inspect or to measure them.
+    /// Compiles cubins, to inspect or measure them.
     Build(Compile),
-    /// Prints what each cubin uses and the mix of its main loop; fails where one is over its gate, or made of other
-    /// instructions than its specification says.
+    /// Prints each cubin's resources and the instructions of its main loop. Fails if one exceeds its gate, or does not
+    /// have the instructions of its specification.
     Report(Compile),
-    /// Compiles kernels for the simulator to a shared object, which tests load in place of their own kernels where
+    /// Compiles kernels for the simulator to a shared object. Tests use it instead of their own kernels if
     /// BURRSTONE_SIM_KERNELS names it: a kernel is changed and tested without building anything else.
     Simulator {
         #[command(flatten)]
@@ -61,17 +61,17 @@ enum Command {
         #[arg(long, value_name = "LIST", default_value = "")]
         sanitize: String,
     },
-    /// Writes the lists of kernels in src, tests and benches, after a specification was added or removed.
+    /// Updates the lists of kernels in src, tests and benches. Needed after a specification was added or removed.
     Lists,
-    /// Writes src/kernels/abi.rs from csrc/abi. Needs the feature `bindings` and libclang (LIBCLANG_PATH).
+    /// Generates src/kernels/abi.rs from csrc/abi. Needs the feature `bindings` and libclang (LIBCLANG_PATH).
     Bindings,
-    /// Fails unless the specifications make sense and src/kernels/abi.rs is what csrc/abi says.
+    /// Fails unless the specifications are valid and src/kernels/abi.rs matches csrc/abi.
     Check,
 }
 
 #[derive(Args)]
 struct Chosen {
-    /// Kernels, probes or variants; everything if nothing is named.
+    /// Kernels, probes or variants [default: all].
     names: Vec<String>,
 }
 
@@ -79,13 +79,13 @@ struct Chosen {
 struct Compile {
     #[command(flatten)]
     chosen: Chosen,
-    /// Architectures such as 70,80,90a, or all, or native [default: the GPU present, else all].
+    /// Architectures such as 70,80,90a, or all, or native [default: that of the GPU, else all].
     #[arg(long, value_name = "LIST", env = "BURRSTONE_CUDA_ARCHS")]
     archs: Option<String>,
     /// nvrtc or nvcc [default: the first one found].
     #[arg(long, value_name = "NAME", env = "BURRSTONE_CUDA_COMPILER")]
     compiler: Option<String>,
-    /// Where the cubins go: <OUT>/<architecture>/<variant>.cubin [default: target/cubins].
+    /// The folder for the cubins: <OUT>/<architecture>/<variant>.cubin [default: target/cubins].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
     if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What the command has to say.
+/// The command's output.
 fn run(cli: &Cli) -> Result<String, Vec<String>> {
     let tree = cli.root.as_deref().map_or_else(Tree::own, Tree::at);
     match &cli.command {
@@ -247,13 +247,13 @@ impl Compile {
         if over.is_empty() {
             return Ok(text);
         }
-        // The table helps with what is wrong in it.
+        // The table helps to find the errors.
         eprint!("{text}");
         Err(over.iter().map(Error::to_string).collect())
     }
 }
 
-/// Puts each cubin where its architecture and name say.
+/// Copies each cubin to `<out>/<architecture>/<name>.cubin`.
 fn place(cubins: &[Cubin], out: &Path) -> Result<String, Vec<String>> {
     for cubin in cubins {
         let folder = out.join(cubin.arch.to_string());

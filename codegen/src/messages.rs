@@ -1,21 +1,21 @@
-//! Which messages of the CUDA compiler fail a build.
+//! Decides which messages of the CUDA compiler fail a build.
 
 use crate::Role;
 
-/// Messages that fail nothing, whatever the unit is.
+/// Messages that never fail a build.
 const HARMLESS: [&str; 2] = [
-    // CUDA 12.9 announces that it is the last to compile for Volta.
+    // CUDA 12.9 warns that it is the last version for Volta.
     "are deprecated and may be removed",
-    // A `warpgroup.arrive` is injected where the registers of a wgmma are first used: it costs one instruction.
+    // A `warpgroup.arrive` is injected before the first use of a wgmma's registers: it costs one instruction.
     "(C7519)",
 ];
 
-/// Remarks on wgmma that a probe may draw, because some probes lack a fence or a wait on purpose. In a kernel they mean that
-/// the compiler has waited where the source does not, or runs the products one after another (C7510 to C7515): as slow as
-/// spilled registers, and refused like them.
+/// Remarks on wgmma that are allowed in probes, some of which lack a fence or a wait on purpose. In a kernel they mean
+/// that the compiler has inserted waits or serialised the products (C7510 to C7515), which is as slow as spilled
+/// registers, and refused for the same reason.
 const HARMLESS_IN_PROBES: &str = "(C751";
 
-/// The lines of a compiler's log that fail the build of a unit; empty where nothing does. Unknown messages fail it.
+/// The lines of a compiler's log that fail the build of a unit. Unknown messages do.
 pub(crate) fn failures(log: &str, role: Role) -> String {
     let harmless = |line: &str| {
         line.trim().is_empty()
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_is_said_fails_both() {
+    fn other_messages_fail_both() {
         for line in ["a.cu(3): warning #177-D: variable declared but never referenced", "ptxas info : (C7508) ignored"]
         {
             for role in [Role::Kernel, Role::Probe] {

@@ -1,4 +1,4 @@
-//! The compiler of CUDA's toolkit, through `csrc/CMakeLists.txt`.
+//! The CUDA toolkit's compiler, run through `csrc/CMakeLists.txt`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,21 +9,21 @@ use std::process::Command;
 use crate::discover::Environment;
 use crate::{Arch, Error, parallel, this_target, write_if_changed};
 
-/// An nvcc that compiles for some of the architectures, with the CMake that runs it.
+/// An nvcc, the architectures it compiles for, and the CMake that runs it.
 #[derive(Debug)]
 pub struct Nvcc {
     program: PathBuf,
-    /// What `NVCC_CCBIN` says: the host's compiler, if not nvcc's own choice.
+    /// `NVCC_CCBIN`: the host compiler, if not nvcc's own choice.
     host_compiler: Option<PathBuf>,
     version: String,
     archs: Vec<Arch>,
 }
 
 impl Nvcc {
-    /// Asks `program` what it is.
+    /// Reads the version and the architectures of `program`.
     ///
     /// # Errors
-    /// One line: it does not run, or there is no CMake that knows how to make cubins.
+    /// One line: it does not run, or there is no CMake that can build cubins.
     pub fn open(program: &Path, environment: &Environment) -> Result<Self, String> {
         let version = said_by(program, "--version")?;
         // "Cuda compilation tools, release 12.9, V12.9.86"
@@ -46,12 +46,12 @@ impl Nvcc {
         })
     }
 
-    /// Such as 13.0.88.
+    /// The version, such as 13.0.88.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// What it can compile for.
+    /// The architectures it can compile for.
     pub fn archs(&self) -> &[Arch] {
         &self.archs
     }
@@ -59,7 +59,7 @@ impl Nvcc {
     /// Compiles units, each with its name, text and architecture, in the build folder `scratch`.
     ///
     /// # Errors
-    /// A unit does not compile (the compiler has said why), or a file cannot be read or written.
+    /// A unit does not compile (the compiler has printed why), or a file cannot be read or written.
     pub fn compile(&self, csrc: &Path, scratch: &Path, units: &[(&str, &str, Arch)]) -> Result<Vec<Vec<u8>>, Error> {
         let mut files: BTreeMap<Arch, Vec<(usize, PathBuf)>> = BTreeMap::new();
         let folder = scratch.join("units");
@@ -91,18 +91,18 @@ impl Nvcc {
         let mut config = cmake::Config::new(csrc);
         config.out_dir(scratch).profile("Release").always_configure(true).no_build_target(true);
         if std::env::var_os("TARGET").is_none() {
-            // Outside a build script.
+            // Outside a build script cargo does not set these.
             config.target(&this_target()).host(&this_target()).build_arg(format!("-j{}", parallel::cores()));
         }
         config.define("BURRSTONE_UNITS", list).define("CMAKE_CUDA_COMPILER", &self.program);
         if let Some(toolkit) = self.program.ancestors().nth(2) {
-            // The nvcc of Python's packages does not look there by itself when CMake tries it out.
+            // The nvcc of Python's packages does not find its own libraries when CMake tests it.
             config.define("CMAKE_CUDA_FLAGS", format!("-L{}", toolkit.join("lib").display()));
         }
         if let Some(compiler) = &self.host_compiler {
             config.define("CMAKE_CUDA_HOST_COMPILER", compiler);
         }
-        // The cmake crate's only way to report a failure is a panic, after the compiler's own messages.
+        // The cmake crate reports failure only by a panic, after the compiler's own messages.
         let built = catch_unwind(AssertUnwindSafe(|| config.build()));
         built.map(|_| ()).map_err(|_| Error::new(&self.program, "cannot compile a kernel: its messages are above"))
     }

@@ -1,8 +1,8 @@
-//! The two libraries of NVIDIA that the generator calls: NVRTC, which compiles, and the driver, which knows the GPU.
+//! The two NVIDIA libraries that the generator calls: NVRTC to compile, and the driver to query the GPU.
 //!
-//! Both are opened by path or name when they are needed, and their absence is an error value. The functions are looked
-//! up here and not by cudarc: it searches for NVRTC only by the names that the loader's path has, which leaves out
-//! Python's packages and CUDA 13, and panics where a library or a function is missing.
+//! Both are loaded by path or name when they are needed, and if they are missing that is an error value. cudarc is not
+//! used: it searches for NVRTC only by names on the loader's path, which excludes Python's packages and CUDA 13, and it
+//! panics if a library or a function is missing.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
@@ -35,7 +35,7 @@ pub struct Nvrtc {
     version: (c_int, c_int),
     library_bytes: u64,
     archs: Vec<Arch>,
-    /// Keeps the functions above in memory; the last field, so that it is dropped last.
+    /// Keeps the functions above loaded; the last field, so that it is dropped last.
     _library: Library,
 }
 
@@ -43,15 +43,15 @@ impl Nvrtc {
     /// Opens the library in `file`.
     ///
     /// # Errors
-    /// One line: it cannot be opened, or is no NVRTC that makes cubins (CUDA 11.1).
+    /// One line: it cannot be opened, or is no NVRTC that makes cubins (CUDA 11.1 or newer).
     pub fn open(file: &Path) -> Result<Self, String> {
         let at = |what: String| format!("{}: {what}", file.display());
         // SAFETY: the file is named as NVIDIA names NVRTC, whose initialisers only set up the library itself.
         let library = unsafe { Library::new(file) }.map_err(|e| at(e.to_string()))?;
         let mut version = (0, 0);
         let mut count = 0;
-        // SAFETY: each function is given the type that nvrtc.h declares for its name; `version`, `count` and
-        // `numbers` (of `count` elements) outlive the calls that write to them.
+        // SAFETY: each function has the type that nvrtc.h declares; `version`, `count` and `numbers` (of `count`
+        // elements) outlive the calls that write to them.
         unsafe {
             let get_version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status =
                 function(&library, c"nvrtcVersion").map_err(at)?;
@@ -84,30 +84,29 @@ impl Nvrtc {
         }
     }
 
-    /// Such as 12.9.
+    /// The version, such as 12.9.
     pub fn version(&self) -> String {
         format!("{}.{}", self.version.0, self.version.1)
     }
 
-    /// The size of the library's file, which tells releases of one version apart.
+    /// The size of the library's file, which distinguishes releases of one version.
     pub fn library_bytes(&self) -> u64 {
         self.library_bytes
     }
 
-    /// What it can compile for.
+    /// The architectures it can compile for.
     pub fn archs(&self) -> &[Arch] {
         &self.archs
     }
 
-    /// Compiles one translation unit of a kernel or a probe to a cubin. `name` is what messages call the unit.
+    /// Compiles one translation unit of a kernel or a probe to a cubin. Messages call the unit `name`.
     ///
     /// # Errors
-    /// What the compiler says. Its warnings count as errors, but for those that [`messages`] calls harmless.
+    /// The compiler's messages. Warnings count as errors, except those that [`messages`] allows.
     pub fn compile(&self, name: &str, role: Role, unit: &str, flags: &[String]) -> Result<Vec<u8>, String> {
         let text = |text: &str| CString::new(text).map_err(|_| format!("{name}: expected no NUL in the source"));
         let (unit, unit_name) = (text(unit)?, text(name)?);
-        // What NVRTC has in a cache of its own it hands out without the messages: a unit that was refused would pass the
-        // second time.
+        // From its own cache NVRTC returns a result without the messages: a refused unit would pass the second time.
         let no_cache = (self.version >= (12, 9)).then_some("--no-cache");
         let flags = flags.iter().map(String::as_str).chain(no_cache).map(text).collect::<Result<Vec<_>, _>>()?;
         let flags: Vec<_> = flags.iter().map(|flag| flag.as_ptr()).collect();
@@ -133,13 +132,13 @@ impl Nvrtc {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: takes any number, and gives a string that lives as long as the library.
+        // SAFETY: accepts any number, and returns a string that lives as long as the library.
         let text = unsafe { CStr::from_ptr((self.error_string)(status)) };
         Err(format!("NVRTC {}: {}", self.version(), text.to_string_lossy()))
     }
 }
 
-/// A program that is destroyed when it goes.
+/// Destroys the program on drop.
 struct Owned<'a> {
     nvrtc: &'a Nvrtc,
     program: Program,
@@ -171,13 +170,13 @@ impl Drop for Owned<'_> {
     }
 }
 
-/// The compute capabilities of this machine's GPUs, such as (9, 0). None where there is no driver or no GPU.
+/// The compute capabilities of this machine's GPUs, such as (9, 0). Empty without a driver or a GPU.
 pub fn gpus() -> Vec<(u32, u32)> {
     const MAJOR: c_int = 75;
     const MINOR: c_int = 76;
     let mut found = Vec::new();
-    // SAFETY: libcuda is the driver's library, whose initialisers only set up the library itself; each function is
-    // given the type that cuda.h declares for its name; all results outlive the calls that write to them.
+    // SAFETY: libcuda is the driver's library, whose initialisers only set up the library itself; each function has the
+    // type that cuda.h declares; all results outlive the calls that write to them.
     let _ = unsafe {
         || -> Result<(), String> {
             let name = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
@@ -206,11 +205,11 @@ pub fn gpus() -> Vec<(u32, u32)> {
     found
 }
 
-/// A function of a library, by name.
+/// A library's function, by name.
 ///
 /// # Safety
-/// `F` is the type of a pointer to the function of that name, and is not used once the library is closed.
+/// `F` is the type of a pointer to the function of that name, and is not used after the library is closed.
 unsafe fn function<F: Copy>(library: &Library, name: &CStr) -> Result<F, String> {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { library.get::<F>(name) }.map(|symbol| *symbol).map_err(|e| e.to_string())
 }

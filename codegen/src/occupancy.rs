@@ -1,25 +1,25 @@
-//! How many threads of a variant a multiprocessor holds, by the limits that NVIDIA's CUDA C++ Programming Guide lists
-//! for each compute capability and the granularities of its occupancy calculator.
+//! Occupancy of variants, by the limits that NVIDIA's CUDA C++ Programming Guide lists for each compute capability and
+//! the granularities of its occupancy calculator.
 
 use crate::Arch;
 use crate::cubin::Resources;
 
-/// What a multiprocessor offers.
+/// Limits of an SM.
 struct Limits {
     warps: u32,
     blocks: u32,
-    /// Shared memory in bytes: of the multiprocessor, of one block at most, and what the system keeps of each block.
+    /// Shared memory in bytes: per SM, per block at most, and reserved by the system for each block.
     shared: u32,
     shared_of_block: u32,
     shared_kept: u32,
-    /// Shared memory is given in multiples of so many bytes.
+    /// Shared memory is allocated in multiples of this.
     shared_unit: u32,
 }
 
-/// Of a multiprocessor of every architecture here; a quarter to each of its four schedulers.
+/// Registers of an SM on every architecture here; each of its four schedulers has a quarter.
 const REGISTERS: u32 = 65536;
 
-/// Blocks on a multiprocessor, and its share of warps that they fill.
+/// Blocks per SM, and the share of its warps that they use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Occupancy {
     pub blocks: u32,
@@ -41,7 +41,7 @@ fn limits(arch: Arch) -> Limits {
     Limits { warps, blocks, shared, shared_of_block, shared_kept, shared_unit }
 }
 
-/// The shared memory that one block may have, in bytes.
+/// The most shared memory that a block may have, in bytes.
 pub fn most_shared_bytes(arch: Arch) -> u32 {
     limits(arch).shared_of_block
 }
@@ -62,7 +62,7 @@ pub fn predict(arch: Arch, threads: u32, used: &Resources) -> Occupancy {
 mod tests {
     use super::*;
 
-    /// By hand from the tables of the programming guide.
+    /// Computed by hand from the tables of the programming guide.
     #[test]
     fn the_scarcest_resource_decides() {
         let predict = |arch: usize, threads, registers, shared_bytes| {
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(predict(5, 128, 168, 0), (3, 18)); // registers: 16384 / 5376 = 3 warps a scheduler
         assert_eq!(predict(2, 128, 33, 0), (12, 75)); // registers: 33 becomes 40
         assert_eq!(predict(5, 128, 32, 100 * 1024), (2, 12)); // shared: 228 / 101
-        assert_eq!(predict(0, 128, 32, 48 * 1024), (2, 12)); // shared: 96 / 48, nothing kept
-        assert_eq!(predict(4, 128, 32, 100 * 1024), (0, 0)); // more than there is
+        assert_eq!(predict(0, 128, 32, 48 * 1024), (2, 12)); // shared: 96 / 48, nothing reserved
+        assert_eq!(predict(4, 128, 32, 100 * 1024), (0, 0)); // more than an SM has
     }
 }

@@ -1,4 +1,4 @@
-//! Work over all cores, or over as many as cargo leaves to a build script.
+//! Runs work on all cores, or on as many as cargo allows a build script.
 
 use std::num::NonZero;
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
@@ -6,13 +6,13 @@ use std::thread::ScopedJoinHandle;
 
 use jobserver::Client;
 
-/// How many things this machine does at a time.
+/// The number of cores.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// `work` on each item, as many at a time as there are cores; the results in the items' order. In a build script each
-/// thread but the first one waits for a token of cargo's jobserver, so that no more runs than cargo allows.
+/// Runs `work` on each item in parallel; results are in the items' order. In a build script each thread but the first
+/// waits for a token of cargo's jobserver, so that no more run than cargo allows.
 pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     map_with(cargo(), items, work)
 }
@@ -29,7 +29,7 @@ fn map_with<T: Send, R: Send>(tokens: Option<&Client>, items: Vec<T>, work: impl
         }
         done
     };
-    // A message for each thread that may work, with its token where there is a jobserver.
+    // A message lets a thread work; with a jobserver it carries the token.
     let (sender, receiver) = mpsc::channel();
     let asking = match tokens {
         None => {
@@ -38,9 +38,9 @@ fn map_with<T: Send, R: Send>(tokens: Option<&Client>, items: Vec<T>, work: impl
             None
         }
         Some(client) => {
-            // A token that comes when all is done goes back with the channel.
+            // A token that arrives after the end is returned with the channel.
             let pass_on = move |token: std::io::Result<_>| drop(token.map(|token| sender.send(Some(token))));
-            // Without that thread there is no token, and one core works.
+            // If that thread cannot start there are no tokens, and one core works.
             client.clone().into_helper_thread(pass_on).ok()
         }
     };
@@ -53,7 +53,7 @@ fn map_with<T: Send, R: Send>(tokens: Option<&Client>, items: Vec<T>, work: impl
         };
         let others: Vec<_> = (0..others).map(|_| scope.spawn(other)).collect();
         let mut results = one_core();
-        // Ends the wait of those that have got no token.
+        // Ends the wait of the threads without a token.
         drop(asking);
         let join =
             |other: ScopedJoinHandle<'_, _>| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -65,10 +65,11 @@ fn map_with<T: Send, R: Send>(tokens: Option<&Client>, items: Vec<T>, work: impl
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// The jobserver of the cargo that runs this process as a build script.
+/// The jobserver of cargo, if this is a build script.
 fn cargo() -> Option<&'static Client> {
     static CLIENT: OnceLock<Option<Client>> = OnceLock::new();
-    // SAFETY: cargo leaves the pipe open that it names, nobody here closes it, and another file of that number is refused.
+    // SAFETY: cargo keeps the pipe open, nothing here closes it, and a file of another kind with that number is
+    // refused.
     CLIENT.get_or_init(|| unsafe { Client::from_env_ext(true) }.client.ok()).as_ref()
 }
 
@@ -100,6 +101,6 @@ mod tests {
         drop(token);
         assert_eq!(map_with(Some(&client), (0..50).collect(), work), (0..50).collect::<Vec<_>>());
         assert!(most.load(Ordering::SeqCst) <= 2);
-        assert_eq!(client.available().unwrap(), 1, "the token came back");
+        assert_eq!(client.available().unwrap(), 1, "the token was returned");
     }
 }

@@ -1,8 +1,8 @@
-//! What a variant's machine code is made of.
+//! Counts the instructions of a variant's machine code.
 //!
-//! From Volta on an instruction is 16 bytes, whose lowest 12 bits name the operation and the kinds of its operands.
-//! Nothing documents them; those here were compared with what `nvdisasm` 13.5 prints for sm_75 to sm_90a. It knows no Volta;
-//! there the tensor cores' instruction was found by its number, four for each product.
+//! From Volta on an instruction has 16 bytes; its lowest 12 bits are the operation and the kinds of its operands. The
+//! numbers are undocumented; these were compared with the output of `nvdisasm` 13.5 for sm_75 to sm_90a. It does not
+//! support Volta, whose tensor core instruction was found by its count, four for each product.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::Arch;
 /// Bytes of an instruction.
 const SIZE: usize = 16;
 
-/// Operations that facts are about: their names, as `nvdisasm` prints them, and their lowest 12 bits.
+/// Operations that facts can name: nvdisasm's name, and the lowest 12 bits.
 const OPERATIONS: [(&str, &[u128]); 13] = [
     ("HMMA.884", &[0x236]),
     ("HMMA.1688", &[0x23c]),
@@ -33,7 +33,7 @@ const OPERATIONS: [(&str, &[u128]); 13] = [
     ("STL", &[0x387]),
 ];
 const BRANCH: u128 = 0x947;
-/// In the place of an instruction's predicate: never. Compilers pad with such instructions.
+/// The predicate of an instruction that never executes; compilers pad with such instructions.
 const NEVER: u128 = 0xf;
 
 /// The instructions of a kernel.
@@ -42,19 +42,19 @@ pub struct Sass {
     instructions: Vec<u128>,
 }
 
-/// How many instructions of each named operation there are, and how many in all.
+/// The number of instructions of each named operation, and of all instructions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mix {
     named: BTreeMap<&'static str, u32>,
     all: u32,
 }
 
-/// Whether there is such an operation to state facts about.
+/// Whether facts can name this operation.
 pub fn is_operation(name: &str) -> bool {
     OPERATIONS.iter().any(|(own, _)| *own == name)
 }
 
-/// Whether it is one of the tensor cores'.
+/// Whether it is a tensor core operation.
 pub fn is_tensor_operation(name: &str) -> bool {
     name.contains("MMA")
 }
@@ -63,7 +63,7 @@ impl Sass {
     /// Reads the code of the kernel `name` in a cubin.
     ///
     /// # Errors
-    /// One line about what is missing: this is no cubin, or not of that kernel.
+    /// One line: this is not a cubin, or not that of the kernel.
     pub fn read(name: &str, arch: Arch, cubin: &[u8]) -> Result<Self, String> {
         let file = ElfFile64::<LittleEndian>::parse(cubin).map_err(|e| format!("no cubin: {e}"))?;
         let code = file.section_by_name(&format!(".text.{name}")).and_then(|section| section.data().ok());
@@ -72,12 +72,13 @@ impl Sass {
         Ok(Self { arch, instructions: instructions.iter().map(|bytes| u128::from_le_bytes(*bytes)).collect() })
     }
 
-    /// Of the whole kernel.
+    /// The instructions of the whole kernel.
     pub fn mix(&self) -> Mix {
         Mix::of(&self.instructions)
     }
 
-    /// Of the loop with the most tensor instructions, with what is in it for rare cases. Empty where there is none.
+    /// The instructions of the loop with the most tensor instructions, code for rare cases included. Empty if there is
+    /// none.
     pub fn main_loop(&self) -> Mix {
         let branches = self.instructions.iter().enumerate().filter(|(_, i)| operation(**i) == BRANCH);
         let loops = branches.filter_map(|(at, branch)| self.looped(at, *branch));
@@ -85,9 +86,9 @@ impl Sass {
         mixes.max_by_key(|mix| (mix.tensor(), std::cmp::Reverse(mix.all))).unwrap_or_default()
     }
 
-    /// The instructions from a branch's target, where that is before it, to the branch.
+    /// The instructions from a backward branch's target to the branch; `None` for a forward branch.
     fn looped(&self, at: usize, branch: u128) -> Option<RangeInclusive<usize>> {
-        // The distance from the next instruction, in words. Hopper has its lowest eight bits elsewhere.
+        // The distance from the next instruction, in words. Hopper stores its lowest eight bits elsewhere.
         let upper = ((branch >> 34) as i64) << 16 >> 16;
         let words = if self.arch.number() < 90 { upper } else { upper << 8 | (branch >> 16 & 0xff) as i64 };
         let target = usize::try_from(at as i64 + 1 + words / (SIZE as i64 / 4)).ok()?;
@@ -103,7 +104,7 @@ impl Mix {
     fn of(instructions: &[u128]) -> Self {
         let mut mix = Self { all: instructions.len() as u32, ..Self::default() };
         for &instruction in instructions.iter().filter(|&instruction| instruction >> 12 & 0xf != NEVER) {
-            // One operation with two depths: a bit tells.
+            // One operation has two depths, which a bit tells apart.
             let deep = instruction >> 75 & 1 == 1;
             let is = |(name, codes): &&(&str, &[u128])| {
                 codes.contains(&operation(instruction))
@@ -122,12 +123,12 @@ impl Mix {
         self.named.get(name).copied().unwrap_or(0)
     }
 
-    /// Instructions of the tensor cores.
+    /// The number of tensor core instructions.
     fn tensor(&self) -> u32 {
         self.named.iter().filter(|(name, _)| is_tensor_operation(name)).map(|(_, count)| count).sum()
     }
 
-    /// So many of each operation, and nothing else.
+    /// A mix of these counts and no other instructions.
     pub fn of_operations<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> Self {
         let mut mix = Self::default();
         for (name, count) in counts {
@@ -139,8 +140,8 @@ impl Mix {
         mix
     }
 
-    /// As many passes of this ideal as a compiled loop, which may be unrolled, has of its instructions of the tensor cores; at
-    /// least one. With it the share of the loop that is neither, in percent.
+    /// The ideal loop, multiplied to as many tensor instructions as the compiled loop has, which may be unrolled, but
+    /// at least once; and the percentage of the compiled loop that is not in it.
     pub fn ideal_of(&self, found: &Mix) -> (Mix, u32) {
         let tensor = self.named.keys().filter(|name| is_tensor_operation(name));
         let passes = (tensor.map(|name| found.count(name)).sum::<u32>() / self.tensor().max(1)).max(1);
@@ -172,7 +173,7 @@ mod tests {
         Sass { arch: arch(number), instructions: instructions.to_vec() }
     }
 
-    /// Words of nvdisasm's listings.
+    /// Instruction words of nvdisasm's listings.
     #[test]
     fn tensor_cores_are_told_apart() {
         let (volta, turing, ampere) = (
@@ -189,7 +190,7 @@ mod tests {
     fn the_main_loop_is_the_one_with_the_products() {
         let product = 0x004fee0000041810_0000000c0410723c;
         let other = 0x918;
-        // Two instructions back, from the next one: eight words.
+        // Back by two instructions, counted from the next one: eight words.
         let (ampere, hopper) = (BRANCH | (-8i64 as u128) << 34, BRANCH | 0xf8 << 16 | u128::MAX << 34);
         for (number, back) in [(80, ampere), (90, hopper)] {
             let code = [other, product, back, other, other, back];
@@ -209,19 +210,19 @@ mod tests {
             (ideal.to_string(), beyond)
         };
         assert_eq!(found(4, 2, 6), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 0));
-        // Unrolled; with products for rare cases; with loads that were moved out.
+        // Unrolled; with extra products for rare cases; with loads hoisted out of the loop.
         assert_eq!(found(8, 4, 16), ("8 HMMA.16816, 4 LDSM, 0 others".to_owned(), 25));
         assert_eq!(found(9, 4, 24), ("8 HMMA.16816, 4 LDSM, 0 others".to_owned(), 50));
         assert_eq!(found(4, 0, 4), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 0));
         assert_eq!(found(3, 2, 8), ("4 HMMA.16816, 2 LDSM, 0 others".to_owned(), 25));
-        // Another instruction's are for something else.
+        // Other tensor instructions do not count.
         let other = Mix { named: BTreeMap::from([("HMMA.1688", 8)]), all: 12 };
         assert_eq!(ideal.ideal_of(&other).0, ideal);
     }
 
-    /// An array that is indexed at run time: nvdisasm's listings have as many stores.
+    /// An array indexed at run time: nvdisasm's listings have as many stores.
     #[test]
-    fn local_memory_is_seen() {
+    fn local_memory_accesses_are_counted() {
         for (number, cubin) in [
             (75, &include_bytes!("../tests/cubins/stack-sm_75-nvrtc-12.9.cubin")[..]),
             (90, &include_bytes!("../tests/cubins/stack-sm_90a-nvcc-13.0.cubin")[..]),

@@ -1,4 +1,4 @@
-//! What a translation unit is made of, and a key for what follows from it.
+//! Finds the source files of a translation unit, and hashes them to a key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 
-/// What translation units include, by path from the root. Each file is read once.
+/// Included files by path from the root. Each file is read once.
 #[derive(Debug)]
 pub struct Sources {
     root: PathBuf,
@@ -21,15 +21,15 @@ struct File {
 }
 
 impl Sources {
-    /// Sources whose includes are found from `root`.
+    /// Sources whose includes are relative to `root`.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), files: BTreeMap::new() }
     }
 
-    /// Hashes everything that a compilation's result depends on: `unit`, each file that it includes, directly or
-    /// not, and `settings` (compiler, version, flags).
+    /// Hashes everything that a compilation's result depends on: `unit`, each file that it includes, directly or not,
+    /// and `settings` (compiler, version, flags).
     ///
-    /// Includes under conditions that do not hold count as well: the key changes too often, never too seldom.
+    /// Includes under conditions that do not hold count as well: the key may change too often, never too seldom.
     ///
     /// # Errors
     /// An included file does not exist or cannot be read.
@@ -71,7 +71,7 @@ impl Sources {
     fn read(&self, file: &Path) -> Result<File, Error> {
         let path = self.root.join(file);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        // As compilers do: beside the file that includes, else from the root.
+        // As compilers do: relative to the including file, else to the root.
         let resolve = |name: &str| {
             let beside = file.with_file_name(name);
             if self.root.join(&beside).is_file() { beside } else { name.into() }
@@ -81,7 +81,7 @@ impl Sources {
     }
 }
 
-/// A hash of bytes, to tell whether they are whole.
+/// A hash of bytes, to check that they are intact.
 pub fn digest(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
@@ -90,7 +90,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The names in a text's `#include "…"` lines. Those in angle brackets are the system's.
+/// The names in a text's `#include "…"` lines. System headers, in angle brackets, are left out.
 fn mentioned(text: &str) -> Vec<&str> {
     fn quoted(line: &str) -> Option<&str> {
         let rest = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?;
@@ -115,7 +115,7 @@ mod tests {
     const UNIT: &str = "#include \"a.cu\"\nint y;\n";
 
     #[test]
-    fn a_key_depends_on_all_that_is_included() {
+    fn a_key_depends_on_all_included_files() {
         let root = tree();
         let key = |unit, settings: &[&str]| Sources::new(root.path()).key(unit, settings).unwrap();
         let first = key(UNIT, &["-O2"]);

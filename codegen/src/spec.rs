@@ -1,4 +1,4 @@
-//! Reading and checking `specs/<kernel>.toml` and `probes/<probe>.toml`.
+//! Reads and checks `specs/<kernel>.toml` and `probes/<probe>.toml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,39 +16,39 @@ pub struct Spec {
     /// The kernel's name: the file's stem.
     #[serde(skip)]
     pub name: String,
-    /// The file it was read from.
+    /// The file of the specification.
     #[serde(skip)]
     pub file: PathBuf,
-    /// What the engine does with it.
+    /// Whether it is a kernel or a probe.
     #[serde(skip)]
     pub role: Role,
     /// What it computes, in one sentence.
     pub summary: String,
-    /// The operation that it is one of several kernels of: names the CPU's implementation, the oracle and the bench, and
-    /// the specification whose problems are this kernel's too. Without it the kernel's own name does.
+    /// The operation that several kernels implement: its name is that of the CPU implementation, the oracle and the
+    /// bench, and of the specification whose problems this kernel shares. Default: the kernel's own name.
     pub op: Option<String>,
-    /// Shapes to test and to measure; all problems of a kernel have the same fields.
+    /// Shapes to test and to measure. All problems of a kernel have the same fields.
     #[serde(rename = "problem", default)]
     pub problems: Vec<BTreeMap<String, Value>>,
-    /// What variants differ in, in the order of their names. Empty while a kernel has no device code.
+    /// The properties in which variants differ, in the order of their names. Empty while a kernel has no device code.
     #[serde(rename = "axis", default)]
     pub axes: Vec<Axis>,
-    /// What makes a variant illegal.
+    /// Conditions for legal variants.
     #[serde(rename = "rule", default)]
     pub rules: Vec<Rule>,
-    /// A value, or several, for each axis that is not a key: the variants that are always built, and run where nothing
-    /// was tuned.
+    /// One or more values for each axis that is not a key: these variants are always built, and run where nothing is
+    /// tuned.
     #[serde(default)]
     pub fallback: BTreeMap<String, Choice>,
     #[serde(default)]
     pub gate: Gate,
-    /// Shared memory of blocks, for the cost model; none where no entry is of a variant.
+    /// Shared memory of blocks, for the cost model; 0 for variants without an entry.
     #[serde(default)]
     pub shared: Vec<SharedMemory>,
-    /// What machine code has, or lacks.
+    /// Instructions that machine code must or must not have.
     #[serde(rename = "sass", default)]
     pub facts: Vec<Fact>,
-    /// What main loops would be if they did nothing but what they are for.
+    /// Ideal main loops.
     #[serde(rename = "loop", default)]
     pub loops: Vec<Loop>,
 }
@@ -61,7 +61,7 @@ pub enum Role {
     Probe,
 }
 
-/// A field of a problem, or a value on an axis.
+/// A field of a problem, or a value of an axis.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(untagged)]
 pub enum Value {
@@ -69,7 +69,7 @@ pub enum Value {
     Text(String),
 }
 
-/// What a fallback says of an axis.
+/// A fallback's value or values on an axis.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(untagged)]
 pub enum Choice {
@@ -78,7 +78,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// Its values.
+    /// The values.
     pub fn values(&self) -> &[Value] {
         match self {
             Self::One(value) => std::slice::from_ref(value),
@@ -96,40 +96,40 @@ impl fmt::Display for Value {
     }
 }
 
-/// Something that variants differ in.
+/// A property in which variants differ.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
     /// The member of the template's `variant`: a type if the values are texts, else a constant.
     pub name: String,
-    /// What stands before the value in a variant's name; numbers need one.
+    /// The prefix of the value in a variant's name; numbers need one.
     #[serde(default)]
     pub tag: String,
-    /// Decided by the problem, not by tuning.
+    /// Determined by the problem, not by tuning.
     #[serde(default)]
     pub key: bool,
     pub values: Vec<Value>,
 }
 
-/// A condition that every legal variant fulfils.
+/// A condition for legal variants.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// A minijinja expression over the axes and `arch`.
     pub legal: String,
-    /// Why not where it does not hold.
+    /// The reason, shown where it does not hold.
     pub why: String,
 }
 
-/// A warp's instructions in one pass of the main loop, less all that is only there to make them possible.
+/// The instructions of a warp in one iteration of the main loop, without overhead.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Loop {
-    /// Of which variants: a minijinja expression over the axes and `arch`.
+    /// The variants it applies to: a minijinja expression over the axes and `arch`.
     #[serde(rename = "where")]
     pub of: String,
-    /// How many of an operation, by nvdisasm's name: a minijinja expression over the axes and `arch`. Those of the tensor
-    /// cores that the products need, and those that bring the operands.
+    /// The count of each operation, by nvdisasm's name: minijinja expressions over the axes and `arch`. The tensor core
+    /// instructions of the products, and the instructions that load the operands.
     pub ideal: BTreeMap<String, String>,
 }
 
@@ -137,44 +137,44 @@ pub struct Loop {
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct SharedMemory {
-    /// Of which variants: a minijinja expression over the axes.
+    /// The variants it applies to: a minijinja expression over the axes.
     #[serde(rename = "where")]
     pub of: String,
     /// A minijinja expression over the axes.
     pub bytes: String,
 }
 
-/// Which instructions variants are made of.
+/// Instructions that variants must or must not have.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Fact {
-    /// Of which variants: a minijinja expression over the axes and `arch`.
+    /// The variants it applies to: a minijinja expression over the axes and `arch`.
     #[serde(rename = "where")]
     pub of: String,
-    /// Operations of the machine, by nvdisasm's names.
+    /// Operations, by nvdisasm's names.
     #[serde(default)]
     pub has: Vec<String>,
     #[serde(default)]
     pub lacks: Vec<String>,
 }
 
-/// What a compiled variant may use at most.
+/// Limits on a compiled variant's resources.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Gate {
-    /// Registers a thread.
+    /// Registers per thread.
     pub registers: Option<u32>,
-    /// Shared memory a block, in bytes.
+    /// Shared memory per block, in bytes.
     pub shared_bytes: Option<u32>,
-    /// Local memory a thread, in bytes: spilled registers and arrays that are indexed at run time.
+    /// Local memory per thread, in bytes: spilled registers, and arrays indexed at run time.
     #[serde(default)]
     pub local_bytes: u32,
 }
 
-/// All specifications of a folder, by name. There need not be a folder of probes.
+/// All specifications in a folder, by name. The folder of probes may be missing.
 ///
 /// # Errors
-/// A file cannot be read, is not a specification, or contradicts itself.
+/// A file cannot be read, is not a specification, or is inconsistent.
 pub fn read_all(folder: &Path, role: Role) -> Result<Vec<Spec>, Error> {
     let mut specs = Vec::new();
     if role == Role::Probe && !folder.exists() {
@@ -212,7 +212,7 @@ pub(crate) fn parse(name: &str, role: Role, text: &str) -> Result<Spec, String> 
     Ok(spec)
 }
 
-/// A name that C++ and Rust both take, and that keeps `__` for the border between kernel and values.
+/// Whether a name is valid in C++ and Rust and has no `__`, which separates the kernel from the values.
 fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase())
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_one_is_read() {
+    fn a_good_specification_is_read() {
         let spec = parse(&format!("{GOOD}{AXES}[gate]\nregisters = 64\n")).unwrap();
         assert_eq!(spec.name, "matmul");
         assert_eq!(spec.problems[0]["n"], Value::Int(1));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_may_wait_for_its_axes_and_a_probe_has_no_problems() {
+    fn a_kernel_may_lack_axes_and_a_probe_problems() {
         assert_eq!(parse(GOOD).unwrap().axes, []);
         let probe = super::parse("shfl", Role::Probe, &format!("summary = 's'\n{AXES}")).unwrap();
         assert_eq!(probe.problems, []);

@@ -1,6 +1,6 @@
 //! Text in columns.
 
-/// Columns as wide as their widest cell: the first `left` of them to the left, the others, numbers, to the right.
+/// Columns as wide as their widest cell: the first `left` of them left-aligned, the others, numbers, right-aligned.
 pub fn aligned<const N: usize>(rows: &[[String; N]], left: usize) -> String {
     let widths: Vec<_> = (0..N).map(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0)).collect();
     let mut text = String::new();
@@ -17,7 +17,7 @@ pub fn aligned<const N: usize>(rows: &[[String; N]], left: usize) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn numbers_end_and_names_begin_together() {
+    fn names_are_left_and_numbers_right_aligned() {
         let rows = [["a", "1"], ["bc", "234"]].map(|row| row.map(str::to_owned));
         assert_eq!(super::aligned(&rows, 1), "a     1\nbc  234\n");
         assert_eq!(super::aligned(&rows, 2), "a   1\nbc  234\n");

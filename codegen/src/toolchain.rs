@@ -1,4 +1,4 @@
-//! Which compiler compiles for which architectures.
+//! Chooses the compiler and the architectures.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::render::cuda;
 use crate::sources::Sources;
 use crate::{Arch, Error, Kernel, Variant, parallel};
 
-/// A compiler, and what to compile for.
+/// A compiler, and the architectures to compile for.
 pub struct Toolchain {
     compiler: Compiler,
     pub archs: Vec<Arch>,
@@ -20,14 +20,14 @@ enum Compiler {
     Nvcc(Nvcc),
 }
 
-/// What was found on this machine.
+/// The toolchain found on this machine.
 pub struct Found {
     pub toolchain: Option<Toolchain>,
     /// Notes to print during the build.
     pub notes: Vec<String>,
 }
 
-/// A variant to compile for an architecture, and the key of all that the result depends on.
+/// A variant to compile for an architecture, with its cache key.
 #[derive(Debug)]
 pub struct Job<'a> {
     pub kernel: &'a Kernel,
@@ -37,27 +37,27 @@ pub struct Job<'a> {
     unit: String,
 }
 
-/// What becomes of a job's cubin. It is called by several threads.
+/// Receives a job's cubin. Called from several threads.
 pub type Done<'a> = dyn Fn(&Job, &[u8]) -> Result<(), Error> + Sync + 'a;
 
-/// The architectures that were asked for.
+/// The requested architectures.
 #[derive(Debug, PartialEq)]
 enum Wanted {
-    /// By name: it is an error if one cannot be had.
+    /// A list: it is an error if one is not supported.
     These(Vec<Arch>),
-    /// As many as the compiler knows.
+    /// All that the compiler supports.
     All,
-    /// That of the GPU present.
+    /// That of the present GPU.
     Native,
-    /// Nothing was asked: that of the GPU present, else all.
+    /// No request: that of the present GPU, else all.
     Whatever,
 }
 
 impl Toolchain {
-    /// Finds a compiler as the environment's variables say, for a repository at `root`.
+    /// Finds a compiler by the environment's variables, for a repository at `root`.
     ///
     /// # Errors
-    /// One line: a variable makes no sense, or asks for what is not there.
+    /// One line: a variable is invalid, or requests something that is not available.
     pub fn find(environment: &Environment, root: &Path) -> Result<Found, String> {
         let wanted = wanted(environment)?;
         let mut notes = Vec::new();
@@ -116,12 +116,12 @@ impl Toolchain {
         Ok(Found { toolchain: Some(Self { compiler, archs: able }), notes })
     }
 
-    /// The compiler and its version.
+    /// The compiler's name and version.
     pub fn name(&self) -> String {
         self.compiler.name()
     }
 
-    /// What to compile of `variants`, in their order, with `csrc` for the includes.
+    /// The jobs of `variants`, in their order; includes are relative to `csrc`.
     ///
     /// # Errors
     /// An included file cannot be read.
@@ -150,10 +150,10 @@ impl Toolchain {
         Ok(jobs)
     }
 
-    /// Compiles each job; `done` hears of each cubin. `scratch` is a folder for what comes in between.
+    /// Compiles each job and calls `done` with each cubin. `scratch` is a folder for intermediate files.
     ///
     /// # Errors
-    /// The messages of a compiler that refuses a unit.
+    /// The messages of the compiler, if a unit does not compile.
     pub fn compile(&self, csrc: &Path, scratch: &Path, jobs: &[&Job], done: &Done) -> Result<(), Error> {
         match &self.compiler {
             Compiler::Nvrtc(nvrtc) => {
@@ -185,10 +185,10 @@ impl Compiler {
         }
     }
 
-    /// What tells it from every other compiler.
+    /// Distinguishes this compiler from every other, for cache keys.
     fn identity(&self) -> String {
         match self {
-            // NVRTC tells no patch level.
+            // NVRTC does not report a patch level.
             Self::Nvrtc(nvrtc) => format!("{} of {} bytes", self.name(), nvrtc.library_bytes()),
             Self::Nvcc(_) => self.name(),
         }
@@ -201,8 +201,8 @@ impl Compiler {
         }
     }
 
-    /// The flags that decide about the result; paths are not among them, so that a cache serves every checkout.
-    /// nvcc gets them from `csrc/CMakeLists.txt`.
+    /// The flags that affect the result. Paths are left out, so that a cache serves every checkout. nvcc gets
+    /// the same ones from `csrc/CMakeLists.txt`.
     fn flags(&self, arch: Arch) -> Vec<String> {
         vec![format!("--gpu-architecture={arch}"), "--std=c++17".to_owned()]
     }
@@ -227,7 +227,7 @@ fn wanted(environment: &Environment) -> Result<Wanted, String> {
     Ok(Wanted::Whatever)
 }
 
-/// The first library that compiles for all of `archs`, else the one that does for most.
+/// The first library that supports all of `archs`, else the one that supports most.
 fn nvrtc(environment: &Environment, root: &Path, archs: &[Arch]) -> Result<Compiler, String> {
     let open = |file: std::path::PathBuf| Nvrtc::open(&file).map(Compiler::Nvrtc);
     ablest(discover::nvrtc(environment, root).into_iter().map(open), archs, "found no libnvrtc")
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn architectures_are_asked_for_in_lists() {
+    fn requested_architectures_are_read() {
         let asked = |variables: &[(&str, &str)]| {
             let read = |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).into());
             wanted(&Environment::new(&read))
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_that_was_asked_for_must_be_there() {
+    fn a_requested_compiler_must_be_available() {
         let error = find(&[("BURRSTONE_CUDA_COMPILER", "gcc")]).err().unwrap();
         assert!(error.contains("expected nvrtc, nvcc or none, found \"gcc\""), "{error}");
         let folder = tempfile::tempdir().unwrap();
@@ -307,7 +307,7 @@ mod tests {
         std::fs::write(&no_library, "text").unwrap();
         let home = folder.path().to_str().unwrap();
         let toolkit = [("BURRSTONE_CUDA_COMPILER", "nvrtc"), ("CUDA_HOME", home), ("PATH", "/nowhere")];
-        // A toolkit in /usr/local would do as well.
+        // A toolkit in /usr/local would be found as well.
         if let Err(error) = find(&toolkit) {
             assert!(
                 error.starts_with("BURRSTONE_CUDA_COMPILER=nvrtc: ") && error.contains("libnvrtc.so.12"),

@@ -1,6 +1,6 @@
-// A cluster walks n boxes of a matrix, one below the other, each of 8 rows for each of its m blocks: every block brings its
-// own eight rows to all, into a ring of two stages, and writes all rows, with its rank added, to its part of `out`:
-// [blocks][n][8 m][16] words. The first warp copies, the second one reads.
+// A cluster loads n boxes of a matrix, one below the other, each with 8 rows for each of its m blocks: every block
+// multicasts its eight rows to all blocks, into a ring of two stages. Each block writes all rows, with its rank added,
+// to its part of `out`: [blocks][n][8 m][16] words. The first warp copies, the second one reads.
 #ifndef BURRSTONE_PROBES_CLUSTER_CU
 #define BURRSTONE_PROBES_CLUSTER_CU
 

@@ -1,4 +1,4 @@
-// Of n numbers each: out[i] = to_float(a[i]); then, behind those floats, from_float(b[i]).
+// For n numbers each: out[i] = to_float(a[i]); then, after those floats, from_float(b[i]).
 #ifndef BURRSTONE_PROBES_CONVERT_CU
 #define BURRSTONE_PROBES_CONVERT_CU
 

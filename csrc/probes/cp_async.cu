@@ -1,5 +1,5 @@
-// Copies two groups of `bytes` a thread through shared memory; of a thread's copy in the second group, n bytes are valid.
-// out = a, with zeros for what is not valid: the thread's neighbour writes it.
+// Copies two groups of `bytes` per thread through shared memory; in the second group only n bytes of a thread's copy
+// are valid. out = a, with zeros for the rest; each thread writes its neighbour's copy.
 #ifndef BURRSTONE_PROBES_CP_ASYNC_CU
 #define BURRSTONE_PROBES_CP_ASYNC_CU
 

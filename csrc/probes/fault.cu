@@ -1,4 +1,4 @@
-// Reverses n values a block through shared memory, twice: out = a. `plant` breaks one rule on the way.
+// Reverses n values of a block through shared memory, twice: out = a. `plant` chooses a fault.
 #ifndef BURRSTONE_PROBES_FAULT_CU
 #define BURRSTONE_PROBES_FAULT_CU
 
@@ -75,13 +75,13 @@ template <class V> BURRSTONE_DEVICE void fault(const fault_args &args, fault_sha
         sync_block();
     float reversed = shared.first.load(N - 1 - t);
 
-    // Back inside a warp, through the other array.
+    // Within a warp, through the other array.
     shared.second.store(t, reversed);
     if (PLANT != Plant::NO_WARP_BARRIER) sync_warp();
     float neighbour = shared.second.load(t ^ 1);
     if (PLANT == Plant::MISALIGNED_SHARED) neighbour += shared.second.template load_vec<2>(t | 1).v[0];
 
-    // Another use of the first array needs a barrier after the reads above.
+    // The first array is used again, which needs a barrier after the reads above.
     if (PLANT != Plant::NO_SECOND_BARRIER) sync_block();
     shared.first.store(t, neighbour);
     sync_block();
@@ -90,7 +90,7 @@ template <class V> BURRSTONE_DEVICE void fault(const fault_args &args, fault_sha
     if (PLANT == Plant::SHUFFLE_MASK) result = shfl(result, lane, 32, lane < 16 ? 0xffffffffu : 0xffff0000u);
     if (PLANT == Plant::SHUFFLE_OUTSIDE && lane < 16) result = shfl(result, 20, 32, 0xffffu);
     if constexpr (PLANT == Plant::PAST_LOCAL) {
-        // Only the sanitizers see this one.
+        // Only the sanitizers find this fault.
         float local[4] = {result, result, result, result};
         float *at = local;
         at[args.n] = 1.0f;

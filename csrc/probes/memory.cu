@@ -1,6 +1,6 @@
-// out[t] = a[t] of `bytes` a thread, read in three ways and passed through shared memory. Then, in words: what the atomics
-// of thread t found (global add, shared add), what all of them left (global add and max, shared add and max), and what the
-// threads found by ordered adds to a third word of b.
+// out[t] = a[t] of `bytes` per thread, loaded in three ways and passed through shared memory. Then, in words: the old
+// values that thread t's atomics returned (global add, shared add), the final values of all (global add and max, shared
+// add and max), and the old values of ordered adds to a third word of b.
 #ifndef BURRSTONE_PROBES_MEMORY_CU
 #define BURRSTONE_PROBES_MEMORY_CU
 

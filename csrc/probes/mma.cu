@@ -1,4 +1,4 @@
-// out[lane][i] = word i of the lane of c + a b, with all fragments as words: a[lane][i], b[lane][i], c[lane][i].
+// out[lane][i] = word i of the lane's fragment of c + a b; all fragments are words: a[lane][i], b[lane][i], c[lane][i].
 #ifndef BURRSTONE_PROBES_MMA_CU
 #define BURRSTONE_PROBES_MMA_CU
 
@@ -12,7 +12,7 @@ namespace burrstone {
 
 template <class V> struct mma_shared {};
 
-// What a lane's sum is made of.
+// The accumulator's element type.
 template <class S, class T> struct SumOf {
     using type = float;
 };

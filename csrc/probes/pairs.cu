@@ -1,4 +1,4 @@
-// Of n words each: out[2 i] and out[2 i + 1] are the four numbers of a[i]; then, behind those, the pairs of b's floats.
+// For n words each: out[2 i] and out[2 i + 1] are the four numbers of a[i]; then, after those, the pairs of b's floats.
 #ifndef BURRSTONE_PROBES_PAIRS_CU
 #define BURRSTONE_PROBES_PAIRS_CU
 

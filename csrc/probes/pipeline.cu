@@ -1,4 +1,4 @@
-// The first warp brings n tiles of 96 words from `a` into a ring of two stages, the other three warps write them to
+// The first warp copies n tiles of 96 words from `a` into a ring of two stages. The other three warps write them to
 // `out`, each thread another's word, plus the number of the tile.
 #ifndef BURRSTONE_PROBES_PIPELINE_CU
 #define BURRSTONE_PROBES_PIPELINE_CU

@@ -1,5 +1,5 @@
-// Loads the box at coordinates c[0..dims] of `map` and writes its n words, as they lie in shared memory, to `out`; or stores
-// a box whose words in shared memory are `a`.
+// Loads the box at coordinates c[0..dims] of `map` and writes its n words, in the order of shared memory, to `out`; or
+// stores a box whose words in shared memory are `a`.
 #ifndef BURRSTONE_PROBES_TENSOR_CU
 #define BURRSTONE_PROBES_TENSOR_CU
 

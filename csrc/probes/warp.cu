@@ -1,4 +1,4 @@
-// out[t] = op(a[t], b[t], n): `a` the value, `b` the lane, delta or predicate, `n` the width of segments.
+// out[t] = op(a[t], b[t], n): `a` is the value, `b` the lane, delta or predicate, `n` the width of segments.
 #ifndef BURRSTONE_PROBES_WARP_CU
 #define BURRSTONE_PROBES_WARP_CU
 

@@ -1,6 +1,6 @@
-// d = 1 + a b over K = 32, two products into one accumulator. `c` holds words: bytes of the images of a and b; then for
-// each its leading distance, its stride and the distance from the first product's start to the second's.
-// `a` and `b` are images of shared memory, or, for a in registers, words [step][thread][4]. out[thread] is its registers.
+// d = 1 + a b over K = 32, as two products into one accumulator. `c` holds words: the bytes of the images of a and b;
+// then for each its leading distance, its stride, and the distance between the starts of the two products. `a` and `b`
+// are images of shared memory; for a in registers, words [step][thread][4]. out[thread] is the thread's registers.
 #ifndef BURRSTONE_PROBES_WGMMA_CU
 #define BURRSTONE_PROBES_WGMMA_CU
 
@@ -39,7 +39,7 @@ struct product_early_write {
 struct product_no_fence {
     static constexpr bool wait = true, early_write = false, fence = false, grouped = true;
 };
-// Both products twice, each a group of its own: while one runs the next is started.
+// Each product twice, in a group of its own: the next one starts while one runs.
 struct product_chained {
     static constexpr bool wait = true, early_write = false, fence = true, grouped = false;
 };

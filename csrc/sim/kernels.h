@@ -1,5 +1,5 @@
-// How the simulator gets the kernels of a library that is linked or loaded. The generator writes one unit for a library, which
-// defines BURRSTONE_SIM_KERNELS(kernel) to be `kernel(name)` for each variant, and includes this.
+// Passes the kernels of a linked or loaded library to the simulator. The generator writes one unit for each library,
+// which defines BURRSTONE_SIM_KERNELS(kernel) as `kernel(name)` for each variant and includes this file.
 #ifndef BURRSTONE_SIM_KERNELS_H
 #define BURRSTONE_SIM_KERNELS_H
 
@@ -9,7 +9,7 @@ extern "C" {
 
 struct burrstone_sim_kernel {
     const char *name;
-    // Runs one thread: called on a fiber with the argument struct and the block's shared memory.
+    // Runs one thread, on a fiber, with the argument struct and the block's shared memory.
     void (*run)(const void *args, void *shared);
     const uint32_t *shared_bytes;
 };
@@ -21,8 +21,8 @@ burrstone_sim_hooks burrstone_sim;
     extern const uint32_t burrstone_sim_##name##__shared;
 BURRSTONE_SIM_KERNELS(BURRSTONE_SIM_DECLARE)
 
-// Takes the simulator's functions, and returns the kernels, of which the last one has no name. Null, and nothing taken,
-// where the simulator has another set of functions.
+// Stores the simulator's functions, and returns the kernels; the last entry has no name. Null, and nothing stored, if
+// the simulator's table has another size.
 const burrstone_sim_kernel *burrstone_sim_kernels(const burrstone_sim_hooks *hooks, uint64_t hooks_bytes);
 const burrstone_sim_kernel *burrstone_sim_kernels(const burrstone_sim_hooks *hooks, uint64_t hooks_bytes) {
 #define BURRSTONE_SIM_ENTRY(name) {#name, burrstone_sim_##name, &burrstone_sim_##name##__shared},

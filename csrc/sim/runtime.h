@@ -1,4 +1,4 @@
-// The functions of the simulator that simulated primitives call; src/device/sim/hook_table.rs is the same table in Rust.
+// The simulator's functions that simulated primitives call; src/device/sim/hook_table.rs is the same table in Rust.
 //
 // Each CUDA thread is a fiber. A call that waits switches to another fiber and returns when its condition holds. A call
 // that finds a fault does not return: the launch ends with that fault.
@@ -22,7 +22,7 @@ enum burrstone_sim_access : uint32_t {
     BURRSTONE_SIM_LOAD = 0,
     BURRSTONE_SIM_STORE = 1,
     BURRSTONE_SIM_ATOMIC = 2,
-    // A read by a unit beside the threads (wgmma): checked, not counted.
+    // A read by the async proxy (wgmma): checked, not counted.
     BURRSTONE_SIM_ASYNC_LOAD = 3,
 };
 
@@ -34,9 +34,9 @@ struct burrstone_sim_hooks {
     // The running thread.
     const burrstone_sim_thread *(*current)(void);
 
-    // Waits until all lanes of `mask` have called with the same `run` and mask; the last one calls `run` with the
-    // records of all 32 lanes (null where the mask has no lane), which computes the results of all. Does not order
-    // memory. `aligned`: all must come from the same line.
+    // Waits until all lanes of `mask` have called with the same `run` and mask. The last one calls `run` with the
+    // records of all 32 lanes (null for lanes outside the mask), which computes every lane's result. Does not order
+    // memory. `aligned`: all lanes must call from the same line.
     void (*warp)(uint32_t mask, bool aligned, burrstone_sim_collective run, void *record, const char *what,
                  const char *file, uint32_t line);
     // The same, aligned, for the four warps of a warpgroup, with 128 records.
@@ -44,8 +44,8 @@ struct burrstone_sim_hooks {
 
     // Waits for the lanes of `mask` and orders their memory accesses.
     void (*sync_warp)(uint32_t mask, const char *file, uint32_t line);
-    // Barrier `id` of the block, for `threads` of its threads (0: all). Without `wait` the thread only arrives. The lanes
-    // of a warp come from the same line.
+    // Barrier `id` of the block, for `threads` of its threads (0: all). Without `wait` the thread only arrives. The
+    // lanes of a warp must call from the same line.
     void (*barrier)(uint32_t id, uint32_t threads, bool wait, const char *file, uint32_t line);
 
     // Barrier of all threads of the cluster.
@@ -56,9 +56,9 @@ struct burrstone_sim_hooks {
     // Checks an access to shared memory at `offset` bytes into an array: bounds, alignment, initialisation, races.
     void (*shared)(const void *array, uint32_t array_bytes, uint64_t offset, uint32_t bytes, uint32_t access,
                    const char *file, uint32_t line);
-    // The same for an address of the shared window; returns where its bytes are.
+    // The same for an address of the shared window; returns a pointer to the bytes.
     void *(*shared_at)(uint32_t address, uint32_t bytes, uint32_t access, const char *file, uint32_t line);
-    // The address in the shared window.
+    // The shared window's address of a pointer.
     uint32_t (*shared_address)(const void *pointer, const char *file, uint32_t line);
     // The address of the same byte of block `rank`, in the window of the cluster.
     uint32_t (*cluster_address)(uint32_t address, uint32_t rank, const char *file, uint32_t line);
@@ -70,7 +70,7 @@ struct burrstone_sim_hooks {
     void (*cp_async_wait)(uint32_t pending, const char *file, uint32_t line);
     void (*cp_async_arrive)(uint32_t mbarrier, const char *file, uint32_t line);
 
-    // Barriers in shared memory; see common/mbarrier.cuh.
+    // Mbarriers; see common/mbarrier.cuh.
     void (*mbarrier_init)(uint32_t barrier, uint32_t count, const char *file, uint32_t line);
     void (*mbarrier_arrive)(uint32_t barrier, uint32_t arrivals, uint32_t bytes, const char *file, uint32_t line);
     // `barrier` is an address in the window of the cluster.
@@ -87,7 +87,7 @@ struct burrstone_sim_hooks {
     // The same for a box of a tensor; `map` is a descriptor of src/device/sim/tensor_map.rs.
     void (*tensor_load)(uint32_t shared, const void *map, const int32_t *coordinates, uint32_t dimensions,
                         uint32_t mbarrier, const char *file, uint32_t line);
-    // To all blocks of the cluster that `blocks` has a bit of.
+    // A load to every block of the cluster whose bit is set in `blocks`.
     void (*tensor_multicast)(uint32_t shared, const void *map, const int32_t *coordinates, uint32_t dimensions,
                              uint32_t mbarrier, uint32_t blocks, const char *file, uint32_t line);
     void (*tensor_store)(const void *map, const int32_t *coordinates, uint32_t dimensions, uint32_t shared,
@@ -95,20 +95,20 @@ struct burrstone_sim_hooks {
     void (*bulk_commit)(const char *file, uint32_t line);
     void (*bulk_wait)(uint32_t pending, const char *file, uint32_t line);
 
-    // Work of the calling warpgroup that is done when it waits; see common/wgmma.cuh. To be called inside a collective
-    // of the warpgroup. `data` is copied. `target` names what the work writes.
+    // Work of the calling warpgroup that runs when it waits; see common/wgmma.cuh. To be called inside a collective of
+    // the warpgroup. `data` is copied. `target` is what the work writes.
     void (*defer)(burrstone_sim_work work, const void *data, uint32_t bytes, const void *target);
     // Whether deferred work of the warpgroup writes `target`.
     bool (*deferred)(const void *target);
     void (*defer_commit)(void);
-    // Does all but the last `pending` groups of the warpgroup's work.
+    // Runs all but the last `pending` groups of the warpgroup's work.
     void (*defer_wait)(uint32_t pending);
 
     // Ends the launch: the kernel broke a rule of a primitive.
     void (*fault)(const char *what, const char *file, uint32_t line);
 };
 
-// The simulator's functions, as it gave them to the library that these kernels are in; see sim/kernels.h.
+// The simulator's functions, copied into this library of kernels; see sim/kernels.h.
 extern burrstone_sim_hooks burrstone_sim;
 
 } // extern "C"

@@ -1,12 +1,13 @@
 //! Options that several commands share.
 
 use anyhow::Result;
+use burrstone::model::WeightPrecision;
 use burrstone::{Device, Dry, Engine, EngineBuilder, Guidance, Prompt, RepetitionDetection, Request, Sampling};
 use clap::Args;
 
 use super::constraint::ConstraintArgs;
 use super::output;
-use super::values::{self, KvPrecision, OnPreemption, Precision, Scaling};
+use super::values::{self, ActivationFormat, KvPrecision, OnPreemption, Precision, Scaling, WeightFormat};
 
 /// Which model to load and how to run it.
 #[derive(Args, Debug)]
@@ -31,6 +32,18 @@ pub struct ModelArgs {
     /// Precision of activations; on a GPU of weights too, which on the CPU stay as stored
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
+
+    /// Quantize the weights of a 16-bit checkpoint while loading it, by rounding to the nearest
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = WeightFormat::None, hide_default_value = true)]
+    pub quantize: WeightFormat,
+
+    /// The same for the output projection [default: int8 with --quantize, else none]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub quantize_head: Option<WeightFormat>,
+
+    /// Precision of the activations that quantized weights are multiplied with
+    #[arg(long, value_enum, value_name = "BITS", default_value_t = ActivationFormat::Auto)]
+    pub activations: ActivationFormat,
 
     /// Precision of the KV cache [default: that of the activations]
     #[arg(long, value_enum, default_value_t = KvPrecision::Auto)]
@@ -90,10 +103,20 @@ fn device(text: &str) -> Result<Device, &'static str> {
 }
 
 impl ModelArgs {
+    fn weight_precision(&self) -> WeightPrecision {
+        let default = if self.quantize == WeightFormat::None { WeightFormat::None } else { WeightFormat::Int8 };
+        WeightPrecision {
+            layers: self.quantize.quantize(),
+            head: self.quantize_head.unwrap_or(default).quantize(),
+            activations: self.activations.bits(),
+        }
+    }
+
     /// Loads the model, with progress on a terminal.
     pub fn load(&self) -> Result<Engine> {
         let mut builder = self.builder()?.device(self.device).sim_arch(self.sim_arch).dtype(self.dtype.dtype());
         builder = builder.kv_dtype(self.kv_dtype.dtype()).rope_scaling(self.rope_scaling.into());
+        builder = builder.weight_precision(self.weight_precision());
         builder = builder.check_weights(self.check).offline(self.offline).progress(output::Downloads::new(self.quiet));
         if !self.quiet {
             builder = builder.on_incident(output::note);

@@ -5,7 +5,7 @@ mod report;
 
 use anyhow::Result;
 use burrstone::model::Checkpoint;
-use burrstone::model::source::resolve;
+use burrstone::model::resolve;
 use clap::Args;
 
 use super::output;

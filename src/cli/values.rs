@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use burrstone::DType;
 use burrstone::cpu::MAX_THREADS;
-use burrstone::model::RopeScaling;
+use burrstone::model::{Quantize, RopeScaling};
+use burrstone::ops::ActivationBits;
 use burrstone::scheduler::Preemption;
 use clap::ValueEnum;
 
@@ -87,6 +88,56 @@ impl KvPrecision {
             Self::Fp8E5m2 => DType::E5M2,
             Self::Int8 => DType::I8,
         })
+    }
+}
+
+/// Formats of quantized weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightFormat {
+    /// As the checkpoint has them
+    None,
+    /// 8-bit integers, a scale for each output
+    Int8,
+    /// 4-bit integers, a scale for each 128 inputs
+    #[value(name = "int4-g128")]
+    Int4G128,
+    /// 4-bit integers, a scale for each 32 inputs
+    #[value(name = "int4-g32")]
+    Int4G32,
+    /// 4-bit floats, a power of two for each 32 inputs
+    Mxfp4,
+}
+
+impl WeightFormat {
+    pub fn quantize(self) -> Option<Quantize> {
+        Some(match self {
+            Self::None => return None,
+            Self::Int8 => Quantize::Int8,
+            Self::Int4G128 => Quantize::Int4 { group: 128 },
+            Self::Int4G32 => Quantize::Int4 { group: 32 },
+            Self::Mxfp4 => Quantize::Mxfp4,
+        })
+    }
+}
+
+/// Precision of activations that quantized weights are multiplied with.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ActivationFormat {
+    /// As the checkpoint asks; with --quantize, 8 bits
+    Auto,
+    /// That of --dtype: slower, and as exact as unquantized activations
+    Full,
+    /// 8-bit integers with scales: the fastest
+    Int8,
+}
+
+impl ActivationFormat {
+    pub fn bits(self) -> Option<ActivationBits> {
+        match self {
+            Self::Auto => None,
+            Self::Full => Some(ActivationBits::Full),
+            Self::Int8 => Some(ActivationBits::Eight),
+        }
     }
 }
 

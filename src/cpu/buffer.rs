@@ -1,8 +1,9 @@
 //! What kernels read and write: activations, weights, the batch.
 
+use crate::cpu::matmul::Panels;
 use crate::cpu::page_table_update::page_table_update;
+use crate::cpu::pool::Pool;
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
-use crate::device::Bytes;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, Batch, LinearPart, PageTableMark, Sampled, Weight, WeightView};
@@ -209,13 +210,15 @@ pub(crate) unsafe fn convert<S: Simd, A: Element, B: Element>(s: S, from: *const
     }
 }
 
-/// Rows of a [`Matrix`] as one tensor of the checkpoint holds them.
+/// A block of a linear layer's rows.
 pub(crate) struct Block {
-    pub(crate) data: Bytes,
-    pub(crate) dtype: DType,
     pub(crate) rows: usize,
     /// Row of the matrix where this block begins.
     pub(crate) start: usize,
+    /// What products are made with; `None` for a table of embeddings.
+    pub(crate) panels: Option<Panels>,
+    /// The dense weight as the checkpoint has it, for embeddings; `None` if it is quantized.
+    pub(crate) dense: Option<WeightView>,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
@@ -227,7 +230,8 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    pub(crate) fn new(parts: Vec<LinearPart>) -> Result<Self> {
+    /// Packs weights for products, on the pool's threads.
+    pub(crate) fn new(pool: &Pool, parts: Vec<LinearPart>) -> Result<Self> {
         const OP: &str = "matrix";
         if parts.is_empty() {
             return Err(Error::operator(OP, "parts", "at least one", "none"));
@@ -249,19 +253,42 @@ impl Matrix {
                 }
                 None => None,
             };
-            let view = match weight {
-                Weight::Dense(view) => view,
+            let coded = match &weight {
                 Weight::Coded(weight) => {
                     weight.check()?;
-                    weight.dense(DType::F32)
+                    Panels::coded(pool, weight)?
+                }
+                Weight::Dense(_) => None,
+            };
+            let (panels, dense) = match (coded, weight) {
+                (Some(panels), _) => (panels, None),
+                (None, Weight::Coded(weight)) => {
+                    (Panels::dense(pool, &weight.dense(DType::BF16), rows, columns)?, None)
+                }
+                (None, Weight::Dense(view)) => {
+                    check_dtype(OP, view.dtype)?;
+                    view.elements(OP)?;
+                    (Panels::dense(pool, &view, rows, columns)?, Some(view))
                 }
             };
-            check_dtype(OP, view.dtype)?;
-            view.elements(OP)?;
-            blocks.push(Block { data: view.data, dtype: view.dtype, rows, start, bias });
+            blocks.push(Block { rows, start, panels: Some(panels), dense, bias });
             start = start.checked_add(rows).ok_or_else(|| too_large("rows", rows))?;
         }
         Ok(Self { blocks, n: start, k: k.unwrap_or_default() })
+    }
+
+    /// A matrix for embeddings only: a dense one stays as the checkpoint has it.
+    pub(crate) fn table(pool: &Pool, weight: Weight) -> Result<Self> {
+        match weight {
+            Weight::Dense(view) => {
+                let [n, k] = Weight::Dense(view.clone()).shape()?;
+                check_dtype("table", view.dtype)?;
+                view.elements("table")?;
+                let block = Block { rows: n, start: 0, panels: None, dense: Some(view), bias: None };
+                Ok(Self { blocks: vec![block], n, k })
+            }
+            weight => Self::new(pool, vec![LinearPart { weight, bias: None }]),
+        }
     }
 
     /// Output features.
@@ -279,9 +306,9 @@ impl Matrix {
 pub struct GatedMatrix(Matrix);
 
 impl GatedMatrix {
-    pub(crate) fn new(parts: Vec<LinearPart>) -> Result<Self> {
+    pub(crate) fn new(pool: &Pool, parts: Vec<LinearPart>) -> Result<Self> {
         ops::check_gated(&parts)?;
-        Matrix::new(parts).map(Self)
+        Matrix::new(pool, parts).map(Self)
     }
 
     /// Gates, then what they let through.

@@ -1,9 +1,10 @@
 //! `out[t] = table[tokens[t]]`.
 
-use crate::cpu::buffer::{Block, Buffer, Matrix, Step, convert};
+use crate::cpu::buffer::{Buffer, Matrix, Step, convert};
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::error::{Error, Result};
+use crate::ops::WeightView;
 
 const OP: &str = "embedding";
 
@@ -25,15 +26,21 @@ pub(crate) fn embedding(isa: Isa, pool: &Pool, step: &Step, table: &Matrix, out:
             let block = &table.blocks[after - 1];
             // SAFETY: `out` has row `t`, and only this task writes it.
             let to = unsafe { to.get().add(t * width) };
-            isa.run(Row { block, row: token as usize - block.start, width, to });
+            let row = token as usize - block.start;
+            match (&block.dense, &block.panels) {
+                (Some(view), _) => isa.run(Row { view, row, width, to }),
+                // SAFETY: as above.
+                (None, Some(panels)) => panels.row(row, unsafe { std::slice::from_raw_parts_mut(to, width) }),
+                (None, None) => {}
+            }
         }
     });
     Ok(())
 }
 
-/// Row `row` of a block, to `width` writable f32 at `to`.
+/// Row `row` of a dense weight, to `width` writable f32 at `to`.
 struct Row<'a> {
-    block: &'a Block,
+    view: &'a WeightView,
     row: usize,
     width: usize,
     to: *mut f32,
@@ -44,8 +51,8 @@ impl Kernel for Row<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        with_element!(self.block.dtype, E => {
-            let from = &self.block.data[self.row * self.width * E::SIZE..][..self.width * E::SIZE];
+        with_element!(self.view.dtype, E => {
+            let from = &self.view.data[self.row * self.width * E::SIZE..][..self.width * E::SIZE];
             // SAFETY: `from` is the row, and `to` has room for it.
             unsafe { convert::<S, E, F32>(s, from.as_ptr(), self.to.cast(), self.width) };
         });

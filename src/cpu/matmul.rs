@@ -1,18 +1,31 @@
 //! `out = x · weightᵀ + bias`, or that added to what is there.
 //!
-//! The rows of the weight are shared out to tasks. Each multiplies its own (see [`Walk`]), of a gated product the same rows
-//! of the gate and of what it gates, keeps the results to itself until they are whole, and then writes what they make.
+//! Weights are packed into panels when they are loaded ([`Panels`]). Rows of `x` are converted once to the form that the
+//! panels are multiplied with ([`rows`]). Panels are shared out to tasks; of a gated product a task has the same rows of
+//! gate and up. It multiplies them tile by tile ([`tiles`]), keeps the results to itself until they are whole, and then
+//! writes what they make.
+
+mod codes;
+mod floats;
+mod panels;
+mod rows;
+mod tiles;
 
 use crate::cpu::act_mul::ActMul;
 use crate::cpu::buffer::{Block, Buffer, GatedMatrix, Matrix, Pages};
 use crate::cpu::pool::Pool;
 use crate::cpu::rms_norm::add;
 use crate::cpu::simd::{Isa, Kernel, Simd};
-use crate::cpu::tile::{PACKED_COLUMNS, padded_rows};
-use crate::cpu::walk::{Columns, PACKED_BYTES, Walk};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Activation;
+use codes::Coded;
+use floats::{Paired, Singles};
+use panels::COLUMNS;
+use rows::{Form, Layout, Prepare};
+use tiles::{Task, padded_rows};
+
+pub(crate) use panels::Panels;
 
 const OP: &str = "matmul";
 
@@ -20,15 +33,17 @@ const OP: &str = "matmul";
 const CHUNK_ROWS: usize = 512;
 /// Rows that a task prepares.
 const PREPARED_ROWS: usize = 16;
-/// At most so many rows of the weight are a task's where they are packed: its results stay in the second-level cache.
-const TASK_COLUMNS: usize = 96;
+/// Up to so many rows the weight streams from memory while it is multiplied.
+const FEW_ROWS: usize = 16;
 /// Bytes of weight that a task reads where rows are few: long enough to stream, short enough to share out evenly.
-const DIRECT_BYTES: usize = 512 << 10;
+const FEW_ROWS_BYTES: usize = 512 << 10;
+/// Panels of a task where rows are many: its results stay in the second-level cache.
+const MANY_ROWS_PANELS: usize = 8;
 
 /// Room that lasts from call to call.
 pub(crate) struct Scratch {
     x: Pages,
-    /// Of each thread: packed columns, and behind them results.
+    /// Results of each thread.
     tasks: Vec<Pages>,
 }
 
@@ -97,47 +112,65 @@ fn multiply(
     weight: &Matrix,
     target: Target,
 ) -> Result<()> {
-    let can_pair = |block: &Block| isa.has_pairs() && x.dtype() == DType::BF16 && block.dtype == DType::BF16;
-    // A gate and what it lets through are one call.
-    let together = matches!(target, Target::Gated { .. });
-    let all_can = weight.blocks.iter().all(can_pair);
+    let k = weight.k();
+    let mut blocks = Vec::with_capacity(weight.blocks.len());
+    let mut layouts: Vec<Layout> = Vec::new();
+    for block in &weight.blocks {
+        let panels = block.panels.as_ref();
+        let panels = panels.ok_or_else(|| Error::operator(OP, "weight", "a matrix", "a table, for embeddings only"))?;
+        let layout = Layout { form: Form::of(isa, x.dtype(), panels), k };
+        let form = layouts.iter().position(|known| *known == layout).unwrap_or(layouts.len());
+        if form == layouts.len() {
+            layouts.push(layout);
+        }
+        blocks.push(Part { block, panels, form });
+    }
     let mut row = 0;
     while row < rows {
         let count = (rows - row).min(CHUNK_ROWS);
-        let bytes = Walk::prepared_bytes(count, weight.k());
-        scratch.x.reserve(bytes.ok_or_else(|| Error::operator(OP, "rows", "room for them", rows))?)?;
-        for paired in [false, true] {
-            let is_paired = |block: &Block| if together { all_can } else { can_pair(block) };
-            let blocks: Vec<&Block> = weight.blocks.iter().filter(|block| is_paired(block) == paired).collect();
-            if blocks.is_empty() {
-                continue;
-            }
-            let walk = Walk {
-                isa,
-                paired,
-                rows: count,
-                k: weight.k(),
-                x: x.as_ptr().wrapping_add(row * weight.k() * x.dtype().size()),
-                x_dtype: x.dtype(),
-                prepared: scratch.x.as_mut_ptr(),
-            };
-            let call = Call { walk, blocks: &blocks, target: target.skip_rows(row) };
-            call.run(pool, &mut scratch.tasks)?;
+        let bytes = |layout: &Layout| padded_rows(count).checked_mul(layout.stride());
+        let total = layouts.iter().try_fold(0usize, |total, layout| total.checked_add(bytes(layout)?));
+        scratch.x.reserve(total.ok_or_else(|| Error::operator(OP, "rows", "room for them", rows))?)?;
+        let mut at = scratch.x.as_mut_ptr();
+        let mut prepared = Vec::with_capacity(layouts.len());
+        for layout in &layouts {
+            prepared.push(Prepared { layout, at });
+            at = at.wrapping_add(bytes(layout).unwrap_or_default());
         }
+        let (x, x_dtype) = (x.as_ptr().wrapping_add(row * k * x.dtype().size()), x.dtype());
+        let call = Call { isa, rows: count, x, x_dtype, prepared, parts: &blocks, target: target.skip_rows(row) };
+        call.run(pool, &mut scratch.tasks)?;
         row += count;
     }
     Ok(())
 }
 
-/// One chunk of rows against the blocks of one kind of product. The target has room for their results.
+/// A block of the weight, and which form of `x` it is multiplied with.
+struct Part<'a> {
+    block: &'a Block,
+    panels: &'a Panels,
+    form: usize,
+}
+
+/// Rows of `x` in one form.
+struct Prepared<'a> {
+    layout: &'a Layout,
+    at: *mut u8,
+}
+
+/// One chunk of rows against all blocks. The target has room for their results.
 struct Call<'a> {
-    walk: Walk,
-    blocks: &'a [&'a Block],
+    isa: Isa,
+    rows: usize,
+    x: *const u8,
+    x_dtype: DType,
+    prepared: Vec<Prepared<'a>>,
+    parts: &'a [Part<'a>],
     target: Target,
 }
 
-// SAFETY: tasks read `x` and `prepared`, and each writes its own rows of `prepared` or its own columns of the target; `run`
-// keeps the two phases apart.
+// SAFETY: tasks read `x`, and each writes its own rows of `prepared` or its own columns of the target; `run` keeps the two
+// phases apart.
 unsafe impl Sync for Call<'_> {}
 
 /// What becomes of a call's results.
@@ -166,47 +199,78 @@ impl Target {
 
 impl Call<'_> {
     fn run(&self, pool: &Pool, rooms: &mut [Pages]) -> Result<()> {
-        let Walk { rows, k, .. } = self.walk;
-        let together = self.blocks.len() / self.shared().len();
-        let (most, unit) = if self.walk.is_direct() {
-            self.walk.prepare(0, rows);
-            ((DIRECT_BYTES / (k * 2 * together)).clamp(4, 1024), 4)
+        let rows = self.rows;
+        let together = self.parts.len() / self.shared().len();
+        let few = rows <= FEW_ROWS;
+        if few {
+            self.prepare(0, rows);
         } else {
             pool.run(rows.div_ceil(PREPARED_ROWS), &|_, task| {
                 let first = task * PREPARED_ROWS;
-                self.walk.prepare(first, PREPARED_ROWS.min(rows - first));
+                self.prepare(first, PREPARED_ROWS.min(rows - first));
             });
-            (TASK_COLUMNS, PACKED_COLUMNS)
-        };
-        let width = self.share(most, unit, pool.threads());
+        }
+        let panel_bytes = self.parts.iter().map(|part| part.panels.panel_bytes()).max().unwrap_or(1);
+        let most = if few { (FEW_ROWS_BYTES / panel_bytes / together).clamp(4, 64) } else { MANY_ROWS_PANELS };
+        let width = self.share(most, pool.threads());
         for room in rooms.iter_mut() {
-            room.reserve(PACKED_BYTES + together * padded_rows(rows) * width * size_of::<f32>())?;
+            room.reserve(together * padded_rows(rows) * width * COLUMNS * size_of::<f32>())?;
         }
         pool.run_with(rooms, self.tasks(width), &|room, task| {
-            let (block, first, count) = self.task(task, width);
-            let results = Results { at: room.as_mut_ptr().wrapping_add(PACKED_BYTES).cast(), width };
+            let (part, first) = self.task(task, width);
+            let results = Results { at: room.as_mut_ptr().cast(), width: width * COLUMNS };
+            let block = self.parts[part].block;
+            let count = (width * COLUMNS).min(block.rows - first * COLUMNS);
             for i in 0..together {
-                let block = self.blocks[block + i];
-                let sums = results.at(i * padded_rows(rows));
-                self.walk.multiply(Columns { block, first, count, sums, stride: width }, room.as_mut_ptr());
-                self.add_bias(block, first, count, Results { at: sums, width });
+                let part = &self.parts[part + i];
+                let results = Results { at: results.at(i * padded_rows(rows)), ..results };
+                self.multiply(part, first, count.div_ceil(COLUMNS), results);
+                self.add_bias(part.block, first * COLUMNS, count, results);
             }
-            self.write(self.blocks[block], first, count, results);
+            self.write(block, first * COLUMNS, count, results);
         });
         Ok(())
     }
 
-    /// The blocks whose rows are shared out: of a gate and what it gates, a task has the same rows.
-    fn shared(&self) -> &[&Block] {
+    fn prepare(&self, first: usize, count: usize) {
+        for &Prepared { layout, at } in &self.prepared {
+            self.isa.run(Prepare { layout, x: self.x, dtype: self.x_dtype, first, count, to: at });
+        }
+    }
+
+    fn multiply(&self, part: &Part<'_>, first: usize, count: usize, results: Results) {
+        let Part { panels, form, .. } = *part;
+        let Prepared { layout, at } = self.prepared[form];
+        let task = Task {
+            panels,
+            rows: self.rows,
+            x: at,
+            x_stride: layout.stride(),
+            first,
+            count,
+            sums: results.at,
+            stride: results.width,
+        };
+        match (&layout.form, &panels.scaling) {
+            (Form::Integers(integers), Some(scaling)) => {
+                self.isa.run_integers(Coded { task, scaling, layout, parts: integers.parts });
+            }
+            (Form::Bf16, _) => self.isa.run_pairs(Paired(task)),
+            _ => self.isa.run(Singles(task)),
+        }
+    }
+
+    /// The blocks whose panels are shared out: of gate and up, a task has the same rows.
+    fn shared(&self) -> &[Part<'_>] {
         match self.target {
-            Target::Products { .. } | Target::Added { .. } => self.blocks,
-            Target::Gated { .. } => &self.blocks[..1],
+            Target::Products { .. } | Target::Added { .. } => self.parts,
+            Target::Gated { .. } => &self.parts[..1],
         }
     }
 
     fn add_bias(&self, block: &Block, first: usize, count: usize, results: Results) {
         let Some(bias) = &block.bias else { return };
-        for row in 0..self.walk.rows {
+        for row in 0..self.rows {
             // SAFETY: the task's results have this row, and nothing else refers to them now.
             let row = unsafe { std::slice::from_raw_parts_mut(results.at(row), count) };
             row.iter_mut().zip(&bias[first..first + count]).for_each(|(sum, bias)| *sum += bias);
@@ -215,7 +279,7 @@ impl Call<'_> {
 
     /// Writes a task's results, columns `first..first + count` of a block, to the target.
     fn write(&self, block: &Block, first: usize, count: usize, results: Results) {
-        let Walk { isa, rows, .. } = self.walk;
+        let (isa, rows) = (self.isa, self.rows);
         for row in 0..rows {
             let from = results.at(row);
             match self.target {
@@ -236,27 +300,27 @@ impl Call<'_> {
         }
     }
 
-    /// Rows of the weight for a task: about `most`, in whole tiles, and so that the threads get as many tasks each.
-    fn share(&self, most: usize, tile: usize, threads: usize) -> usize {
-        let n: usize = self.shared().iter().map(|block| block.rows).sum();
-        let rounds = n.div_ceil(threads * most).max(1);
-        n.div_ceil(threads * rounds).next_multiple_of(tile).min(most.next_multiple_of(tile))
+    /// Panels of a task: about `most`, in pairs, and so that the threads get as many tasks each.
+    fn share(&self, most: usize, threads: usize) -> usize {
+        let panels: usize = self.shared().iter().map(|part| part.block.rows.div_ceil(COLUMNS)).sum();
+        let rounds = panels.div_ceil(threads * most).max(1);
+        panels.div_ceil(threads * rounds).next_multiple_of(4).min(most.next_multiple_of(4))
     }
 
     fn tasks(&self, width: usize) -> usize {
-        self.shared().iter().map(|block| block.rows.div_ceil(width)).sum()
+        self.shared().iter().map(|part| part.block.rows.div_ceil(width * COLUMNS)).sum()
     }
 
-    /// Block, first row in it and number of rows of a task.
-    fn task(&self, mut task: usize, width: usize) -> (usize, usize, usize) {
-        for (i, block) in self.shared().iter().enumerate() {
-            let tasks = block.rows.div_ceil(width);
+    /// A task's block and first panel in it.
+    fn task(&self, mut task: usize, width: usize) -> (usize, usize) {
+        for (i, part) in self.shared().iter().enumerate() {
+            let tasks = part.block.rows.div_ceil(width * COLUMNS);
             if task < tasks {
-                return (i, task * width, width.min(block.rows - task * width));
+                return (i, task * width);
             }
             task -= tasks;
         }
-        (0, 0, 0)
+        (0, 0)
     }
 }
 

@@ -24,7 +24,6 @@ mod pool;
 mod probe;
 mod simd;
 mod tile;
-mod walk;
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -39,7 +38,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{
     Activation, Attention, Batch, CacheShape, KernelLimits, LinearPart, Ops, Rates, RotaryKvWrite, Sampled, StepShape,
-    WeightView,
+    Weight, WeightView,
 };
 use pool::Pool;
 
@@ -139,11 +138,15 @@ impl Ops for Cpu {
     }
 
     fn matrix(&self, parts: Vec<LinearPart>) -> Result<Matrix> {
-        Matrix::new(parts)
+        Matrix::new(&self.pool, parts)
+    }
+
+    fn table(&self, weight: Weight) -> Result<Matrix> {
+        Matrix::table(&self.pool, weight)
     }
 
     fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<GatedMatrix> {
-        GatedMatrix::new(parts)
+        GatedMatrix::new(&self.pool, parts)
     }
 
     fn vector(&self, weight: WeightView) -> Result<Vector> {

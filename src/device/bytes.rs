@@ -1,4 +1,4 @@
-//! Read-only bytes with shared ownership: a piece of a mapped file, or of the program itself.
+//! Read-only bytes with shared ownership: a part of a mapped file, or of the program itself.
 
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-/// A cheap-to-clone view of read-only bytes. Clones and slices share one mapping; no alignment is promised.
+/// A cheap-to-clone view of read-only bytes. Clones and slices share one mapping; there is no alignment guarantee.
 #[derive(Clone)]
 pub struct Bytes {
     owner: Owner,
@@ -22,7 +22,7 @@ enum Owner {
 }
 
 impl Bytes {
-    /// Maps a whole file for reading. The pages are the page cache's: nothing is copied.
+    /// Maps a whole file for reading. The pages belong to the page cache; nothing is copied.
     ///
     /// # Errors
     /// The file cannot be opened or mapped.
@@ -45,7 +45,7 @@ impl Bytes {
         Self { owner: Owner::Static(bytes), range: 0..bytes.len() }
     }
 
-    /// A part of these bytes; `None` where the range leaves them.
+    /// A part of these bytes; `None` if the range exceeds them.
     pub fn slice(&self, range: Range<usize>) -> Option<Self> {
         let start = self.range.start.checked_add(range.start)?;
         let end = self.range.start.checked_add(range.end)?;

@@ -1,4 +1,4 @@
-//! What a stream asks of the machinery below it: the CUDA driver, or the simulator.
+//! The backend of a stream: the CUDA driver, or the simulator.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use super::tensor::{TensorMap, TmaBoxes};
 use super::variant::Variant;
 use crate::error::Result;
 
-/// What a device is.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// `cuda:0` or `sim`: as a device is asked for.
+    /// `cuda:0` or `sim`, as in `--device`.
     pub device: String,
-    /// The product's name; for the simulator what it stands in for.
+    /// The product's name, or for the simulator the simulated architecture.
     pub name: String,
     /// Compute capability: 90 is sm_90.
     pub arch: u32,
@@ -22,34 +22,33 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
 }
 
-/// A kernel to run.
+/// A kernel launch.
 pub struct Launch<'a> {
     pub variant: &'static Variant,
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
-    /// Neighbours along x that run together and reach each other's shared memory, a divisor of the grid; 1 where no blocks
-    /// do. Clusters come with Hopper.
+    /// Blocks of a cluster, neighbours along x that run together and access each other's shared memory: a divisor of
+    /// the grid; 1 without clusters. Needs Hopper.
     pub cluster: u32,
     /// The kernel's argument struct.
     pub args: &'a [u8],
-    /// The problem, for errors.
+    /// The problem, for error messages.
     pub shape: &'a dyn fmt::Display,
 }
 
-/// A device with one queue of work. Methods that say *enqueue* may return before the work is done; work is done in the
-/// order in which it was enqueued.
+/// A device with one queue of work. Methods that *enqueue* may return before the work is done; work is done in order.
 pub(super) trait Driver: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
-    /// Whether the device is of no use to this process once a kernel has faulted.
+    /// Whether a kernel fault makes the device unusable for the rest of the process.
     fn fails_for_good(&self) -> bool;
 
-    /// Bytes of memory that are free.
+    /// Bytes of free memory.
     fn free_bytes(&self) -> Result<u64>;
 
     fn allocate(&self, bytes: usize) -> Result<u64>;
 
-    /// Gives memory back once the work enqueued so far is done.
+    /// Frees memory once the work enqueued so far is done.
     fn release(&self, address: u64, bytes: usize);
 
     /// Enqueues zeros.
@@ -65,26 +64,27 @@ pub(super) trait Driver: Send + Sync {
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8>;
 
     /// # Safety
-    /// `memory` comes from [`allocate_host`](Self::allocate_host) of this driver with `bytes`, and nobody uses it.
+    /// `memory` comes from [`allocate_host`](Self::allocate_host) of this driver with `bytes`, and nothing uses it any
+    /// more.
     unsafe fn release_host(&self, memory: *mut u8, bytes: usize);
 
     /// Enqueues a copy to page-locked memory of the host.
     ///
     /// # Safety
-    /// `to` has room for `bytes` and is not read before the copy is done, nor given back.
+    /// `to` has room for `bytes`, and is neither read nor freed before the copy is done.
     unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()>;
 
-    /// What a kernel is told of a tensor that it copies in boxes. Only Hopper copies so.
+    /// The tensor map for a TMA copy of these boxes. Needs Hopper.
     fn tensor_map(&self, boxes: &TmaBoxes<'_>) -> Result<TensorMap>;
 
     /// Enqueues a kernel.
     ///
     /// # Safety
-    /// The arguments' addresses are those of memory of this device that is as large as the kernel's contract for the
-    /// argument struct says.
+    /// The addresses in the arguments are memory of this device, as large as the contract of the kernel's argument
+    /// struct requires.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()>;
 
-    /// What libraries enqueue their work on, of a GPU.
+    /// The CUDA stream on which libraries enqueue their work; `None` on the simulator.
     #[cfg(feature = "cuda")]
     fn cuda_stream(&self) -> Option<&std::sync::Arc<cudarc::driver::CudaStream>> {
         None
@@ -93,30 +93,30 @@ pub(super) trait Driver: Send + Sync {
     /// Waits until everything enqueued so far is done.
     fn wait(&self) -> Result<()>;
 
-    /// Enqueues a mark of the time.
+    /// Enqueues a time mark.
     fn mark(&self) -> Result<Box<dyn Mark>>;
 
-    /// From here on, what is enqueued is recorded and not done.
+    /// From here on enqueued work is recorded instead of run.
     fn begin_capture(&self) -> Result<()>;
 
-    /// What was recorded; ends the recording in any case.
+    /// The recorded work. Ends the recording even if it fails.
     fn end_capture(&self) -> Result<Box<dyn Recording>>;
 
-    /// What the simulator counted since the last call.
+    /// Statistics of the simulator's launches since the last call.
     #[cfg(feature = "sim")]
     fn take_launch_stats(&self) -> Vec<(&'static str, super::sim::LaunchStats)> {
         Vec::new()
     }
 }
 
-/// A point in the queue of work, and in time.
+/// A time mark in the queue of work.
 pub(super) trait Mark: std::any::Any {
-    /// The time from this mark to a later one of the same driver; both have been passed.
+    /// The time from this mark to a later one of the same driver. Both must have been reached.
     fn until(&self, end: &dyn Mark) -> Result<Duration>;
 }
 
 /// Recorded work.
 pub(super) trait Recording: Send {
-    /// Enqueues it once more, on the stream that recorded it.
+    /// Enqueues it again, on the stream that recorded it.
     fn replay(&self) -> Result<()>;
 }

@@ -1,6 +1,6 @@
-//! Data sheets of GPUs; one of each architecture is its default.
+//! Data sheets of GPUs. The first of each architecture is its default.
 
-/// A GPU as its data sheet has it.
+/// A GPU's data sheet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuSpec {
     /// Part of the product's name, in lower case.
@@ -11,22 +11,22 @@ pub struct GpuSpec {
     pub sms: u32,
     /// Boost clock.
     pub gigahertz: f64,
-    /// Multiply-adds of f16 or bf16 into f32 sums on the tensor cores of a multiprocessor, a cycle: the dense f16 TFLOP/s
-    /// with f32 sums, divided by clock and SMs.
+    /// Multiply-adds of f16 or bf16 with f32 accumulation on an SM's tensor cores, per cycle: the dense TFLOP/s of the
+    /// data sheet, divided by clock and SMs.
     pub tensor_rate: f64,
     pub memory_gib: u32,
     /// Memory bandwidth, 10⁹ bytes a second.
     pub memory_gb_s: f64,
-    /// Bandwidth of the L2 cache, 10⁹ bytes a second: what published microbenchmarks read, rounded.
+    /// Bandwidth of the L2 cache, 10⁹ bytes a second, rounded from published microbenchmarks.
     pub cache_gb_s: f64,
-    /// Shared memory of a multiprocessor.
+    /// Shared memory of an SM.
     pub shared_kib: u32,
-    /// Threads that a multiprocessor holds.
+    /// Resident threads of an SM.
     pub threads: u32,
 }
 
 impl GpuSpec {
-    /// The first one of an architecture stands for it.
+    /// The first of each architecture is its default.
     pub const ALL: [Self; 7] = [
         card("v100", 70, 80, 1.53, 512.0, 16, 900.0, 2100.0, 96, 2048),
         card("t4", 75, 40, 1.59, 512.0, 16, 320.0, 1200.0, 64, 1024),
@@ -42,13 +42,13 @@ impl GpuSpec {
         Self::ALL.iter().find(|card| card.name == name)
     }
 
-    /// What stands for an architecture: a card of the newest one that is not newer.
+    /// The default of an architecture, or of the newest older one in the table.
     pub fn of_arch(arch: u32) -> &'static Self {
         let newest = Self::ALL.iter().map(|card| card.arch).filter(|&known| known <= arch).max();
         Self::ALL.iter().find(|card| Some(card.arch) == newest).unwrap_or(&Self::ALL[0])
     }
 
-    /// The card of a product such as `NVIDIA H200`, or what stands for its architecture.
+    /// The GPU of a product name such as `NVIDIA H200`, or the default of its architecture.
     pub fn of_product(product: &str, arch: u32) -> &'static Self {
         let product = product.to_lowercase();
         let named = |card: &&Self| card.arch == arch && product.contains(card.name);
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_reaches_its_data_sheet() {
+    fn tensor_rates_match_the_data_sheets() {
         let sheets = [125.0, 65.0, 312.0, 71.0, 165.0, 989.0, 989.0];
         for (card, teraflops) in GpuSpec::ALL.iter().zip(sheets) {
             let found = 2.0 * card.tensor_rate * card.gigahertz * f64::from(card.sms) / 1e3;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_its_card_or_its_architectures() {
+    fn products_are_found_by_name_or_architecture() {
         assert_eq!(GpuSpec::of_product("NVIDIA H200", 90).name, "h200");
         assert_eq!(GpuSpec::of_product("NVIDIA H20", 90).name, "h100");
         assert_eq!(GpuSpec::of_product("Tesla T4", 75).name, "t4");

@@ -1,4 +1,4 @@
-//! Owned memory, on the device and beside it.
+//! Owned memory on the device, and its page-locked counterpart on the host.
 
 use bytemuck::Pod;
 
@@ -7,26 +7,37 @@ use super::stream::Stream;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
-/// Elements in a device's memory; zeros at first.
+/// Elements in device memory, initially zero.
 pub struct Memory {
     stream: Stream,
     address: u64,
     dtype: DType,
     len: usize,
-    /// Allocations of the stream before this one.
+    /// The number of allocations of the stream before this one.
     number: u64,
 }
 
-impl Memory {
-    pub(super) fn new(stream: Stream, address: u64, dtype: DType, len: usize, number: u64) -> Self {
-        Self { stream, address, dtype, len, number }
+impl Stream {
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// The device has no room, or a graph is being captured.
+    pub fn alloc(&self, dtype: DType, len: usize) -> Result<Memory> {
+        let bytes = len.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
+        let bytes = bytes.ok_or_else(|| Error::operator("alloc", "len", "a size that fits memory", len))?;
+        let (address, number) = self.allocate(bytes)?;
+        let mut memory = Memory { stream: self.clone(), address, dtype, len, number };
+        memory.clear()?;
+        Ok(memory)
     }
+}
 
+impl Memory {
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -45,11 +56,11 @@ impl Memory {
         SliceMut::new(self.address, self.dtype, self.len)
     }
 
-    /// Enqueues a copy of `values` to element `start` and on. The dtype of the values is the caller's affair, their size
-    /// is not.
+    /// Enqueues a copy of `values` to elements from `start` on. Their size must match whole elements; their type is not
+    /// checked.
     ///
     /// # Errors
-    /// The values are no whole number of elements, or more than there is room for; the device failed.
+    /// `values` are not whole elements, or exceed the memory; the device failed.
     pub fn write_at<T: Pod>(&mut self, start: usize, values: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let size = self.dtype.size();
@@ -61,7 +72,7 @@ impl Memory {
         self.stream.upload(self.address + (start * size) as u64, bytes)
     }
 
-    /// [`write_at`](Self::write_at) from the first element on.
+    /// [`write_at`](Self::write_at) the first element.
     ///
     /// # Errors
     /// As there.
@@ -69,10 +80,10 @@ impl Memory {
         self.write_at(0, values)
     }
 
-    /// Waits for the work enqueued so far, then reads elements from `start` on, as many as fill `to`.
+    /// Waits for the work enqueued so far, then fills `to` with elements from `start` on.
     ///
     /// # Errors
-    /// More than there are, or no whole number of them; the device failed.
+    /// `to` exceeds the memory, or does not hold whole elements; the device failed.
     pub fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
         let size = self.dtype.size();
         let room = self.len.saturating_sub(start) * size;
@@ -91,10 +102,10 @@ impl Memory {
         self.stream.driver().clear(self.address, self.len * self.dtype.size())
     }
 
-    /// Waits for the work enqueued so far, then reads all of it.
+    /// Waits for the work enqueued so far, then reads all elements.
     ///
     /// # Errors
-    /// The memory is no whole number of `T`; the device failed.
+    /// The size is not a multiple of `T`'s; the device failed.
     pub fn read<T: Pod>(&self) -> Result<Vec<T>> {
         let bytes = self.len * self.dtype.size();
         if !bytes.is_multiple_of(size_of::<T>()) {
@@ -113,26 +124,26 @@ impl Drop for Memory {
     }
 }
 
-/// Results on the device with a twin in page-locked memory of the host: the copy can be part of a captured graph.
+/// Results on the device, with a page-locked copy on the host: the transfer can be part of a captured graph.
 pub struct Readback<T: Pod> {
     memory: Memory,
     host: *mut T,
     len: usize,
 }
 
-// SAFETY: the pointer is to memory that this value alone owns.
+// SAFETY: this value alone owns the memory behind the pointer.
 unsafe impl<T: Pod + Send> Send for Readback<T> {}
 
 impl<T: Pod> Readback<T> {
     /// # Errors
-    /// The device or the host has no room.
+    /// The device or the host is out of memory.
     pub fn new(stream: &Stream, len: usize) -> Result<Self> {
         let memory = stream.alloc(DType::U8, len * size_of::<T>())?;
         let host = stream.driver().allocate_host(len * size_of::<T>())?.cast::<T>();
         Ok(Self { memory, host, len })
     }
 
-    /// The device's side, as bytes.
+    /// The device's memory, as bytes.
     pub fn device(&mut self) -> SliceMut<'_> {
         self.memory.slice_mut()
     }
@@ -140,26 +151,26 @@ impl<T: Pod> Readback<T> {
     /// Enqueues the copy of the first `len` results to the host.
     ///
     /// # Errors
-    /// More than there are; the device failed.
+    /// `len` exceeds the results; the device failed.
     pub fn enqueue(&mut self, len: usize) -> Result<()> {
         if len > self.len {
             return Err(Error::operator("readback", "len", format!("at most {}", self.len), len));
         }
-        // SAFETY: the host's side is as large as the device's, `wait` reads it only when the stream is done, and drop
+        // SAFETY: the host's memory is as large as the device's, `wait` reads it only when the stream is done, and drop
         // waits too.
         unsafe { self.memory.stream.copy_to_host(self.memory.address, self.host.cast(), len * size_of::<T>()) }
     }
 
-    /// Waits for the work enqueued so far; the first `len` results.
+    /// Waits for the work enqueued so far and returns the first `len` results.
     ///
     /// # Errors
-    /// More than there are; the device failed.
+    /// `len` exceeds the results; the device failed.
     pub fn wait(&mut self, len: usize) -> Result<&[T]> {
         if len > self.len {
             return Err(Error::operator("readback", "len", format!("at most {}", self.len), len));
         }
         self.memory.stream.wait_for_results()?;
-        // SAFETY: page-locked memory of `self.len` elements of plain data, zeroed at first; all copies to it are done,
+        // SAFETY: page-locked memory of `self.len` elements of plain data, initially zeroed; all copies to it are done,
         // and a new one needs `&mut self`.
         Ok(unsafe { std::slice::from_raw_parts(self.host, len) })
     }
@@ -167,9 +178,9 @@ impl<T: Pod> Readback<T> {
 
 impl<T: Pod> Drop for Readback<T> {
     fn drop(&mut self) {
-        // A copy may be under way. Where the device has failed nothing is.
+        // A copy may still be running; after a device failure none is.
         let _ = self.memory.stream.driver().wait();
-        // SAFETY: it came from `allocate_host` with this size, and nobody else has it.
+        // SAFETY: it came from `allocate_host` with this size, and nothing else uses it.
         unsafe { self.memory.stream.driver().release_host(self.host.cast(), self.len * size_of::<T>()) };
     }
 }

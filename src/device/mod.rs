@@ -1,4 +1,4 @@
-//! Memory that is not the Rust allocator's, and the devices it belongs to: a GPU by the CUDA driver, or the simulator.
+//! Memory outside the Rust allocator, and its devices: a GPU driven by CUDA, or the simulator.
 //!
 //! A [`Stream`] is a device with one queue of work: it allocates [`Memory`], runs the launches of
 //! [`kernels`](crate::kernels), and captures a [`Graph`] of them.

@@ -1,4 +1,4 @@
-//! The simulator as a device: work is done as it is enqueued, or recorded.
+//! The simulator as a device: work runs when it is enqueued, or is recorded.
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,18 +12,18 @@ use super::tensor::{TensorMap, TmaBoxes};
 use super::variant::{ARCHS, Variant};
 use crate::error::{Error, Result};
 
-/// How a simulated GPU is set up.
+/// Options of a simulated GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct SimOptions {
-    /// The architecture whose variants it runs: one of [`ARCHS`].
+    /// The simulated architecture: one of [`ARCHS`].
     pub arch: u32,
-    /// Multiprocessors: what is chosen by their number is to be what a GPU with as many chooses. The simulator runs one
-    /// block, or cluster, at a time. `None`: those of a card of the architecture.
+    /// SMs, so that plans are those of a GPU with as many; the simulator runs one block, or cluster, at a time. `None`:
+    /// those of the architecture's default GPU.
     pub sms: Option<u32>,
-    /// Decides every order that CUDA leaves open.
+    /// Decides every order that CUDA leaves undefined.
     pub seed: u64,
     pub memory_bytes: u64,
-    /// Keep what every launch costs, for [`Stream::take_launch_stats`].
+    /// Count the memory accesses of launches, for [`Stream::take_launch_stats`].
     pub count: bool,
 }
 
@@ -51,11 +51,11 @@ impl Stream {
             sms: options.sms.unwrap_or(GpuSpec::of_arch(options.arch).sms),
             memory_bytes: options.memory_bytes,
         };
-        let machine = CostModel { simulator, count: options.count, stats: Mutex::default() };
+        let machine = Machine { simulator, count: options.count, stats: Mutex::default() };
         Ok(Self::new(Box::new(Sim { info, machine: Arc::new(machine), recording: Mutex::default() })))
     }
 
-    /// What each launch since the last call did, by variant, where [`SimOptions::count`] asked for it.
+    /// Statistics of each launch since the last call, by variant, if [`SimOptions::count`] is set.
     pub fn take_launch_stats(&self) -> Vec<(&'static str, LaunchStats)> {
         self.driver().take_launch_stats()
     }
@@ -63,30 +63,30 @@ impl Stream {
 
 struct Sim {
     info: DeviceInfo,
-    machine: Arc<CostModel>,
-    /// What was enqueued since a capture began; `None` outside of one.
+    machine: Arc<Machine>,
+    /// The work enqueued since a capture began; `None` outside a capture.
     recording: Mutex<Option<Vec<Work>>>,
 }
 
-/// What does the work: shared with recordings.
-struct CostModel {
+/// Runs the work; shared with recordings.
+struct Machine {
     simulator: Simulator,
     count: bool,
     stats: Mutex<Vec<(&'static str, LaunchStats)>>,
 }
 
-/// One piece of work.
+/// One enqueued operation.
 enum Work {
     Launch { variant: &'static Variant, grid: [u32; 3], cluster: u32, args: Vec<u8>, shape: String },
     CopyToHost { address: u64, to: HostAddress, bytes: usize },
     Clear { address: u64, bytes: usize },
 }
 
-/// Memory of the host that a recorded copy writes to.
+/// Host memory that a recorded copy writes to.
 #[derive(Clone, Copy)]
 struct HostAddress(*mut u8);
 
-// SAFETY: an address; who recorded the copy promised that the memory is there at every replay and that nobody reads it
+// SAFETY: an address. The recording's contract is that the memory exists at every replay, and that nothing reads it
 // meanwhile.
 unsafe impl Send for HostAddress {}
 
@@ -94,11 +94,11 @@ fn failed(reason: impl ToString) -> Error {
     Error::Device { device: "sim".to_owned(), reason: reason.to_string() }
 }
 
-impl CostModel {
+impl Machine {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch { variant, grid, cluster, args, shape } => {
-                // SAFETY: who enqueued the launch promised that these are the variant's arguments.
+                // SAFETY: the enqueuer guarantees that these are the variant's arguments.
                 let stats = unsafe { self.simulator.launch(variant, *grid, *cluster, args) }
                     .map_err(|fault| failed(format_args!("{fault} ({shape})")))?;
                 if self.count {
@@ -106,7 +106,7 @@ impl CostModel {
                 }
             }
             Work::CopyToHost { address, to, bytes } => {
-                // SAFETY: who enqueued the copy promised that there is room, and that nobody reads it meanwhile.
+                // SAFETY: the enqueuer guarantees that there is room, and that nothing reads it meanwhile.
                 let to = unsafe { std::slice::from_raw_parts_mut(to.0, *bytes) };
                 self.simulator.read(*address, to).map_err(failed)?;
             }
@@ -149,7 +149,7 @@ impl Driver for Sim {
     }
 
     fn release(&self, address: u64, _bytes: usize) {
-        // Every address that comes here was allocated once and is given back once.
+        // Every address here was allocated, and is freed once.
         let _ = self.machine.simulator.free(address);
     }
 
@@ -166,14 +166,14 @@ impl Driver for Sim {
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8> {
-        // Words: the memory is read as numbers of up to 8 bytes.
+        // Allocated as u64, because the memory is read as numbers of up to 8 bytes.
         let words = vec![0u64; bytes.div_ceil(8)].into_boxed_slice();
         Ok(Box::into_raw(words).cast())
     }
 
     unsafe fn release_host(&self, memory: *mut u8, bytes: usize) {
         let words = std::ptr::slice_from_raw_parts_mut(memory.cast::<u64>(), bytes.div_ceil(8));
-        // SAFETY: the box that `allocate_host` made of as many bytes.
+        // SAFETY: `allocate_host` made this box, with as many bytes.
         drop(unsafe { Box::from_raw(words) });
     }
 
@@ -220,7 +220,7 @@ impl Driver for Sim {
     }
 }
 
-/// Work is done as it is enqueued.
+/// Work runs when it is enqueued, so the host's clock times it.
 impl Mark for Instant {
     fn until(&self, end: &dyn Mark) -> Result<Duration> {
         let end: &dyn Any = end;
@@ -231,7 +231,7 @@ impl Mark for Instant {
 }
 
 struct Recorded {
-    machine: Arc<CostModel>,
+    machine: Arc<Machine>,
     work: Vec<Work>,
 }
 

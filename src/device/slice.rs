@@ -1,11 +1,11 @@
-//! Typed views of device memory: what kernels are given.
+//! Typed views of device memory, the operands of kernels.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::dtype::DType;
 
-/// Elements on a device, to read.
+/// Elements on a device, read-only.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice<'a> {
     address: u64,
@@ -14,7 +14,7 @@ pub struct Slice<'a> {
     memory: PhantomData<&'a [u8]>,
 }
 
-/// Elements on a device, to write.
+/// Elements on a device, writable.
 #[derive(Debug)]
 pub struct SliceMut<'a> {
     slice: Slice<'a>,
@@ -29,13 +29,12 @@ impl<'a> Slice<'a> {
     /// A slice of memory that the caller owns.
     ///
     /// # Safety
-    /// `len` elements at `address` can be read by the device that a kernel with this slice is launched on, and stay so
-    /// for `'a` and until the launch has run.
+    /// The device of the launch can read `len` elements at `address`, for all of `'a` and until the launch has run.
     pub unsafe fn from_raw(address: u64, dtype: DType, len: usize) -> Self {
         Self::new(address, dtype, len)
     }
 
-    /// Where it begins in the device's memory.
+    /// The address of the first element in the device's memory.
     pub fn address(&self) -> u64 {
         self.address
     }
@@ -44,7 +43,7 @@ impl<'a> Slice<'a> {
         self.dtype
     }
 
-    /// Elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -53,12 +52,12 @@ impl<'a> Slice<'a> {
         self.len == 0
     }
 
-    /// The same bytes as elements of another dtype; a rest that is no whole element is left out.
+    /// The same bytes as elements of another dtype; an incomplete last element is dropped.
     pub fn cast(&self, dtype: DType) -> Slice<'a> {
         Self::new(self.address, dtype, self.len * self.dtype.size() / dtype.size())
     }
 
-    /// A part of it; `None` where the range leaves it.
+    /// A part of it; `None` if the range exceeds it.
     pub fn range(&self, range: Range<usize>) -> Option<Slice<'a>> {
         let inside = range.start <= range.end && range.end <= self.len;
         let address = self.address + (range.start * self.dtype.size()) as u64;
@@ -74,12 +73,12 @@ impl<'a> SliceMut<'a> {
     /// A slice of memory that the caller owns.
     ///
     /// # Safety
-    /// As [`Slice::from_raw`], to write as well, and nobody else uses it meanwhile.
+    /// As [`Slice::from_raw`], but the memory is written as well, and nothing else uses it meanwhile.
     pub unsafe fn from_raw(address: u64, dtype: DType, len: usize) -> Self {
         Self::new(address, dtype, len)
     }
 
-    /// Where it begins in the device's memory.
+    /// The address of the first element in the device's memory.
     pub fn address(&self) -> u64 {
         self.slice.address
     }
@@ -88,7 +87,7 @@ impl<'a> SliceMut<'a> {
         self.slice.dtype
     }
 
-    /// Elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.slice.len
     }
@@ -101,30 +100,30 @@ impl<'a> SliceMut<'a> {
         self.slice
     }
 
-    /// The same bytes as elements of another dtype; a rest that is no whole element is left out.
+    /// The same bytes as elements of another dtype; an incomplete last element is dropped.
     pub fn cast(self, dtype: DType) -> SliceMut<'a> {
         let slice = self.slice.cast(dtype);
         Self::new(slice.address, slice.dtype, slice.len)
     }
 
-    /// From here on only to read.
+    /// The same elements, read-only.
     pub fn into_slice(self) -> Slice<'a> {
         self.slice
     }
 
-    /// The same memory, lent on.
+    /// The same memory, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_> {
         SliceMut::new(self.slice.address, self.slice.dtype, self.slice.len)
     }
 
-    /// The elements before `mid`, and those from there on; `None` where it leaves them.
+    /// The elements before `mid` and from `mid` on; `None` if it exceeds them.
     pub fn split_at(self, mid: usize) -> Option<(SliceMut<'a>, SliceMut<'a>)> {
         let (before, after) = (self.slice.range(0..mid)?, self.slice.range(mid..self.slice.len)?);
         let owned = |part: Slice<'a>| Self::new(part.address, part.dtype, part.len);
         Some((owned(before), owned(after)))
     }
 
-    /// A part of it; `None` where the range leaves it.
+    /// A part of it; `None` if the range exceeds it.
     pub fn range(self, range: Range<usize>) -> Option<SliceMut<'a>> {
         let part = self.slice.range(range)?;
         Some(Self::new(part.address, part.dtype, part.len))

@@ -5,34 +5,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::driver::{DeviceInfo, Driver, Launch, Recording};
-use super::memory::Memory;
 use super::tensor::{TensorMap, TmaBoxes};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 
-/// A device with one queue of work. Clones are the same queue.
+/// A device with one queue of work. Clones share the queue.
 #[derive(Clone)]
 pub struct Stream(Arc<Inner>);
 
 struct Inner {
     driver: Box<dyn Driver>,
     counts: Counts,
-    /// A graph is being recorded.
+    /// Whether a graph is being captured.
     capturing: AtomicBool,
-    /// Graphs that may be replayed.
+    /// The number of live graphs.
     graphs: AtomicUsize,
-    /// Memory that was dropped while there were graphs that may use it: given back with the last of them.
+    /// Memory dropped while live graphs may use it: freed with the last of them.
     deferred: Mutex<Vec<(u64, usize)>>,
-    /// Allocations before the end of the last capture: what came later is in no graph.
+    /// Allocations before the end of the last capture; later ones are in no graph.
     captured: AtomicU64,
 }
 
-/// What a stream was asked to do, since it was made; what is recorded by a capture is counted as it is asked for, and
-/// not again with its replays.
+/// Counts of a stream's operations since its creation. Captured work is counted at the capture, not at each replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Kernels launched one by one.
+    /// Kernels launched individually.
     pub launches: u64,
     /// Graphs replayed.
     pub replays: u64,
@@ -40,11 +37,11 @@ pub struct Counters {
     pub uploads: u64,
     /// Copies from the device to the host.
     pub downloads: u64,
-    /// Pieces of device memory allocated.
+    /// Allocations of device memory.
     pub allocations: u64,
-    /// Times the host waited for the device in the middle of its work.
+    /// Times the host waited for the device within a step.
     pub syncs: u64,
-    /// Times the host waited for results at the end of a step.
+    /// Times the host waited for the results of a step.
     pub waits: u64,
 }
 
@@ -79,7 +76,7 @@ impl Stream {
         &*self.0.driver
     }
 
-    /// What the device is.
+    /// The device's properties.
     pub fn info(&self) -> &DeviceInfo {
         self.driver().info()
     }
@@ -89,7 +86,7 @@ impl Stream {
         self.info().arch
     }
 
-    /// Bytes of the device's memory that are free.
+    /// Bytes of free device memory.
     ///
     /// # Errors
     /// The device failed.
@@ -97,12 +94,12 @@ impl Stream {
         self.driver().free_bytes()
     }
 
-    /// Whether the device is of no use to this process once a kernel has faulted.
+    /// Whether a kernel fault makes the device unusable for the rest of the process.
     pub(crate) fn fails_for_good(&self) -> bool {
         self.driver().fails_for_good()
     }
 
-    /// What was asked of it so far.
+    /// Counts of operations so far.
     pub fn counters(&self) -> Counters {
         let counts = &self.0.counts;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -117,22 +114,14 @@ impl Stream {
         }
     }
 
-    /// `len` zeros.
-    ///
-    /// # Errors
-    /// The device has no room, or a graph is being captured.
-    pub fn alloc(&self, dtype: DType, len: usize) -> Result<Memory> {
+    /// Bytes that hold anything: their address, and how many allocations came before.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<(u64, u64)> {
         self.not_capturing("an allocation")?;
-        let bytes = len.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
-        let bytes = bytes.ok_or_else(|| Error::operator("alloc", "len", "a size that fits memory", len))?;
         let number = self.0.counts.allocations.fetch_add(1, Ordering::Relaxed);
-        let address = self.driver().allocate(bytes)?;
-        let memory = Memory::new(self.clone(), address, dtype, len, number);
-        self.driver().clear(address, bytes)?;
-        Ok(memory)
+        Ok((self.driver().allocate(bytes)?, number))
     }
 
-    /// `number` counts the allocations before this one.
+    /// `number`: allocations before this one.
     pub(super) fn release(&self, address: u64, bytes: usize, number: u64) {
         let mut deferred = self.0.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         let replayed = self.0.graphs.load(Ordering::Acquire) > 0 && number < self.0.captured.load(Ordering::Acquire);
@@ -144,7 +133,7 @@ impl Stream {
     }
 
     pub(super) fn upload(&self, address: u64, data: &[u8]) -> Result<()> {
-        // What a graph uploads would be the bytes of its capture for ever.
+        // Each replay would upload the bytes of the capture again.
         self.not_capturing("an upload")?;
         count(&self.0.counts.uploads);
         self.driver().upload(address, data)
@@ -161,7 +150,7 @@ impl Stream {
     /// As [`Driver::copy_to_host`].
     pub(super) unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
         count(&self.0.counts.downloads);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.driver().copy_to_host(address, to, bytes) }
     }
 
@@ -171,7 +160,7 @@ impl Stream {
         self.driver().wait()
     }
 
-    /// A tensor map (`CUtensorMap`) for a kernel that copies a tensor in boxes by TMA. Hopper and the simulator have them.
+    /// A tensor map (`CUtensorMap`) for a kernel that copies boxes of a tensor by TMA: on Hopper and the simulator.
     ///
     /// # Errors
     /// The device cannot copy such boxes.
@@ -189,7 +178,8 @@ impl Stream {
         self.driver().wait()
     }
 
-    /// How long the device takes for what `work` enqueues: by events on a GPU, by the host's clock on the simulator.
+    /// The time that the device takes for the work that `work` enqueues: by events on a GPU, by the host's clock on the
+    /// simulator.
     ///
     /// # Errors
     /// `work` or the device failed, or a graph is being captured.
@@ -203,31 +193,32 @@ impl Stream {
         start.until(&*end)
     }
 
-    /// Enqueues a kernel, one of your own too. Wrappers in [`crate::kernels`] check shapes and call this.
+    /// Enqueues a kernel, which may be your own. The wrappers in [`crate::kernels`] check shapes and call this.
     ///
     /// # Safety
-    /// `args` are the bytes of a whole argument struct of the variant, and the addresses in them are those of memory of this
-    /// device that is as large as the kernel's contract says.
+    /// `args` are the bytes of a whole argument struct of the variant, and the addresses in them are memory of this
+    /// device, as large as the kernel's contract requires.
     ///
     /// # Errors
-    /// The variant was not built for this device; the device failed. Names kernel, variant and shapes.
+    /// The variant was not built for this device; the device failed. The error names kernel, variant and shapes.
     pub unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         count(&self.0.counts.launches);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.driver().launch(launch) }
     }
 
-    /// Counts a launch that a library makes.
+    /// Counts a launch made by a library.
     #[cfg(feature = "cuda")]
     pub(super) fn count_launch(&self) {
         count(&self.0.counts.launches);
     }
 
-    /// Records what `work` enqueues instead of doing it. Memory that it uses lives as long as the graph, even if it is
+    /// Records what `work` enqueues instead of running it. Memory that it uses lives as long as the graph, even if
     /// dropped before.
     ///
     /// # Errors
-    /// `work` failed, or did what a graph cannot: allocate, upload, wait for the device; a capture is under way.
+    /// `work` failed, or did what a graph cannot contain (allocate, upload, wait for the device); another capture is
+    /// running.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         if self.0.capturing.swap(true, Ordering::AcqRel) {
             return Err(self.error("a graph is being captured already"));
@@ -235,7 +226,7 @@ impl Stream {
         let before = self.counters();
         let recording = self.driver().begin_capture().and_then(|()| {
             let done = work();
-            // A failed capture is ended as well: the stream goes on without it.
+            // A failed capture is ended too, so that the stream stays usable.
             let recording = self.driver().end_capture();
             done.and(recording)
         });
@@ -250,7 +241,7 @@ impl Stream {
         graph
     }
 
-    /// Gives back what was dropped while there were graphs, once there are none.
+    /// Frees the memory dropped while there were graphs, once there are none.
     fn release_deferred(&self) {
         let mut deferred = self.0.deferred.lock().unwrap_or_else(PoisonError::into_inner);
         if self.0.graphs.load(Ordering::Acquire) == 0 {
@@ -272,7 +263,7 @@ impl Stream {
     }
 }
 
-/// Captured work, to be replayed.
+/// Captured work that can be replayed.
 pub struct Graph {
     stream: Stream,
     recording: Mutex<Box<dyn Recording>>,
@@ -280,12 +271,12 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Kernels in it.
+    /// The number of kernels in it.
     pub fn launches(&self) -> u64 {
         self.launches
     }
 
-    /// Enqueues the captured work once more.
+    /// Enqueues the captured work again.
     ///
     /// # Errors
     /// The device failed, or another graph is being captured.

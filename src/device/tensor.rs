@@ -1,9 +1,9 @@
-//! Tensors as bulk copies see them, from Hopper on.
+//! Tensors for TMA copies, on Hopper and later.
 
-/// How 16-byte pieces of a box are permuted in shared memory: bits 4 and up of the address are xored with bits 7 and
-/// up, over spans of 32, 64 or 128 bytes.
+/// The permutation of a box's 16-byte pieces in shared memory: address bits 4 and up are xored with bits 7 and up,
+/// within spans of 32, 64 or 128 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "sim"), allow(dead_code, reason = "kernels use one of them; the simulator's tests use all"))]
+#[cfg_attr(not(feature = "sim"), allow(dead_code, reason = "kernels use one of them, the simulator's tests use all"))]
 pub enum Swizzle {
     None,
     Bytes32,
@@ -11,19 +11,19 @@ pub enum Swizzle {
     Bytes128,
 }
 
-/// A tensor and the boxes that it is copied in. Dimensions are counted in elements, innermost first.
+/// A tensor and the boxes in which it is copied. Dimensions are counted in elements, innermost first.
 pub struct TmaBoxes<'a> {
-    /// The first element's: a multiple of 16.
+    /// The address of the first element, a multiple of 16.
     pub address: u64,
     /// 1, 2, 4 or 8.
     pub element_bytes: u32,
     pub dims: &'a [u64],
-    /// Bytes from one index to the next, of all dimensions but the innermost: multiples of 16.
+    /// Bytes between neighbours along all dimensions but the innermost: multiples of 16.
     pub strides: &'a [u64],
-    /// A box's: what of it lies outside the tensor is zero.
+    /// The sides of a box. Its elements outside the tensor are zero.
     pub sides: &'a [u32],
     pub swizzle: Swizzle,
 }
 
-/// What a kernel's argument struct says of a tensor: a CUtensorMap, or the simulator's own.
+/// The tensor's descriptor in a kernel's arguments: a CUtensorMap, or the simulator's own.
 pub type TensorMap = [u64; 16];

@@ -6,24 +6,24 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Kernel {
     pub name: &'static str,
-    /// The fallbacks, which every build for a GPU has, come before variants that are only built for tuning.
+    /// The fallbacks, which every GPU build has, come before the variants built only for tuning.
     pub variants: &'static [Variant],
 }
 
 /// One instance of a kernel's template.
 #[derive(Debug)]
 pub struct Variant {
-    /// Symbol, tuning value and bench label: `rms_norm__bf16_v8_t256`.
+    /// Its symbol, tuning value and bench label: `rms_norm__bf16_v8_t256`.
     pub name: &'static str,
-    /// The axes of the kernel's specification, in the order of the name.
+    /// The values on the specification's axes, in the order of the name.
     pub values: &'static [(&'static str, Value)],
     /// Threads of a block.
     pub threads: u32,
-    /// Architectures that may run it: 70 is sm_70.
+    /// Architectures that can run it: 70 is sm_70.
     pub archs: &'static [u32],
-    /// Every build for a GPU has it.
+    /// Whether every GPU build has it.
     pub fallback: bool,
-    /// Bytes of dynamic shared memory of a block, as the specification says.
+    /// Bytes of dynamic shared memory of a block, from the specification.
     pub shared_bytes: u32,
     pub cubins: &'static [Cubin],
 }
@@ -40,7 +40,7 @@ pub enum Value {
 pub struct Cubin {
     pub arch: u32,
     pub image: &'static [u8],
-    /// Bytes of dynamic shared memory that a block is launched with.
+    /// Bytes of dynamic shared memory of a block at launch.
     pub shared_bytes: u32,
     /// Registers of a thread.
     pub registers: u32,
@@ -52,12 +52,12 @@ impl Kernel {
     /// The first variant that `arch` can run and whose axes have the values of `key`.
     ///
     /// # Errors
-    /// There is none: the message names kernel, architecture and key.
+    /// There is none; the message names kernel, architecture and key.
     pub fn pick(&'static self, arch: u32, key: &[(&str, Value)]) -> Result<&'static Variant> {
         self.fitting(arch, key).next().ok_or_else(|| self.missing(arch, key))
     }
 
-    /// The cheapest one of those that every build has; the first one of equals.
+    /// The cheapest of the variants that every build has; the first one on a tie.
     ///
     /// # Errors
     /// As [`pick`](Self::pick).
@@ -73,7 +73,7 @@ impl Kernel {
         best.map(|(variant, _)| variant).ok_or_else(|| self.missing(arch, key))
     }
 
-    /// What `plan` makes of each of them, cheapest first; equals as [`best`](Self::best) has them.
+    /// The plans of those variants, cheapest first; ties in the variants' order.
     ///
     /// # Errors
     /// As [`pick`](Self::pick).
@@ -107,12 +107,12 @@ impl Kernel {
 }
 
 impl Variant {
-    /// Its value on `axis`; `None` where the kernel has no such axis.
+    /// The value on `axis`; `None` if the kernel has no such axis.
     pub fn value(&self, axis: &str) -> Option<Value> {
         self.values.iter().find(|(name, _)| *name == axis).map(|(_, value)| *value)
     }
 
-    /// Its value on an axis of numbers; `None` where the kernel has no such axis.
+    /// The value on a numeric axis; `None` if the kernel has no such axis.
     pub fn int(&self, axis: &str) -> Option<u32> {
         match self.value(axis)? {
             Value::Int(value) => Some(value),
@@ -130,7 +130,7 @@ impl std::fmt::Display for Value {
     }
 }
 
-/// Architectures that code is made for.
+/// Architectures that the build can compile for.
 pub const ARCHS: [u32; 6] = [70, 75, 80, 86, 89, 90];
 
 #[cfg(test)]
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_that_is_built_is_the_best() {
+    fn the_cheapest_built_variant_is_best() {
         let best = |key: &[(&str, Value)], cost: fn(u32) -> f64| {
             KERNEL.best(80, key, |variant| cost(variant.int("m").unwrap())).unwrap().name
         };

@@ -29,13 +29,24 @@ pub struct SplitStates<'a> {
 }
 
 impl SplitStates<'_> {
+    /// Elements of `partials` in a [`Gpu`](super::Gpu). 16 MiB: enough for half a million positions with 32 heads of
+    /// 128. Beyond that there are enough sequences to give each its own block.
+    pub(super) const PARTIALS: usize = (128 + 2) << 15;
+    /// Its counters: one per row of the smallest common head size.
+    pub(super) const COUNTERS: usize = Self::PARTIALS / 64;
+
     /// Rows of splits that fit.
     pub fn records(&self, head_dim: usize) -> usize {
         Self::room(self.counters.len(), self.partials.len(), head_dim)
     }
 
+    /// Rows of splits that fit into those of [`Gpu`](super::Gpu).
+    pub(super) fn records_of_gpu(head_dim: usize) -> usize {
+        Self::room(Self::COUNTERS, Self::PARTIALS, head_dim)
+    }
+
     /// Rows of splits that fit into this many elements.
-    pub(super) fn room(counters: usize, partials: usize, head_dim: usize) -> usize {
+    fn room(counters: usize, partials: usize, head_dim: usize) -> usize {
         counters.min(partials / (head_dim.next_multiple_of(2) + 2))
     }
 }

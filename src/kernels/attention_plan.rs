@@ -2,10 +2,9 @@
 //! the same bits.
 
 use super::attention::{Heads, key_of, row_tiles, rows_of, wgmma};
-use super::attention_decode::SPLIT;
+use super::attention_decode::{SPLIT, SplitStates};
 use super::call::pieces;
 use super::cost::{CostModel, Floor};
-use super::gpu::records;
 use super::step::TILE_QUERIES;
 use super::tables::{ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::device::{Value, Variant};
@@ -155,7 +154,8 @@ impl AttentionShape {
     /// with `kv_len` positions in the cache.
     pub fn of_step(dtype: DType, cache: DType, heads: Heads, sequences: usize, kv_len: usize) -> Self {
         let tiles = sequences * heads.tokens.div_ceil(sequences.max(1)).div_ceil(TILE_QUERIES);
-        let (spans, tile_queries, records) = (sequences, TILE_QUERIES, records(heads.head_dim));
+        let (spans, tile_queries) = (sequences, TILE_QUERIES);
+        let records = SplitStates::records_of_gpu(heads.head_dim);
         Self { dtype, cache, heads, spans, tiles, tile_queries, kv_len, records }
     }
 

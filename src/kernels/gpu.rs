@@ -41,20 +41,13 @@ struct DecodeStates {
     partials: Memory,
 }
 
-/// 16 MiB: enough for half a million positions with 32 heads of 128. Beyond that there are enough sequences to give
-/// each its own block.
-const PARTIALS: usize = (128 + 2) << 15;
-/// One counter per record of the smallest common head size.
-const COUNTERS: usize = PARTIALS / 64;
-
-/// Rows of splits that fit.
-pub(super) fn records(head_dim: usize) -> usize {
-    SplitStates::room(COUNTERS, PARTIALS, head_dim)
-}
-
 impl Gpu {
-    /// Bytes of workspace, independent of the model.
-    pub const WORKSPACE_BYTES: u64 = 4 * (MatMul::WORKSPACE + COUNTERS + PARTIALS) as u64;
+    /// Bytes of workspace beside a KV cache of this shape, for any number of pages: that of the kernels, and the pages
+    /// in which moves to and from the host are staged.
+    pub fn workspace_bytes(cache: &CacheShape) -> u64 {
+        let words = MatMul::WORKSPACE + SplitStates::COUNTERS + SplitStates::PARTIALS;
+        (4 * words).saturating_add(Cache::staging_bytes(cache)) as u64
+    }
 
     /// `dtype` is that of activations and weights; checkpoints in another one are converted while loading.
     /// `batch_tokens` is the size of the largest step, `vocab` the model's vocabulary.
@@ -74,7 +67,8 @@ impl Gpu {
         }
         let workspace = Mutex::new(stream.alloc(DType::U32, MatMul::WORKSPACE)?);
         // Fresh memory is zero, as counters require.
-        let (counters, partials) = (stream.alloc(DType::U32, COUNTERS)?, stream.alloc(DType::F32, PARTIALS)?);
+        let counters = stream.alloc(DType::U32, SplitStates::COUNTERS)?;
+        let partials = stream.alloc(DType::F32, SplitStates::PARTIALS)?;
         let states = Mutex::new(DecodeStates { counters, partials });
         Ok(Self { stream, dtype, batch_tokens, vocab, workspace, states })
     }

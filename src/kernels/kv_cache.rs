@@ -44,6 +44,11 @@ impl Cache {
         Ok(Self { memory: stream.alloc(shape.dtype, len)?, scales, shape })
     }
 
+    /// Bytes of the staging area.
+    pub(super) fn staging_bytes(shape: &CacheShape) -> usize {
+        STAGED.saturating_mul(shape.page_bytes())
+    }
+
     pub fn shape(&self) -> CacheShape {
         self.shape
     }
@@ -195,4 +200,24 @@ fn both(memory: &mut Memory, start: usize, len: usize) -> Result<(SliceMut<'_>, 
 
 fn too_short(found: usize) -> Error {
     Error::operator("cache", "memory", "all layers", found)
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::device::SimOptions;
+    use crate::kernels::Gpu;
+
+    #[test]
+    fn a_cache_takes_its_pages_and_the_staging_area_which_is_reckoned_as_workspace() {
+        for dtype in [DType::BF16, DType::E4M3, DType::I8] {
+            let stream = Stream::sim(SimOptions::default()).unwrap();
+            let shape = CacheShape { layers: 3, pages: 5, page_size: 16, kv_heads: 2, head_dim: 64, dtype };
+            let before = stream.free_bytes().unwrap();
+            let _cache = Cache::new(&stream, DType::BF16, shape).unwrap();
+            let taken = before - stream.free_bytes().unwrap();
+            let workspace = |layers| Gpu::workspace_bytes(&CacheShape { layers, ..shape });
+            assert_eq!(taken, shape.bytes() as u64 + workspace(3) - workspace(0));
+        }
+    }
 }

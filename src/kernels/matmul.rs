@@ -9,7 +9,7 @@ use super::abi::{
 use super::act_mul::code;
 use super::call::{Call, Check};
 use super::cost::CostModel;
-use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE};
+use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE, gated_rows};
 use super::tables::MATMUL;
 #[cfg(feature = "cuda")]
 use crate::device::{CublasLt, Product};
@@ -60,7 +60,7 @@ impl MatMul<'_> {
 
     /// Rows of an interleaved gated weight with `n` outputs.
     pub const fn gated_rows(n: usize) -> usize {
-        n.div_ceil(Self::GATES).saturating_mul(2 * Self::GATES)
+        gated_rows(n)
     }
 
     /// Checks shapes, picks a plan for the device and launches it.

@@ -1,7 +1,6 @@
 //! Chooses the variant, split-K and clusters of a product: the plan with the lowest predicted time.
 
-use super::MatMul;
-use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_K_SLICE};
+use super::abi::{BURRSTONE_MATMUL_COUNTERS, BURRSTONE_MATMUL_GATES, BURRSTONE_MATMUL_K_SLICE};
 use super::call::named;
 use super::cost::{CostModel, Floor};
 use super::tables::MATMUL;
@@ -54,6 +53,12 @@ pub(super) const STAGE: usize = 64;
 const WARPGROUP: usize = 128;
 const TMA_ALIGNMENT: u64 = 16;
 
+/// Rows of a gated weight with `n` outputs: groups of as many rows of the gate projection as of up.
+pub(super) const fn gated_rows(n: usize) -> usize {
+    let group = BURRSTONE_MATMUL_GATES as usize;
+    n.div_ceil(group).saturating_mul(2 * group)
+}
+
 impl MatMulShape {
     /// The axes that the problem decides.
     pub(super) fn key(&self, arch: u32) -> [(&'static str, Value); 3] {
@@ -70,7 +75,7 @@ impl MatMulShape {
 
     /// Rows of the weight.
     pub fn weight_rows(&self) -> usize {
-        if self.gated { MatMul::gated_rows(self.n) } else { self.n }
+        if self.gated { gated_rows(self.n) } else { self.n }
     }
 
     /// Bytes: x and the weight once, results once, and once more to read if accumulated.

@@ -14,6 +14,7 @@ use crate::ops::{
 };
 
 use super::checkpoint::Checkpoint;
+use super::precision::WeightPrecision;
 use super::rope_table::RopeTable;
 use super::spec::ArchSpec;
 use super::weights::{Layer, Weights};
@@ -34,6 +35,9 @@ pub trait Forward: Send {
 
     /// The device's peak rates, measured now.
     fn rates(&self) -> Result<Rates>;
+
+    /// Bytes of weights that every decoded token reads.
+    fn weight_bytes(&self) -> u64;
 
     /// Copies KV pages to host memory, then others back. A host slot may be read any number of times after it was
     /// written.
@@ -146,7 +150,14 @@ impl<O: Ops> Decoder<O> {
     /// # Errors
     /// The model is larger than the device's kernels support; the checkpoint lacks a tensor or has one of another shape; device
     /// memory is short.
-    pub fn load(ops: O, spec: &ArchSpec, checkpoint: &Checkpoint, dtype: DType, limits: Limits) -> Result<Self> {
+    pub fn load(
+        ops: O,
+        spec: &ArchSpec,
+        checkpoint: &Checkpoint,
+        precision: WeightPrecision,
+        dtype: DType,
+        limits: Limits,
+    ) -> Result<Self> {
         let KernelLimits { head_dim, vocab } = ops.limits();
         for (field, most, found) in [("head_dim", head_dim, spec.head_dim), ("vocab_size", vocab, spec.vocab_size)] {
             if found > most {
@@ -154,7 +165,7 @@ impl<O: Ops> Decoder<O> {
                 return Err(Error::checkpoint(&checkpoint.path("config.json"), field, expected, found));
             }
         }
-        let weights = Weights::load(&ops, spec, checkpoint)?;
+        let weights = Weights::load(&ops, spec, checkpoint, precision)?;
         let wide = ops.wide_dtype(dtype);
         let tokens = limits.batch_tokens;
         let heads = spec.heads * spec.head_dim;
@@ -347,6 +358,10 @@ impl<O: Ops> Forward for Decoder<O> {
 
     fn rates(&self) -> Result<Rates> {
         self.ops.rates(self.dtype)
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weights.read_bytes
     }
 
     fn move_pages(&mut self, moves: &PageMoves) -> Result<()> {

@@ -10,7 +10,9 @@ mod generation_config;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod lfs_pointer;
+mod precision;
 mod quantization;
+mod resolve;
 mod rope;
 mod rope_config;
 mod rope_table;
@@ -24,6 +26,8 @@ mod weights;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use decoder::{Decoder, Forward, Limits};
 pub use generation_config::GenerationConfig;
+pub use precision::{Quantize, WeightPrecision};
 pub use quantization::QuantizationReport;
+pub use resolve::resolve;
 pub use rope::{Rope, RopeKind, RopeScaling, RopeSpec};
 pub use spec::ArchSpec;

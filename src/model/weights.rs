@@ -1,9 +1,12 @@
 //! Loads a checkpoint's tensors, by name, as the decoder's layers.
 
+use std::cell::Cell;
+
 use crate::error::Result;
-use crate::ops::{LinearPart, Ops};
+use crate::ops::{LinearPart, Ops, Weight};
 
 use super::checkpoint::Checkpoint;
+use super::precision::WeightPrecision;
 use super::spec::ArchSpec;
 
 pub(super) struct Weights<O: Ops> {
@@ -12,6 +15,8 @@ pub(super) struct Weights<O: Ops> {
     pub final_norm: O::Vector,
     /// `None` where the embedding table serves as the output projection.
     pub head: Option<O::Matrix>,
+    /// Bytes of weights that every token reads: all but a table of embeddings.
+    pub read_bytes: u64,
 }
 
 pub(super) struct Layer<O: Ops> {
@@ -30,8 +35,8 @@ impl<O: Ops> Weights<O> {
     ///
     /// # Errors
     /// A tensor is missing, has another shape, or would be unused.
-    pub fn load(ops: &O, spec: &ArchSpec, checkpoint: &Checkpoint) -> Result<Self> {
-        let source = Source { ops, checkpoint };
+    pub fn load(ops: &O, spec: &ArchSpec, checkpoint: &Checkpoint, precision: WeightPrecision) -> Result<Self> {
+        let source = Source { ops, checkpoint, precision, read_bytes: Cell::new(0) };
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
         let (query, key_value) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let mut layers = Vec::new();
@@ -65,17 +70,15 @@ impl<O: Ops> Weights<O> {
                 down: source.linear(&[(&at("mlp.down_proj"), hidden)], inner, spec.mlp_bias)?,
             });
         }
-        let head = if checkpoint.tied_embeddings() {
-            None
+        let shape = [spec.vocab_size, hidden];
+        let (embedding, head) = if checkpoint.tied_embeddings() {
+            (source.head("model.embed_tokens", shape)?, None)
         } else {
-            Some(source.linear(&[("lm_head", spec.vocab_size)], hidden, false)?)
+            let table = source.checkpoint.weight("model.embed_tokens", shape)?;
+            (ops.table(table)?, Some(source.head("lm_head", shape)?))
         };
-        let weights = Self {
-            embedding: source.linear(&[("model.embed_tokens", spec.vocab_size)], hidden, false)?,
-            layers,
-            final_norm: source.vector("model.norm.weight", hidden)?,
-            head,
-        };
+        let (final_norm, read_bytes) = (source.vector("model.norm.weight", hidden)?, source.read_bytes.get());
+        let weights = Self { embedding, layers, final_norm, head, read_bytes };
         checkpoint.finish()?;
         Ok(weights)
     }
@@ -84,6 +87,8 @@ impl<O: Ops> Weights<O> {
 struct Source<'a, O: Ops> {
     ops: &'a O,
     checkpoint: &'a Checkpoint,
+    precision: WeightPrecision,
+    read_bytes: Cell<u64>,
 }
 
 impl<O: Ops> Source<'_, O> {
@@ -96,9 +101,20 @@ impl<O: Ops> Source<'_, O> {
         self.ops.matrix(self.parts(blocks, inputs, bias)?)
     }
 
+    fn head(&self, name: &str, shape: [usize; 2]) -> Result<O::Matrix> {
+        let weight = self.precision.head(self.checkpoint.weight(name, shape)?)?;
+        self.count(&weight);
+        self.ops.matrix(vec![LinearPart { weight, bias: None }])
+    }
+
+    fn count(&self, weight: &Weight) {
+        self.read_bytes.set(self.read_bytes.get() + weight.bytes());
+    }
+
     fn parts(&self, blocks: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Vec<LinearPart>> {
         let part = |&(name, rows): &(&str, usize)| {
-            let weight = self.checkpoint.weight(name, [rows, inputs])?;
+            let weight = self.precision.layer(self.checkpoint.weight(name, [rows, inputs])?)?;
+            self.count(&weight);
             let bias = if bias { Some(self.checkpoint.tensor(&format!("{name}.bias"), &[rows])?) } else { None };
             Ok(LinearPart { weight, bias })
         };

@@ -1,6 +1,6 @@
 //! Arguments of attention: scoring options and masks.
 
-use super::{Ops, Span};
+use super::Ops;
 use crate::error::{Error, Result};
 
 /// Arguments of [`Ops::attention`].
@@ -82,18 +82,19 @@ pub enum AttentionMask {
 const TREE: usize = 64;
 
 impl AttentionMask {
-    /// Masks of a span's tokens.
+    /// Masks of a span's tokens, of which the first is token `start` of the batch and the last is at position
+    /// `kv_len - 1`.
     ///
     /// # Errors
     /// Ranges are cut, overlap or lie elsewhere; branches lack their own node or include later ones.
-    pub(crate) fn check(op: &'static str, span: &Span, masks: &[Self]) -> Result<()> {
+    pub(crate) fn check(op: &'static str, start: usize, kv_len: usize, masks: &[Self]) -> Result<()> {
         let refuse = |at: usize, expected: String| {
-            Err(Error::operator(op, "masks", expected, format!("{:?} at token {}", masks[at], span.start + at)))
+            Err(Error::operator(op, "masks", expected, format!("{:?} at token {}", masks[at], start + at)))
         };
-        let first = span.kv_len - span.len;
+        let first = kv_len - masks.len();
         let is_tree = matches!(masks.first(), Some(Self::Branch(_)));
-        if is_tree && span.len > TREE {
-            return refuse(0, format!("at most {TREE} tokens of a tree, not {}", span.len));
+        if is_tree && masks.len() > TREE {
+            return refuse(0, format!("at most {TREE} tokens of a tree, not {}", masks.len()));
         }
         for (at, mask) in masks.iter().enumerate() {
             match *mask {
@@ -106,8 +107,8 @@ impl AttentionMask {
                 }
                 Self::Range { begin, end } if !is_tree => {
                     let (begin, end) = (begin as usize, end as usize);
-                    if !(begin..end).contains(&(first + at)) || end > span.kv_len {
-                        return refuse(at, format!("a range of {} that ends by {}", first + at, span.kv_len));
+                    if !(begin..end).contains(&(first + at)) || end > kv_len {
+                        return refuse(at, format!("a range of {} that ends by {}", first + at, kv_len));
                     }
                     let own = begin.max(first) - first..end - first;
                     if masks[own].iter().any(|other| other != mask) {

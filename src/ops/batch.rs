@@ -74,7 +74,7 @@ impl Batch {
                 let Some(masks) = self.masks.get(span.start..span.start + span.len) else {
                     return Err(Error::operator(OP, "masks", format!("none or {tokens} entries"), self.masks.len()));
                 };
-                AttentionMask::check(OP, span, masks)?;
+                AttentionMask::check(OP, span.start, span.kv_len, masks)?;
             }
             end = span.start + span.len;
         }

@@ -125,6 +125,11 @@ pub trait Ops: Send + Sync + Sized + 'static {
     /// block may be stored in a way of its own.
     fn matrix(&self, parts: Vec<LinearPart>) -> Result<Self::Matrix>;
 
+    /// A matrix that only [`embedding`](Self::embedding) reads.
+    fn table(&self, weight: Weight) -> Result<Self::Matrix> {
+        self.matrix(vec![LinearPart { weight, bias: None }])
+    }
+
     /// A gated layer's first half from its gate and up projections, `[width, k]` each.
     fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<Self::GatedMatrix>;
 

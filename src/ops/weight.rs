@@ -142,6 +142,20 @@ impl Weight {
     }
 }
 
+impl Weight {
+    /// Bytes of elements or codes, and of scales and zero points.
+    pub fn bytes(&self) -> u64 {
+        let bytes = match self {
+            Self::Dense(view) => view.data.len(),
+            Self::Coded(CodedWeight { codes, scales: Scales { values, zeros, .. }, .. }) => {
+                let zeros = if let Zeros::Each(zeros) = zeros { zeros.len() } else { 0 };
+                codes.len() + size_of_val(values.as_slice()) + zeros
+            }
+        };
+        bytes as u64
+    }
+}
+
 impl LinearPart {
     pub fn dense(weight: WeightView) -> Self {
         Self { weight: Weight::Dense(weight), bias: None }
@@ -149,6 +163,10 @@ impl LinearPart {
 }
 
 impl Code {
+    /// FP4: two bits of exponent, one of mantissa, as in the MX and NVFP4 formats.
+    pub const E2M1: Self =
+        Self::Table([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]);
+
     /// Bits of a code.
     pub const fn bits(self) -> usize {
         match self {

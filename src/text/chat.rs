@@ -16,11 +16,14 @@ pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
     pub content: String,
+    /// Tells speakers of one role apart. Undefined in the template where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), name: None }
     }
 
     pub fn system(content: impl Into<String>) -> Self {

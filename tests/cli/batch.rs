@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Checkpoint, command, run};
 
-/// A folder with an input file.
+/// A folder with an input file for `batch`.
 pub struct Files(pub tempfile::TempDir);
 
 impl Files {
@@ -35,7 +35,7 @@ impl Files {
         run(&[&self.args(input.to_str().unwrap(), output.to_str().unwrap())[..], more].concat())
     }
 
-    /// The output's lines by their request, each there once.
+    /// The output's lines by request id, each of which must occur once.
     pub fn answers(&self) -> BTreeMap<String, Value> {
         let mut answers = BTreeMap::new();
         for line in fs::read_to_string(self.output()).unwrap().lines() {
@@ -58,7 +58,7 @@ fn text(prompt: &str) -> String {
 }
 
 #[test]
-fn every_request_is_answered_as_generate_answers_it() {
+fn batch_gives_the_answers_of_generate() {
     let greedy = |prompt: &str| json!({"prompt": prompt, "temperature": 0, "max_tokens": 12, "model": "any"});
     let files = Files::new(&[
         completion("a", greedy("In the beginning")),
@@ -129,9 +129,9 @@ fn lines(path: &Path) -> usize {
     fs::read(path).map_or(0, |bytes| bytes.iter().filter(|&&byte| byte == b'\n').count())
 }
 
-/// Killed in the middle, over and over: in the end every request has one line, the same as without.
+/// Killed again and again, in the end every request has one line, the same as without.
 #[test]
-fn a_killed_run_goes_on_where_it_was() {
+fn a_killed_run_is_continued() {
     let ask = |i: usize| {
         let body = json!({"prompt": format!("Chapter {i}"), "max_tokens": 40, "seed": i, "temperature": 1.0});
         completion(&format!("r{i}"), body)
@@ -152,7 +152,7 @@ fn a_killed_run_goes_on_where_it_was() {
         child.wait().unwrap();
         assert!(lines(&output) >= before + 3 && lines(&output) < 40);
     }
-    // As if it had been killed in the middle of a line.
+    // As if killed in the middle of a line.
     let bytes = fs::read(&output).unwrap();
     fs::write(&output, &bytes[..bytes.len() - 40]).unwrap();
     killed.run(&[]).ok();
@@ -162,13 +162,13 @@ fn a_killed_run_goes_on_where_it_was() {
     };
     assert_eq!(texts(&killed), texts(&whole));
     assert_eq!(lines(&output), 40);
-    // Nothing is left to do.
+    // All requests are answered, so no model is loaded.
     killed.run(&["--model", "/nowhere"]).ok();
 }
 
-/// #15253: what preemption costs is said, and how sequences come back is a choice that changes no answer.
+/// #15253: the cost of preemption is reported, and the preemption mode does not change answers.
 #[test]
-fn issue_15253_a_cache_that_is_too_small_is_spoken_of() {
+fn issue_15253_preemptions_are_reported() {
     let ask = |i: usize| {
         let body = json!({"prompt": format!("Chapter {i}"), "max_tokens": 300, "temperature": 0, "ignore_eos": true});
         completion(&format!("r{i}"), body)
@@ -198,9 +198,9 @@ fn issue_15253_a_cache_that_is_too_small_is_spoken_of() {
     assert!(refused.error(2).contains("preemption: expected memory of the host"), "{refused:?}");
 }
 
-/// #7842: as vLLM's field.
+/// #7842: repetition detection with vLLM's field names.
 #[test]
-fn issue_7842_circles_end_an_answer() {
+fn issue_7842_repetition_ends_an_answer() {
     let ask = |id: &str, detection: Value| {
         let body = json!({"prompt": "And the king said", "max_tokens": 300, "temperature": 0, "ignore_eos": true,
             "repetition_detection": detection});
@@ -222,9 +222,9 @@ fn issue_7842_circles_end_an_answer() {
     run(&[&args[..], &flags[..2]].concat()).error(2);
 }
 
-/// Prompts in a list are answered in one line, in their order.
+/// A list of prompts is answered in one line, with choices in the prompts' order.
 #[test]
-fn several_prompts_make_several_choices() {
+fn a_list_of_prompts_is_answered_by_a_list_of_choices() {
     let body = |prompt: Value| json!({"prompt": prompt, "temperature": 0, "max_tokens": 4});
     let several = json!({"prompt": ["Blessed", "In the"], "n": 2, "temperature": 0, "max_tokens": 4});
     let files = Files::new(&[

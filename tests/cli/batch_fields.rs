@@ -1,4 +1,4 @@
-//! Fields of requests that `batch` answers: those that change nothing, those that it refuses, logprobs and echo.
+//! Fields of `batch` requests: those without effect, those that are refused, logprobs and echo.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ fn body(more: &Value) -> Value {
 }
 
 #[test]
-fn fields_that_say_nothing_change_nothing() {
+fn fields_without_effect_are_accepted() {
     let neutral = [
         json!({"stream": false, "stream_options": {"include_usage": true}, "n": null, "stop": null, "seed": null}),
         json!({"logprobs": null, "echo": false, "best_of": 1, "suffix": null, "user": "me", "top_logprobs": 0}),
@@ -75,9 +75,10 @@ fn fields_that_would_change_the_answer_are_refused_by_name() {
 }
 
 #[test]
-fn messages_have_fields_that_say_nothing_too() {
+fn message_fields_without_effect_are_accepted() {
     let model = Checkpoint::builtin();
-    fs::write(model.file("chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    fs::write(model.file("chat_template.jinja"), "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}")
+        .unwrap();
     let ask = |id: &str, more: Value| {
         let mut message = json!({"role": "assistant", "content": "b"});
         message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -87,7 +88,10 @@ fn messages_have_fields_that_say_nothing_too() {
     };
     let files = Files::new(&[
         ask("plain", json!({})),
-        ask("none", json!({"refusal": null, "tool_calls": null, "name": "Bob", "annotations": [], "audio": null})),
+        ask("none", json!({"refusal": null, "tool_calls": null, "name": null, "annotations": [], "audio": null})),
+        ask("named", json!({"name": "Bob"})),
+        ask("spelled", json!({"content": "Bobb"})),
+        ask("number", json!({"name": 5})),
         ask("calls", json!({"tool_calls": [{"id": "x"}]})),
         ask("content", json!({"content": 5})),
         ask("image", json!({"content": [{"type": "image_url", "image_url": {"url": "x"}}]})),
@@ -96,9 +100,16 @@ fn messages_have_fields_that_say_nothing_too() {
     let answers = files.answers();
     assert_eq!(answers["none"]["body"]["choices"], answers["plain"]["body"]["choices"]);
     assert_eq!(answers["plain"]["status_code"], 200);
-    for (id, part) in
-        [("calls", "messages[1].tool_calls"), ("content", "messages[1].content"), ("image", "messages[1].content")]
-    {
+    for part in ["choices", "usage"] {
+        assert_eq!(answers["named"]["body"][part], answers["spelled"]["body"][part]);
+    }
+    assert_ne!(answers["named"]["body"]["usage"], answers["plain"]["body"]["usage"]);
+    for (id, part) in [
+        ("calls", "messages[1].tool_calls"),
+        ("content", "messages[1].content"),
+        ("image", "messages[1].content"),
+        ("number", "messages[1]"),
+    ] {
         let message = answers[id]["body"]["error"]["message"].as_str().unwrap();
         assert!(message.contains(part), "{message}");
     }
@@ -114,7 +125,7 @@ fn logprobs_are_those_of_the_chosen_tokens() {
     let (logprobs, text) = (&choice["logprobs"], choice["text"].as_str().unwrap());
     assert_eq!(logprobs["token_logprobs"], expected["logprobs"]);
     assert_eq!((&logprobs["top_logprobs"], text), (&Value::Null, expected["text"].as_str().unwrap()));
-    // Tokens stand in the text at their offsets.
+    // Each token occurs in the text at its offset.
     let tokens = logprobs["tokens"].as_array().unwrap();
     for (token, offset) in tokens.iter().zip(logprobs["text_offset"].as_array().unwrap()) {
         let rest: String = text.chars().skip(offset.as_u64().unwrap() as usize).collect();

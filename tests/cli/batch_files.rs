@@ -1,4 +1,4 @@
-//! What `batch` reads and writes: nothing of others is touched, nothing of ours is lost.
+//! Input and output files of `batch`: foreign files stay untouched, finished answers are never lost.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -23,9 +23,9 @@ fn batch(input: &Path, output: &Path) -> crate::support::Ran {
     run(&["batch", "--input", text(input), "--output", text(output), "--quiet"])
 }
 
-/// A file that is not ours keeps every byte, and no model is loaded before that is known.
+/// A file that is not an output of `batch` is refused unchanged, before a model is loaded.
 #[test]
-fn what_is_not_an_answer_of_ours_is_left_alone() {
+fn files_of_others_are_not_changed() {
     let files = Files::new(&[request("a"), request("b")]);
     files.run(&[]).ok();
     let whole = fs::read_to_string(files.output()).unwrap();
@@ -39,7 +39,7 @@ fn what_is_not_an_answer_of_ours_is_left_alone() {
         format!("{whole}my notes"),
         format!("{whole}\n"),
         format!("{whole}{first}\n"),
-        // Nothing is left to be answered, so this is not the start of an answer of ours.
+        // All requests are answered, so the rest cannot be the start of an answer.
         format!("{whole}{}", &first[..40]),
         format!("{first}\n{{\"custom_id\":\"b\",\"note\":1"),
         other("\"error\":null", "\"error\":null,\"mine\":1"),
@@ -52,7 +52,7 @@ fn what_is_not_an_answer_of_ours_is_left_alone() {
         assert!(ran.error(2).starts_with(text(&files.output())), "{ran:?}");
         assert_eq!(fs::read_to_string(files.output()).unwrap(), content);
     }
-    // A cut answer is ours, and stays where the model does not load.
+    // A truncated answer may be replaced, but not before the model has loaded.
     let cut = &whole[..whole.len() - 30];
     fs::write(files.output(), cut).unwrap();
     assert!(files.run(&["--model", "./no/such/model"]).error(2).contains("no/such/model"));
@@ -60,13 +60,13 @@ fn what_is_not_an_answer_of_ours_is_left_alone() {
     files.run(&[]).ok();
     assert_eq!(files.answers().len(), 2);
     assert!(fs::read_to_string(files.output()).unwrap().starts_with(&format!("{first}\n")));
-    // A new file is made only once the model is there.
+    // A new file is created only after the model has loaded.
     fs::remove_file(files.output()).unwrap();
     files.run(&["--model", "./no/such/model"]).error(2);
     assert!(!files.output().exists());
 }
 
-/// The input by its own name, another path, a symbolic or a hard link, or a redirection.
+/// The input under the same name, another path, a symbolic or hard link, or a redirection.
 #[test]
 fn the_input_is_never_the_output() {
     let files = Files::new(&[request("a")]);
@@ -88,13 +88,13 @@ fn the_input_is_never_the_output() {
         .unwrap();
     assert_eq!(ran.status.code(), Some(2));
     assert_eq!(fs::read(&input).unwrap(), before);
-    // An empty input is the same file too.
+    // The same with an empty input.
     fs::write(&input, "").unwrap();
     batch(&input, &folder.join("hard")).error(2);
 }
 
 #[test]
-fn one_run_writes_an_output() {
+fn two_runs_cannot_write_one_output() {
     let many: Vec<Value> = (0..20).map(|i| request(&format!("r{i}"))).collect();
     let files = Files::new(&many);
     let (input, output) = (files.input(), files.output());
@@ -104,7 +104,7 @@ fn one_run_writes_an_output() {
     assert!(ran.error(2).starts_with(text(&output)) && ran.err.contains("another run"), "{ran:?}");
     drop(other);
     fs::remove_file(&output).unwrap();
-    // Neither finds a file when it begins.
+    // Neither run finds an output when it starts.
     let args = files.args(text(&input), text(&output));
     let [mut first, mut second] = [(); 2].map(|()| command(&args).spawn().unwrap());
     let codes = [first.wait().unwrap().code(), second.wait().unwrap().code()];
@@ -133,7 +133,7 @@ fn folders_devices_and_missing_folders_are_refused_by_name() {
     permissions.set_readonly(true);
     fs::set_permissions(files.output(), permissions).unwrap();
     refused(&input, &files.output(), &["out.jsonl", "read-only"]);
-    // A device takes what it is given.
+    // Devices may be the output.
     batch(&input, Path::new("/dev/null")).ok();
 }
 
@@ -161,7 +161,7 @@ fn requests_and_answers_go_through_pipes() {
     assert_eq!((answers(&text), child.wait().unwrap().success()), (2, true));
 }
 
-/// A reader that has enough ends the run in silence, as for other commands.
+/// If the output's reader closes the pipe, the run ends silently, as with other commands.
 #[test]
 fn a_closed_pipe_ends_the_run() {
     let files = Files::new(&(0..20).map(|i| request(&format!("r{i}"))).collect::<Vec<_>>());
@@ -174,7 +174,7 @@ fn a_closed_pipe_ends_the_run() {
     assert_eq!((ran.status.code(), ran.stderr), (Some(0), Vec::new()));
 }
 
-/// Lines that are not requests have an error each, with their number; the others are answered.
+/// A bad line is answered with an error that has its number; the other lines are answered.
 #[test]
 fn lines_that_are_not_requests_do_not_stop_the_others() {
     let good = request("a").to_string();

@@ -31,7 +31,7 @@ fn latency_reports_figures_beside_floors() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn lengths_beyond_the_context_are_refused() {
     let message = run(&["bench", "latency", "--prefill", "1025"]).error(2).to_owned();
     assert_eq!(message, "--prefill: expected at most 1024 tokens, the context, found 1025 tokens");
     run(&["bench", "latency", "--depth", "1000", "--decode", "100"]).error(2);
@@ -52,13 +52,12 @@ fn throughput_reports_batches_and_mixes() {
     for mix in mixes {
         assert_eq!(mix["requests"], 8);
         assert!(mix["seconds"].as_f64().unwrap() > 0.0 && mix["tokens"].as_u64().unwrap() > 0);
-        // The second request of each group finds the prefix in the cache: five blocks of 32.
+        // The second request of each group finds the shared prefix in the cache: five blocks of 32.
         let cached = mix["cached_tokens"].as_u64().unwrap();
         assert_eq!(cached, if mix["workload"] == "shared-prefix" { 4 * 160 } else { 0 }, "{mix}");
     }
     let ran = run(&[&args[..], &["--workload", "fixed", "--kv-tokens", "4096", "--host-kv-memory", "1MiB"]].concat());
-    // Where memory goes, and why.
-    // #6623: what a token takes, and why.
+    // Memory by purpose, with the reason. #6623: also the bytes of a token.
     let (why, room) = ("keys and values: 2 x ", "4  at a time of 1024 tokens, the whole context; 8 of 512");
     for part in
         ["weights", "activations", "for 512 tokens of a step", "4096 tokens: as asked for", "host's KV", why, room]

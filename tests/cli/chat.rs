@@ -19,7 +19,7 @@ fn options(model: &Checkpoint) -> Vec<&str> {
     vec!["chat", "--model", model.path(), "--temperature", "0", "--max-tokens", "10", "--quiet"]
 }
 
-/// What the model answers to a conversation, by `generate`.
+/// The reply that `generate` gives to this conversation.
 fn expected(messages: &[Message]) -> String {
     let prompt = ChatTemplate::parse(TEMPLATE).unwrap().render(messages, true, &Default::default()).unwrap();
     let list = comma(&tokenizer().encode(&prompt, false).unwrap());
@@ -34,7 +34,7 @@ fn every_line_of_a_pipe_is_a_turn() {
     let first = expected(&talk);
     talk.extend([Message::assistant(&first), Message::user("And who\nis he?")]);
     let second = expected(&talk);
-    // The last line has no line end.
+    // The last line has no line break.
     let ran = with_input(&options(&model), "Who is the LORD?\n\nAnd who\\\nis he?");
     assert_eq!(ran.err, "");
     assert_eq!(ran.ok(), format!("{first}\n{second}\n"));
@@ -60,7 +60,7 @@ fn commands_are_not_turns() {
 }
 
 #[test]
-fn a_template_of_the_users_takes_the_place_of_the_models() {
+fn the_users_template_replaces_the_models() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plain.jinja");
     std::fs::write(&file, TEMPLATE).unwrap();
@@ -74,7 +74,7 @@ fn a_template_of_the_users_takes_the_place_of_the_models() {
 }
 
 #[test]
-fn without_a_template_the_way_out_is_named() {
+fn without_a_template_the_error_names_the_option() {
     let ran = with_input(&["chat"], "Say it.\n");
     assert!(ran.error(2).contains("no chat template") && ran.err.contains("--chat-template FILE"), "{ran:?}");
     let model = Checkpoint::builtin();
@@ -83,21 +83,21 @@ fn without_a_template_the_way_out_is_named() {
 }
 
 #[test]
-fn what_the_template_refuses_is_said_in_its_words() {
+fn exceptions_raised_by_the_template_are_shown() {
     let model = model();
     std::fs::write(model.file("chat_template.jinja"), "{{ raise_exception('No\n talk.') }}").unwrap();
     let ran = with_input(&options(&model), "Say it.\n");
     assert!(ran.error(2).contains("No talk."), "{ran:?}");
 }
 
-/// Ctrl-C while it waits for the user: gone without a word, with the shell's exit code for it.
+/// Ctrl-C at the input prompt ends silently, with the shell's exit code for it.
 #[test]
 fn ctrl_c_leaves() {
     let model = model();
     let mut child = command(&options(&model)).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"Say it.\n").unwrap();
-    // The whole answer is here, so it waits for the next line, or is about to.
+    // After the whole reply it waits for the next line, or is about to.
     let mut answer = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
     let interrupted = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();

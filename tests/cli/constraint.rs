@@ -17,7 +17,7 @@ fn text(more: &[&str]) -> String {
 }
 
 #[test]
-fn texts_are_what_they_must_look_like() {
+fn texts_satisfy_their_constraint() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -56,7 +56,7 @@ fn texts_are_what_they_must_look_like() {
 }
 
 #[test]
-fn batches_are_constrained_in_the_words_of_others() {
+fn batch_takes_the_constraint_fields_of_other_servers() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let schema = json!({"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2,

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::command;
 use crate::support::{Checkpoint, comma, run};
 
-/// Runs on a damaged checkpoint: exit code 2 and a line that names the file and has these parts.
+/// Asserts exit code 2 and a message of one line that names the file and contains `parts`.
 #[track_caller]
 fn refused(model: &Checkpoint, more: &[&str], parts: &[&str]) {
     let ran =
@@ -32,7 +32,7 @@ fn a_truncated_shard() {
     refused(&model, &[], &[shard.to_str().unwrap()]);
 }
 
-/// Rewrites the one weight file of a checkpoint, header and all.
+/// Rewrites the header of a checkpoint's only weight file.
 fn rewrite(model: &Checkpoint, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>, &mut Vec<u8>)) {
     let file = model.file("model.safetensors");
     let bytes = fs::read(&file).unwrap();
@@ -76,7 +76,7 @@ fn an_oversized_header() {
     refused(&model, &[], &["model.safetensors", "header"]);
 }
 
-/// What a clone without Git LFS leaves in place of a large file.
+/// A clone without Git LFS has a pointer in place of a large file.
 #[test]
 fn a_git_lfs_pointer() {
     let pointer =
@@ -117,7 +117,7 @@ fn an_unknown_rope_kind() {
 }
 
 #[test]
-fn a_weight_that_is_no_number_where_asked_for() {
+fn a_nan_weight_is_found_on_request() {
     let model = Checkpoint::builtin();
     rewrite(&model, |header, data| {
         let place = &header["model.norm.weight"]["data_offsets"];
@@ -125,7 +125,7 @@ fn a_weight_that_is_no_number_where_asked_for() {
         data[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
     });
     refused(&model, &["--check"], &["model.safetensors", "model.norm.weight[5]", "NaN"]);
-    // Nobody asked: the weights are not all read at load.
+    // By default loading does not read all weights.
     assert_eq!(run(&["inspect", model.path()]).code, Some(0));
     run(&["generate", "--check", "--max-tokens", "1"]).ok();
 }
@@ -140,7 +140,7 @@ fn a_prompt_longer_than_the_context() {
 }
 
 #[test]
-fn prompts_that_are_none() {
+fn empty_prompts() {
     assert_eq!(run(&["generate", ""]).error(2), "prompt: expected a text, found an empty one");
     let empty = tempfile::NamedTempFile::new().unwrap();
     let file = empty.path().to_str().unwrap();
@@ -162,7 +162,7 @@ fn a_token_id_out_of_range() {
 }
 
 #[test]
-fn models_that_are_none() {
+fn paths_without_a_model() {
     assert!(run(&["generate", "--model", "./no-such-folder", "a"]).error(2).contains("no-such-folder"));
     let empty = tempfile::tempdir().unwrap();
     assert!(run(&["generate", "--model", empty.path().to_str().unwrap(), "a"]).error(2).contains("config.json"));
@@ -227,7 +227,7 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         ),
     ];
     for (args, message) in cases {
-        // The model does not exist: nobody got as far as looking for it.
+        // The model does not exist, but the option's error comes first.
         assert_eq!(run(&[&["generate", "--model", "./nowhere"], args].concat()).error(2), message);
     }
 }
@@ -250,20 +250,20 @@ fn usage_errors_are_one_line_too() {
     ] {
         run(args).error(2);
     }
-    // No command at all is a cry for help.
+    // Without a command the help is printed.
     let help = run(&[]);
     assert!(help.code == Some(2) && help.err.contains("Usage:"), "{help:?}");
 }
 
 #[test]
-fn devices_that_are_not_there_are_failures() {
+fn missing_devices_are_failures() {
     let ran = run(&["generate", "a", "--device", "cuda:99"]);
     assert!(ran.error(1).starts_with("device cuda:99: "), "{ran:?}");
 }
 
 #[cfg(feature = "sim")]
 #[test]
-fn what_a_device_lacks_is_bad_input() {
+fn dtypes_that_a_device_lacks_are_bad_input() {
     let sim = |args: &[&str]| run(&[&["generate", "a", "--device", "sim"], args].concat());
     assert_eq!(sim(&["--dtype", "f32"]).error(2), "dtype: expected bf16 or f16 on a GPU, found f32");
     let ran = sim(&["--dtype", "f16", "--kv-dtype", "bf16"]);
@@ -277,7 +277,7 @@ fn what_a_device_lacks_is_bad_input() {
 
 #[cfg(feature = "sim")]
 #[test]
-fn a_simulator_without_kernels_says_where_they_come_from() {
+fn a_simulator_without_kernels_says_how_to_get_them() {
     let error = |change: fn(&mut Command) -> &mut Command| {
         let output = change(&mut command(&["generate", "a", "--device", "sim"])).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -292,7 +292,7 @@ fn a_simulator_without_kernels_says_where_they_come_from() {
 }
 
 #[test]
-fn budgets_that_do_not_hold_are_refused_with_the_numbers() {
+fn budgets_that_are_too_small_are_refused_with_the_numbers() {
     let ran = run(&["generate", "x", "--memory", "1MB"]);
     let message = ran.error(2);
     assert!(message.starts_with("memory: expected") && message.ends_with("found 1000000 bytes"), "{message}");

@@ -25,17 +25,17 @@ fn text_streams_to_stdout_and_one_line_of_timings_to_stderr() {
     assert_eq!(quiet.err, "");
 }
 
-/// The CUDA kernels, simulated, say what the CPU says; the margins of this text allow no other.
+/// The simulated CUDA kernels give the CPU's tokens; this text has no near ties.
 #[cfg(feature = "sim")]
 #[test]
-fn the_simulator_writes_what_the_cpu_writes() {
+fn the_simulator_and_the_cpu_give_the_same_text() {
     let on = |device: &str| greedy(&["In the beginning", "--max-tokens", "8", "--device", device])["token_ids"].clone();
     assert_eq!(on("sim"), on("cpu"));
 }
 
-/// The first read of the pipe returns before all of the text is there.
+/// The first read of the pipe returns before the text is complete.
 #[test]
-fn text_arrives_while_it_is_made() {
+fn text_is_streamed() {
     let mut child =
         command(&["generate", "And", "--ignore-eos", "--max-tokens", "600", "--temperature", "0"]).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
@@ -49,7 +49,7 @@ fn text_arrives_while_it_is_made() {
 
 /// As in `burrstone generate | head -c 1`.
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn a_closed_output_pipe_is_no_error() {
     let mut child = command(&["generate", "And", "--ignore-eos", "--max-tokens", "600", "--quiet"]).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0]).unwrap();
@@ -59,7 +59,7 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn json_is_one_object_of_the_promised_shape() {
+fn json_is_one_object_with_the_documented_fields() {
     let report = greedy(&["In the beginning"]);
     let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["text", "token_ids", "logprobs", "finish_reason", "usage", "timings"]);
@@ -78,7 +78,7 @@ fn json_is_one_object_of_the_promised_shape() {
 }
 
 #[test]
-fn prompts_come_from_everywhere() {
+fn prompts_come_from_arguments_files_and_pipes() {
     let expected = greedy(&["The king said"]);
     let same = |report: Value| assert_eq!((&report["text"], &report["usage"]), (&expected["text"], &expected["usage"]));
     let base = ["generate", "--json", "--temperature", "0", "--max-tokens", "32"];
@@ -88,11 +88,11 @@ fn prompts_come_from_everywhere() {
     std::fs::write(&file, "The king said").unwrap();
     same(greedy(&["--prompt-file", file.to_str().unwrap()]));
     same(with_input(&[&base[..], &["--prompt-file", "-"]].concat(), "The king said").json());
-    // Of piped text, the last line end is the shell's.
+    // The final line break of piped text is dropped.
     same(with_input(&base, "The king said\n").json());
     same(greedy(&["--token-ids", &comma(&tokenizer().encode("The king said", true).unwrap())]));
     same(greedy(&["--model", Checkpoint::builtin().path(), "The king said"]));
-    // An argument is not mixed with what is piped.
+    // With a prompt argument standard input is ignored.
     same(with_input(&[&base[..], &["The king said"]].concat(), "other words").json());
 
     let default = run(&base);
@@ -100,7 +100,7 @@ fn prompts_come_from_everywhere() {
     assert_eq!(default.json()["text"], greedy(&["In the beginning"])["text"]);
 }
 
-/// Programs that start others often leave them a pipe that nobody writes to.
+/// Parent processes often leave standard input open without writing to it.
 #[test]
 fn a_silent_pipe_is_not_waited_for_forever() {
     let mut child = command(&["generate", "--max-tokens", "3"]).stdin(Stdio::piped()).spawn().unwrap();
@@ -111,7 +111,7 @@ fn a_silent_pipe_is_not_waited_for_forever() {
 }
 
 #[test]
-fn the_built_in_model_ends_by_itself_or_at_the_limit() {
+fn the_built_in_model_stops_at_its_end_token_or_the_limit() {
     let report = run(&["generate", "--json", "--seed", "1"]).json();
     let completion = report["usage"]["completion_tokens"].as_u64().unwrap();
     match report["finish_reason"].as_str().unwrap() {
@@ -136,7 +136,7 @@ fn results_do_not_depend_on_threads() {
 }
 
 #[test]
-fn seeds_decide_what_is_drawn() {
+fn the_seed_decides_the_tokens() {
     let draw = |seed: &str| {
         let args = ["generate", "Behold", "--json", "--temperature", "1", "--max-tokens", "24", "--seed", seed];
         run(&args).json()["token_ids"].clone()
@@ -146,9 +146,9 @@ fn seeds_decide_what_is_drawn() {
     assert!(["8", "9", "18446744073709551615"].iter().any(|seed| draw(seed) != first));
 }
 
-/// Each option reaches the sampler: it changes what a fixed seed draws, or makes it greedy.
+/// Each option reaches the sampler: it changes the tokens of a fixed seed, or makes them greedy.
 #[test]
-fn sampling_options_are_heard() {
+fn sampling_options_take_effect() {
     let draw = |more: &[&str]| {
         let base = ["generate", "Behold", "--json", "--max-tokens", "24", "--seed", "3", "--temperature", "2"];
         ids(&run(&[&base, more].concat()).json()["token_ids"])
@@ -201,7 +201,7 @@ fn stop_tokens_end_the_text_before_them() {
 }
 
 #[test]
-fn the_checkpoint_limits_what_nobody_limits() {
+fn the_checkpoints_max_new_tokens_is_the_default() {
     let model = Checkpoint::builtin();
     model.edit("generation_config.json", |config| config["max_new_tokens"] = serde_json::json!(5));
     let count = |more: &[&str]| {
@@ -216,7 +216,7 @@ fn the_checkpoint_limits_what_nobody_limits() {
 fn end_tokens_end_unless_ignored() {
     let model = Checkpoint::builtin();
     let all = ids(&greedy(&["In the beginning"])["token_ids"]);
-    // Whatever comes fifth is an end token now.
+    // Makes the fifth token an end token.
     model.edit("generation_config.json", |config| config["eos_token_id"] = serde_json::json!([0, all[4]]));
     let first = all.iter().position(|id| *id == all[4]).unwrap();
     let ended = greedy(&["In the beginning", "--model", model.path()]);
@@ -228,7 +228,7 @@ fn end_tokens_end_unless_ignored() {
 }
 
 #[test]
-fn end_tokens_are_not_chosen_before_so_many_tokens() {
+fn end_tokens_do_not_come_before_min_tokens() {
     let model = Checkpoint::builtin();
     let all = ids(&greedy(&["In the beginning"])["token_ids"]);
     let first = all.iter().position(|id| *id == all[4]).unwrap();
@@ -248,7 +248,7 @@ fn end_tokens_are_not_chosen_before_so_many_tokens() {
 }
 
 #[test]
-fn a_checkpoint_without_a_tokenizer_takes_and_gives_ids() {
+fn without_a_tokenizer_input_and_output_are_ids() {
     let model = Checkpoint::golden("llama-gqa");
     let base =
         ["generate", "--model", model.path(), "--token-ids", "1, 2,3", "--temperature", "0", "--max-tokens", "5"];
@@ -261,9 +261,9 @@ fn a_checkpoint_without_a_tokenizer_takes_and_gives_ids() {
     assert!(refused.error(2).contains("no tokenizer.json"), "{refused:?}");
 }
 
-/// #18728: frequencies that are stretched for contexts that are not used cost quality, and that is said.
+/// #18728: frequencies scaled for a longer context than is used cost quality, so there is a warning.
 #[test]
-fn issue_18728_a_stretch_that_is_not_used_is_spoken_of() {
+fn issue_18728_unneeded_rope_scaling_is_warned_about() {
     let model = Checkpoint::golden("rope-yarn");
     let said = |more: &[&str]| {
         let args = ["generate", "--model", model.path(), "--token-ids", "5,6,7", "--max-tokens", "1"];
@@ -272,7 +272,7 @@ fn issue_18728_a_stretch_that_is_not_used_is_spoken_of() {
         ran.ok();
         said
     };
-    // The model was trained with 64.
+    // The model was trained with 64 tokens.
     assert!(said(&["--context", "64"]).starts_with("warning: rope_type yarn stretches positions by 4 "));
     let unstretched = ["--context", "64", "--rope-scaling", "when-needed"];
     for more in [&["--context", "65"][..], &[], &["--context", "64", "--quiet"], &unstretched] {
@@ -281,9 +281,9 @@ fn issue_18728_a_stretch_that_is_not_used_is_spoken_of() {
 }
 
 #[test]
-fn the_context_bounds_the_text() {
+fn the_context_limits_the_text() {
     let report = greedy(&["--token-ids", "5,6,7,8,9", "--context", "12", "--max-tokens", "50", "--ignore-eos"]);
     assert_eq!(report["finish_reason"], "length");
-    // The last token needs no place of its own.
+    // The last token takes no position of the context.
     assert_eq!(report["usage"]["completion_tokens"], 12 + 1 - 5);
 }

@@ -21,7 +21,7 @@ fn every_command_explains_itself_with_examples() {
         let example = format!("  burrstone {}", command.join(" "));
         let examples = help.split_once("Examples:").unwrap_or_else(|| panic!("{command:?}: {help}")).1;
         assert!(examples.contains(example.trim_end()), "{command:?}: {help}");
-        // Every command that is listed is tested here.
+        // Every command in the help is tested here.
         for listed in ["generate", "score", "chat", "inspect", "batch", "bench", "simulate", "completions"] {
             assert!(!command.is_empty() || help.contains(listed));
         }

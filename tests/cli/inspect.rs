@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::case;
 use crate::support::{Checkpoint, run};
 
-/// Something of the bytes that a token takes in a cache of each kind: 5 layers of 2 key heads of 64.
+/// `number` of the bytes a token takes in a cache of each dtype, with 5 layers and 2 key heads of 64.
 fn of_all(number: impl Fn(u64) -> u64) -> Value {
     let [f32, half, fp8, int8] = [5120, 2560, 1280, 1360].map(number);
     json!({"f32": f32, "bf16": half, "f16": half, "fp8_e4m3": fp8, "fp8_e5m2": fp8, "int8": int8})
@@ -44,7 +44,7 @@ fn a_budget_holds_weights_and_tokens() {
 }
 
 #[test]
-fn people_get_the_same_numbers() {
+fn the_text_output_has_the_same_numbers() {
     let text = run(&["inspect", "--tensors", "--memory", "16MiB"]).ok();
     for part in ["llama, 3.97 M parameters", "feed-forward", "2560", "full context", "model.norm.weight", "tokens"] {
         assert!(text.contains(part), "{part}: {text}");
@@ -88,7 +88,7 @@ fn quantized_checkpoints() {
     assert!(!run(&["inspect"]).ok().contains("quantization"));
 }
 
-/// Weights of 256 GiB that are a hole in a file.
+/// 256 GiB of weights in a sparse file.
 #[test]
 fn weights_are_not_read() {
     let model = Checkpoint::golden("llama-gqa");

@@ -15,12 +15,12 @@ fn json_is_aligned_with_the_tokens() {
     assert_eq!(predicted.len(), tokens.len() - 1);
     let perplexity = (-predicted.iter().sum::<f64>() / predicted.len() as f64).exp();
     assert!((report["perplexity"].as_f64().unwrap() / perplexity - 1.0).abs() < 1e-5);
-    // It learned this sentence's book; a text of chance would cost the vocabulary's size, 2048.
+    // The model was trained on this book; random text would have a perplexity near the vocabulary's size, 2048.
     assert!(perplexity < 100.0, "{perplexity}");
 }
 
 #[test]
-fn texts_come_from_everywhere() {
+fn texts_come_from_arguments_files_and_pipes() {
     let expected = run(&["score", "--text", TEXT, "--json"]).json();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("text");
@@ -32,7 +32,7 @@ fn texts_come_from_everywhere() {
     assert_eq!(run(&["score", "--token-ids", &list, "--json", "--threads", "3"]).json(), expected);
 }
 
-/// What generation says of its tokens is what a score of the same tokens says.
+/// `generate` and `score` report the same log-probabilities of the same tokens.
 #[test]
 fn generate_and_score_agree() {
     let prompt = tokenizer().encode("And the LORD said", true).unwrap();
@@ -48,7 +48,7 @@ fn generate_and_score_agree() {
 }
 
 #[test]
-fn people_get_a_table() {
+fn the_default_output_is_a_table() {
     let table = run(&["score", "--text", TEXT]).ok();
     let rows = tokenizer().encode(TEXT, true).unwrap().len();
     assert!(table.contains("\" heaven\"") && table.contains("perplexity"), "{table}");

@@ -13,7 +13,7 @@ fn mix(args: &[&str]) -> Value {
 }
 
 #[test]
-fn requests_go_through_the_scheduler_as_fast_as_the_card() {
+fn faster_gpus_serve_requests_faster() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.json");
     std::fs::write(&config, LLAMA_8B).unwrap();
@@ -29,17 +29,17 @@ fn requests_go_through_the_scheduler_as_fast_as_the_card() {
     }
     let speed = |mix: &Value| mix["tokens_per_s"].as_f64().unwrap();
     assert!(speed(&h200) > 1.2 * speed(&a100), "{h200} {a100}");
-    // The same again, from the folder.
+    // The same from the folder.
     let again = mix(&[&[folder.path().to_str().unwrap(), "--gpu", "h200"], &fixed[..]].concat());
     assert_eq!(again, h200);
-    // Few requests a second wait for nobody.
+    // At a low rate no request waits.
     let rare = mix(&[file, "--workload", "fixed", "--requests", "50", "--rate", "1"]);
     assert!(rare["queue_s"]["p99"].as_f64().unwrap() < 0.05 && rare["seconds"].as_f64().unwrap() > 20.0, "{rare}");
 }
 
-/// #9474: what is said of a card before the first request is about what comes of many.
+/// #9474: the reported capacity predicts the throughput of many requests.
 #[test]
-fn issue_9474_the_capacity_stands_beside_what_comes_of_it() {
+fn issue_9474_the_reported_capacity_is_reached() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.json");
     std::fs::write(&config, LLAMA_8B).unwrap();
@@ -50,7 +50,7 @@ fn issue_9474_the_capacity_stands_beside_what_comes_of_it() {
     assert_eq!((capacity["median_sequences"].as_u64(), capacity["p95_sequences"].as_u64()), (Some(96), Some(96)));
     let ratio = mix["tokens_per_s"].as_f64().unwrap() / capacity["tokens_per_s"].as_f64().unwrap();
     assert!((0.9..1.1).contains(&ratio), "{mix}");
-    // More than it can do is asked of it.
+    // A request rate beyond the capacity.
     let args = ["simulate", "--workload", "fixed", "--requests", "20", "--max-sequences", "1", "--rate"];
     assert!(run(&[&args[..], &["1000000"]].concat()).err.contains("warning: fixed: 64000000.0 tokens/s are asked for"));
     assert_eq!(run(&[&args[..], &["0.1"]].concat()).err, "");
@@ -76,9 +76,9 @@ fn what_cannot_be_simulated_is_refused() {
     run(&["simulate", model.path(), "--requests", "3", "--workload", "fixed"]).ok();
 }
 
-/// Every choice is no faster than the machine, and no slower than the next one.
+/// Every kernel's time is at least the machine's floor, and at most the runner-up's.
 #[test]
-fn kernels_are_ranked_for_a_card() {
+fn kernels_are_ranked_for_a_gpu() {
     let args = ["simulate", "kernels", "qwen3-0.6b", "llama-3-70b", "--rows", "1,129,8192", "--json"];
     for gpu in ["t4", "a100", "h100"] {
         let report = run(&[&args[..], &["--gpu", gpu]].concat()).json();

@@ -1,4 +1,4 @@
-//! Running the program, and checkpoints to run it on.
+//! Runs the program, and provides checkpoints for it.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::checkpoint::case;
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
@@ -18,14 +18,14 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Standard output of a run that succeeded.
+    /// Standard output; the run must have succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.out
     }
 
-    /// The one object on standard output of a run that succeeded.
+    /// The JSON object on standard output; the run must have succeeded.
     #[track_caller]
     pub fn json(self) -> Value {
         let out = self.ok();
@@ -33,7 +33,7 @@ impl Ran {
         serde_json::from_str(&out).unwrap()
     }
 
-    /// The message of a run that failed with this code: one line on standard error, nothing on standard output.
+    /// The error message. Asserts this exit code, one line on standard error, and an empty standard output.
     #[track_caller]
     pub fn error(&self, code: i32) -> &str {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -43,7 +43,7 @@ impl Ran {
     }
 }
 
-/// The program, away from the network and from the hub's settings of whoever runs the tests.
+/// The program, without network and without the user's hub settings.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_burrstone"));
     command.args(args).env("HF_HUB_OFFLINE", "1").env("RUST_BACKTRACE", "1");
@@ -58,10 +58,10 @@ pub fn run(args: &[&str]) -> Ran {
     with_input(args, "")
 }
 
-/// A run with this on standard input.
+/// Runs with `input` on standard input.
 pub fn with_input(args: &[&str], input: &str) -> Ran {
     let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
-    // A program that does not want it may close it.
+    // The program may close its input without reading it.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     Ran {
@@ -75,7 +75,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
-/// `1,2,3`.
+/// Formats ids as `1,2,3`.
 pub fn comma(ids: &[u32]) -> String {
     ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
 }
@@ -87,7 +87,7 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_bytes(&file, &std::fs::read(&file).unwrap()).unwrap()
 }
 
-/// A checkpoint in a folder of its own.
+/// A checkpoint in a temporary folder.
 pub struct Checkpoint(pub tempfile::TempDir);
 
 impl Checkpoint {
@@ -100,7 +100,7 @@ impl Checkpoint {
         Self(folder)
     }
 
-    /// A tiny random one without a tokenizer.
+    /// A tiny random model without a tokenizer.
     pub fn golden(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         case(name).write(folder.path());
@@ -115,7 +115,7 @@ impl Checkpoint {
         self.0.path().join(name)
     }
 
-    /// Changes a JSON file.
+    /// Edits a JSON file.
     pub fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut value = serde_json::from_slice(&std::fs::read(self.file(name)).unwrap()).unwrap();
         change(&mut value);

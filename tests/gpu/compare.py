@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The same problems with PyTorch, eager and compiled (Triton), beside the benches' figures.
+"""Measures the benches' problems with PyTorch, eager and compiled (Triton), and compares the times.
 
     compare.py SPECS RECORD        SPECS is codegen/specs, RECORD the lines of JSON that benches/kernels appended
 
-As the benches do it: events around replays of graphs, whose calls use sets of random inputs in turn, more than the L2 cache
-holds. Prints a Markdown table: microseconds of Burrstone, of PyTorch and of torch.compile (medians), and how many times
-faster Burrstone is than the better of the two; each row is appended to RECORD as well. Needs PyTorch with a GPU, and Triton
-for the compiled ones.
+Measures as the benches do: events around graph replays, whose calls rotate through sets of random inputs that together
+exceed the L2 cache. Prints a Markdown table: median microseconds of Burrstone, PyTorch and torch.compile, and the speedup
+of Burrstone over the better of the two; each row is appended to RECORD as well. Needs PyTorch with a GPU, and Triton for
+torch.compile.
 """
 
 import json
@@ -24,7 +24,7 @@ DTYPE = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.
 
 
 def microseconds(function, sets):
-    """Median time of a call; None where PyTorch cannot do or capture it."""
+    """Median time of a call; None if PyTorch cannot run or capture it."""
     try:
         for arguments in sets:
             function(*arguments)
@@ -44,7 +44,7 @@ def microseconds(function, sets):
             end.synchronize()
             times.append(1e3 * start.elapsed_time(end) / calls)
         return statistics.median(times)
-    except Exception as e:  # noqa: BLE001 - whatever it is, the table goes on and says so
+    except Exception as e:  # noqa: BLE001 - any error is printed, and the table continues
         print(f"{type(e).__name__}: {str(e).splitlines()[0]}", file=sys.stderr)
         return None
 
@@ -106,7 +106,7 @@ def sample(p, case):
     logits = torch.randn(int(rows), p["vocab"], device="cuda")
 
     def draw(probabilities):
-        # Without a host synchronization: the largest of p / e, e exponential, is a draw from p.
+        # Avoids a host synchronization: argmax of p / e, with exponential e, is a draw from p.
         return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)
 
     def greedy(logits):
@@ -134,7 +134,7 @@ def target_logprobs(p, rows):
 
 
 def attention(p, case):
-    """One shape for all sequences, contiguous: what PyTorch does best. It has no ragged decode."""
+    """Contiguous sequences of equal length, PyTorch's best case. It has no ragged decode."""
     heads, kv_heads, d = p["heads"], p["kv_heads"], p["head_dim"]
     kind, size = case.split("-", 1)
     if kind == "prefill":
@@ -152,7 +152,7 @@ def attention(p, case):
     return call, (query, keys, values)
 
 
-# What the case of a bench is: a number of rows, or a name.
+# A bench's case is a number of rows, or a name.
 ROWS = {"act_mul": act_mul, "embedding": embedding, "rms_norm": rms_norm, "rotary_kv_write": rotary_kv_write,
         "matmul": matmul, "target_logprobs": target_logprobs}
 NAMES = {"sample": sample, "attention": attention}

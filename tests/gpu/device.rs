@@ -1,10 +1,10 @@
-//! Which device the tests run on, and which variants `tests/gpu/run` asks them to leave out.
+//! Selects the device of the tests, and the variants that `tests/gpu/run` leaves out.
 
 use std::sync::OnceLock;
 
 use burrstone::device::Stream;
 
-/// Whether `BURRSTONE_TEST_DEVICE` asks for the first GPU. Without it, kernels run on the simulator.
+/// Whether `BURRSTONE_TEST_DEVICE` selects the first GPU instead of the simulator.
 pub fn on_a_gpu() -> bool {
     match std::env::var("BURRSTONE_TEST_DEVICE").as_deref() {
         Err(_) | Ok("sim") => false,
@@ -15,7 +15,7 @@ pub fn on_a_gpu() -> bool {
     }
 }
 
-/// The first GPU: one stream for the whole process, as a CUDA context takes a good part of a second to make.
+/// The first GPU: one stream for the whole process, as creating a CUDA context takes most of a second.
 pub fn gpu() -> Stream {
     static GPU: OnceLock<Stream> = OnceLock::new();
     #[cfg(feature = "cuda")]
@@ -25,14 +25,14 @@ pub fn gpu() -> Stream {
     GPU.get_or_init(open).clone()
 }
 
-/// Whether a GPU is not to run `variant`: `BURRSTONE_TEST_WITHOUT`, a list with commas, names variants that an earlier try
-/// ended with.
+/// Whether `BURRSTONE_TEST_WITHOUT`, a comma-separated list, names `variant`: an earlier try failed, hung or crashed in
+/// it.
 pub fn is_left_out(variant: &str) -> bool {
     let without = std::env::var("BURRSTONE_TEST_WITHOUT").unwrap_or_default();
     without.split(',').any(|name| name == variant)
 }
 
-/// Says on stderr which variant a GPU is about to run: where the process hangs or dies, the last such line names it.
+/// Prints to stderr which variant a GPU is about to run. If the process hangs or dies, the last such line names it.
 pub fn announce(variant: &str) {
     if on_a_gpu() {
         eprintln!("variant: {variant}");

@@ -1,4 +1,4 @@
-//! Models by hub id, against a local server that speaks the hub's protocol.
+//! Downloads by hub id from a local server that speaks the hub's protocol.
 #![cfg(feature = "hub")]
 
 mod server;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use burrstone::Error;
 use burrstone::model::hub::Hub;
-use burrstone::model::source::{HubId, Progress, resolve};
+use burrstone::model::resolve;
+use burrstone::model::source::{HubId, Progress};
 use tempfile::TempDir;
 
 use server::{COMMIT, ID, Server, blob};
@@ -21,7 +22,7 @@ fn weights() -> Vec<u8> {
     (0..300_000u32).map(|i| (i % 251) as u8).collect()
 }
 
-/// A hub with a model, and an empty cache.
+/// A hub with one model, and an empty cache.
 fn setup() -> (Server, Hub, TempDir) {
     let server = Server::new(&[
         ("README.md", b"stone"),
@@ -53,12 +54,12 @@ fn model_folder(hub: &Hub) -> PathBuf {
     hub.cache.join("models--mill--stone")
 }
 
-/// Where the bytes of the weights are collected.
+/// The partial file of the weights.
 fn partial(hub: &Hub) -> PathBuf {
     model_folder(hub).join("blobs").join(format!("{}.incomplete", blob(WEIGHTS)))
 }
 
-/// Leaves behind what an earlier run had of the weights.
+/// Leaves a partial file of the weights from an earlier run.
 fn leave_partial(hub: &Hub, bytes: &[u8]) {
     std::fs::create_dir_all(model_folder(hub).join("blobs")).unwrap();
     std::fs::write(partial(hub), bytes).unwrap();
@@ -81,7 +82,7 @@ fn assert_says<T>(result: Result<T, Error>, input: bool, parts: &[&str]) {
     }
 }
 
-/// Writes down what it is told.
+/// Records progress and notices.
 #[derive(Default)]
 struct Record {
     files: Vec<(String, u64, u64)>,
@@ -116,7 +117,7 @@ fn downloads_what_is_needed_into_the_shared_layout() {
     assert_eq!(folder, model_folder(&hub).join("snapshots").join(COMMIT));
     assert_eq!(names_in(&folder), ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json"]);
     assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
-    // As Python lays it out: a relative link to the blob, and a ref with the commit.
+    // Python's layout: a relative link to the blob, and a ref with the commit.
     let link = std::fs::read_link(folder.join(WEIGHTS)).unwrap();
     assert_eq!(link, Path::new("../../blobs").join(blob(WEIGHTS)));
     assert_eq!(std::fs::read_to_string(model_folder(&hub).join("refs/main")).unwrap(), COMMIT);
@@ -126,7 +127,7 @@ fn downloads_what_is_needed_into_the_shared_layout() {
     assert!(lengths.contains(&(WEIGHTS, 300_000, 300_000)), "{lengths:?}");
     assert_eq!((record.finished, record.notices.len()), (4, 0));
 
-    // The second time one question is asked, and nothing transferred.
+    // A second call makes one request and downloads nothing.
     server.take_log();
     assert_eq!(hub.snapshot(&id(), &mut ()).unwrap(), folder);
     assert_eq!(server.take_log().len(), 1);
@@ -151,27 +152,27 @@ fn shards_are_those_of_the_index() {
     assert!(folder.join("model-1.safetensors").exists());
     assert!(!folder.join("consolidated.safetensors").exists());
 
-    // A copy that lacks a shard is no copy.
+    // A snapshot without one of its shards is incomplete.
     std::fs::remove_file(folder.join("model-2.safetensors")).unwrap();
     let offline = Hub { offline: true, ..hub };
     assert_says(offline.snapshot(&id(), &mut ()), true, &[ID, "not complete in the cache", "offline"]);
 }
 
 #[test]
-fn a_cut_connection_is_taken_up_where_it_broke() {
+fn a_cut_download_resumes() {
     let (server, hub, _cache) = setup();
     server.state().cuts.insert(WEIGHTS.to_owned(), vec![100_000, 50_000]);
     let mut record = Record::default();
     let folder = hub.snapshot(&id(), &mut record).unwrap();
     assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
     assert_eq!(server.starts(WEIGHTS), [0, 100_000, 150_000]);
-    // Told once, counted once.
+    // A resumed file is reported once, and its bytes are counted once.
     let told: Vec<_> = record.files.iter().filter(|(name, ..)| name == WEIGHTS).collect();
     assert_eq!(told, [&(WEIGHTS.to_owned(), 300_000, 300_000)]);
 }
 
 #[test]
-fn a_later_run_goes_on_where_an_earlier_one_gave_up() {
+fn a_later_run_resumes_the_download() {
     let (server, hub, _cache) = setup();
     server.state().cuts.insert(WEIGHTS.to_owned(), vec![120_000, 0, 0, 0]);
     assert_says(hub.snapshot(&id(), &mut ()), false, &["mill/stone/model.safetensors"]);
@@ -187,7 +188,7 @@ fn a_later_run_goes_on_where_an_earlier_one_gave_up() {
 }
 
 #[test]
-fn a_partial_file_that_is_whole_is_finished() {
+fn a_complete_partial_file_is_not_downloaded_again() {
     let (server, hub, _cache) = setup();
     leave_partial(&hub, &weights());
     let folder = hub.snapshot(&id(), &mut ()).unwrap();
@@ -205,8 +206,8 @@ fn a_partial_file_that_is_too_long_is_downloaded_again() {
 }
 
 #[test]
-fn a_file_must_have_the_hash_that_names_it() {
-    // That of `weights()`.
+fn a_file_must_have_the_hash_in_its_etag() {
+    // The hash of `weights()`.
     const SHA256: &str = "3c65ea93424a9c362fec0e3a69ea36031e8a358441479dd665cc6110eabe7b08";
     let (server, hub, _cache) = setup();
     server.state().etags.insert(WEIGHTS.to_owned(), format!("\"{SHA256}\""));
@@ -281,7 +282,7 @@ fn a_cache_without_links_holds_the_files() {
     assert_eq!(offline.snapshot(&id(), &mut ()).unwrap(), folder);
 }
 
-/// A folder in which nobody can create a file, root included.
+/// Makes a folder in which not even root can create files.
 #[cfg(target_os = "linux")]
 fn make_unwritable(path: &Path) {
     std::fs::remove_dir_all(path).unwrap();
@@ -290,7 +291,7 @@ fn make_unwritable(path: &Path) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_read_only_cache_serves_what_it_has() {
+fn a_complete_read_only_cache_is_used() {
     let (_server, hub, _cache) = setup();
     let folder = hub.snapshot(&id(), &mut ()).unwrap();
     make_unwritable(&model_folder(&hub).join("refs"));
@@ -301,7 +302,7 @@ fn a_read_only_cache_serves_what_it_has() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_read_only_cache_behind_the_hub_serves_what_it_has() {
+fn an_outdated_read_only_cache_is_used_with_a_notice() {
     let (server, hub, _cache) = setup();
     let folder = hub.snapshot(&id(), &mut ()).unwrap();
     make_unwritable(&hub.cache.join(".locks"));
@@ -323,7 +324,7 @@ fn a_second_process_waits_for_the_first() {
         std::thread::spawn(move || hub.snapshot(&id(), &mut Tell(told)))
     };
     let threads = [spawn(), spawn()];
-    // Whoever is second says so, and goes on when the first is done.
+    // The second process says that it waits, and continues when the first is done.
     let notice = notices.iter().find(|notice| notice.contains(WEIGHTS)).unwrap();
     assert!(notice.contains("waiting for another process"), "{notice}");
     server.state().paused = false;
@@ -334,7 +335,7 @@ fn a_second_process_waits_for_the_first() {
     assert_eq!(server.starts(WEIGHTS), [0]);
 }
 
-/// Passes notices on.
+/// Sends notices to a channel.
 struct Tell(mpsc::Sender<String>);
 
 impl Progress for Tell {
@@ -348,9 +349,9 @@ impl Progress for Tell {
 }
 
 #[test]
-fn a_lock_whose_holder_does_nothing_is_passed_over() {
+fn a_lock_without_progress_is_bypassed() {
     let (server, hub, _cache) = setup();
-    // As huggingface_hub takes it.
+    // The lock that huggingface_hub takes.
     let locks = hub.cache.join(".locks/models--mill--stone");
     std::fs::create_dir_all(&locks).unwrap();
     let lock = std::fs::File::create(locks.join(format!("{}.lock", blob(WEIGHTS)))).unwrap();
@@ -363,12 +364,12 @@ fn a_lock_whose_holder_does_nothing_is_passed_over() {
     assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), weights());
     assert!(record.notices.len() == 2 && record.notices[1].contains("a second time"), "{:?}", record.notices);
     assert_eq!(server.starts(WEIGHTS), [0]);
-    // What the holder may still write to is not touched, and nothing else is left.
+    // The holder's partial file is untouched, and no other is left.
     assert_eq!(std::fs::read(partial(&hub)).unwrap(), b"theirs");
     let names = names_in(&model_folder(&hub).join("blobs"));
     assert_eq!(names.iter().filter(|name| name.contains("incomplete")).count(), 1, "{names:?}");
 
-    // A lock file that nobody holds is no lock.
+    // A lock file that is not locked does not count.
     drop(lock);
     std::fs::remove_dir_all(model_folder(&hub)).unwrap();
     let mut record = Record::default();
@@ -377,7 +378,7 @@ fn a_lock_whose_holder_does_nothing_is_passed_over() {
 }
 
 #[test]
-fn a_download_in_vain_leaves_no_private_file() {
+fn a_failed_download_leaves_no_private_file() {
     let (server, hub, _cache) = setup();
     let locks = hub.cache.join(".locks/models--mill--stone");
     std::fs::create_dir_all(&locks).unwrap();
@@ -427,7 +428,7 @@ fn configurations_of_quantized_weights_are_downloaded() {
 }
 
 #[test]
-fn listed_names_that_leave_the_snapshot_are_passed_over() {
+fn listed_names_that_leave_the_snapshot_are_ignored() {
     let (server, hub, _cache) = setup();
     server.state().files.remove(WEIGHTS);
     let names = ["../x.safetensors", "..\\y.safetensors", "/z.safetensors", "../tokenizer.json", "a/b.safetensors"];
@@ -439,7 +440,7 @@ fn listed_names_that_leave_the_snapshot_are_passed_over() {
     let folder = hub.snapshot(&id(), &mut ()).unwrap();
     assert_eq!(names_in(&folder), ["config.json", "generation_config.json", "one.safetensors", "tokenizer.json"]);
 
-    // The index is one of the files that come from outside.
+    // The index's file names are outside input too.
     let (server, hub, _cache) = setup();
     server.state().files.remove(WEIGHTS);
     server.state().files.insert("a.safetensors".to_owned(), b"a".to_vec());
@@ -462,7 +463,7 @@ fn a_server_without_ranges_does_not_spoil_the_file() {
 }
 
 #[test]
-fn the_token_is_sent_and_its_lack_explained() {
+fn the_token_is_sent_and_a_missing_one_explained() {
     let (server, hub, _cache) = setup();
     server.state().token = Some("secret".to_owned());
     assert_says(hub.snapshot(&id(), &mut ()), true, &[ID, "401", "the door is closed", "HF_TOKEN"]);
@@ -508,7 +509,7 @@ fn a_token_that_cannot_be_sent_is_refused() {
 }
 
 #[test]
-fn what_the_hub_has_not_is_said() {
+fn files_that_the_hub_lacks_are_named() {
     let (server, hub, _cache) = setup();
     let other = HubId::parse("mill/sieve").unwrap();
     assert_says(hub.snapshot(&other, &mut ()), true, &["mill/sieve", "no such folder", &hub.endpoint]);
@@ -528,19 +529,19 @@ fn another_revision_has_its_own_ref() {
     assert_eq!(std::fs::read_to_string(model_folder(&hub).join("refs/v1/b")).unwrap(), COMMIT);
     let offline = Hub { offline: true, ..hub };
     offline.snapshot(&id, &mut ()).unwrap();
-    // A commit is its own name.
+    // A commit needs no ref.
     let commit = HubId { revision: COMMIT.to_owned(), ..id };
     offline.snapshot(&commit, &mut ()).unwrap();
     assert_says(offline.snapshot(&self::id(), &mut ()), true, &["offline"]);
 }
 
 #[test]
-fn offline_uses_what_python_downloaded_and_asks_nobody() {
+fn offline_uses_pythons_cache_without_requests() {
     let (server, mut hub, _cache) = setup();
     hub.offline = true;
     assert_says(hub.snapshot(&id(), &mut ()), true, &[ID, "offline", &hub.cache.display().to_string()]);
 
-    // As huggingface_hub leaves it.
+    // The layout that huggingface_hub leaves.
     let folder = model_folder(&hub);
     let snapshot = folder.join("snapshots").join(COMMIT);
     for part in [&snapshot, &folder.join("blobs"), &folder.join("refs")] {
@@ -579,7 +580,7 @@ fn a_silent_hub_is_replaced_by_the_cache_with_a_notice() {
 }
 
 #[test]
-fn ids_are_told_from_paths() {
+fn ids_are_distinguished_from_paths() {
     let id = |name: &str, revision: &str| Some(HubId { name: name.to_owned(), revision: revision.to_owned() });
     assert_eq!(HubId::parse("gpt2"), id("gpt2", "main"));
     assert_eq!(HubId::parse("Qwen/Qwen2.5-0.5B"), id("Qwen/Qwen2.5-0.5B", "main"));
@@ -635,7 +636,7 @@ fn the_environment_is_read_as_python_reads_it() {
 }
 
 #[test]
-#[ignore = "others run it, in a process that they arrange"]
+#[ignore = "other tests run it in a process of their own"]
 fn in_another_process() {
     match resolve(ID, false, &mut ()) {
         Ok(folder) => println!("\nfolder {}", folder.display()),
@@ -643,7 +644,7 @@ fn in_another_process() {
     }
 }
 
-/// Runs [`in_another_process`] after `setup`, lines of shell; what it says.
+/// Runs [`in_another_process`] after the shell commands `setup`; returns its result line.
 #[cfg(unix)]
 fn child(setup: &str, hub: &Hub, extra: &[(&str, &str)]) -> String {
     let script = format!("{setup}\nexec \"$0\" --exact in_another_process --ignored --nocapture --test-threads 1");
@@ -663,9 +664,9 @@ fn child(setup: &str, hub: &Hub, extra: &[(&str, &str)]) -> String {
 
 #[cfg(unix)]
 #[test]
-fn a_full_disk_is_one_line_and_the_rest_comes_later() {
+fn a_full_disk_is_reported_and_the_next_run_resumes() {
     let (server, hub, _cache) = setup();
-    // A limit on the length of files stands for the end of the disk: 128 blocks of 512 bytes, or of 1024.
+    // A limit on file sizes stands for a full disk: 128 blocks of 512 or 1024 bytes.
     let said = child("trap '' XFSZ; ulimit -f 128", &hub, &[]);
     assert!(said.starts_with("error false") && said.contains("mill/stone/model.safetensors"), "{said}");
     assert!(said.contains("too large") && said.contains("run again"), "{said}");
@@ -682,7 +683,7 @@ fn a_full_disk_is_one_line_and_the_rest_comes_later() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn no_space_left_is_said_as_the_system_says_it() {
+fn a_full_disk_is_reported_in_the_systems_words() {
     let (_server, hub, _cache) = setup();
     let blobs = model_folder(&hub).join("blobs");
     std::fs::create_dir_all(&blobs).unwrap();
@@ -693,7 +694,7 @@ fn no_space_left_is_said_as_the_system_says_it() {
 
 #[cfg(unix)]
 #[test]
-fn the_environment_reaches_a_download() {
+fn downloads_use_the_environment() {
     let (server, hub, _cache) = setup();
     server.state().token = Some("secret".to_owned());
     let said = child("", &hub, &[("HF_TOKEN", "secret")]);

@@ -1,4 +1,4 @@
-//! A server that speaks as much of the hub's protocol as a download needs, and remembers what it was asked.
+//! A server with the part of the hub's protocol that downloads need; it records the requests.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,32 +10,32 @@ use std::time::Duration;
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub const ID: &str = "mill/stone";
 
-/// One request: its path, and its headers with names in lower case.
+/// A request: its path, and its headers with names in lower case.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub path: String,
     pub headers: BTreeMap<String, String>,
 }
 
-/// What the server holds and how it misbehaves.
+/// The server's files and its faults.
 #[derive(Default)]
 pub struct State {
     pub files: BTreeMap<String, Vec<u8>>,
-    /// Requests without this token are turned away.
+    /// Requests without this token get 401.
     pub token: Option<String>,
-    /// File → how many bytes of each of the next downloads arrive before the connection is cut.
+    /// File → bytes of each of the next downloads that arrive before the connection is cut.
     pub cuts: BTreeMap<String, Vec<usize>>,
-    /// Connections are not cut but fall silent.
+    /// Instead of being cut, connections fall silent.
     pub hangs: bool,
-    /// Files beyond their first bytes are not sent until this is false again.
+    /// While true, only the first bytes of each file are sent.
     pub paused: bool,
-    /// Host that downloads of weights are redirected to, with its port. It is this server by another name.
+    /// Host and port that downloads of weights are redirected to: this server under another name.
     pub cdn: Option<String>,
     /// ETags other than [`etag`]'s.
     pub etags: BTreeMap<String, String>,
-    /// The commit of all revisions, if it is another than [`COMMIT`].
+    /// The commit of all revisions, if not [`COMMIT`].
     pub commit: Option<String>,
-    /// Answers with whole files whatever range is asked for, once the length has been told.
+    /// Ignores ranges and sends whole files.
     pub ignores_ranges: bool,
     /// Every request fails with this status.
     pub status: Option<u16>,
@@ -62,7 +62,7 @@ impl Server {
                     return;
                 }
                 let (shared, own) = (shared.clone(), own.clone());
-                // A client that leaves early is not this server's failure.
+                // A client may disconnect early.
                 std::thread::spawn(move || stream.and_then(|stream| answer(stream, &shared, &own)));
             }
         });
@@ -77,7 +77,7 @@ impl Server {
         std::mem::take(&mut self.state().log)
     }
 
-    /// The byte from which each download of a file started; requests for the length alone are left out.
+    /// The byte at which each download of a file started, without requests for the length only.
     pub fn starts(&self, file: &str) -> Vec<usize> {
         let range = |request: &Request| request.headers.get("range").cloned().unwrap_or_default();
         let state = self.state();
@@ -120,7 +120,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>, endpoint: &str) -> std::io::R
         return respond(&mut stream, status, "", b"");
     }
     let expected = state.token.as_ref().map(|token| format!("Bearer {token}"));
-    // Another host knows nothing of tokens.
+    // The other host does not check tokens.
     let own = request.headers.get("host").is_some_and(|host| endpoint.ends_with(host));
     if own && expected.is_some() && request.headers.get("authorization") != expected.as_ref() {
         return respond(&mut stream, 401, "X-Error-Message: the door is closed\r\n", b"");
@@ -135,7 +135,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>, endpoint: &str) -> std::io::R
         if !state.files.contains_key(name) {
             return respond(&mut stream, 404, "", b"");
         }
-        // Large files live elsewhere, small ones here.
+        // Weights are redirected to the other host, small files are sent directly.
         let etag = state.etags.get(name).cloned().unwrap_or_else(|| etag(name));
         let commit = format!("X-Repo-Commit: {commit}\r\n");
         return if name.ends_with(".safetensors") {
@@ -193,7 +193,7 @@ fn send(
     }
     stream.write_all(rest)?;
     if hangs {
-        // Until the client is gone.
+        // Until the client disconnects.
         std::io::Read::read(stream, &mut [0])?;
     }
     Ok(())

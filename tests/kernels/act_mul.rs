@@ -38,7 +38,7 @@ proptest! {
     }
 }
 
-/// Far out the activations are 0 and the identity, and nothing overflows on the way.
+/// For large arguments the activations are 0 or the identity; intermediate results do not overflow.
 #[test]
 fn extremes_are_finite() {
     for isa in isas() {
@@ -90,7 +90,7 @@ mod on_the_device {
             numbers(1, self.rows * 2 * self.width, DType::F32).iter().map(|x| round(5.0 * x, self.dtype)).collect()
         }
 
-        /// Output and scales after the kernel has run over rows from `first` on.
+        /// Output and scales of a launch that starts at row `first`.
         fn run(&self, stream: &Stream, variant: &'static Variant, first: usize) -> (Vec<u8>, Vec<f32>) {
             let Case { width, dtype, out, activation, shifts, .. } = *self;
             let rows = self.rows - first;
@@ -134,11 +134,11 @@ mod on_the_device {
                 let (last, last_scales) = self.run(&stream, variant, rows - 1);
                 assert!(
                     got.ends_with(&last) && scales.ends_with(&last_scales),
-                    "{}: a row alone differs",
+                    "{}: the last row alone has other bits",
                     variant.name
                 );
                 let (bits, bits_of_scales) = first.get_or_insert((got.clone(), scales.clone()));
-                assert!(*bits == got && *bits_of_scales == scales, "{}: the first variant differs", variant.name);
+                assert!(*bits == got && *bits_of_scales == scales, "{}: differs from the first variant", variant.name);
             }
         }
     }
@@ -173,7 +173,7 @@ mod on_the_device {
     }
 
     #[test]
-    fn whole_rows_use_memory_to_the_full_on_the_simulator() {
+    fn accesses_are_fully_coalesced_on_the_simulator() {
         let (rows, width, dtype, activation) = (2, 2048, DType::BF16, Activation::Silu);
         let case = Case { rows, width, dtype, out: dtype, activation, shifts: [0; 2] };
         for variant in variants("act_mul", &[("dtype", named(dtype)), ("out", named(dtype))]) {
@@ -183,7 +183,7 @@ mod on_the_device {
         }
     }
 
-    /// Far out the activations are 0 and the identity on the device as well.
+    /// The same limits on the device.
     #[test]
     fn extremes_are_finite() {
         let gate = [-6e4, -100.0, 0.0, 100.0, 6e4].map(|x| round(x, DType::F16));
@@ -195,7 +195,7 @@ mod on_the_device {
                 let (gate_up, to) = (gate_up.slice(), out.slice_mut());
                 let args = ActMul { gate_up, out: to, scales: None, rows: 1, width: 5, activation };
                 args.launch_variant(&stream, variant).unwrap();
-                // Zeros of either sign are equal.
+                // +0 and −0 are equal.
                 assert_eq!(out.read(), [0.0, 0.0, 0.0, gate[3], gate[4]], "{} {activation:?}", variant.name);
             }
         }
@@ -203,7 +203,8 @@ mod on_the_device {
 
     #[test]
     fn wrong_shapes_are_refused() {
-        let stream = stream(variants("act_mul", &[("dtype", named(DType::F16))])[0], 1).expect("f16 is everywhere");
+        let stream = stream(variants("act_mul", &[("dtype", named(DType::F16))])[0], 1)
+            .expect("every architecture has an f16 variant");
         let attempt = |dtype, out_dtype, out_len, scales_len: Option<usize>, width| {
             let gate_up = Placed::untouched(&stream, dtype, 16, 0);
             let mut out = Placed::untouched(&stream, out_dtype, out_len, 0);

@@ -13,7 +13,7 @@ use crate::problems::attention::PROBLEMS;
 use crate::reference::attention::{self, attend};
 use crate::support::*;
 
-/// A model's layer and some sequences, laid out in pages of their own in a shuffled order.
+/// One layer and some sequences. Their pages are in shuffled order.
 #[derive(Clone, Debug)]
 struct Case {
     group: usize,
@@ -28,7 +28,7 @@ struct Case {
     sequences: Vec<(usize, usize)>,
 }
 
-/// What some families ask of attention.
+/// Optional features of attention that some model families use.
 #[derive(Clone, Copy, Debug)]
 struct Options {
     cap: Option<f32>,
@@ -42,7 +42,7 @@ impl Options {
     const NONE: Self = Self { cap: None, chunk: None, slopes: false, sinks: false, masks: Masks::None };
 }
 
-/// A device with buffers that the tests fill and read.
+/// A backend whose buffers the tests can fill and read.
 trait Lab: Ops {
     fn put(&self, values: &[f32]) -> Self::Buffer;
     fn get(&self, buffer: &Self::Buffer, len: usize) -> Vec<f32>;
@@ -87,14 +87,14 @@ impl Case {
         }
     }
 
-    /// Page `i` of the batch's table, in an order that is not the table's.
+    /// The physical page of entry `i` of the block table, in shuffled order.
     fn page(&self, i: usize) -> usize {
         let pages = self.shape().pages;
         let step = (1..pages + 1).rev().find(|s| gcd(*s, pages) == 1).unwrap_or(1);
         (i * step + 1) % pages
     }
 
-    /// The batch that holds tokens `from..to` of each sequence, counted from its beginning.
+    /// The batch of tokens `from..to` of each sequence.
     fn batch(&self, ranges: &[(usize, usize)]) -> Batch {
         let (mut batch, mut pages) = (Batch::default(), 0);
         for (&(past, len), &(from, to)) in self.sequences.iter().zip(ranges) {
@@ -117,14 +117,14 @@ impl Case {
         batch
     }
 
-    /// What the cache (all of it, as numbers) has of a position of a sequence: key (0) or value (1) of a key head.
+    /// Reads a key (`which` = 0) or value (1) from the whole cache, converted to f32.
     fn stored(&self, cache: &[f32], which: usize, sequence: usize, position: usize, kv_head: usize) -> Vec<f32> {
         let before = &self.sequences[..sequence];
         let pages: usize = before.iter().map(|(past, len)| (past + len).div_ceil(self.page_size)).sum();
         let page = self.page(pages + position / self.page_size);
         let plane = self.shape().pages * self.kv_heads * self.page_size;
         let entry = (page * self.kv_heads + kv_head) * self.page_size + position % self.page_size;
-        // Of layer 1.
+        // Layer 1.
         cache[((2 + which) * plane + entry) * self.head_dim..][..self.head_dim].to_vec()
     }
 
@@ -152,13 +152,13 @@ impl Case {
         device.attention(step, Attention { query, cache, layer: 1, out, heads, scoring }).unwrap();
     }
 
-    /// Asserts that `outs`, rows of each sequence from its first token on, are close to what the oracle makes of the
-    /// cache's numbers.
+    /// Asserts that `outs`, the rows of each sequence from its first token on, are close to the oracle's results for
+    /// this cache.
     fn assert_expected(&self, what: &str, outs: &[Vec<f32>], cache: &[f32]) {
         let (d, heads) = (self.head_dim, self.heads());
         let (mut got, mut plain, mut exact) = (Vec::new(), Vec::new(), Vec::new());
         for (s, &(past, len)) in self.sequences.iter().enumerate() {
-            // The first, the last and one between: every position sees a different part.
+            // The first, the last and a middle position: each sees a different number of keys.
             for position in [past, past + len / 2, past + len - 1] {
                 let mask = self.options.masks.of(position, past, past + len);
                 let seen = seen(position, mask, past, self.window, self.options.chunk);
@@ -195,7 +195,7 @@ fn any_options() -> impl Strategy<Value = Options> {
     let cap = proptest::option::of(0.5f32..30.0);
     let some = (cap, proptest::option::weighted(0.3, 1usize..200), any::<bool>(), any::<bool>(), any_masks());
     let some = some.prop_map(|(cap, chunk, slopes, sinks, masks)| {
-        // Slopes and trees do not go together.
+        // Slopes and trees cannot be combined.
         let slopes = slopes && !matches!(masks, Masks::Tree { .. });
         Options { cap, chunk, slopes, sinks, masks }
     });
@@ -226,7 +226,7 @@ fn any_case(tokens: usize) -> impl Strategy<Value = Case> {
         })
 }
 
-/// Puts `qkv` through rotary_kv_write without a rotation: fills the cache, returns the queries.
+/// Fills the cache by `rotary_kv_write` without rotation; returns the queries.
 fn write<D: Lab>(case: &Case, device: &D, step: &D::Step, qkv: &[f32], cache: &mut D::Cache) -> D::Buffer {
     let width = (case.heads() + 2 * case.kv_heads) * case.head_dim;
     let tokens = qkv.len() / width;
@@ -247,7 +247,7 @@ fn write<D: Lab>(case: &Case, device: &D, step: &D::Step, qkv: &[f32], cache: &m
     query
 }
 
-/// Rows of `[q, k, v]` of one token of one sequence; sharpened queries, so that the softmax has something to choose.
+/// Row `[q, k, v]` of a token. Queries are scaled up, so that the softmax is not nearly uniform.
 fn token(case: &Case, sequence: usize, position: usize) -> Vec<f32> {
     let n = (case.heads() + 2 * case.kv_heads) * case.head_dim;
     let mut row = numbers((sequence * 100_000 + position) as u64, n, DType::F32);
@@ -260,7 +260,8 @@ fn rows(case: &Case, ranges: &[(usize, usize)]) -> Vec<f32> {
     ranges.iter().enumerate().flat_map(one).collect()
 }
 
-/// Runs all sequences in the given chunks; returns the output rows of each sequence from its first token on, and the cache.
+/// Runs all sequences in the given chunks. Returns the output rows of each sequence from its first token on, and the
+/// cache.
 fn in_chunks<D: Lab>(case: &Case, device: &D, chunks: &[Vec<(usize, usize)>]) -> (Vec<Vec<f32>>, D::Cache) {
     let mut cache = device.cache(case.shape()).unwrap();
     let mut outs = vec![Vec::new(); case.sequences.len()];
@@ -283,7 +284,7 @@ fn in_chunks<D: Lab>(case: &Case, device: &D, chunks: &[Vec<(usize, usize)>]) ->
     (outs, cache)
 }
 
-/// What is in the cache already, then the rest.
+/// In two steps: first the tokens that the case has in the cache, then the rest.
 fn in_two<D: Lab>(case: &Case, device: &D) -> (Vec<Vec<f32>>, D::Cache) {
     let past: Vec<_> = case.sequences.iter().map(|&(past, _)| (0, past)).collect();
     let now: Vec<_> = case.sequences.iter().map(|&(past, len)| (past, past + len)).collect();
@@ -299,14 +300,14 @@ proptest! {
         case.assert_expected(&format!("{isa}"), &outs, &cache.read().unwrap());
     }
 
-    /// A prompt cut anywhere, beside others or alone, on any number of threads: the same bits.
+    /// Chunking, other sequences in the batch and the number of threads do not change a bit.
     #[test]
     fn chunks_and_neighbours_change_nothing(
         isa in any_isa(),
         mut case in any_case(100),
         cuts in proptest::collection::vec(0usize..300, 0..4),
     ) {
-        // Trees are not cut.
+        // Trees cannot be split into chunks.
         if matches!(case.options.masks, Masks::Tree { .. }) {
             case.options.masks = Masks::None;
         }
@@ -326,13 +327,13 @@ proptest! {
     }
 }
 
-/// A device does what the trait asks, as the CPU does.
+/// Devices support every option of the trait, with the CPU's results.
 #[test]
 fn devices_take_every_option() {
     let stream = stream(8);
     let gpu = Gpu::new(stream, DType::F16, 256, 8).unwrap();
     let images = Masks::Images { every: 30, len: 11 };
-    // f16 is rounded alike by both: the cache of one is that of the other.
+    // CPU and device round to f16 alike, so their caches are equal.
     let check = |case: &Case, what| {
         let (_, cache) = in_two(case, &cpu(Isa::best(), 1));
         case.assert_expected(what, &in_two(case, &gpu).0, &cache.read().unwrap());
@@ -354,13 +355,14 @@ fn devices_take_every_option() {
             sequences: vec![(70, 13), (0, 40), (5, 1)],
         };
         check(&case, "gpu");
-        // One token each: decode's kernel.
+        // One query a sequence: the decode kernel.
         let case = Case { sequences: vec![(70, 1), (20, 1)], ..case };
         check(&case, "gpu, decode");
     }
 }
 
-/// A prompt is prefilled; a few queries of a long sequence, of a tree here, are what decode's kernel splits.
+/// A long prompt takes the prefill kernel; a few queries (here a tree) of a long sequence take the decode kernel, which
+/// splits.
 #[test]
 fn devices_split_few_queries_of_long_sequences_on_the_simulator() {
     let stream = simulated(SimOptions { count: true, ..SimOptions::default() });
@@ -392,10 +394,10 @@ fn devices_split_few_queries_of_long_sequences_on_the_simulator() {
     assert!(matches!(attended((1100, 1106))[..], [variant] if variant.starts_with("attention_decode__")));
 }
 
-/// Past several splits of the online softmax, decoded token by token at the end: then tasks are few, so splits are
-/// shared out, and rows are few, so keys are read where they lie. The prompt as a whole does neither.
+/// Decoding token by token over several splits gives the bits of one prefill. Decoding has few tasks, so threads share
+/// splits, and few rows, so keys are read in place; the prefill does neither.
 #[test]
-fn a_long_sequence_decodes_as_it_prefills() {
+fn decode_has_the_bits_of_prefill() {
     let shapes =
         [(3, 1, None, DType::BF16), (4, 2, Some(900), DType::BF16), (1, 1, None, DType::BF16), (3, 1, None, DType::I8)];
     for (isa, (group, kv_heads, window, cache_dtype)) in
@@ -432,9 +434,9 @@ fn a_long_sequence_decodes_as_it_prefills() {
     }
 }
 
-/// What lies in the cache beyond a sequence, or before its window, is nobody's: not even a NaN of it shows.
+/// Cache entries beyond a sequence's end or before its window are never used, even if they are NaN.
 #[test]
-fn stale_cache_entries_do_not_show() {
+fn stale_cache_entries_are_ignored() {
     let case = Case {
         group: 2,
         kv_heads: 1,

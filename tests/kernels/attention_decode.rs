@@ -12,8 +12,8 @@ use crate::support::*;
 
 const KERNEL: &str = "attention_decode";
 
-/// All queries at once: by every variant the same bits, close to the oracle; whether blocks share the splits of a
-/// sequence, of some or of none.
+/// Runs all queries by every variant, with room to split all sequences, some or none. Asserts equal bits and a result
+/// close to the oracle's.
 fn check(stream: &Stream, case: &Case) {
     if !case.runs_on(stream) {
         return;
@@ -42,7 +42,7 @@ proptest! {
     }
 }
 
-/// Every variant, past the end of a split, on several pages.
+/// Every variant, with sequences of several splits and pages.
 #[test]
 fn every_variant_walks_splits_and_pages() {
     for stream in streams(1) {
@@ -62,8 +62,8 @@ fn every_variant_walks_splits_and_pages() {
     }
 }
 
-/// Keys and values come in boxes from pages of any size that has them, else by rows, as they do where an entry is not
-/// whole pieces of 16 bytes: on Hopper.
+/// On Hopper tiles of keys and values are copied by TMA, or row by row where an entry is not a multiple of 16 bytes:
+/// both with pages of every size.
 #[test]
 fn pages_of_every_size_are_copied() {
     for stream in streams(9).iter().filter(|stream| stream.arch() == 90) {
@@ -76,8 +76,8 @@ fn pages_of_every_size_are_copied() {
     }
 }
 
-/// More items than blocks, of sequences of several splits and of one, some more than a warp looks at together; row
-/// tiles of more than 16 rows.
+/// More work items than blocks: sequences of one split and of several, more sequences than a warp scans at once, and
+/// more than 16 rows a tile.
 #[test]
 fn blocks_share_the_work() {
     let mut sequences = vec![(1300, 2)];
@@ -99,14 +99,14 @@ fn blocks_share_the_work() {
     }
 }
 
-/// More splits than a thread has on their way as it merges them.
+/// More splits than a thread loads at once when it merges them.
 #[test]
 fn many_splits_are_merged() {
     check(&stream(10), &Case { kv_heads: 2, head_dim: 16, sequences: vec![(4700, 1)], ..Case::PLAIN });
 }
 
-/// Trees of up to 64 nodes that lie across the end of a split and of a tile, with a window shorter than the past, or
-/// than a branch, and without.
+/// Trees of up to 64 nodes that cross the end of a split and of a tile: without a window, and with one shorter than the
+/// past or than a branch.
 #[test]
 fn trees_lie_across_splits() {
     for stream in stream_in_turn(6) {
@@ -124,9 +124,9 @@ fn trees_lie_across_splits() {
     }
 }
 
-/// A query gets the same bits alone, among others of its sequence, and among other sequences.
+/// A query has the same bits alone, beside other queries of its sequence, and beside other sequences.
 #[test]
-fn company_changes_nothing() {
+fn results_do_not_depend_on_other_queries() {
     let stream = stream(2);
     let case = Case {
         group: 3,
@@ -151,7 +151,7 @@ fn company_changes_nothing() {
                 let alone = paged.decode(&stream, variant, &ranges, 100);
                 let at = (start + query) * row;
                 assert_same_bits(variant.name, &alone[at..at + row], &together[at..at + row]);
-                // Rows of no span are not written.
+                // Rows outside the spans are not written.
                 let others = alone[..at].iter().chain(&alone[at + row..]);
                 assert!(others.into_iter().all(|x| x.is_nan()), "{}", variant.name);
             }
@@ -205,7 +205,7 @@ fn wrong_shapes_are_refused() {
         };
         kernel.launch(&stream)
     };
-    // No spans, or none with queries: nothing to do.
+    // Without spans, or with empty ones, nothing runs.
     attempt(of, cache, plain, 0, None).unwrap();
     attempt(of, cache, plain, 8, Some(words.slice())).unwrap();
     let mut refused =

@@ -1,4 +1,4 @@
-//! Masks of attention's tests, and what they leave of a sequence.
+//! Masks for attention's tests, and the positions they leave visible.
 
 use burrstone::ops::AttentionMask;
 use proptest::prelude::*;
@@ -8,12 +8,12 @@ use crate::support::bits;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Masks {
     None,
-    /// Of every `every` positions the last `len` are an image.
+    /// The last `len` of every `every` positions are an image.
     Images {
         every: usize,
         len: usize,
     },
-    /// The queries are nodes of a tree, whose shape `seed` draws.
+    /// The queries are nodes of a random tree, drawn from `seed`.
     Tree {
         seed: u64,
     },
@@ -25,8 +25,8 @@ pub fn any_masks() -> impl Strategy<Value = Masks> {
 }
 
 impl Masks {
-    /// Of the token at `position` of a sequence with `past` tokens before this batch and `total` after it. An image
-    /// that goes on behind those is none yet.
+    /// The mask of the token at `position` of a sequence with `past` tokens before this batch and `total` after it. An
+    /// image that extends past `total` does not count yet.
     pub fn of(self, position: usize, past: usize, total: usize) -> AttentionMask {
         match self {
             Self::Images { every, len } => {
@@ -40,7 +40,7 @@ impl Masks {
             }
             Self::Tree { seed } if position >= past => {
                 let mut branch = 0;
-                // Parents of nodes: any before them, or none.
+                // A node's parent is any node before it, or none.
                 let mut node = position - past + 1;
                 while node > 0 {
                     branch |= 1 << (node - 1);
@@ -52,7 +52,7 @@ impl Masks {
         }
     }
 
-    /// A border near `at` that cuts no image.
+    /// A chunk border near `at` that does not split an image.
     pub fn border(self, at: usize) -> usize {
         match self {
             Self::Images { every, len } if at % every > every - len => at / every * every + every - len,
@@ -61,7 +61,8 @@ impl Masks {
     }
 }
 
-/// The positions that the token at `position` sees, by window, chunk and mask; `past` were there before the batch.
+/// The positions that the token at `position` sees, by window, chunk and mask. `past` tokens were there before the
+/// batch.
 pub fn seen(
     position: usize,
     mask: AttentionMask,
@@ -69,7 +70,7 @@ pub fn seen(
     window: Option<usize>,
     chunk: Option<usize>,
 ) -> Vec<usize> {
-    // Where the token at a position stands in its sequence, if that is before this token.
+    // The depth in the sequence of the token at position `p`, if it is an ancestor of this token.
     let place = |p: usize| match mask {
         AttentionMask::Branch(nodes) if p >= past => {
             let is_above = nodes >> (p - past) & 1 == 1;

@@ -10,7 +10,8 @@ use crate::support::*;
 
 const KERNEL: &str = "attention_prefill";
 
-/// All queries at once: by every variant, in tiles of any size, the same bits as decode's, close to the oracle.
+/// Runs all queries by every variant in tiles of any size. Asserts the decode kernel's bits and a result close to the
+/// oracle's.
 fn check(stream: &Stream, case: &Case, tile: usize) {
     if !case.runs_on(stream) {
         return;
@@ -36,7 +37,7 @@ proptest! {
         }
     }
 
-    /// A prompt cut anywhere: the same bits.
+    /// Splitting a prompt into chunks does not change a bit.
     #[test]
     fn chunks_change_nothing(seed in any::<u64>(), mut case in any_case(24), cut in 0usize..24, tile in 1usize..9) {
         case.sequences.truncate(2);
@@ -59,14 +60,14 @@ proptest! {
         ];
         let [before, after] = parts.map(|ranges| paged.prefill(&stream, variant, &ranges, tile + 3));
         for (i, &whole) in at_once.iter().enumerate() {
-            // Each part leaves the other's rows as they were, NaN.
+            // Each chunk leaves the other chunk's rows as they were, NaN.
             let part = if before[i].is_nan() { after[i] } else { before[i] };
             prop_assert_eq!(part.to_bits(), whole.to_bits(), "{}: element {}", variant.name, i);
         }
     }
 }
 
-/// Every variant, past the end of a split, on several pages.
+/// Every variant, with sequences of several splits and pages.
 #[test]
 fn every_variant_walks_splits_and_pages() {
     for stream in streams(3) {
@@ -87,7 +88,7 @@ fn every_variant_walks_splits_and_pages() {
     }
 }
 
-/// Images that lie across the ends of tiles and of a split, longer than a window, and a tree in tiles.
+/// Images that cross the ends of tiles and of a split and are longer than a window; and a tree of several tiles.
 #[test]
 fn masks_lie_across_tiles() {
     for stream in stream_in_turn(7) {
@@ -103,8 +104,8 @@ fn masks_lie_across_tiles() {
     }
 }
 
-/// Warpgroups that share tiles of which each does not see some, or sees none of the other's; and one that has no rows.
-/// They take turns, those that skip tiles as well: nobody waits for a turn that does not come.
+/// Two warpgroups of a block that each skip some tiles, that have no tile in common, or of which one has no rows. They
+/// take turns even on tiles that one of them skips: a missing turn would hang.
 #[test]
 fn warpgroups_see_different_tiles() {
     for stream in streams(8).iter().filter(|stream| stream.arch() == 90) {
@@ -121,7 +122,7 @@ fn warpgroups_see_different_tiles() {
     }
 }
 
-/// A block that takes several parts of a tile's rows leaves its barriers as the next part needs them.
+/// A block that computes several parts of a tile's rows resets its barriers for the next part.
 #[test]
 fn one_block_may_take_all_parts() {
     for stream in streams(11) {

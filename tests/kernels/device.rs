@@ -1,4 +1,4 @@
-//! What the tests of CUDA kernels share: a device, memory whose surroundings are watched, numbers of eight bits.
+//! Shared by the tests of CUDA kernels: devices, memory with guard margins, 8-bit number formats.
 
 use burrstone::DType;
 use burrstone::device::sim::SiteStats;
@@ -19,8 +19,7 @@ pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
     found
 }
 
-/// Of variants of a kernel those that this run tests: one for each dtype, instruction and architecture, and a slice of the
-/// others.
+/// The variants that this run tests: one for each dtype, instruction and architecture, and a slice of the others.
 pub fn some_variants(all: Vec<&'static Variant>) -> Vec<&'static Variant> {
     some_of(all, |variant| (variant.value("dtype"), variant.value("instruction"), variant.archs))
 }
@@ -29,8 +28,8 @@ pub fn named(dtype: DType) -> Value {
     Value::Text(dtype.name())
 }
 
-/// A device that runs `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU; `None` where that GPU
-/// has no code for it, or the variant is left out.
+/// A device for `variant`: the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` the first GPU. `None` if that GPU cannot
+/// run the variant or this run leaves it out.
 pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
     if on_a_gpu() {
         let stream = gpu();
@@ -43,17 +42,17 @@ pub fn stream(variant: &Variant, seed: u64) -> Option<Stream> {
     Some(simulated(SimOptions { arch: variant.archs[0], seed, ..SimOptions::default() }))
 }
 
-/// A plan that the model did not choose.
+/// A plan for a given variant, instead of the cost model's choice.
 pub fn planned(variant: &'static Variant, splits: usize, pair: Option<MatMulPair>) -> MatMulPlan {
     MatMulPlan { variant, splits, pair, seconds: 0.0 }
 }
 
-/// A simulator that counts what accesses cost; see [`assert_no_waste`].
+/// A simulator that counts sectors and bank conflicts of memory accesses; see [`assert_no_waste`].
 pub fn counting_stream(variant: &Variant) -> Stream {
     simulated(SimOptions { arch: variant.archs[0], count: true, ..SimOptions::default() })
 }
 
-/// Every access so far of the kinds that `counts` names fills its sectors, and asks no bank twice.
+/// Asserts that the accesses chosen by `counts` use whole sectors and have no bank conflicts.
 #[track_caller]
 pub fn assert_no_waste(stream: &Stream, counts: impl Fn(&SiteStats) -> bool) {
     let launches = stream.take_launch_stats();
@@ -66,12 +65,12 @@ pub fn assert_no_waste(stream: &Stream, counts: impl Fn(&SiteStats) -> bool) {
     }
 }
 
-/// Elements before and behind what a kernel is given.
+/// Guard elements before and after an array.
 const MARGIN: usize = 32;
-/// What stands there, and in memory that nothing was written to.
+/// Fills guard elements and uninitialized memory.
 const UNTOUCHED: u8 = 0xa5;
 
-/// Memory with a margin. A kernel that writes there is found out by [`Placed::bytes`].
+/// An array between guard margins. [`Placed::bytes`] detects writes to them.
 pub struct Placed {
     memory: Memory,
     start: usize,
@@ -79,7 +78,7 @@ pub struct Placed {
 }
 
 impl Placed {
-    /// `bytes` as elements of `dtype`; `shift` elements away from the best alignment.
+    /// `bytes` as elements of `dtype`, placed `shift` elements after an aligned address.
     pub fn new(stream: &Stream, dtype: DType, bytes: &[u8], shift: usize) -> Self {
         let (len, start) = (bytes.len() / dtype.size(), MARGIN + shift);
         let mut all = vec![UNTOUCHED; (start + len + MARGIN) * dtype.size()];
@@ -98,7 +97,7 @@ impl Placed {
         Self::new(stream, DType::U32, &bytes, shift)
     }
 
-    /// `len` elements that nothing was written to.
+    /// `len` uninitialized elements.
     pub fn untouched(stream: &Stream, dtype: DType, len: usize, shift: usize) -> Self {
         Self::new(stream, dtype, &vec![UNTOUCHED; len * dtype.size()], shift)
     }
@@ -111,7 +110,7 @@ impl Placed {
         self.memory.slice_mut().range(self.start..self.start + self.len).unwrap()
     }
 
-    /// The elements' bytes; fails if anything around them was written.
+    /// The elements' bytes. Fails if a guard element was written.
     #[track_caller]
     pub fn bytes(&self) -> Vec<u8> {
         let mut all: Vec<u8> = self.memory.read().unwrap();
@@ -119,7 +118,7 @@ impl Placed {
         let behind = all.split_off((self.start + self.len) * size);
         let inside = all.split_off(self.start * size);
         assert!(all.iter().all(|&b| b == UNTOUCHED), "written before the first element");
-        assert!(behind.iter().all(|&b| b == UNTOUCHED), "written behind the last element");
+        assert!(behind.iter().all(|&b| b == UNTOUCHED), "written after the last element");
         inside
     }
 
@@ -129,19 +128,19 @@ impl Placed {
     }
 }
 
-/// Whether bytes are as [`Placed::untouched`] left them.
+/// Whether the bytes were never written, see [`Placed::untouched`].
 pub fn is_untouched(bytes: &[u8]) -> bool {
     bytes.iter().all(|&b| b == UNTOUCHED)
 }
 
-/// Elements as they are stored.
+/// Decodes stored elements.
 pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     let one = |b: &[u8]| match (dtype, b) {
         (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
         (DType::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
         (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
         (DType::E4M3, &[code]) => e4m3(code),
-        // An e5m2 is the upper half of an f16.
+        // E5M2 is the upper half of an f16.
         (DType::E5M2, &[code]) => f16::from_le_bytes([0, code]).to_f32(),
         (DType::I8, &[code]) => f32::from(code as i8),
         _ => panic!("no numbers in {dtype}"),
@@ -149,7 +148,7 @@ pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     bytes.chunks(dtype.size()).map(one).collect()
 }
 
-/// Sign, four bits of exponent with bias 7, three of mantissa; all ones is NaN.
+/// E4M3: sign, four exponent bits with bias 7, three mantissa bits; all ones is NaN.
 fn e4m3(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
     let magnitude = match (exponent, code & 7) {
@@ -160,7 +159,7 @@ fn e4m3(code: u8) -> f32 {
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
-/// The largest magnitude of a quantized dtype.
+/// The largest finite magnitude of a quantized dtype.
 pub fn largest_code(dtype: DType) -> f32 {
     match dtype {
         DType::E4M3 => 448.0,
@@ -169,7 +168,7 @@ pub fn largest_code(dtype: DType) -> f32 {
     }
 }
 
-/// A row's scale makes its largest magnitude the largest code, which is there.
+/// Asserts that the scale maps the row's largest magnitude to the largest code, and that this code occurs.
 #[track_caller]
 pub fn assert_scale(what: &str, dtype: DType, codes: &[f32], scale: f32, exact: &[f64]) {
     let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));

@@ -46,8 +46,8 @@ fn a_token_out_of_range_is_refused() {
     assert_refused(cpu.embedding(&step_of(&cpu, &[0, 1], &[]), &matrix, &mut out), "embedding", "out");
 }
 
-/// On the device rows are copied as they are, whatever their dtype, length and alignment; of a row that the table lacks
-/// every bit is set.
+/// On the device rows are copied bit for bit, whatever their dtype, length and alignment. A row outside the table is
+/// read as all ones.
 mod on_the_device {
     use burrstone::kernels::Embedding;
 

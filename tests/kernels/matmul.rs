@@ -171,3 +171,6 @@ mod on_the_device;
 
 #[path = "matmul_plan.rs"]
 mod plans;
+
+#[path = "matmul_coded.rs"]
+mod coded;

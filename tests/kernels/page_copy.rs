@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use crate::reference::page_copy::page_copy;
 use crate::support::*;
 
-/// `copies` pairs of pages, no two of which have a page in common as long as there are enough.
+/// `copies` pairs of pages. No page occurs twice, as long as there are enough pages.
 fn pairs(seed: u64, pages: usize, copies: usize) -> Vec<[u32; 2]> {
     shuffled(seed, pages).chunks_exact(2).take(copies).map(|pair| [pair[0], pair[1]]).collect()
 }
 
-/// A cache in which every entry differs from every other.
+/// A cache whose entries all differ.
 fn filled(cpu: &Cpu, shape: CacheShape) -> Cache {
     let (tokens, d) = (shape.pages * shape.page_size, shape.kv_heads * shape.head_dim);
     let mut cache = cpu.cache(shape).unwrap();
@@ -93,7 +93,7 @@ mod on_the_device {
             let mut pairs = pairs(seed, pages, copies);
             let mut expected = bytes.clone();
             page_copy(&mut expected, pages, page * dtype.size(), &pairs);
-            // Pages that the cache lacks are left alone.
+            // Pages outside the cache are ignored.
             pairs.extend([[pages as u32, 0], [0, pages as u32], [u32::MAX, u32::MAX]]);
             for variant in variants("page_copy", &[]) {
                 let Some(stream) = stream(variant, 3) else { continue };

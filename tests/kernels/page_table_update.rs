@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use crate::reference::page_table_update::page_table_update;
 use crate::support::*;
 
-/// So many entries of `len`, each once, and their pages.
+/// `count` distinct entries below `len`, each with a page.
 fn changes(seed: u64, len: usize, count: usize) -> Vec<[u32; 2]> {
     shuffled(seed, len).into_iter().take(count).map(|entry| [entry, bits(seed, entry.into()) as u32 % 1000]).collect()
 }
@@ -13,9 +13,9 @@ fn changes(seed: u64, len: usize, count: usize) -> Vec<[u32; 2]> {
 proptest! {
     #![proptest_config(cases(30))]
 
-    /// What a step sees of a table that is written here and there, while another one's batches come between.
+    /// A step sees the current table after partial updates, even if batches with another table come between.
     #[test]
-    fn a_step_sees_what_the_table_is(
+    fn a_step_sees_the_current_table(
         len in 1usize..300,
         updates in proptest::collection::vec((0usize..20, any::<u64>(), any::<bool>()), 1..20),
     ) {
@@ -55,7 +55,7 @@ mod on_the_device {
             let before: Vec<u32> = (0..len).map(|i| bits(3, i as u64) as u32).collect();
             let mut expected = before.clone();
             page_table_update(&mut expected, &changes);
-            // Entries that the table lacks are left alone.
+            // Entries outside the table are ignored.
             changes.extend([[len as u32, 1], [u32::MAX, 2]]);
             for variant in variants("page_table_update", &[]) {
                 let Some(stream) = stream(variant, 3) else { continue };

@@ -1,4 +1,4 @@
-//! What the tests of both attention kernels share: sequences in a paged cache on a device.
+//! Shared by the tests of both attention kernels: sequences in a paged cache on a device.
 
 use burrstone::DType;
 use burrstone::device::sim::{SiteStats, Space};
@@ -16,7 +16,7 @@ use crate::slice::one_in_turn;
 use crate::support::*;
 use crate::tensor_cores::{largest_partial, products_a_step, truncation};
 
-/// A layer and some sequences.
+/// One layer and some sequences.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub group: usize,
@@ -26,7 +26,7 @@ pub struct Case {
     pub window: Option<usize>,
     pub cap: Option<f32>,
     pub chunk: Option<usize>,
-    /// Whether heads have slopes, and sinks.
+    /// Whether heads have ALiBi slopes.
     pub slopes: bool,
     pub sinks: bool,
     pub masks: Masks,
@@ -36,11 +36,11 @@ pub struct Case {
     pub sequences: Vec<(usize, usize)>,
 }
 
-/// Scales of an fp8 layer: powers of two lose nothing.
+/// Scales of an fp8 layer: powers of two, so that scaling is exact.
 const LAYER: (f32, f32) = (0.5, 2.0);
 
 impl Case {
-    /// No sequences yet, and none of what a model may ask for besides.
+    /// No sequences and no optional features.
     pub const PLAIN: Self = Self {
         group: 1,
         kv_heads: 1,
@@ -89,13 +89,13 @@ impl Case {
         seen(position, self.mask(sequence, position), self.sequences[sequence].0, self.window, self.chunk)
     }
 
-    /// A head of a query, sharpened, so that the softmax has something to choose.
+    /// A query head, scaled up, so that the softmax is not nearly uniform.
     fn query(&self, sequence: usize, position: usize, head: usize) -> Vec<f32> {
         let seed = ((sequence * 10_000 + position) * 100 + head) as u64;
         numbers(seed, self.head_dim, self.dtype).iter().map(|x| 4.0 * x).collect()
     }
 
-    /// A head of a key (0) or a value (1) as the cache stores it: codes, and what they are multiplied by.
+    /// A head of a key (0) or a value (1) as the cache stores it: codes and their scale.
     fn entry(&self, which: usize, sequence: usize, position: usize, head: usize) -> (Vec<u8>, f32) {
         let seed = (((which + 1) * 1_000_000 + sequence * 10_000 + position) * 100 + head) as u64;
         let codes = (0..self.head_dim as u64).flat_map(|i| code(self.cache, bits(seed, i))).collect();
@@ -112,7 +112,7 @@ impl Case {
         codes.chunks(self.cache.size()).map(|code| number(self.cache, code) * scale).collect()
     }
 
-    /// Plain and exact results of all queries, `[tokens, heads, head_dim]`.
+    /// Results of all queries in f32 and in f64, `[tokens, heads, head_dim]`.
     pub fn expected(&self) -> (Vec<f32>, Vec<f64>) {
         let (mut plain, mut exact) = (Vec::new(), Vec::new());
         for (s, &(past, len)) in self.sequences.iter().enumerate() {
@@ -141,9 +141,10 @@ impl Case {
 }
 
 impl Case {
-    /// What tensor cores may leave out of a result on a GPU, see [`tensor_cores`](crate::tensor_cores); 0 on the simulator.
-    /// An error of a score is the same relative error of its weight, and weights add up to 1: a result errs by as much of
-    /// the largest value, twice, as weights are divided by their sum; besides, sums of weighted values are sums as well.
+    /// The error that tensor cores may add on a GPU, see [`tensor_cores`](crate::tensor_cores); 0 on the simulator. An
+    /// error of a score becomes an equal relative error of its weight. As weights add up to 1, it changes the result by
+    /// at most that part of the largest value, and again as much through the division by the weights' sum. The sum of
+    /// weighted values adds its own truncation.
     pub fn truncation(&self, variant: &Variant) -> f64 {
         if !on_a_gpu() {
             return 0.0;
@@ -167,19 +168,19 @@ impl Case {
     }
 }
 
-/// A stored number that is neither NaN nor infinite, from random bits.
+/// A finite stored number from random bits.
 fn code(dtype: DType, random: u64) -> Vec<u8> {
     let (sign, low) = ((random >> 63) as u8, random % 10_007);
     match dtype {
         DType::BF16 | DType::F16 => encode(&numbers(random, 1, dtype), dtype),
-        // Exponents from the subnormals' to 2.
+        // Exponents from the subnormals' to that of 2.
         DType::E4M3 => vec![sign << 7 | (low % 72) as u8],
         DType::E5M2 => vec![sign << 7 | (low % 68) as u8],
         _ => vec![(low % 255) as u8],
     }
 }
 
-/// What a stored number is, by the formats' definitions.
+/// Decodes a stored number by the format's definition.
 fn number(dtype: DType, code: &[u8]) -> f32 {
     let eight_bits = |code: u8, mantissa: i32, bias: i32| {
         let (sign, magnitude) = (if code >> 7 == 1 { -1.0 } else { 1.0 }, i32::from(code & 0x7f));
@@ -196,8 +197,8 @@ fn number(dtype: DType, code: &[u8]) -> f32 {
     }
 }
 
-/// A case on a device. Whatever no query may see is NaN: pages of nobody, what lies beyond a sequence or before its
-/// window.
+/// A case on a device. All entries that no query may see are NaN: free pages, and positions beyond a sequence's end or
+/// before its window.
 pub struct Paged {
     case: Case,
     query: Memory,
@@ -210,7 +211,7 @@ pub struct Paged {
     masks: Memory,
     pages: usize,
     table: Memory,
-    /// The same on the host.
+    /// The page table on the host.
     table_entries: Vec<u32>,
     /// First token of each sequence's queries.
     starts: Vec<usize>,
@@ -226,7 +227,7 @@ impl Paged {
             lengths.clone().scan(0, |at, len| Some(std::mem::replace(at, *at + len.div_ceil(page_size)))).collect();
         let used: usize = lengths.map(|len| len.div_ceil(page_size)).sum();
         let pages = used + 3;
-        // An order that is not the table's: a step that shares no factor with the number of pages.
+        // Shuffles the pages: a stride coprime to their number visits each once.
         let step = (1..pages).rev().find(|step| gcd(*step, pages) == 1).unwrap_or(1);
         let table: Vec<u32> = (0..used).map(|entry| ((entry * step + 2) % pages) as u32).collect();
         let slots = pages * case.kv_heads * page_size;
@@ -330,7 +331,7 @@ impl Paged {
         KvCache { keys, values, scales, pages: self.pages, page_size: self.case.page_size }
     }
 
-    /// `[spans, 4]` for queries `from..to` of each sequence; and between them a span without queries, as pads a step.
+    /// `[spans, 4]` for queries `from..to` of each sequence, with an empty span after each, like the padding of a step.
     fn spans(&self, ranges: &[(usize, usize)]) -> Vec<u32> {
         let of_sequence = |(s, &(from, to)): (usize, &(usize, usize))| {
             let kv_len = self.case.sequences[s].0 + to;
@@ -340,8 +341,8 @@ impl Paged {
         ranges.iter().enumerate().flat_map(of_sequence).collect()
     }
 
-    /// Queries `from..to` of each sequence by the decode kernel; rows of no query stay NaN. Splits have room for as
-    /// many rows' states as `room` says.
+    /// Runs queries `from..to` of each sequence by the decode kernel. Other rows stay NaN. Splits have room for the
+    /// states of `room` rows.
     pub fn decode(
         &self,
         stream: &Stream,
@@ -369,7 +370,7 @@ impl Paged {
         });
         assert!(
             counters.read::<u32>().unwrap().iter().all(|&count| count == 0),
-            "counters are ready for a next launch"
+            "counters are not reset for the next launch"
         );
         got
     }
@@ -385,7 +386,7 @@ impl Paged {
         self.prefill_in_batches(stream, variant, ranges, tile, usize::MAX)
     }
 
-    /// The same by at most `batches` blocks for each tile and key head.
+    /// The same with at most `batches` blocks for each tile and key head.
     pub fn prefill_in_batches(
         &self,
         stream: &Stream,
@@ -441,7 +442,7 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The kernel's variants for a case's types and heads.
+/// The kernel's variants for a case's dtypes and head dimension.
 pub fn variants(kernel: &str, stream: &Stream, case: &Case) -> Vec<&'static Variant> {
     let kernel: &'static Kernel = burrstone::kernels::ALL.iter().find(|own| own.name == kernel).unwrap();
     let laid_out_for = case.head_dim.next_power_of_two().max(64) as u32;
@@ -458,19 +459,19 @@ pub fn variants(kernel: &str, stream: &Stream, case: &Case) -> Vec<&'static Vari
     found
 }
 
-/// A dtype, a head dimension and a cache's dtype of each kind of variant.
+/// One (dtype, head dimension, cache dtype) for each kind of variant.
 pub fn kinds_of_variants() -> impl Iterator<Item = (DType, usize, DType)> {
     let heads = [48, 112, 136].into_iter().flat_map(|d| [(DType::BF16, d), (DType::F16, d)]);
     heads.flat_map(|(dtype, d)| [dtype, DType::E4M3, DType::E5M2, DType::I8].map(|cache| (dtype, d, cache)))
 }
 
-/// Lengths around the borders of tiles of 64, of splits of 512, and others.
+/// Lengths around multiples of tiles (64) and splits (512), and others.
 fn any_length(most: usize) -> impl Strategy<Value = usize> {
     let border = prop_oneof![Just(0), Just(1), Just(63), Just(64), Just(65), Just(128)];
     prop_oneof![4 => border, 1 => 510usize..514, 5 => 0..most]
 }
 
-/// Small cases: `queries` at most a sequence.
+/// Small cases with at most `queries` queries a sequence.
 pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
     let head_dim = prop_oneof![4 => 1usize..70, 2 => Just(64), 1 => Just(128), 1 => 129usize..=256];
     let dtypes = (any::<bool>(), 0usize..4).prop_map(|(bf16, cache)| {
@@ -485,7 +486,7 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
     )
         .prop_map(|((group, kv_heads, head_dim, page), (window, cap, (dtype, cache)), options, sequences)| {
             let (chunk, slopes, sinks, masks) = options;
-            // Slopes and trees do not go together.
+            // Slopes and trees cannot be combined.
             let slopes = slopes && !matches!(masks, Masks::Tree { .. });
             Case {
                 group,
@@ -505,8 +506,8 @@ pub fn any_case(queries: usize) -> impl Strategy<Value = Case> {
         })
 }
 
-/// `run` gives the output of all queries. An infinite value does not change what queries that do not see it get, be
-/// they before it, beyond its window, or on other branches; those that see it get what the arithmetic says.
+/// Asserts that an infinite value changes only the queries that see it: not those before it, beyond its window or on
+/// other branches. `run` returns the output of all queries.
 pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> Vec<(&'static str, Vec<f32>)>) {
     const SPOILT: usize = 68;
     let limits =
@@ -544,7 +545,7 @@ pub fn assert_hidden_values_stay_hidden(run: impl Fn(&Stream, &Case, &Paged) -> 
     }
 }
 
-/// No bank of shared memory is asked twice by an instruction of the two products.
+/// Asserts that shared memory accesses of the two matrix products have no bank conflicts.
 pub fn assert_no_bank_conflicts(run: impl Fn(&Stream, &Case)) {
     let files = ["attention_fragments.cuh", "attention_ring.cuh"];
     let in_loop =

@@ -69,7 +69,7 @@ mod on_the_device {
     use crate::reference::rms_norm::layer_norm;
     use burrstone::device::Value;
 
-    /// A problem, and what its arrays hold.
+    /// A problem and the contents of its arrays.
     #[derive(Clone, Debug)]
     struct Case {
         rows: usize,
@@ -80,7 +80,7 @@ mod on_the_device {
         add: bool,
         bias: bool,
         offset: f32,
-        /// Elements away from the best alignment: residual, delta, gains, output.
+        /// Distance from an aligned address, in elements: residual, delta, gains, output.
         shifts: [usize; 4],
     }
 
@@ -93,11 +93,11 @@ mod on_the_device {
         }
 
         fn array(&self, seed: u64, rows: usize) -> Vec<f32> {
-            // Off zero, so that a mean that is wrong shows.
+            // Numbers with a mean other than 0, so that a wrong mean is detected.
             numbers(seed, rows * self.width, self.dtype).iter().map(|x| round(x + 0.25, self.dtype)).collect()
         }
 
-        /// Residual stream, output and scales after the kernel has run over rows from `first` on.
+        /// Residual stream, output and scales of a launch that starts at row `first`.
         fn run(&self, stream: &Stream, variant: &'static Variant, first: usize) -> (Vec<f32>, Vec<u8>, Vec<f32>) {
             let Case { width, dtype, out, shifts, .. } = *self;
             let rows = self.rows - first;
@@ -163,11 +163,11 @@ mod on_the_device {
                 let (_, last, last_scales) = self.run(&stream, variant, rows - 1);
                 assert!(
                     got.ends_with(&last) && scales.ends_with(&last_scales),
-                    "{}: a row alone differs",
+                    "{}: the last row alone has other bits",
                     variant.name
                 );
                 let (bits, bits_of_scales) = first.get_or_insert((got.clone(), scales.clone()));
-                assert!(*bits == got && *bits_of_scales == scales, "{}: the first variant differs", variant.name);
+                assert!(*bits == got && *bits_of_scales == scales, "{}: differs from the first variant", variant.name);
             }
         }
     }
@@ -195,7 +195,7 @@ mod on_the_device {
             case.check();
         }
 
-        /// Rows around the length that a thread keeps in registers, with each number of threads.
+        /// Row lengths around what a thread keeps in registers, for each number of threads.
         #[test]
         fn long_rows_agree_with_the_oracle(
             case in any_case((1usize..3, proptest::sample::select(vec![4088, 4096, 4104, 5000, 8192, 8195, 16392]))),
@@ -205,7 +205,7 @@ mod on_the_device {
     }
 
     #[test]
-    fn the_shapes_that_are_measured_agree_with_the_oracle() {
+    fn measured_shapes_agree_with_the_oracle() {
         for problem in PROBLEMS {
             let (rows, width, norm) = (2, problem.width, Norm::Rms);
             let (dtype, add, bias, offset, shifts) = (DType::BF16, true, false, 0.0, [0; 4]);
@@ -216,7 +216,7 @@ mod on_the_device {
     }
 
     #[test]
-    fn whole_rows_use_memory_to_the_full_on_the_simulator() {
+    fn accesses_are_fully_coalesced_on_the_simulator() {
         let (rows, width, norm, dtype) = (2, 2048, Norm::Rms, DType::BF16);
         let (out, add, bias, offset, shifts) = (dtype, true, false, 0.0, [0; 4]);
         let case = Case { rows, width, dtype, out, norm, add, bias, offset, shifts };
@@ -227,7 +227,7 @@ mod on_the_device {
         }
     }
 
-    /// A row of zeros has a scale, and codes that are zero.
+    /// A row of zeros is quantized to codes 0, with a valid scale.
     #[test]
     fn zeros_are_quantized() {
         for variant in variants("rms_norm", &[("out", Value::Text("e4m3")), ("norm", Value::Text("rms"))]) {
@@ -257,7 +257,8 @@ mod on_the_device {
 
     #[test]
     fn wrong_shapes_are_refused() {
-        let stream = stream(variants("rms_norm", &[("dtype", named(DType::F16))])[0], 1).expect("f16 is everywhere");
+        let stream = stream(variants("rms_norm", &[("dtype", named(DType::F16))])[0], 1)
+            .expect("every architecture has an f16 variant");
         let attempt = |x_len, delta_dtype, weight_len, out_dtype, scaled: bool, rows| {
             let mut residual = Placed::untouched(&stream, DType::F16, x_len, 0);
             let delta = Placed::untouched(&stream, delta_dtype, 8, 0);
@@ -291,12 +292,12 @@ mod on_the_device {
         assert_refused(attempt(8, DType::F16, 4, DType::F16, false, usize::MAX), OP, "residual");
     }
 
-    /// A variant of another dtype would read what is not there.
+    /// A variant of another dtype would read beyond the arrays.
     #[test]
     fn a_variant_for_another_problem_is_refused() {
         let own = variants("rms_norm", &[("dtype", named(DType::F16))])[0];
         let others = [variants("rms_norm", &[("dtype", named(DType::BF16))])[0], variants("act_mul", &[])[0]];
-        let stream = stream(own, 1).expect("f16 is everywhere");
+        let stream = stream(own, 1).expect("every architecture has an f16 variant");
         for variant in others {
             let mut residual = Placed::untouched(&stream, DType::F16, 8, 0);
             let weight = Placed::untouched(&stream, DType::F16, 8, 0);

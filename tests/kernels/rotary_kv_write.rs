@@ -8,7 +8,7 @@ use crate::reference::Real;
 use crate::reference::rotary_kv_write::head;
 use crate::support::*;
 
-/// Heads, those of keys and values, their dimension, and how much of it rotates.
+/// Numbers of query and key heads, head dimension, and rotated elements of a head.
 fn any_heads() -> impl Strategy<Value = (usize, usize, usize, usize)> {
     let drawn = (1usize..4, 1usize..4, 1usize..40).prop_flat_map(|(group, kv_heads, half)| {
         (Just(group * kv_heads), Just(kv_heads), Just(2 * half), (0..=half).prop_map(|r| 2 * r))
@@ -16,7 +16,7 @@ fn any_heads() -> impl Strategy<Value = (usize, usize, usize, usize)> {
     prop_oneof![drawn, one_of(PROBLEMS, |p| (p.heads, p.kv_heads, p.head_dim, p.head_dim))]
 }
 
-/// What a cache of eight bits has of heads of `d` elements.
+/// Asserts what an 8-bit cache stores of heads of `d` elements.
 fn assert_stored(what: &str, dtype: DType, d: usize, got: &[f32], exact: &[f64]) {
     for (i, (got, exact)) in got.chunks(d).zip(exact.chunks(d)).enumerate() {
         let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
@@ -26,14 +26,15 @@ fn assert_stored(what: &str, dtype: DType, d: usize, got: &[f32], exact: &[f64])
     }
 }
 
-/// Rotary factors as the kernel takes them.
+/// The kernel's rotary factors.
 struct Rows {
     rope_rows: Vec<u32>,
     table: Vec<f32>,
     others: Vec<f32>,
 }
 
-/// The factors of some tokens (bits of `own`) are their own, those of the others in a table of as many rows, in another order.
+/// Tokens selected by the bits of `own` get their own factors; those of the others are rows of a table, in reverse
+/// order.
 fn rows(rope: &[f32], tokens: usize, rotary: usize, own: u64) -> Rows {
     let (mut table, mut others) = (vec![0.0; tokens * rotary], Vec::new());
     let mut rope_rows = Vec::new();
@@ -120,7 +121,7 @@ proptest! {
         let (plain, exact) = rotated(0, 0, heads);
         assert_close(&format!("{isa} queries"), dtype, &query.read(tokens * heads * d).unwrap(), &plain, &exact);
 
-        // The keys' bits lie before the values' in each layer; layer 0 was not touched.
+        // Each layer stores keys before values. Layer 0 must be untouched.
         let all = cache.read().unwrap();
         let plane = pages * page_size * kv_heads * d;
         prop_assert!(all[..2 * plane].iter().all(|&x| x == 0.0));
@@ -211,12 +212,12 @@ mod on_the_device {
         cache: DType,
         norm: bool,
         offset: f32,
-        /// Elements away from the best alignment: qkv, query, keys, gains.
+        /// Distance from an aligned address, in elements: qkv, query, keys, gains.
         shifts: [usize; 4],
         seed: u64,
     }
 
-    /// What the kernel wrote, as it is stored.
+    /// The kernel's output, as it is stored.
     #[derive(Clone, PartialEq)]
     struct Written {
         query: Vec<u8>,
@@ -249,7 +250,7 @@ mod on_the_device {
             [numbers(3, self.d, self.dtype), numbers(4, self.d, self.dtype)]
         }
 
-        /// A slot of its own for each token, all over the cache; some have none.
+        /// A distinct slot for each token, spread over the cache; some tokens have none.
         fn slots(&self) -> Vec<u32> {
             let count = (self.pages() * self.page_size) as u32;
             let mut slots = shuffled(self.seed, count as usize);
@@ -264,12 +265,12 @@ mod on_the_device {
             slots
         }
 
-        /// Whether there are rotary factors for a token.
+        /// Whether a token has rotary factors.
         fn has_row(&self, t: usize) -> bool {
             self.rotary == 0 || !bits(self.seed, 2000 + t as u64).is_multiple_of(8)
         }
 
-        /// Runs the kernel over tokens from `first` on.
+        /// Runs the kernel for tokens from `first` on.
         fn run(&self, stream: &Stream, variant: &'static Variant, first: usize) -> Written {
             let Case { heads, kv_heads, d, rotary, page_size, dtype, cache, offset, shifts, .. } = *self;
             let (tokens, pages) = (self.tokens - first, self.pages());
@@ -281,7 +282,7 @@ mod on_the_device {
             let mut key_scales = Placed::untouched(stream, DType::F32, entries, 1);
             let mut value_scales = Placed::untouched(stream, DType::F32, entries, 2);
             let slots = Placed::indices(stream, &self.slots()[first..], 1);
-            // A row that neither has is like a slot that the cache lacks.
+            // A token whose row is out of range is skipped, like one whose slot is.
             let Rows { rope_rows, table, others } = rows(&self.rope(), self.tokens, rotary, self.seed);
             let of_tokens: Vec<u32> = (first..self.tokens)
                 .map(|t| if self.has_row(t) { rope_rows[t] } else { 2 * self.tokens as u32 })
@@ -321,7 +322,7 @@ mod on_the_device {
             Written { query: query.bytes(), cache, scales: [key_scales.bytes(), value_scales.bytes()] }
         }
 
-        /// Heads `heads` of token `t`; values are written as they are.
+        /// Heads `heads` of token `t`; values are not rotated.
         fn expected<T: Real>(&self, t: usize, heads: std::ops::Range<usize>) -> Vec<T> {
             let (qkv, rope, gains) = (self.qkv(), self.rope(), self.gains());
             let (cos, sin) = rope[t * self.rotary..][..self.rotary].split_at(self.rotary / 2);
@@ -375,7 +376,7 @@ mod on_the_device {
                 for (cache, scales) in written.cache.iter().zip(&written.scales) {
                     let whole =
                         is_untouched(&cache[entry * bytes..][..bytes]) && is_untouched(&scales[4 * entry..][..4]);
-                    assert!(whole, "{what}: entry {entry} belongs to no token");
+                    assert!(whole, "{what}: entry {entry} was written, but belongs to no token");
                 }
             }
         }
@@ -387,9 +388,9 @@ mod on_the_device {
                 let written = self.run(&stream, variant, 0);
                 self.check_written(variant.name, &written);
                 let alone = self.run(&stream, variant, self.tokens - 1);
-                assert!(written.query.ends_with(&alone.query), "{}: a token alone differs", variant.name);
+                assert!(written.query.ends_with(&alone.query), "{}: the last token alone has other bits", variant.name);
                 let expected = first.get_or_insert(written.clone());
-                assert!(*expected == written, "{}: the first variant differs", variant.name);
+                assert!(*expected == written, "{}: differs from the first variant", variant.name);
             }
         }
     }
@@ -424,7 +425,7 @@ mod on_the_device {
         }
     }
 
-    /// A sum in another order shows in few elements: here are enough of them.
+    /// Another order of summation changes few elements, so this test has many.
     #[test]
     fn many_wide_heads_agree_with_the_oracle() {
         let (tokens, heads, kv_heads, d, page_size) = (4, 16, 4, 512, 4);
@@ -437,7 +438,7 @@ mod on_the_device {
     #[test]
     fn wrong_shapes_are_refused() {
         let key = [("dtype", named(DType::F16)), ("cache", named(DType::F16))];
-        let stream = stream(variants("rotary_kv_write", &key)[0], 1).expect("f16 is everywhere");
+        let stream = stream(variants("rotary_kv_write", &key)[0], 1).expect("every architecture has an f16 variant");
         let attempt = |qkv_len, stored, layer_scale: bool, rope_len, rotary_dim, pages| {
             let qkv = Placed::untouched(&stream, DType::F16, qkv_len, 0);
             let mut query = Placed::untouched(&stream, DType::F16, 8, 0);

@@ -27,7 +27,7 @@ const PLAIN: SampleRow = SampleRow {
     position: 0,
 };
 
-/// Of tokens of which so many, or all, are the prompt's.
+/// A history whose first `prompt_len` tokens, or all if there are fewer, are the prompt's.
 fn history(tokens: Vec<u32>, prompt_len: usize) -> TokenHistory {
     let (prompt, generated) = tokens.split_at(prompt_len.min(tokens.len()));
     TokenHistory::new(prompt, generated)
@@ -43,7 +43,7 @@ fn attempt(cpu: &Cpu, vocab: usize, logits: &[f32], rows: &[SampleRow]) -> burrs
     cpu.sampled(&mut step)?.into_iter().collect()
 }
 
-/// Logits, often with equals among them, and a way to choose with some of everything.
+/// Logits, often with ties, and random sampling parameters.
 fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f32>, SampleRow)> {
     let filters = (
         prop_oneof![Just(0usize), 1usize..100],
@@ -63,7 +63,7 @@ fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f3
             let id = |t: u32| t % vocab as u32;
             let mask = mask.map(|seed| {
                 let mut words: Vec<u32> = (0..vocab.div_ceil(32) as u64).map(|i| bits(seed, i) as u32).collect();
-                // Something is left.
+                // At least one token is allowed.
                 words[0] |= 1;
                 Mask::new(words)
             });
@@ -89,7 +89,7 @@ fn any_row(vocab: impl Strategy<Value = usize>) -> impl Strategy<Value = (Vec<f3
 proptest! {
     #![proptest_config(cases(60))]
 
-    /// Every token that is drawn has a probability above 0 under the sorting oracle, and frequencies follow it.
+    /// Every drawn token has a probability above 0 by the sorting oracle, and frequencies match it.
     #[test]
     fn draws_follow_the_oracle(isa in any_isa(), (logits, row) in any_row(2usize..80)) {
         let (cpu, vocab) = (cpu(isa, 2), logits.len());
@@ -111,9 +111,9 @@ proptest! {
         }
     }
 
-    /// The draw is a function of seed and position: neighbours, threads and instruction sets aside.
+    /// A draw depends on seed and position only, not on other rows, threads or instruction set.
     #[test]
-    fn draws_do_not_depend_on_company(isa in any_isa(), seed in any::<u64>(), position in any::<u64>()) {
+    fn draws_depend_on_seed_and_position_only(isa in any_isa(), seed in any::<u64>(), position in any::<u64>()) {
         let logits = numbers(3, 5 * 1000, DType::F32);
         let row = SampleRow { seed, position, top_p: 0.9, ..PLAIN };
         let rows = vec![row.clone(); 5];
@@ -125,7 +125,7 @@ proptest! {
     }
 }
 
-/// Over the vocabularies of real models, only tokens that the sorting oracle keeps are drawn.
+/// With the vocabularies of real models, only tokens that the sorting oracle keeps are drawn.
 #[test]
 fn filters_hold_for_real_vocabularies() {
     let cpu = cpu(Isa::best(), 2);
@@ -149,7 +149,7 @@ fn filters_hold_for_real_vocabularies() {
 }
 
 #[test]
-fn greedy_takes_the_lowest_of_equals() {
+fn greedy_takes_the_lowest_id_of_a_tie() {
     for isa in isas() {
         let mut logits = vec![0.5; 100];
         logits[63] = 2.0;
@@ -159,7 +159,7 @@ fn greedy_takes_the_lowest_of_equals() {
         let row = SampleRow { temperature: 0.0, logit_bias: vec![(63, f32::NEG_INFINITY)], ..PLAIN };
         let taken = sample(&cpu(isa, 1), &logits, &[row])[0];
         assert_eq!(taken.token, 64);
-        // The ban does not change what the model said.
+        // A ban does not change the log-probability, which is the model's.
         assert!((f64::from(taken.logprob) - log_softmax::<f64>(&logits)[64]).abs() < 1e-6);
         let row = SampleRow {
             temperature: 0.0,
@@ -213,7 +213,7 @@ fn bad_rows_and_arguments_are_refused() {
     assert_eq!(attempt(&good, masked(Vec::new())).unwrap()[1], attempt(&good, PLAIN).unwrap()[1]);
 }
 
-/// What is wrong with a row is said of that row, and the others are chosen.
+/// An error names its row; the other rows are sampled.
 #[test]
 fn a_bad_row_fails_alone() {
     let cpu = cpu(Isa::best(), 2);
@@ -234,9 +234,9 @@ fn a_bad_row_fails_alone() {
     }
 }
 
-/// A wait with a limit ends with the mask or the limit.
+/// A wait with a time limit ends with the mask or at the limit.
 #[test]
-fn masks_are_waited_for_so_long_and_no_longer() {
+fn a_wait_for_a_mask_ends_at_its_limit() {
     use std::time::{Duration, Instant};
     let (mask, promise) = Mask::promised();
     assert!(!mask.wait_until(Instant::now()) && !mask.wait_until(Instant::now() + Duration::from_millis(5)));
@@ -252,9 +252,9 @@ fn masks_are_waited_for_so_long_and_no_longer() {
     assert!(mask.wait_until(Instant::now()) && mask.words().is_empty());
 }
 
-/// A mask that is said only once the sampler waits for it.
+/// The sampler waits for a mask that is set only later.
 #[test]
-fn masks_are_waited_for() {
+fn the_sampler_waits_for_masks() {
     let cpu = cpu(Isa::best(), 1);
     let logits = [0.0, 1.0, 2.0, 3.0];
     let draw = |mask| sample(&cpu, &logits, &[SampleRow { temperature: 0.0, mask: Some(mask), ..PLAIN }])[0].token;
@@ -266,13 +266,13 @@ fn masks_are_waited_for() {
         waiting.join().unwrap()
     });
     assert_eq!(token, 1);
-    // One that is not kept lets all tokens be chosen.
+    // A dropped promise allows all tokens.
     let (mask, promise) = Mask::promised();
     drop(promise);
     assert_eq!(draw(mask), 3);
 }
 
-/// The device's choices by one variant.
+/// The tokens that one variant samples on the device.
 fn on_device(
     stream: &Stream,
     variant: &'static Variant,
@@ -306,7 +306,7 @@ fn variants() -> &'static [Variant] {
     burrstone::kernels::ALL.iter().find(|kernel| kernel.name == "sample").unwrap().variants
 }
 
-/// The same choices by every variant: those of the CPU, which follow the oracle, with the model's log-probabilities.
+/// Asserts that every variant samples the CPU's tokens, which the oracle allows, with the model's log-probabilities.
 fn check_on_device(stream: &Stream, logits: &[f32], rows: &[SampleRow]) {
     let vocab = logits.len();
     let wanted = sample(&cpu(Isa::best(), 1), &logits.repeat(rows.len()), rows);
@@ -337,12 +337,12 @@ proptest! {
     ) {
         let rows: Vec<_> = (0..3).map(|position| SampleRow { position, ..row.clone() }).collect();
         check_on_device(&stream(order), &logits, &rows);
-        // The likeliest token is exactly the CPU's, penalties and all.
+        // The greedy token is exactly the CPU's, with penalties.
         check_on_device(&stream(order), &logits, &[SampleRow { temperature: 0.0, ..row }]);
     }
 }
 
-/// Each filter by itself, over the vocabularies of real models and an odd one.
+/// Each filter alone, with the vocabularies of real models and an odd one.
 #[test]
 fn devices_filter_real_vocabularies() {
     let stream = stream(5);
@@ -359,9 +359,9 @@ fn devices_filter_real_vocabularies() {
     }
 }
 
-/// Cuts among equals: top-k keeps all that are as likely as the k-th, top-p the lowest ids.
+/// Ties at the cut: top-k keeps all tokens as likely as the k-th, top-p those with the lowest ids.
 #[test]
-fn devices_cut_among_equals() {
+fn devices_cut_ties_by_id() {
     let stream = stream(6);
     let mut logits = vec![1.0; 3000];
     logits[2900] = 2.0;
@@ -382,7 +382,7 @@ fn devices_cut_among_equals() {
     }
 }
 
-/// Penalties come before biases, whichever threads apply them: the other way round, each of these tokens would win.
+/// Penalties apply before biases, whichever thread does it: in the other order, each of these tokens would win.
 #[test]
 fn devices_penalize_before_they_bias() {
     let mut logits = vec![-5.0; 400];
@@ -400,7 +400,7 @@ fn devices_penalize_before_they_bias() {
     }
 }
 
-/// A row's choice is its own; a bad one is named, a bad neighbour is not felt.
+/// A row's token does not depend on other rows, bad ones included; an error names its row.
 #[test]
 fn devices_name_bad_rows() {
     let stream = stream(7);

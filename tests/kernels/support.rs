@@ -1,4 +1,4 @@
-//! What the kernel tests share: data, machines, tolerances.
+//! Shared by the kernel tests: data, devices, tolerances.
 
 use burrstone::DType;
 use burrstone::cpu::{Buffer, Cpu, CpuOptions, Isa, Step};
@@ -10,11 +10,14 @@ use proptest::prelude::*;
 use crate::gpu::{gpu, on_a_gpu};
 use crate::slice::one_in_turn;
 
-/// The instruction sets to test: all that are present, or the one that `BURRSTONE_TEST_ISA` names, which must be.
+/// The instruction sets to test: all of this machine, or the one that `BURRSTONE_TEST_ISA` names.
 pub fn isas() -> Vec<Isa> {
     match std::env::var("BURRSTONE_TEST_ISA") {
         Ok(name) => {
-            let isa = Isa::ALL.into_iter().find(|isa| isa.name() == name).expect("a name of an instruction set");
+            let isa = Isa::ALL
+                .into_iter()
+                .find(|isa| isa.name() == name)
+                .expect("BURRSTONE_TEST_ISA names an instruction set");
             assert!(isa.is_present(), "this machine has no {name}");
             vec![isa]
         }
@@ -32,8 +35,8 @@ pub fn simulated(options: SimOptions) -> Stream {
     Stream::sim(options).unwrap()
 }
 
-/// The device to test CUDA's kernels on: the simulator, with an order of threads of its own for each seed, or the GPU
-/// where `BURRSTONE_TEST_DEVICE` is `cuda`.
+/// The device for tests of CUDA kernels: the simulator, whose thread order is drawn from `seed`, or with
+/// `BURRSTONE_TEST_DEVICE=cuda` the GPU.
 pub fn stream(seed: u64) -> Stream {
     if on_a_gpu() {
         return gpu();
@@ -41,7 +44,7 @@ pub fn stream(seed: u64) -> Stream {
     simulated(SimOptions { seed, ..SimOptions::default() })
 }
 
-/// One for each generation of tensor cores: the simulator as each of them, or the GPU.
+/// A simulator for each generation of tensor cores, or the GPU.
 pub fn streams(seed: u64) -> Vec<Stream> {
     if on_a_gpu() {
         return vec![stream(seed)];
@@ -49,7 +52,7 @@ pub fn streams(seed: u64) -> Vec<Stream> {
     [70, 75, 80, 90].map(|arch| simulated(SimOptions { arch, seed, ..SimOptions::default() })).into()
 }
 
-/// One of [`streams`], another one at each commit: where each architecture is tested with less elsewhere.
+/// One of [`streams`], a different one at each commit: for tests whose subject other tests run on every architecture.
 pub fn stream_in_turn(seed: u64) -> Vec<Stream> {
     one_in_turn(streams(seed))
 }
@@ -62,13 +65,13 @@ pub fn any_dtype() -> impl Strategy<Value = DType> {
     proptest::sample::select(vec![DType::F32, DType::BF16, DType::F16])
 }
 
-/// Of the KV cache.
+/// A dtype of the KV cache.
 pub fn any_cache_dtype() -> impl Strategy<Value = DType> {
     let all = [DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E5M2, DType::I8];
     proptest::sample::select(all.to_vec())
 }
 
-/// One of the shapes that are measured.
+/// One of the benchmarked shapes.
 pub fn one_of<P: 'static, T: Clone + std::fmt::Debug + 'static>(
     problems: &'static [P],
     shape: impl Fn(&P) -> T,
@@ -76,14 +79,14 @@ pub fn one_of<P: 'static, T: Clone + std::fmt::Debug + 'static>(
     proptest::sample::select(problems.iter().map(shape).collect::<Vec<T>>())
 }
 
-/// `n` cases, or as many as `PROPTEST_CASES` says; the same in every run: a test that fails can be run again.
+/// `n` cases, or `PROPTEST_CASES`. Every run draws the same, so that a failure can be reproduced.
 pub fn cases(n: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
     let rng_seed = proptest::test_runner::RngSeed::Fixed(2026);
     ProptestConfig { cases: asked.unwrap_or(n), failure_persistence: None, rng_seed, ..ProptestConfig::default() }
 }
 
-/// A number of its own for each `(seed, index)`: SplitMix64.
+/// A hash of `(seed, index)`: SplitMix64.
 pub fn bits(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -91,14 +94,14 @@ pub fn bits(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The numbers from 0 on in an order of their own.
+/// The numbers `0..n`, shuffled.
 pub fn shuffled(seed: u64, n: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     order.sort_by_key(|&i| bits(seed, u64::from(i)));
     order
 }
 
-/// `n` numbers in −1..1, as `dtype` can hold them.
+/// `n` numbers in −1..1, rounded to `dtype`.
 pub fn numbers(seed: u64, n: usize, dtype: DType) -> Vec<f32> {
     (0..n as u64).map(|i| round((bits(seed, i) >> 40) as f32 / (1 << 23) as f32 - 1.0, dtype)).collect()
 }
@@ -120,7 +123,7 @@ pub fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
     values.iter().flat_map(bytes).collect()
 }
 
-/// A tensor at an odd address, as in a checkpoint whose header is.
+/// A tensor at an odd address, as in a checkpoint whose header has an odd length.
 pub fn view(values: &[f32], shape: &[usize], dtype: DType) -> WeightView {
     let mut bytes = vec![0xff];
     bytes.extend(encode(values, dtype));
@@ -129,7 +132,7 @@ pub fn view(values: &[f32], shape: &[usize], dtype: DType) -> WeightView {
     WeightView { name: "w".to_owned(), dtype, shape: shape.to_vec(), data }
 }
 
-/// Blocks of a linear layer, with a bias for each or none.
+/// Parts of a linear layer, with a bias for each or none.
 pub fn parts(weights: Vec<WeightView>, biases: Vec<WeightView>) -> Vec<LinearPart> {
     let mut biases = biases.into_iter();
     weights.into_iter().map(|weight| LinearPart { bias: biases.next(), ..LinearPart::dense(weight) }).collect()
@@ -141,7 +144,7 @@ pub fn buffer(cpu: &Cpu, dtype: DType, values: &[f32]) -> Buffer {
     buffer
 }
 
-/// `activation(gate) · up`: a gated product of one input that is 1 has its weights as products.
+/// `activation(gate) · up`. With a single input of 1, the products of a gated layer are its weights.
 pub fn act_mul(cpu: &Cpu, activation: Activation, gate: &[f32], up: &[f32], dtype: DType) -> Vec<f32> {
     let blocks = [gate, up].map(|values| view(values, &[values.len(), 1], DType::F32));
     let matrix = cpu.gated_matrix(parts(blocks.into(), Vec::new())).unwrap();
@@ -150,7 +153,7 @@ pub fn act_mul(cpu: &Cpu, activation: Activation, gate: &[f32], up: &[f32], dtyp
     out.read(gate.len()).unwrap()
 }
 
-/// One sequence of `tokens`, each at its own slot of page 0.
+/// One sequence of `tokens` in the slots of page 0.
 pub fn step_of(cpu: &Cpu, tokens: &[u32], logit_rows: &[u32]) -> Step {
     let mut step = cpu.step().unwrap();
     cpu.upload(&batch_of(tokens, logit_rows), &mut step).unwrap();
@@ -170,7 +173,7 @@ fn batch_of(tokens: &[u32], logit_rows: &[u32]) -> Batch {
     }
 }
 
-/// A step of `rows` rows of logits, each of which asks for a token or a log-probability.
+/// A step with `rows` rows of logits, each to sample or to score.
 pub fn step_for_logits(cpu: &Cpu, rows: usize, samples: Vec<SampleRow>, targets: Vec<u32>) -> Step {
     let mut batch = batch_of(&vec![0; rows], &(0..rows as u32).collect::<Vec<_>>());
     batch.samples = samples;
@@ -189,24 +192,25 @@ fn rounding(dtype: DType) -> f64 {
     }
 }
 
-/// How far results may be from `exact`: twice the error of the plain f32 implementation and twice the rounding of a result.
+/// The allowed distance from `exact`: twice the error of the plain f32 implementation plus twice the rounding of a
+/// result.
 pub fn allowed(dtype: DType, plain: &[f32], exact: &[f64]) -> f64 {
     let largest = exact.iter().fold(0.0f64, |a, x| a.max(x.abs()));
     let plain_error = plain.iter().zip(exact).fold(0.0f64, |a, (&p, e)| a.max((f64::from(p) - e).abs()));
-    // A subnormal's rounding is absolute.
+    // The rounding error of a subnormal is absolute.
     let least = if dtype == DType::F16 { 0.5f64.powi(25) } else { 0.0 };
-    // A few numbers can come out exact by luck; four roundings are always allowed.
+    // A few numbers can be exact by luck, so four roundings are always allowed.
     let plain_error = plain_error.max(4.0 * rounding(DType::F32) * largest);
     2.0 * plain_error + 2.0 * (rounding(dtype) * largest).max(least)
 }
 
-/// As far as [`allowed`], and alike as a whole.
+/// Each element within [`allowed`], and a small relative distance of the whole.
 #[track_caller]
 pub fn assert_close(what: &str, dtype: DType, got: &[f32], plain: &[f32], exact: &[f64]) {
     assert_close_but_for(0.0, what, dtype, got, plain, exact);
 }
 
-/// The same, and `more` than is [`allowed`]: what tensor cores may leave out, see [`tensor_cores`](crate::tensor_cores).
+/// [`assert_close`] with `more` error allowed, see [`tensor_cores`](crate::tensor_cores).
 #[track_caller]
 pub fn assert_close_but_for(more: f64, what: &str, dtype: DType, got: &[f32], plain: &[f32], exact: &[f64]) {
     assert_eq!((got.len(), plain.len()), (exact.len(), exact.len()), "{what}: lengths");
@@ -222,7 +226,7 @@ pub fn assert_close_but_for(more: f64, what: &str, dtype: DType, got: &[f32], pl
     assert!(distance < 1e-5, "{what}: distance {distance:e}");
 }
 
-/// Codes times their scale are the exact values, but for one rounding to the nearest code and the errors of f32.
+/// Codes times their scale are the exact values, up to rounding to the nearest code and f32 errors.
 #[track_caller]
 pub fn assert_quantized(what: &str, dtype: DType, codes: &[f32], scale: f32, exact: &[f64]) {
     assert_eq!(codes.len(), exact.len(), "{what}: lengths");
@@ -231,7 +235,7 @@ pub fn assert_quantized(what: &str, dtype: DType, codes: &[f32], scale: f32, exa
     let (mut cross, mut squares) = (0.0, 0.0);
     for (i, (&code, &e)) in codes.iter().zip(exact).enumerate() {
         let x = f64::from(code) * scale;
-        // Half of the distance between neighbouring codes.
+        // Half the distance between neighbouring codes.
         let half = match dtype {
             DType::E4M3 => (e.abs() / 16.0).max(0.5f64.powi(10) * scale),
             DType::E5M2 => (e.abs() / 8.0).max(0.5f64.powi(17) * scale),
@@ -245,7 +249,7 @@ pub fn assert_quantized(what: &str, dtype: DType, codes: &[f32], scale: f32, exa
         cross += x * e;
         squares += x * x + e * e;
     }
-    // Of e5m2 half a step is an eighth.
+    // Half a step of E5M2 is an eighth of the value.
     let allowed = if dtype == DType::E5M2 { 8e-3 } else { 1e-3 };
     let distance = if squares == 0.0 { 0.0 } else { 1.0 - 2.0 * cross / squares };
     assert!(codes.len() < 8 || distance < allowed, "{what}: distance {distance:e}");
@@ -259,7 +263,7 @@ pub fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) {
     }
 }
 
-/// An operator's refusal names the operator and the field.
+/// Asserts that an error names the operator and the field.
 #[track_caller]
 pub fn assert_refused<T>(result: burrstone::Result<T>, op: &str, field: &str) {
     let message = result.err().expect("refused").to_string();

@@ -34,7 +34,7 @@ proptest! {
         let rows = x.chunks(vocab).zip(&targets);
         let plain: Vec<f32> = rows.clone().map(|(row, &t)| log_softmax::<f32>(row)[t as usize]).collect();
         let exact: Vec<f64> = rows.map(|(row, &t)| log_softmax::<f64>(row)[t as usize]).collect();
-        // The logits' own size bounds the error: a difference of large numbers has no better.
+        // The error is relative to the logits, of which the result is a difference.
         for (i, (&got, &exact)) in got.iter().zip(&exact).enumerate() {
             let error = (f64::from(got) - exact).abs();
             assert!(error <= 2e-7 * exact.abs().max(1.0), "{isa}: row {i} is {got}, not {exact}, plain {}", plain[i]);
@@ -53,7 +53,7 @@ fn bad_rows_are_named() {
             let place = format!("found {bad} in row 1, column {at}");
             assert_eq!(error, format!("operator target_logprobs: logits: expected finite numbers, {place}"));
         }
-        // A banned token's −∞ is a number here: its probability is 0.
+        // The −∞ of a banned token is a valid logit: its probability is 0.
         let x = buffer(&cpu, DType::F32, &[f32::NEG_INFINITY, 0.0]);
         assert_eq!(score(&cpu, 2, &x, &[1]).unwrap(), [0.0]);
     }
@@ -108,9 +108,9 @@ proptest! {
     }
 }
 
-/// A token that is sampled has the bits that scoring it gives.
+/// A sampled token's log-probability has the bits that scoring gives it.
 #[test]
-fn sampling_says_the_same() {
+fn sampling_and_scoring_give_the_same_bits() {
     let stream = stream(1);
     let logits: Vec<f32> = numbers(8, 3001, DType::F32).iter().map(|x| 7.0 * x).collect();
     let words = SampleWords::new(&[SampleRow { temperature: 1.0, ..SampleRow::GREEDY }], 3001).unwrap();

@@ -1,9 +1,10 @@
-//! How far sums by real tensor cores may be from sums that are rounded to nearest.
+//! Error bounds for sums on real tensor cores, compared with sums that are rounded to nearest.
 //!
-//! A matrix instruction adds several products to its accumulator in one step. Hardware aligns all of them to the largest one
-//! and cuts off the bits below, with 0 to 2 extra bits (Fasi et al., 2021, for V100 to A100; later measurements for H100),
-//! while the simulator rounds each step once, to nearest. So a GPU's sums err towards zero, step after step, by up to about
-//! 2⁻²³ of the largest partial sum. On a GPU the oracles' bounds grow by that much; the test of cuBLASLt is the control.
+//! A matrix instruction adds several products to its accumulator in one step. Hardware aligns all of them to the
+//! largest one and cuts off the bits below, with 0 to 2 extra bits (Fasi et al., 2021, for V100 to A100; later
+//! measurements for H100), while the simulator rounds each step once, to nearest. So a GPU's sums err towards zero by
+//! up to about 2⁻²³ of the largest partial sum in every step. On a GPU the tests' bounds grow by that much; the test of
+//! cuBLASLt is the control.
 
 use burrstone::DType;
 use burrstone::device::{Value, Variant};
@@ -22,8 +23,8 @@ pub fn products_a_step(variant: &Variant) -> usize {
     }
 }
 
-/// The largest magnitude of any partial sum and of any product in sums of `x_i · w_i`, for each row of `x` with each row of
-/// `w`, both of `k` elements.
+/// The largest magnitude of any partial sum and any product in sums of `x_i · w_i` over `k` elements, for each row of
+/// `x` with each row of `w`.
 pub fn largest_partial(x: &[f32], w: &[f32], k: usize) -> f64 {
     let mut largest = 0.0f64;
     for x in x.chunks(k.max(1)) {
@@ -39,12 +40,12 @@ pub fn largest_partial(x: &[f32], w: &[f32], k: usize) -> f64 {
     largest
 }
 
-/// What `products` of a sum may lose on hardware, so many a step, with partial sums up to `largest`.
+/// The truncation error of a sum of `products` on hardware, with partial sums up to `largest`.
 pub fn truncation(products: usize, products_a_step: usize, largest: f64) -> f64 {
     products.div_ceil(products_a_step) as f64 * 0.5f64.powi(23) * largest
 }
 
-/// The same of the product of `x` and `w` by `variant`; 0 on the simulator, which rounds.
+/// The same for the product of `x` and `w` by `variant`; 0 on the simulator, which rounds to nearest.
 pub fn matmul_truncation(variant: &Variant, x: &[f32], w: &[f32], k: usize) -> f64 {
     if !on_a_gpu() {
         return 0.0;
@@ -52,7 +53,7 @@ pub fn matmul_truncation(variant: &Variant, x: &[f32], w: &[f32], k: usize) -> f
     truncation(k, products_a_step(variant), largest_partial(x, w, k))
 }
 
-/// A sum as hardware makes it: so many products a step, all cut off so many bits behind the 24 of the largest.
+/// A sum as hardware computes it: each step aligns its products to the largest and keeps 24 + `extra_bits` bits.
 fn truncated_sum(x: &[f32], w: &[f32], products_a_step: usize, extra_bits: i32) -> f32 {
     let mut sum = 0.0f32;
     for (x, w) in x.chunks(products_a_step).zip(w.chunks(products_a_step)) {
@@ -64,20 +65,20 @@ fn truncated_sum(x: &[f32], w: &[f32], products_a_step: usize, extra_bits: i32) 
         }
         let unit = 2f64.powi(largest.log2().floor() as i32 - 23 - extra_bits);
         let total: f64 = terms.iter().map(|term| (term / unit).trunc() * unit).sum();
-        // Towards zero once more, to the 24 bits of the accumulator.
+        // Truncated once more, to the 24 bits of the accumulator.
         let near = total as f32;
         sum = if f64::from(near).abs() > total.abs() { f32::from_bits(near.to_bits() - 1) } else { near };
     }
     sum
 }
 
-/// The bound that suits sums rounded to nearest refuses sums like the hardware's; with the truncation added it does not,
-/// whichever the number of extra bits.
+/// The bound for sums rounded to nearest rejects truncated sums; with the truncation error added it accepts them, for
+/// every number of extra bits.
 #[test]
 fn truncating_sums_need_the_wider_bound() {
     let (rows, n) = (12, 16);
     for products_a_step in [4, 8, 16] {
-        // Of the cases without extra bits.
+        // Counted without extra bits.
         let (mut cases, mut refused) = (0, 0);
         for (k, seed, extra_bits) in [16usize, 40, 64, 136, 512]
             .into_iter()

@@ -1,10 +1,10 @@
-//! Wavefronts and sectors of known patterns.
+//! Wavefronts and sectors of known access patterns.
 
 use burrstone::device::sim::{SiteStats, Space};
 
 use crate::probe::{Probe, bytes};
 
-/// What the site on the line that holds `text` costs.
+/// The access statistics of the source line that contains `text`.
 fn sites(name: &str, stride: u32) -> impl Fn(&str) -> SiteStats + use<> {
     let a = vec![0_f32; 32 * 8];
     let mut probe = Probe::new(1, [&bytes(&a), &[], &[]], 128);
@@ -15,12 +15,12 @@ fn sites(name: &str, stride: u32) -> impl Fn(&str) -> SiteStats + use<> {
     move |text| {
         let line = source.lines().position(|l| l.contains(text)).unwrap() + 1;
         let site = stats.sites.iter().find(|s| s.place.line as usize == line);
-        site.unwrap_or_else(|| panic!("{text}: nothing counted in {:?}", stats.sites)).clone()
+        site.unwrap_or_else(|| panic!("{text}: no access counted in {:?}", stats.sites)).clone()
     }
 }
 
 #[test]
-fn a_column_takes_as_many_wavefronts_as_its_rows_share_a_bank() {
+fn a_column_takes_a_wavefront_for_each_row_in_the_same_bank() {
     let column = sites("banks__r32_v1_t32", 1)("// a column");
     assert_eq!((column.space, column.store, column.instructions), (Space::Shared, false, 1));
     assert_eq!((column.cost, column.ideal), (32, 1));
@@ -41,13 +41,13 @@ fn wide_accesses_go_by_half_and_quarter_warps() {
 }
 
 #[test]
-fn loops_count_each_turn() {
+fn every_loop_iteration_is_counted() {
     let rows = sites("banks__r32_v1_t32", 1)("// rows");
     assert_eq!((rows.store, rows.instructions, rows.cost, rows.ideal), (true, 36, 36, 36));
 }
 
 #[test]
-fn sectors_are_those_touched_and_those_needed() {
+fn touched_and_needed_sectors_are_counted() {
     for (stride, touched) in [(1, 4), (2, 8), (8, 32)] {
         let strided = sites("banks__r32_v1_t32", stride)("// global, strided");
         assert_eq!((strided.space, strided.cost, strided.ideal), (Space::Global, touched, 4), "stride {stride}");

@@ -1,11 +1,11 @@
-//! Blocks of a cluster: what they bring each other, and that they wait for each other.
+//! Clusters: multicast copies between blocks, and synchronization of the blocks.
 
 use burrstone::device::TmaBoxes;
 use burrstone::device::sim::{Fault, FaultKind, Swizzle};
 
 use crate::probe::{Probe, bytes};
 
-/// `groups` clusters of `blocks` that walk `boxes` boxes each.
+/// `groups` clusters of `blocks` blocks, each of which loads `boxes` boxes for all.
 fn cluster(plant: &str, [groups, blocks, boxes]: [u32; 3], seed: u64) -> Result<(), Fault> {
     let rows = 8 * blocks * boxes;
     let matrix: Vec<u32> = (0..rows * 16).map(|i| i * 7).collect();
@@ -25,7 +25,7 @@ fn cluster(plant: &str, [groups, blocks, boxes]: [u32; 3], seed: u64) -> Result<
 }
 
 #[test]
-fn every_block_of_a_cluster_sees_what_all_bring() {
+fn every_block_of_a_cluster_sees_the_copies_of_all() {
     for shape in [[1, 1, 3], [3, 1, 2], [1, 2, 1], [3, 2, 7], [1, 4, 5], [2, 8, 4]] {
         for seed in 0..10 {
             cluster("cluster_correct", shape, seed).unwrap_or_else(|fault| panic!("{shape:?}: {fault}"));
@@ -34,7 +34,7 @@ fn every_block_of_a_cluster_sees_what_all_bring() {
 }
 
 #[test]
-fn blocks_that_do_not_wait_for_each_other_are_found_under_every_seed_on_the_simulator() {
+fn missing_waits_between_blocks_are_found_under_every_seed_on_the_simulator() {
     let find = |plant: &str, is: fn(&FaultKind) -> bool| {
         for seed in 0..10 {
             for blocks in [2, 4] {
@@ -45,7 +45,7 @@ fn blocks_that_do_not_wait_for_each_other_are_found_under_every_seed_on_the_simu
             }
         }
     };
-    // Another block's barriers, before it is known to have made them.
+    // Another block's barriers are used before they may be initialised.
     find("no_first_sync", |k| matches!(k, FaultKind::Race { .. } | FaultKind::UninitialisedShared { .. }));
     find("no_last_sync", |k| matches!(k, FaultKind::BlockEnded { .. }));
     let mixed_up =
@@ -65,5 +65,5 @@ fn a_cluster_divides_its_grid_and_has_at_most_eight_blocks_on_the_simulator() {
         assert!(matches!(*fault.kind, FaultKind::Misuse { .. }), "{fault}");
     }
     let fault = probe.launch_clusters("fault__plant_none_t128", 2, 2).unwrap_err();
-    assert!(fault.to_string().contains("clusters come with sm_90"), "{fault}");
+    assert!(fault.to_string().contains("clusters need sm_90"), "{fault}");
 }

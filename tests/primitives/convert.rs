@@ -1,10 +1,10 @@
-//! Conversions: every code of each type, and floats around every rounding border.
+//! Conversions: every code of each type, and floats around every rounding boundary.
 
 use half::{bf16, f16};
 
 use crate::probe::{Probe, Random, bytes};
 
-/// Values of a type's finite codes, the sign apart, in order of the code; and bytes of a code.
+/// A type's values by code, sign included, and the bytes of a code.
 struct Type {
     name: &'static str,
     bytes: usize,
@@ -62,7 +62,7 @@ impl Type {
         (wide, out[n * 4..].chunks(self.bytes).map(code).collect())
     }
 
-    /// The nearest code, of two that are as near the even one. Beyond the largest, the eight-bit types stay there.
+    /// The nearest code, ties to even. Eight-bit types saturate.
     fn nearest(&self, x: f32) -> u32 {
         match self.name {
             "f16" => return u32::from(f16::from_f32(x).to_bits()),
@@ -73,7 +73,7 @@ impl Type {
         let finite = (0..256).filter(|code| (self.value)(*code).is_finite());
         let same_sign = finite.filter(|code| self.name == "i8" || (code >> 7 == 1) == x.is_sign_negative());
         let key = |code: &u32| {
-            // Far out, distances are all alike: the largest is the nearest.
+            // For huge numbers all distances round to the same, so the largest code is chosen directly.
             let distance =
                 if x.abs() < 1e6 { ((self.value)(*code) - x).abs() } else { -(self.value)(*code) * x.signum() };
             (distance, code & 1)
@@ -100,7 +100,7 @@ fn floats_round_to_the_nearest_code() {
     for t in &TYPES {
         let mut floats =
             vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-45];
-        // Each value, its neighbours, the middle to the next, and its neighbours.
+        // Each value, the midpoint to the next, and the floats next to both.
         let step = (t.codes() / 256) as usize;
         for code in (0..t.codes()).step_by(step.div_ceil(3)) {
             let (value, next) = ((t.value)(code), (t.value)((code + 1) % t.codes()));

@@ -1,4 +1,4 @@
-//! Copies beside the threads: what arrives, and that nothing can be used too early.
+//! Asynchronous copies: they deliver their data, and using it too early is detected.
 
 use burrstone::device::sim::{Fault, FaultKind};
 
@@ -14,7 +14,7 @@ fn cp_async(bytes_each: usize, plant: &str, valid: usize, seed: u64) -> Result<(
 }
 
 #[test]
-fn copies_bring_their_bytes_and_zeros() {
+fn copies_deliver_their_bytes_and_zero_fill() {
     for each in [4, 8, 16] {
         for valid in [0, 1, 3, each] {
             for seed in 0..5 {

@@ -1,4 +1,4 @@
-//! Each planted mistake is found, and named with its place; the correct kernel passes.
+//! The simulator detects each planted fault and names its source line; the correct kernel passes.
 
 use burrstone::device::sim::{Fault, FaultKind};
 
@@ -14,7 +14,7 @@ fn launch(plant: &str, seed: u64) -> Result<Vec<f32>, Fault> {
     Ok(probe.out())
 }
 
-/// The fault, the same kind for every seed, on a line that holds `text`.
+/// Asserts the same kind of fault for every seed, on a source line that contains `text`.
 fn fault(plant: &str, text: &str, is: impl Fn(&FaultKind) -> bool) {
     let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/csrc/probes/fault.cu")).unwrap();
     for seed in 0..20 {
@@ -58,7 +58,7 @@ fn threads_that_wait_for_each_other_are_named_with_their_places() {
 }
 
 #[test]
-fn lanes_that_must_go_together_are_held_to_it() {
+fn divergent_lanes_in_a_warp_operation_are_found() {
     let misuse = |k: &FaultKind, text: &str| matches!(k, FaultKind::Misuse { what } if what.contains(text));
     fault("split_warp", "sync_block()", |k| misuse(k, "lanes of a warp meet here and at probes/fault.cu:"));
     fault("barrier_counts", "barrier_sync<1>(t < 64", |k| misuse(k, "where others wait for"));
@@ -74,12 +74,12 @@ fn accesses_outside_memory_are_found() {
 }
 
 #[test]
-fn a_read_of_what_nothing_wrote_is_found() {
+fn a_read_of_unwritten_memory_is_found() {
     fault("uninitialised", "shared.first.load", |k| matches!(k, FaultKind::UninitialisedShared { offset: 36 }));
 }
 
 #[test]
-fn accesses_across_their_alignment_are_found() {
+fn misaligned_accesses_are_found() {
     fault("misaligned_shared", "load_vec<2>", |k| matches!(k, FaultKind::Misaligned { bytes: 8, .. }));
     fault("misaligned_global", "vec<float, 2>", |k| matches!(k, FaultKind::Misaligned { bytes: 8, .. }));
 }
@@ -89,7 +89,7 @@ fn a_shuffle_from_outside_its_mask_is_found() {
     fault("shuffle_outside", "shfl(result, 20", |k| matches!(k, FaultKind::Misuse { .. }));
 }
 
-/// Not for a build without AddressSanitizer, and the end of the process in one with it: `.ci/sanitize` runs it.
+/// `.ci/sanitize` runs it: AddressSanitizer ends the process; without it the overrun would corrupt memory.
 #[test]
 #[ignore = "the overrun is real: for AddressSanitizer to find"]
 fn an_overrun_of_a_local_array() {
@@ -100,7 +100,7 @@ fn an_overrun_of_a_local_array() {
 }
 
 #[test]
-fn a_simulator_serves_on_after_a_fault() {
+fn a_simulator_stays_usable_after_a_fault() {
     let a: Vec<f32> = (0..THREADS).map(|i| i as f32).collect();
     let probe = Probe::new(0, [&bytes(&a), &[], &[]], a.len() * 4);
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! Matrix loads, by the manual's figure: row r of a matrix is spread over lanes 4r to 4r+3, two elements each.
+//! Matrix loads as in the manual's figure: row r of a matrix is in lanes 4r to 4r+3, two elements each.
 
 use crate::probe::{Probe, Random, bytes, variants};
 
@@ -13,7 +13,7 @@ fn every_load_gives_each_lane_its_elements() {
             let transposed = name.contains("_t1");
             let words: Vec<u32> = Probe::new(seed, [&bytes(&tile), &bytes(&rows), &[]], 128 * count).run(name);
             for matrix in 0..count {
-                // element(r, c) of the matrix whose rows lanes 8m..8m+7 point at
+                // element(r, c) of the matrix whose row addresses lanes 8m..8m+7 hold
                 let element = |r: usize, c: usize| tile[rows[matrix * 8 + r] as usize + c];
                 for r in 0..8 {
                     for c in 0..8 {

@@ -1,11 +1,11 @@
-//! Accesses of every width, and atomics.
+//! Loads and stores of every width, and atomics.
 
 use crate::probe::{Number, Probe, bytes};
 
 const THREADS: usize = 128;
 
 #[test]
-fn every_width_and_every_atomic_brings_what_it_must() {
+fn every_width_and_every_atomic_gives_the_right_result() {
     for width in [1, 2, 4, 8, 16] {
         for seed in 0..5 {
             let a: Vec<u8> = (0..THREADS * width).map(|i| (i * 7 + 3) as u8).collect();
@@ -21,7 +21,7 @@ fn every_width_and_every_atomic_brings_what_it_must() {
                 found.sort_unstable();
                 found
             };
-            // Each thread found another of the sums on the way.
+            // Each thread's atomic returned a different intermediate sum.
             assert_eq!(sorted(&found[..THREADS]), (10..10 + THREADS as u32).collect::<Vec<_>>());
             assert_eq!(sorted(&found[THREADS..]), (0..THREADS as u32).map(|i| 2 * i).collect::<Vec<_>>());
             assert_eq!(sorted(ordered), (0..THREADS as u32).map(|i| 5 + 3 * i).collect::<Vec<_>>());
@@ -31,7 +31,7 @@ fn every_width_and_every_atomic_brings_what_it_must() {
 }
 
 #[test]
-fn atomics_are_drawn_in_another_order_by_another_seed_on_the_simulator() {
+fn the_order_of_atomics_depends_on_the_seed_on_the_simulator() {
     let order = |seed| {
         let a = [0_u8; THREADS];
         let probe = Probe::new(seed, [&a, &bytes(&[0_u32, 0, 0]), &[]], THREADS + (3 * THREADS + 4) * 4);

@@ -1,11 +1,11 @@
-//! Matrix products. Where each element lives is written here from the fragment figures of the PTX manual, as formulas of
-//! the lane (`%laneid`), its group (lane / 4) and its place in the group (lane % 4).
+//! Matrix products. The positions of elements follow the fragment figures of the PTX manual, as formulas of the lane
+//! (`%laneid`), its group (lane / 4) and its place in the group (lane % 4).
 
 use half::{bf16, f16};
 
 use crate::probe::{Number, Probe, Random, bytes, variants};
 
-/// For each lane and element of its fragment: product, row and column.
+/// For each lane and fragment element: product, row and column.
 type Map = Box<dyn Fn(usize, usize) -> (usize, usize, usize)>;
 
 struct Shape {
@@ -13,14 +13,14 @@ struct Shape {
     n: usize,
     k: usize,
     products: usize,
-    /// Elements a lane holds of a, b and d, and where they are.
+    /// For a, b and d: elements a lane holds, and their positions.
     a: (usize, Map),
     b: (usize, Map),
     d: (usize, Map),
 }
 
 fn shape(name: &str, element_bytes: usize) -> Shape {
-    // m8n8k4: threads 0-3 and 16-19 make the first product, 4-7 and 20-23 the second, and so on.
+    // m8n8k4: threads 0-3 and 16-19 compute the first product, 4-7 and 20-23 the second, and so on.
     let quad = |lane: usize| lane % 16 / 4;
     let row = |lane: usize| if lane < 16 { lane % 4 } else { lane % 4 + 4 };
     let groups = |lane: usize| (lane / 4, lane % 4);
@@ -91,11 +91,11 @@ fn shape(name: &str, element_bytes: usize) -> Shape {
                 d,
             }
         }
-        _ => panic!("no map of {name}"),
+        _ => panic!("no fragment layout of {name}"),
     }
 }
 
-/// A dense stack of matrices, and each lane's elements of it in order.
+/// A dense stack of matrices, and for each lane its elements in order.
 struct Operand {
     values: Vec<f64>,
     columns: usize,
@@ -122,7 +122,7 @@ impl Operand {
     }
 }
 
-/// Every value from an exactly representable set of each type: multiples of 1/4 up to 3.
+/// Encodes values that each type represents exactly: multiples of 1/4 up to 3.
 fn encode(dtype: &str, values: &[f64]) -> Vec<u8> {
     let small_float = |x: f64, bias: i32, mantissa: u32| -> u8 {
         if x == 0.0 {
@@ -148,7 +148,7 @@ fn encode(dtype: &str, values: &[f64]) -> Vec<u8> {
 }
 
 #[test]
-fn every_shape_multiplies_what_the_manuals_figures_say() {
+fn every_shape_has_the_manuals_fragment_layout() {
     for name in variants("mma") {
         let (shape_name, dtype) =
             name.strip_prefix("mma__").unwrap().strip_suffix("_t32").unwrap().rsplit_once('_').unwrap();
@@ -158,7 +158,7 @@ fn every_shape_multiplies_what_the_manuals_figures_say() {
             let mut random = Random::new(seed);
             let small = |r: &mut Random| match dtype {
                 "i8" => f64::from(r.next() as i8),
-                // Representable with two bits after the leading one.
+                // Exact with two bits after the leading one.
                 _ => {
                     [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0][r.next() as usize % 10]
                         * f64::from(1 - 2 * (r.next() as i32 & 1))

@@ -1,10 +1,10 @@
-//! Pairs of 16-bit floats: every code of eight bits in every place, and floats rounded two at a time.
+//! Pairs of 16-bit floats: every 8-bit code in every position of a word, and floats rounded two at a time.
 
 use half::{bf16, f16};
 
 use crate::probe::{Probe, Random, bytes, variants};
 
-/// What a code is, by the formats' definitions.
+/// Decodes a code by the format's definition.
 fn number(name: &str, code: u8) -> f32 {
     let small_float = |mantissa: i32, bias: i32| {
         let (sign, magnitude) = (if code >> 7 == 1 { -1.0 } else { 1.0 }, i32::from(code & 0x7f));
@@ -22,12 +22,12 @@ fn number(name: &str, code: u8) -> f32 {
 }
 
 #[test]
-fn every_pair_holds_its_numbers() {
+fn pairs_are_decoded_and_rounded_exactly() {
     for name in variants("pairs") {
         let [dtype, cache] =
             [name.split("__").nth(1).unwrap().split('_').next().unwrap(), name.split('_').nth(3).unwrap()];
         let mut random = Random::new(7);
-        // Each code in each place, beside others.
+        // Each code in each position, beside random ones.
         let codes: Vec<u8> = (0..1024)
             .flat_map(|i| {
                 let mut word = random.next().to_ne_bytes();

@@ -1,4 +1,5 @@
-//! A producer and consumers over a ring of stages: what arrives through each kind of barrier, and that none is superfluous.
+//! A producer and consumers over a ring of stages, with each kind of barrier; without any one of the waits a fault is
+//! found.
 
 use burrstone::device::sim::{Fault, FaultKind};
 
@@ -17,7 +18,7 @@ fn pipeline(via: &str, plant: &str, tiles: u32, seed: u64) -> Result<(), Fault> 
 }
 
 #[test]
-fn a_ring_of_stages_brings_every_tile_under_every_seed() {
+fn a_ring_of_stages_delivers_every_tile_under_every_seed() {
     for via in ["mbarrier", "cp_async", "bulk", "named"] {
         for tiles in [1, 2, 3, 8] {
             for seed in 0..10 {
@@ -28,7 +29,7 @@ fn a_ring_of_stages_brings_every_tile_under_every_seed() {
 }
 
 #[test]
-fn a_ring_without_one_of_its_waits_is_found_under_every_seed_on_the_simulator() {
+fn each_missing_wait_of_a_ring_is_found_under_every_seed_on_the_simulator() {
     for via in ["mbarrier", "cp_async", "bulk", "named"] {
         for seed in 0..10 {
             for plant in ["no_full_wait", "no_empty_wait"] {

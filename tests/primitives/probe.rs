@@ -1,4 +1,4 @@
-//! Runs probe kernels: on the simulator, or on the first GPU where `BURRSTONE_TEST_DEVICE` is `cuda`.
+//! Runs probe kernels: on the simulator, or with `BURRSTONE_TEST_DEVICE=cuda` on the first GPU.
 
 use burrstone::DType;
 use burrstone::device::sim::{Fault, LaunchStats, Simulator};
@@ -12,12 +12,12 @@ mod tables {
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
 
-/// Bytes of the simulated memory.
+/// Bytes of the simulator's memory.
 const MEMORY: u64 = 64 << 20;
-/// What memory is filled with that no probe has written: NaN of every float.
+/// Fills `out` on a GPU before a probe runs: NaN in every float format.
 const UNWRITTEN: u8 = 0xff;
 
-/// A device with one probe's buffers: what the probe reads, and `out`.
+/// A device with one probe's inputs and its output buffer `out`.
 pub struct Probe {
     device: Device,
     inputs: [u64; 3],
@@ -25,13 +25,13 @@ pub struct Probe {
     out_bytes: usize,
     pub n: u32,
     pub m: u32,
-    /// A tensor map, if the probe takes one.
+    /// The probe's tensor map, if it takes one.
     map: [u64; 16],
 }
 
 enum Device {
     Simulator(Box<Simulator>),
-    /// The buffers are the three inputs and `out`.
+    /// `buffers` holds the three inputs and `out`.
     Gpu {
         stream: Stream,
         buffers: [Memory; 4],
@@ -79,19 +79,19 @@ impl Device {
 }
 
 impl Probe {
-    /// `a`, `b` and `c` are uploaded, `out` has `out_bytes`.
+    /// Uploads the inputs `a`, `b` and `c`; `out` has `out_bytes`.
     pub fn new(seed: u64, inputs: [&[u8]; 3], out_bytes: usize) -> Self {
         let (device, inputs, out) = Device::new(seed, inputs, out_bytes);
         Probe { device, inputs, out, out_bytes, n: 0, m: 0, map: [0; 16] }
     }
 
-    /// Counts what accesses cost, on the simulator.
+    /// Makes the simulator count sectors and wavefronts of accesses.
     pub fn count_accesses(&self) {
         let Device::Simulator(simulator) = &self.device else { panic!("only the simulator counts accesses") };
         simulator.count_accesses(true);
     }
 
-    /// The probe copies this tensor in boxes.
+    /// Passes the probe a tensor map of these boxes.
     pub fn copy_boxes(&mut self, boxes: &TmaBoxes<'_>) {
         self.map = match &self.device {
             Device::Simulator(_) => {
@@ -109,8 +109,8 @@ impl Probe {
         self.launch_clusters(name, blocks, 1)
     }
 
-    /// Blocks of which so many are a cluster. On a GPU, where an error says nothing of the fault and ends the context, it is
-    /// a panic.
+    /// Launches `blocks` blocks in clusters of `cluster`. On a GPU an error panics: it breaks the context, and does not
+    /// name the fault.
     pub fn launch_clusters(&self, name: &str, blocks: u32, cluster: u32) -> Result<LaunchStats, Fault> {
         let variant = variant(name);
         // `probe_args` of csrc/abi/probe.h.
@@ -123,11 +123,11 @@ impl Probe {
         args.resize(192, 0);
         let grid = [blocks, 1, 1];
         match &self.device {
-            // SAFETY: the bytes above are a whole `probe_args`, which every probe takes.
+            // SAFETY: the bytes are a whole `probe_args`, the argument of every probe.
             Device::Simulator(simulator) => unsafe { simulator.launch(variant, grid, cluster, &args) },
             Device::Gpu { stream, .. } => {
                 announce(name);
-                // SAFETY: as above; the addresses are those of the probe's buffers, which are as large as its test says.
+                // SAFETY: as above; the addresses are the probe's buffers, which have the sizes that its test gives.
                 let launched =
                     unsafe { stream.launch(&Launch { variant, grid, cluster, args: &args, shape: &"a probe" }) };
                 launched.and_then(|()| stream.synchronize()).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -163,7 +163,7 @@ impl Probe {
     }
 }
 
-/// Numbers that buffers hold.
+/// Element types of the buffers.
 pub trait Number: Copy {
     fn from_bytes(bytes: &[u8]) -> Self;
     fn extend(self, bytes: &mut Vec<u8>);
@@ -189,7 +189,7 @@ pub fn bytes<T: Number>(values: &[T]) -> Vec<u8> {
     bytes
 }
 
-/// Numbers from a seed, for inputs.
+/// Random numbers for inputs.
 pub struct Random(u64);
 
 impl Random {

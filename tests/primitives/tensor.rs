@@ -1,4 +1,4 @@
-//! Bulk copies of tensors: element by element, inside and outside the tensor, with every swizzle.
+//! TMA copies of tensors, element by element: inside and outside the tensor, with every swizzle.
 
 use burrstone::device::TmaBoxes;
 use burrstone::device::sim::{Fault, FaultKind, Swizzle, TensorMap};
@@ -8,7 +8,7 @@ use crate::probe::{Probe, Random, bytes};
 /// A tensor of u16 and a box in it, innermost dimension first.
 struct Case {
     dims: Vec<usize>,
-    /// Elements from one index of a dimension to the next.
+    /// Distance in elements between neighbours along each dimension.
     steps: Vec<usize>,
     sides: Vec<usize>,
     at: Vec<i32>,
@@ -37,7 +37,7 @@ fn case(rank: usize, random: &mut Random) -> Case {
 }
 
 impl Case {
-    /// The probe copies boxes of the tensor at `address`.
+    /// Passes the probe a tensor map of the tensor at `address`.
     fn copy_boxes(&self, probe: &mut Probe, address: u64) {
         let dims: Vec<u64> = self.dims.iter().map(|d| *d as u64).collect();
         let strides: Vec<u64> = self.steps[1..].iter().map(|s| *s as u64 * 2).collect();
@@ -54,7 +54,7 @@ impl Case {
         self.sides.iter().product()
     }
 
-    /// For each element of the box: its place in shared memory, and in the tensor if it is inside.
+    /// For each element of the box: its position in shared memory, and in the tensor if it is inside.
     fn elements(&self) -> Vec<(usize, Option<usize>)> {
         let all = (0..self.box_len()).map(|i| {
             let (mut rest, mut index) = (i, Some(0));
@@ -87,7 +87,7 @@ fn load(case: &Case, way: &str, tensor: &[u16], seed: u64) -> Result<Vec<u16>, F
 }
 
 #[test]
-fn a_box_loads_its_elements_and_zeros() {
+fn a_box_loads_its_elements_and_zero_fill() {
     for rank in 1..=5 {
         for seed in 0..60 {
             let mut random = Random::new(seed * 5 + rank as u64);
@@ -116,7 +116,7 @@ fn a_box_stores_its_elements_and_nothing_else() {
             probe.n = case.box_len() as u32 / 2;
             let tensor = probe.out_address();
             case.copy_boxes(&mut probe, tensor);
-            // What no store reaches keeps the NaN of fresh memory.
+            // Elements that no store reaches keep their initial NaN.
             let mut expected = vec![u16::MAX; case.tensor_len()];
             for (from, to) in case.elements() {
                 if let Some(to) = to {
@@ -133,7 +133,7 @@ fn a_box_stores_its_elements_and_nothing_else() {
 }
 
 #[test]
-fn a_box_is_not_there_before_the_wait_and_not_stored_without_one_on_the_simulator() {
+fn loads_and_stores_of_boxes_need_a_wait_on_the_simulator() {
     let mut random = Random::new(1);
     for seed in 0..10 {
         let case = case(2, &mut random);

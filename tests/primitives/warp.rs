@@ -1,4 +1,4 @@
-//! Shuffles, votes, matches and reductions, by the pseudo-code of the PTX manual.
+//! Shuffles, votes, matches and reductions, compared with the PTX manual's pseudo-code.
 
 use crate::probe::{Probe, Random, bytes, variants};
 
@@ -50,7 +50,7 @@ fn expected(op: &str, a: &[u32], b: &[u32], width: u32) -> Vec<u32> {
 }
 
 #[test]
-fn every_exchange_is_what_the_manual_says() {
+fn every_warp_operation_follows_the_manual() {
     for name in variants("warp") {
         let (op, threads) = name.strip_prefix("warp__op_").unwrap().rsplit_once("_t").unwrap();
         let threads: usize = threads.parse().unwrap();

@@ -1,5 +1,5 @@
-//! Products of a warpgroup. The images of shared memory are laid out here as the PTX manual's figures show them: blocks of
-//! eight rows, whose 16-byte pieces change places with the row.
+//! Products of a warpgroup. Operands are laid out in shared memory as in the PTX manual's figures: blocks of eight
+//! rows, whose 16-byte pieces are permuted by the row.
 
 use burrstone::device::sim::{Fault, FaultKind};
 use half::{bf16, f16};
@@ -8,7 +8,7 @@ use crate::probe::{Probe, Random, bytes, variants};
 
 const K: usize = 32;
 
-/// The piece of a row that piece `c` of row `r` of a block is found at.
+/// The swizzled position of piece `c` in row `r` of a block.
 fn place(swizzle: usize, r: usize, c: usize) -> usize {
     match swizzle {
         128 => c ^ (r % 8),
@@ -27,19 +27,19 @@ struct Image {
 
 /// An operand of `rows` (M or N) by K.
 fn image(rows: usize, element: impl Fn(usize, usize) -> u16, mn: bool, swizzle: usize) -> Image {
-    // A block may be wider than K: then its right half stays empty.
+    // With a swizzle wider than K, the right half of a block stays empty.
     let row_bytes = if mn { K * 2 } else { swizzle.max(K * 2) };
     let mut bytes = vec![0; rows * row_bytes];
     let mut put = |at: usize, row: usize, k: usize| bytes[at..at + 2].copy_from_slice(&element(row, k).to_ne_bytes());
     let all = (0..rows).flat_map(|row| (0..K).map(move |k| (row, k)));
     let (leading, stride, step) = match (mn, swizzle) {
         (false, 0) => {
-            // 8 x 8 blocks, those of the same eight rows side by side.
+            // 8 x 8 blocks; blocks of the same eight rows are adjacent.
             all.for_each(|(row, k)| put((row / 8 * (K / 8) + k / 8) * 128 + row % 8 * 16 + k % 8 * 2, row, k));
             (128, K / 8 * 128, 256)
         }
         (false, width) => {
-            // Blocks of 8 rows below each other; what is wider than a block lies in another stack.
+            // Blocks of 8 rows one after another; columns beyond the width of a block follow in a second stack.
             all.for_each(|(row, k)| {
                 let (stack, byte) = (k * 2 / width, k * 2 % width);
                 let at = stack * rows * width + row / 8 * 8 * width + row % 8 * width;
@@ -48,7 +48,7 @@ fn image(rows: usize, element: impl Fn(usize, usize) -> u16, mn: bool, swizzle: 
             (0, 8 * width, if width > 32 { 32 } else { rows * width })
         }
         (true, 0) => {
-            // 8 x 8 blocks of k rows, those of the same eight k side by side.
+            // 8 x 8 blocks of k rows; blocks of the same eight k are adjacent.
             all.for_each(|(row, k)| put((k / 8 * (rows / 8) + row / 8) * 128 + k % 8 * 16 + row % 8 * 2, row, k));
             (rows / 8 * 128, 128, 2 * rows / 8 * 128)
         }
@@ -86,7 +86,7 @@ fn run(name: &str, seed: u64) -> Result<Case, Fault> {
     let (a, b) = (matrix(64), matrix(n));
     let b_image = image(n, |row, k| encode(b[row * K + k]), b_mn, swizzle);
     let a_image = if name.contains("a_registers") {
-        // Words [step][thread][4] by the figure of wgmma's A in registers: that of m16n8k16 for each warp's rows.
+        // Words [step][thread][4] as in the figure of wgmma's A in registers: the m16n8k16 layout for each warp's rows.
         let mut words = Vec::new();
         for step in 0..2 {
             for thread in 0..128 {
@@ -108,7 +108,7 @@ fn run(name: &str, seed: u64) -> Result<Case, Fault> {
     let expected = (0..128 * n / 2)
         .map(|at| {
             let (thread, i) = (at / (n / 2), at % (n / 2));
-            // d0, d1 in the lane's row, d2, d3 eight below; then the next eight columns.
+            // d0, d1 in the lane's row, d2, d3 eight rows below; then the next eight columns.
             let row = thread / 32 * 16 + thread % 32 / 4 + if i % 4 >= 2 { 8 } else { 0 };
             let column = i / 4 * 8 + thread % 4 * 2 + i % 2;
             let times = if name.contains("product_chained") { 2.0 } else { 1.0 };
@@ -121,7 +121,7 @@ fn run(name: &str, seed: u64) -> Result<Case, Fault> {
 }
 
 #[test]
-fn every_layout_multiplies_what_the_manuals_figures_say() {
+fn every_layout_is_the_manuals() {
     let whole = |name: &&str| name.contains("product_correct") || name.contains("product_chained");
     for name in variants("wgmma").into_iter().filter(whole) {
         for seed in 0..2 {
@@ -140,7 +140,7 @@ fn an_accumulator_is_nan_until_the_wait_on_the_simulator() {
 }
 
 #[test]
-fn shared_memory_is_read_as_late_as_the_wait_on_the_simulator() {
+fn shared_memory_may_be_read_until_the_wait_on_the_simulator() {
     let case = run("wgmma__n64_bf16_a_k_b_k_s128_product_early_write_t128", 0).unwrap();
     assert!(case.found.iter().all(|x| *x == 1.0), "b was overwritten with zeros before the wait");
 }

@@ -10,7 +10,8 @@ pub fn gelu_tanh<T: Real>(x: T) -> T {
     T::of(0.5) * x * (T::of(1.0) + (c * (x + cubic)).tanh())
 }
 
-/// By the Taylor series of erf: exact enough for |x| up to 6 in f64; in f32 its error is the plain one.
+/// By the Taylor series of erf, which is exact enough in f64 for |x| up to 6; in f32 its error is that of the plain
+/// implementation.
 pub fn gelu<T: Real>(x: T) -> T {
     let z = x / T::of(2.0).sqrt();
     let (mut term, mut sum) = (z, z);
@@ -22,7 +23,7 @@ pub fn gelu<T: Real>(x: T) -> T {
     T::of(0.5) * x * (T::of(1.0) + T::of(2.0) / pi::<T>().sqrt() * sum)
 }
 
-/// 355/113 is not enough: π by Machin's formula.
+/// π by Machin's formula: 355/113 is not exact enough.
 fn pi<T: Real>() -> T {
     let atan = |inverse: f32| {
         let x = T::of(1.0) / T::of(inverse);

@@ -1,16 +1,17 @@
 use super::Real;
 
-/// How queries meet keys.
+/// How scores are computed from queries and keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Scoring {
     pub scale: f32,
-    /// Scores beyond it are bent to it.
+    /// Soft cap: a score becomes `cap · tanh(score / cap)`.
     pub cap: Option<f32>,
-    /// A score falls by as much for each position that its key is before the query's own, and rises behind it.
+    /// ALiBi slope: a score falls by this for each position that its key is before the query, and rises for keys after
+    /// it.
     pub slope: f32,
-    /// Keys behind the query's own.
+    /// Visible keys after the query's own position.
     pub ahead: usize,
-    /// A score without a value.
+    /// A score that takes part in the softmax but has no value.
     pub sink: Option<f32>,
 }
 
@@ -20,7 +21,7 @@ impl Scoring {
     }
 }
 
-/// One query over the keys and values that it sees, `[positions][head_dim]`.
+/// One query over its visible keys and values, `[positions][head_dim]`.
 pub fn attend<T: Real>(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scoring: Scoring) -> Vec<T> {
     let Scoring { scale, cap, slope, ahead, sink } = scoring;
     let dot = |(i, key): (usize, &&[f32])| {

@@ -1,6 +1,6 @@
 use super::Real;
 
-/// `x: [rows, k]`, `w: [n, k]`, `bias: [n]` or nothing.
+/// `x: [rows, k]`, `w: [n, k]`, optional `bias: [n]`.
 pub fn matmul<T: Real>(x: &[f32], w: &[f32], bias: Option<&[f32]>, rows: usize, n: usize, k: usize) -> Vec<T> {
     let mut out = Vec::new();
     for r in 0..rows {

@@ -1,5 +1,5 @@
-//! Oracles: naive loops, short enough to check at sight. In f64 they are the truth; in f32 they are the plain
-//! implementation whose error sets the tolerance.
+//! Oracles: naive loops, short enough to check by reading. Their f64 results are taken as exact; their f32 results are
+//! the plain implementation whose error sets the tolerance.
 
 // Kernels, by `burrstone-codegen lists`:
 pub mod act_mul;

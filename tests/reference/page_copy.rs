@@ -1,4 +1,4 @@
-/// `cache: [planes, pages, page]`; page `from` becomes a copy in place of page `to`, in every plane.
+/// `cache: [planes, pages, page]`. Copies page `from` to page `to` in every plane.
 pub fn page_copy<T: Copy>(cache: &mut [T], pages: usize, page: usize, pairs: &[[u32; 2]]) {
     for plane in cache.chunks_mut(pages * page) {
         for [from, to] in pairs.iter().map(|pair| pair.map(|p| p as usize)) {

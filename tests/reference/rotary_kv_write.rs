@@ -1,7 +1,7 @@
 use super::Real;
 use super::rms_norm::rms_norm;
 
-/// One head: norm with `gain` where given, then element `i` turns with `i + half` by `cos[i]`, `sin[i]`.
+/// One head: RMS norm if `gain` is given, then a rotation of elements `i` and `i + half` by `cos[i]`, `sin[i]`.
 pub fn head<T: Real>(x: &[f32], gain: Option<(&[f32], f32)>, cos: &[f32], sin: &[f32]) -> Vec<T> {
     let mut y: Vec<T> = match gain {
         Some((gain, eps)) => rms_norm(x, gain, eps),

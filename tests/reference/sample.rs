@@ -1,8 +1,7 @@
 use burrstone::ops::SampleRow;
 
-/// Probability of each token after penalties, biases, the mask, temperature, top-k, top-p, min-p and typical-p: by sorting,
-/// in f64.
-/// Temperature above 0.
+/// Probability of each token after penalties, biases, mask, temperature, top-k, top-p, min-p and typical-p, computed by
+/// sorting in f64. The temperature must be above 0.
 pub fn distribution(logits: &[f32], row: &SampleRow) -> Vec<f64> {
     let mut x: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
     for (t, generated) in row.history.iter().flat_map(|history| history.tokens()) {

@@ -1,4 +1,5 @@
-//! Blocks against a model that counts them one by one, and memory that must still hold what each table wrote.
+//! Checks `Blocks` against a model that counts references, and against a memory that must still hold what each table
+//! wrote.
 
 use burrstone::kv::{BlockHash, BlockHasher, Blocks, Table};
 
@@ -7,7 +8,7 @@ use crate::device::Device;
 const SIZE: usize = 4;
 const BLOCKS: usize = 24;
 
-/// Numbers without a pattern (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 pub struct Random(pub u64);
 
 impl Random {
@@ -24,7 +25,7 @@ impl Random {
 struct Sequence {
     tokens: Vec<u32>,
     table: Table,
-    /// Positions before it are behind the window.
+    /// The first position inside the window.
     first: usize,
 }
 
@@ -58,9 +59,9 @@ impl Lab {
         tokens.chunks_exact(SIZE).map(name).collect()
     }
 
-    /// A sequence that begins as others did, with what the cache has of it.
+    /// A sequence with a random prompt, as far as the prefix cache has it.
     fn begin(&mut self) {
-        // Two alphabets of one letter: prefixes meet often.
+        // Prompts consist of one of two tokens, so that prefix hits are common.
         let letter = self.random.below(2) as u32;
         let tokens = vec![letter; self.random.below(5 * SIZE)];
         let names = self.names(&tokens);
@@ -70,11 +71,11 @@ impl Lab {
         assert_eq!(table.blocks().len(), hits);
         assert_eq!(self.blocks.counts().idle, before.idle - idle);
         let tokens = tokens[..hits * SIZE].to_vec();
-        assert_eq!(self.device.read(table.blocks(), tokens.len()), tokens, "a name stands for its tokens");
+        assert_eq!(self.device.read(table.blocks(), tokens.len()), tokens, "a hash leads to other tokens");
         self.sequences.push(Sequence { tokens, table, first: 0 });
     }
 
-    /// Writes some tokens, mostly such as others write too.
+    /// Writes some tokens, mostly the same as other sequences.
     fn extend(&mut self, which: usize) {
         let more = 1 + self.random.below(6);
         let token = self.random.below(3) as u32;
@@ -98,7 +99,7 @@ impl Lab {
             assert_eq!(
                 self.blocks.ref_count(sequence.table.blocks()[position / SIZE]),
                 1,
-                "written by its holder alone"
+                "a shared block would be written"
             );
             self.device.write(sequence.table.blocks(), position, token);
             sequence.tokens.push(token);
@@ -141,7 +142,7 @@ impl Lab {
             }
         }
         self.operations += 1;
-        // More at a time only leave less room.
+        // With more sequences at a time the cache would always be full.
         if self.sequences.len() > 8 {
             let mut gone = self.sequences.swap_remove(0);
             self.blocks.release(&mut gone.table);
@@ -159,7 +160,7 @@ impl Lab {
                 assert_eq!(self.device.at(blocks, position), Some(sequence.tokens[position]), "position {position}");
             }
         }
-        // Sources of copies are held until the copies are done.
+        // Sources of copies keep a reference until the copies are done.
         self.blocks.commit();
         let counts = self.blocks.counts();
         assert_eq!(counts.held, holders.iter().filter(|&&n| n > 0).count());
@@ -168,8 +169,8 @@ impl Lab {
     }
 }
 
-/// A million operations: every block has as many holders as tables have it, what a table wrote is there as long as it
-/// holds it, and a name leads to the tokens that it was made of.
+/// A million random operations: reference counts match the tables, a table's memory keeps what it wrote, and a hash
+/// leads to the tokens it was computed from.
 #[test]
 fn blocks_are_never_lost_nor_given_twice() {
     for seed in 0..20 {
@@ -214,9 +215,9 @@ fn the_end_of_a_prefix_goes_before_its_start_and_the_least_used_prefix_first() {
     assert!(!blocks.extend(&mut table, 8 * SIZE, 9 * SIZE, &mut Vec::new()));
 }
 
-/// A long prefix, whose blocks are dear, outlives short ones that came after it; but not for ever.
+/// A long prefix, which is expensive to compute, outlives short ones that came later, but is evicted in the end.
 #[test]
-fn what_is_dear_to_compute_is_kept_longer() {
+fn expensive_prefixes_are_kept_longer() {
     let (mut blocks, hasher) = (Blocks::new(32, SIZE, 16), BlockHasher::default());
     let dear = publish(&mut blocks, &hasher, 0, 16);
     let mut survived = 0;
@@ -225,7 +226,7 @@ fn what_is_dear_to_compute_is_kept_longer() {
         survived += 1;
         assert!(survived < 1000);
     }
-    // Plainly by age it would go when the 16 others are used up: with the ninth.
+    // Pure LRU would evict it with the ninth short prefix, when the 16 other blocks are used up.
     assert!(survived > 16, "{survived}");
 }
 
@@ -239,10 +240,10 @@ fn salts_keep_prefixes_apart() {
     assert_eq!(blocks.peek(&[same], 0), (1, 1));
 }
 
-/// A device that computes six tokens while a block comes from the host, and a text of six blocks which the device has
-/// given up but for `left` of them.
+/// `fetch`: tokens that the device computes while one block comes from the host. Of a text of six blocks the device still
+/// holds the first `left`.
 #[test]
-fn what_the_host_has_is_fetched_where_that_is_faster() {
+fn blocks_are_fetched_from_the_host_if_that_is_faster() {
     let hasher = BlockHasher::default();
     let tokens: Vec<u32> = (0..6 * SIZE as u32).collect();
     let mut last = hasher.root(0);
@@ -253,19 +254,19 @@ fn what_the_host_has_is_fetched_where_that_is_faster() {
             last
         })
         .collect();
-    // Attention makes a token twice as dear at position 8: blocks cost 4, 6, 8, 10, 12 and 14 tokens.
+    // With attention a token costs twice as much at position 8: the blocks cost 4, 6, 8, 10, 12 and 14 tokens.
     for (fetch, left, expected) in [
         (0, 0, 6),
         (5, 0, 6),
-        // 9 a block: all of them together cost as much as they save.
+        // Fetching costs 9 a block: all six cost as much as computing them.
         (9, 0, 6),
         (10, 0, 0),
-        // The first two cost nothing, and pay for others.
+        // The first two are on the device, so the saving on the later ones pays for fetching all.
         (10, 2, 6),
         (14, 2, 2),
         (100, 6, 6),
         (100, 3, 3),
-        // Never.
+        // Fetching is disabled.
         (usize::MAX, 2, 2),
     ] {
         let mut blocks = Blocks::new(6, SIZE, 8).with_host(100);
@@ -273,7 +274,7 @@ fn what_the_host_has_is_fetched_where_that_is_faster() {
         assert!(blocks.extend(&mut table, 0, tokens.len(), &mut Vec::new()));
         table.blocks().iter().zip(&names).for_each(|(&block, &name)| blocks.publish(block, name));
         blocks.release(&mut table);
-        // The end of a sequence is given up first.
+        // The last blocks of a sequence are evicted first.
         let mut others = Table::default();
         assert!(blocks.extend(&mut others, 0, (6 - left) * SIZE, &mut Vec::new()));
         blocks.release(&mut others);

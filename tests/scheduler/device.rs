@@ -1,11 +1,11 @@
-//! A device whose memory holds tokens in place of keys and values, and whose model is a hash of all that a query sees.
+//! A fake device: its memory holds tokens instead of keys and values, and its model is a hash of all visible tokens.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use burrstone::scheduler::{Outcome, Scheduler};
 
-/// Memory of `block_size` tokens a block.
+/// Memory in blocks of `block_size` tokens.
 pub struct Device {
     block_size: usize,
     slots: Vec<Option<u32>>,
@@ -13,20 +13,20 @@ pub struct Device {
     window: usize,
 }
 
-/// A number that depends on everything given.
+/// A hash of the argument.
 pub fn mixed(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
     hasher.finish()
 }
 
-/// The token after `tokens`, for the branch of a request that has this number.
+/// The model's next token for branch number `branch` of a request.
 pub fn next_token(tokens: &[u32], window: usize, branch: usize) -> u32 {
     let seen = &tokens[tokens.len().saturating_sub(window)..];
     (mixed((seen, branch)) % 1000) as u32
 }
 
-/// The token of a sequence with a negative, from those that each would get alone.
+/// The token of a guided sequence, from its own next token and its negative prompt's.
 pub fn guided(own: u32, negative: u32) -> u32 {
     (mixed((own, negative)) % 1000) as u32
 }
@@ -41,7 +41,7 @@ impl Device {
         }
     }
 
-    /// All that was in memory.
+    /// Clears the memory.
     pub fn lose(&mut self) {
         self.slots.fill(None);
         self.host.clear();
@@ -69,13 +69,13 @@ impl Device {
         self.slots[self.slot(blocks, position)]
     }
 
-    /// What a query at the last of `len` positions sees.
+    /// The tokens that a query at the last of `len` positions sees.
     pub fn read(&self, blocks: &[u32], len: usize) -> Vec<u32> {
         let seen = len.saturating_sub(self.window)..len;
-        seen.map(|position| self.at(blocks, position).expect("a position that was written")).collect()
+        seen.map(|position| self.at(blocks, position).expect("reads only written positions")).collect()
     }
 
-    /// Carries the plan out. Tokens come from what is in memory, not from what should be.
+    /// Executes the plan. Tokens are computed from the memory's contents.
     pub fn run(&mut self, scheduler: &Scheduler, mut last: impl FnMut(usize, u32) -> bool) -> Vec<Outcome> {
         let plan = scheduler.plan();
         let span = |block: u32| block as usize * self.block_size..(block as usize + 1) * self.block_size;
@@ -116,7 +116,7 @@ impl Device {
                 }
             }
         }
-        assert!(negatives.is_empty(), "a negative in a step without its sequence");
+        assert!(negatives.is_empty(), "a negative sequence runs without its sequence");
         outcomes
     }
 }

@@ -1,5 +1,5 @@
-//! The scheduler and the KV blocks, without a model: under a virtual clock, and against memory that remembers what was
-//! written to it.
+//! The scheduler and the KV blocks without a model: on a virtual clock, and with a fake device whose memory remembers
+//! what was written.
 #![cfg(feature = "engine")]
 
 mod blocks;

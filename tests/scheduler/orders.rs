@@ -1,5 +1,5 @@
-//! What holds for every order of events: every request ends once, its tokens are those that it gets alone, and the
-//! cache is given back.
+//! Properties for every order of events: a request ends once, its tokens are those that it gets alone, and all cache
+//! blocks are freed.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -20,15 +20,15 @@ struct Live {
     tokens: Vec<u32>,
 }
 
-/// Random requests, cancellations, deadlines and failures over a cache that is too small for them; `ahead`, each step
-/// is planned while the one before it is under way. Returns how many blocks came back from the host's memory, which
-/// some seeds have, and how many steps were planned ahead.
+/// Random requests, cancellations, deadlines and failures with a cache that is too small for them. With `ahead`, each
+/// step is planned while the previous one runs. Returns how many blocks were fetched from host memory, which only some
+/// seeds have, and how many steps were planned ahead.
 fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: bool) -> (u64, u64) {
     let mut random = Random(seed);
     let preemption = [Preemption::Auto, Preemption::Swap, Preemption::Recompute][seed as usize % 5 % 3];
     let policy = Policy { preemption, ..policy };
     let scheduler = Scheduler::new(policy, CacheSize { blocks, block_size: SIZE, window, balance: 64 });
-    // The later ones take longer to fetch the first block of a sequence than to compute it.
+    // At 100, fetching the first block of a sequence takes longer than computing it.
     let mut scheduler = scheduler.with_host([0, 5, 100][seed as usize % 3], seed as usize / 7);
     let mut device = Device::new(blocks, SIZE, window);
     let mut live: HashMap<SequenceId, Live> = HashMap::new();
@@ -76,7 +76,11 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
         }
         if scheduler.plan().chunks.is_empty() {
             scheduler.schedule(now);
-            assert_eq!(scheduler.plan().chunks.is_empty(), scheduler.is_idle(), "a step for whoever waits");
+            assert_eq!(
+                scheduler.plan().chunks.is_empty(),
+                scheduler.is_idle(),
+                "no step is planned although requests wait"
+            );
         } else {
             planned_ahead += 1;
         }
@@ -98,12 +102,12 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
         if fails {
             scheduler.fail(now, random.below(2) == 0);
             if random.below(2) == 0 {
-                // Whatever is read before it is written again is found missing.
+                // A read of lost memory before it is written again fails in the fake device.
                 scheduler.forget();
                 device.lose();
             }
         } else {
-            // Some may have ended since.
+            // Some sequences may have ended meanwhile.
             outcomes.retain(|outcome| scheduler.view(outcome.sequence).is_some());
             for outcome in &outcomes {
                 live.get_mut(&outcome.sequence).unwrap().tokens.push(outcome.token);
@@ -111,7 +115,8 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
             scheduler.complete(now, &outcomes);
         }
         for gone in scheduler.take_ended() {
-            let Live { prompt, negative, max_tokens, tokens } = live.remove(&gone.sequence).expect("it ends once");
+            let Live { prompt, negative, max_tokens, tokens } =
+                live.remove(&gone.sequence).expect("every request ends once");
             let (mut all, mut beside) = (prompt, negative.map(|negative| negative.prompt));
             let window = window.unwrap_or(usize::MAX);
             for &token in &tokens {
@@ -131,7 +136,7 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
         if submitted == 400 && scheduler.is_idle() {
             break;
         }
-        assert!(step < 100_000, "no end in sight");
+        assert!(step < 100_000, "requests never end");
     }
     assert!(ended >= 300);
     let all = [End::Finished, End::Cancelled, End::Expired, End::Failed].map(EndKey);
@@ -142,7 +147,7 @@ fn run(seed: u64, blocks: usize, window: Option<usize>, policy: Policy, ahead: b
     (scheduler.stats().fetched_blocks, planned_ahead)
 }
 
-/// An [`End`] as a key.
+/// An [`End`] as a hash map key.
 #[derive(Clone, Copy, Debug)]
 struct EndKey(End);
 
@@ -177,7 +182,7 @@ fn every_request_ends_once_with_the_tokens_that_it_gets_alone() {
     }
 }
 
-/// Mechanisms change who goes first, and never what comes out.
+/// Scheduling mechanisms change the order of requests, never their results.
 #[test]
 fn mechanisms_do_not_change_results() {
     let all = Mechanisms::default();

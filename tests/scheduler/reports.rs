@@ -1,5 +1,5 @@
-//! One test for each report of an engine that fell off a cliff: the numbers of the report pass, and no longer do when
-//! the mechanism that answers to it is switched off. Numbers with # are issues of vLLM.
+//! One test for each report of a sudden loss of performance: the reported scenario passes, and fails when the mechanism
+//! that prevents it is switched off. Numbers with # are issues of vLLM.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Eight accelerators and a model whose keys and values are small.
+/// Eight accelerators, and a model with a small KV cache.
 const EIGHT: Cost = Cost { weights: 4e-3, token: 16e-6, position: 5e-9, submit: 0.0 };
 
-/// 128 sequences of 36 000 tokens over a cache with room for 60 % of them, so many prompts under way at a time.
+/// 128 sequences of 36 000 tokens with cache for 60 % of them, and up to `prompts` prompts in prefill at a time.
 fn short_cache(prompts: usize, mechanisms: Mechanisms, most_steps: usize) -> Run {
     let begin = |i| {
         let mut arrival = request(0.0, prompt(i, 35_000), 1000);
@@ -29,10 +29,10 @@ fn short_cache(prompts: usize, mechanisms: Mechanisms, most_steps: usize) -> Run
     simulate(policy, cache(128 * 36_000 / 32 * 6 / 10), EIGHT, &requests, most_steps)
 }
 
-/// #17568: as long as anything waited, running sequences got a twentieth of their speed.
+/// #17568: while requests waited, running sequences ran at a twentieth of their speed.
 #[test]
 fn issue_17568_running_sequences_keep_their_speed_while_others_wait() {
-    // A running sequence's time for a token, while others wait, against that of a full batch with nothing else to do.
+    // The time per token of running sequences while others wait, relative to a full decode batch.
     let slowdown = |run: &Run| {
         let waiting = run.steps.iter().filter(|step| step.waiting > 0).map(|step| step.at).fold(0.0, f64::max);
         let full = EIGHT.weights + EIGHT.position * 0.6 * 128.0 * 36_000.0;
@@ -46,10 +46,10 @@ fn issue_17568_running_sequences_keep_their_speed_while_others_wait() {
     assert!(slowdown(&without) > 2.0, "{}", slowdown(&without));
 }
 
-/// #37307, #21793: prompts that were begun because their first chunk had room took each other's blocks for ever, and 100
-/// tokens a second became 1.5.
+/// #37307, #21793: prompts started because their first chunk fit, then preempted each other for ever; throughput fell
+/// from 100 tokens a second to 1.5.
 #[test]
-fn issue_37307_prompts_do_not_take_each_others_blocks() {
+fn issue_37307_prompts_do_not_preempt_each_other() {
     let steps = 12_000;
     let with = short_cache(128, Mechanisms::default(), steps);
     let without = short_cache(128, Mechanisms { whole_prompt: false, ..Mechanisms::default() }, steps);
@@ -60,9 +60,9 @@ fn issue_37307_prompts_do_not_take_each_others_blocks() {
     assert!(speed(&with) > 1.2 * speed(&without), "{} {}", speed(&with), speed(&without));
 }
 
-/// #39734: a request larger than the cache, though within the model's context, stood at the head of the queue for ever.
+/// #39734: a request within the model's context but larger than the cache blocked the queue for ever.
 #[test]
-fn issue_39734_what_can_never_run_is_refused_with_the_numbers() {
+fn issue_39734_a_request_larger_than_the_cache_is_refused() {
     let requests = [request(0.0, prompt(0, 5000), 100), request(0.1, prompt(1, 100), 10)];
     let run = |mechanisms| {
         let policy = Policy { candidates: 1, mechanisms, ..Policy::default() };
@@ -75,7 +75,7 @@ fn issue_39734_what_can_never_run_is_refused_with_the_numbers() {
     assert!(without);
 }
 
-/// Whether the second request gets no token behind one that is too large.
+/// Whether the second request gets no token because the first is too large.
 fn stuck(mechanisms: Mechanisms) -> bool {
     let policy = Policy { candidates: 1, mechanisms, ..Policy::default() };
     let mut scheduler = Scheduler::new(policy, cache(128));
@@ -87,10 +87,10 @@ fn stuck(mechanisms: Mechanisms) -> bool {
     scheduler.plan().chunks.is_empty()
 }
 
-/// #13259: nothing was generated until all requests were taken in. 10 000 arrive at once, each takes 0.2 ms to take in,
-/// while one sequence is running.
+/// #13259: nothing was generated until all requests were accepted. 10 000 arrive at once, each takes 0.2 ms to accept,
+/// while one sequence runs.
 #[test]
-fn issue_13259_taking_requests_in_does_not_stop_those_that_run() {
+fn issue_13259_accepting_requests_does_not_stop_running_ones() {
     let mut requests = vec![request(0.0, prompt(0, 32), 600)];
     requests.extend((1..10_000).map(|i| request(1.0, prompt(i, 32), 4)));
     let run = |ingest: usize| {
@@ -101,15 +101,16 @@ fn issue_13259_taking_requests_in_does_not_stop_those_that_run() {
     let longest = |run: &Run| quantile(gaps(run, |i| i == 0, 0.0, f64::MAX), 1.0);
     let with = run(Policy::default().ingest);
     assert!(with.done());
-    // The batch grows to its budget of 512 tokens, twice the time of reading the weights, and 16 requests are taken in.
+    // The batch grows to its budget of 512 tokens, twice the time of reading the weights, while 16 requests are
+    // accepted a step.
     assert!(longest(&with) <= 0.025, "{}", longest(&with));
     let without = run(usize::MAX);
     assert!(longest(&without) > 1.0, "{}", longest(&without));
 }
 
-/// #1562: a long prompt stopped all others for as long as it took.
+/// #1562: a long prompt stopped all other sequences during its prefill.
 #[test]
-fn issue_1562_a_long_prompt_does_not_stop_those_that_run() {
+fn issue_1562_a_long_prompt_does_not_stop_running_sequences() {
     let mut requests: Vec<Arrival> = (0..32).map(|i| request(0.0, prompt(i, 64), 1000)).collect();
     requests.extend((0..24).map(|i| request(2.0 + 0.25 * i as f64, prompt(100 + i, 4000), 50)));
     let run = |mechanisms| {
@@ -122,7 +123,7 @@ fn issue_1562_a_long_prompt_does_not_stop_those_that_run() {
     };
     let with = run(Mechanisms::default());
     assert!(with.done() && between(&with) <= 2.2, "{}", between(&with));
-    // A step that leaves some of a prompt for the next one is its budget, no more and no less.
+    // A step that does not finish the prompt uses its whole token budget.
     for pair in with.steps.windows(2).filter(|pair| pair[0].tokens > 64 && pair[1].tokens > 64) {
         assert_eq!(pair[0].tokens, 512);
     }
@@ -130,14 +131,14 @@ fn issue_1562_a_long_prompt_does_not_stop_those_that_run() {
     assert!(between(&without) > 10.0, "{}", between(&without));
 }
 
-/// #7883, first part: a prompt of 16 blocks, 12 of them in the cache, needs 4 free ones and no more.
+/// #7883, first part: a prompt of 16 blocks with 12 prefix hits needs only 4 free blocks.
 #[test]
-fn issue_7883_what_the_cache_has_is_not_needed_again() {
+fn issue_7883_prefix_hits_need_no_free_blocks() {
     let begins = |mechanisms| {
         let policy = Policy { reserve: 0, mechanisms, ..Policy::default() };
         let mut scheduler = Scheduler::new(policy, cache(17));
         let submission = |len: usize, max_tokens| Submission::new(prompt(0, len), max_tokens);
-        // Holds 13 blocks, 12 of them full, and goes on.
+        // Holds 13 blocks, 12 of them full, and keeps running.
         let first = scheduler.submit(Duration::ZERO, submission(12 * 32 + 1, 20)).unwrap()[0];
         scheduler.schedule(Duration::ZERO);
         scheduler.complete(Duration::ZERO, &[Outcome { sequence: first, token: 1, last: false }]);
@@ -150,10 +151,10 @@ fn issue_7883_what_the_cache_has_is_not_needed_again() {
     assert!(!begins(Mechanisms { count_hits: false, ..Mechanisms::default() }));
 }
 
-/// #7883, second part: 8 groups of requests that share 1024 tokens each arrive in turns; the cache has room for three
-/// of the shared prefixes.
+/// #7883, second part: 8 groups of requests, each with a shared prefix of 1024 tokens, arrive alternately; the cache
+/// holds three of the prefixes.
 #[test]
-fn issue_7883_requests_go_where_the_cache_is() {
+fn issue_7883_requests_with_prefix_hits_go_first() {
     let mut requests = Vec::new();
     for i in 0..256 {
         let mut tokens = prompt(i % 8, 1024);
@@ -167,14 +168,14 @@ fn issue_7883_requests_go_where_the_cache_is() {
     let (with, without) = (run(Mechanisms::default()), run(Mechanisms { affinity: false, ..Mechanisms::default() }));
     assert!(with.done() && without.done());
     assert!(with.seconds() * 1.5 < without.seconds(), "{} {}", with.seconds(), without.seconds());
-    // Nobody waits for ever: the first of the queue is passed by so often, and not once more.
+    // No request starves: the head of the queue is overtaken a limited number of times.
     let last = with.records.iter().take(8).map(first).fold(0.0, f64::max);
     assert!(last < 0.8 * with.seconds(), "{last} of {}", with.seconds());
 }
 
-/// #7883, third part: 64 requests with one prefix arrive together; it is computed once.
+/// #7883, third part: 64 requests with the same prefix arrive together; the prefix is computed once.
 #[test]
-fn issue_7883_a_prefix_under_way_is_computed_once() {
+fn issue_7883_a_prefix_in_flight_is_computed_once() {
     let requests: Vec<Arrival> = (0..64)
         .map(|i| {
             let mut tokens = prompt(0, 4096);
@@ -193,10 +194,10 @@ fn issue_7883_a_prefix_under_way_is_computed_once() {
     assert!(without >= 3 * 4096 + own, "{without}");
 }
 
-/// #8086: with prompts ten times as long, the time to the first token of a large batch is ten times as long too, as it
-/// must be; but what is the queue's and what the prompt's own is told apart, and the prompt's own stays that of a few.
+/// #8086: with prompts ten times as long, a large batch takes ten times as long to its first token, as it must. But the
+/// receipt tells time in the queue from prefill, and prefill takes no longer than in a small batch.
 #[test]
-fn issue_8086_the_queue_is_not_taken_for_the_prompt() {
+fn issue_8086_queueing_and_prefill_are_reported_apart() {
     let run = |len: usize, mechanisms| {
         let requests: Vec<Arrival> = (0..1000).map(|i| request(0.0, prompt(i, len), 8)).collect();
         let policy = Policy { mechanisms, max_running: 512, ..Policy::default() };
@@ -225,15 +226,15 @@ fn issue_8086_the_queue_is_not_taken_for_the_prompt() {
     assert!(own > 60.0, "{own}");
 }
 
-/// #15330, the part of a single stage: at 400 sequences decoding is what a step costs. Each goes on in every step.
+/// #15330, the single-stage part: at 400 sequences decoding dominates a step. Every sequence decodes in every step.
 #[test]
-fn issue_15330_400_sequences_all_go_on_in_every_step() {
+fn issue_15330_400_sequences_decode_in_every_step() {
     let requests: Vec<Arrival> =
         (0..1200).map(|i| request(if i < 400 { 0.0 } else { 0.02 * (i - 400) as f64 }, prompt(i, 200), 400)).collect();
     let policy =
         |mechanisms| Policy { max_running: 400, step_tokens: 1024, reserve: 400, mechanisms, ..Policy::default() };
     let run = |mechanisms| simulate(policy(mechanisms), cache(400 * 20), Cost::GPU, &requests, 100_000);
-    // From when the batch is full until the last prompt: the share of steps in which sequences that could go on do not.
+    // From the time when the batch is full until the last prompt: the share of time in steps without decodes.
     let bubble = |run: &Run| {
         let (from, to) = (4.0, 18.0);
         let steps: Vec<_> = run.steps.iter().filter(|step| step.at > from && step.at < to).collect();
@@ -247,8 +248,8 @@ fn issue_15330_400_sequences_all_go_on_in_every_step() {
     assert!(bubble(&without) > 0.1, "{}", bubble(&without));
 }
 
-/// #15253: under forced preemption one policy was as good as another, as nobody could see what it cost. Outputs are
-/// three times as long as expected; every token computed twice is counted, and few are.
+/// #15253: under forced preemption all policies looked equal, because nothing showed what preemption cost. Outputs are
+/// three times as long as expected; recomputed tokens are counted, and few.
 #[test]
 fn issue_15253_preemption_is_counted_and_rare() {
     let mut random = Random(7);
@@ -279,21 +280,21 @@ fn issue_15253_preemption_is_counted_and_rare() {
     assert!(with.records.iter().all(|record| matches!(record.end, Some((End::Finished, _)))));
 }
 
-/// #15253: swapping and computing again were the same thing. They are two, and of links to the host that are fast, slow and
-/// in between, the scheduler's own choice is the better one.
+/// #15253: swapping performed like recomputing. With a fast, a medium and a slow link to the host, `Auto` is as good as
+/// the better of the two.
 #[test]
-fn issue_15253_the_faster_way_back_is_taken() {
+fn issue_15253_auto_chooses_the_faster_of_swap_and_recompute() {
     let begin = |i| {
         let mut arrival = request(0.0, prompt(i, 1500), 500);
         arrival.submission.max_tokens = 1200;
         arrival
     };
     let requests: Vec<Arrival> = (0..60).map(begin).collect();
-    // Prompts are what takes time, and are begun where there is no room for them: many give their place up.
+    // Prefill dominates, and prompts start without enough room: many are preempted.
     let cost = Cost { weights: 1e-3, position: 10e-9, ..Cost::GPU };
     let mechanisms = Mechanisms { whole_prompt: false, hysteresis: false, ..Mechanisms::default() };
     let mut ways = Vec::new();
-    // Seconds of a block from the host; to compute one takes a millisecond.
+    // Seconds to fetch a block from the host; computing one takes a millisecond.
     for fetch in [0.1e-3, 0.5e-3, 1e-3, 2e-3, 10e-3] {
         let run = |preemption| {
             let policy = Policy { max_running: 64, reserve: 0, preemption, mechanisms, ..Policy::default() };
@@ -316,13 +317,12 @@ fn issue_15253_the_faster_way_back_is_taken() {
         assert!(auto <= 1.05 * swap.min(recompute), "{fetch}: {auto}, {swap}, {recompute}");
         ways.push(swap / recompute);
     }
-    // There is a choice.
+    // Each mode wins at one end.
     assert!(ways[0] < 0.95 && ways[4] > 1.05, "{ways:?}");
 }
 
-/// Four prompts of 4000 tokens kept one of 3 tokens waiting until one of them was done. Short prompts that keep coming
-/// get their first token within two steps, and neither the long ones nor the machine lose more than what the short ones
-/// take.
+/// Four prompts of 4000 tokens delayed one of 3 tokens until one of them was done. Here short prompts that keep
+/// arriving get their first token within two steps, and the long ones are delayed only by the short ones' own work.
 #[test]
 fn short_prompts_pass_long_ones_and_cost_what_they_take() {
     let long = || (0..12).map(|i| request(0.0, prompt(i, 4000), 8));
@@ -336,12 +336,12 @@ fn short_prompts_pass_long_ones_and_cost_what_they_take() {
     let (both, alone) = (run(long().chain(short()).collect()), run(long().collect()));
     let longest = both.steps.iter().map(|step| step.seconds).fold(0.0, f64::max);
     let ends = |run: &Run| run.records[..12].iter().map(|record| *record.tokens.last().unwrap()).fold(0.0, f64::max);
-    assert!(ends(&alone) < 1.5 + 0.3, "short ones come as long as there are long ones: {}", ends(&alone));
+    assert!(ends(&alone) < 1.5 + 0.3, "short prompts arrive until the long ones end: {}", ends(&alone));
     for record in &both.records[12..] {
-        // The step under way, and two more.
+        // The running step, and two more.
         assert!(first(record) <= 3.0 * longest, "{} of {longest}", first(record));
     }
-    // While long prompts are under way, every step is full.
+    // While long prompts are in prefill, every step uses its whole token budget.
     let until = both.records[..12].iter().map(|record| record.tokens[0]).fold(0.0, f64::max);
     let steps: Vec<_> = both.steps.iter().filter(|step| step.at + step.seconds < until).collect();
     assert!(steps[..steps.len() - 1].iter().all(|step| step.tokens == policy.step_tokens));

@@ -1,4 +1,4 @@
-//! Whose turn it is.
+//! The order in which requests run.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ fn submission(salt: usize, len: usize, max_tokens: usize) -> Submission {
     Submission::new(prompt(salt, len), max_tokens)
 }
 
-/// A step, after which no sequence has ended of itself.
+/// Runs a step in which no sequence stops early.
 fn step(scheduler: &mut Scheduler) {
     scheduler.schedule(Duration::ZERO);
     let wanted = scheduler.plan().chunks.iter().filter(|chunk| chunk.sample);
@@ -18,13 +18,13 @@ fn step(scheduler: &mut Scheduler) {
     scheduler.complete(Duration::ZERO, &outcomes);
 }
 
-/// Who is in the step, and with how many tokens.
+/// The sequences of the step, and their token counts.
 fn chunks(scheduler: &Scheduler) -> Vec<(SequenceId, usize)> {
     scheduler.plan().chunks.iter().map(|chunk| (chunk.sequence, chunk.len)).collect()
 }
 
 #[test]
-fn prompts_share_a_step_evenly_and_leave_what_they_do_not_need() {
+fn prompts_share_a_step_evenly_and_short_ones_leave_the_rest() {
     let mut scheduler = Scheduler::new(Policy::default(), cache(1000));
     let submit =
         |scheduler: &mut Scheduler, salt, len| scheduler.submit(Duration::ZERO, submission(salt, len, 10)).unwrap()[0];
@@ -35,7 +35,7 @@ fn prompts_share_a_step_evenly_and_leave_what_they_do_not_need() {
     assert_eq!(chunks(&scheduler), [(running, 1), (short, 41), (long, 235), (other, 235)]);
 }
 
-/// The order in which requests that arrive at these times with these priorities are begun, one after the other.
+/// The order in which requests with these (arrival, priority) start, one at a time.
 fn order(arrivals: &[(u64, i32)]) -> Vec<usize> {
     let policy = Policy { max_running: 1, aging: Duration::from_secs(10), ..Policy::default() };
     let mut scheduler = Scheduler::new(policy, cache(100));
@@ -53,13 +53,14 @@ fn order(arrivals: &[(u64, i32)]) -> Vec<usize> {
 }
 
 #[test]
-fn priority_goes_first_and_waiting_makes_up_for_it() {
+fn higher_priority_goes_first_and_waiting_raises_it() {
     assert_eq!(order(&[(0, 0), (0, 0), (0, 0)]), [0, 1, 2]);
     assert_eq!(order(&[(0, 0), (9, 1), (9, -1)]), [1, 0, 2]);
     assert_eq!(order(&[(0, 0), (11, 1), (25, 2)]), [0, 1, 2]);
 }
 
-/// Behind any number of long prompts a short one is part of the next step, and the long ones go on beside it.
+/// A short prompt is part of the next step, however many long prompts wait, and the running long ones continue beside
+/// it.
 #[test]
 fn a_short_prompt_does_not_wait_for_long_ones() {
     for long_ones in [4, 40] {
@@ -80,7 +81,7 @@ fn a_short_prompt_does_not_wait_for_long_ones() {
         assert_eq!((tokens(&short) + tokens(begun), scheduler.plan().tokens()), (512, 512));
         assert!(tokens(begun) >= Policy::default().min_chunk, "{in_step:?}");
         assert!(begun.iter().all(|id| in_step.iter().any(|(other, _)| other == id)), "{in_step:?}");
-        // One whose beginning the cache has is as short as what is left of it.
+        // A prompt with prefix hits counts as short as the rest of it.
         let mut scheduler = Scheduler::new(Policy::default(), cache(10_000));
         let first = submit(&mut scheduler, 0, 4000);
         while scheduler.view(first).unwrap().tokens.len() == 4000 {
@@ -96,9 +97,9 @@ fn a_short_prompt_does_not_wait_for_long_ones() {
     }
 }
 
-/// A sequence that is held is in no step, planned or to be planned, and goes on where it was.
+/// A held sequence is left out of the current plan and of later ones; when resumed it continues where it was.
 #[test]
-fn a_sequence_is_held_and_goes_on() {
+fn a_held_sequence_continues_when_resumed() {
     let mut scheduler = Scheduler::new(Policy::default(), cache(100));
     let submit =
         |scheduler: &mut Scheduler, salt| scheduler.submit(Duration::ZERO, submission(salt, 10, 9)).unwrap()[0];
@@ -133,10 +134,10 @@ fn a_sequence_is_held_and_goes_on() {
     assert_eq!([first, second, guided].map(generated), [2, 5, 2]);
 }
 
-/// The step after the one under way: it leaves out who is at the end of its tokens, and, once these are known, whoever
-/// ended with them.
+/// The next step, planned while one runs, leaves out sequences that reach their token limit in it, and, when the tokens
+/// are known, those that stopped.
 #[test]
-fn a_step_is_planned_while_another_is_under_way() {
+fn a_step_is_planned_while_another_runs() {
     let mut scheduler = Scheduler::new(Policy::default(), cache(100));
     let mut submit = |salt, max_tokens| scheduler.submit(Duration::ZERO, submission(salt, 10, max_tokens)).unwrap()[0];
     let [short, stopped, long] = [(0, 1), (1, 9), (2, 9)].map(|(salt, max_tokens)| submit(salt, max_tokens));
@@ -154,7 +155,7 @@ fn a_step_is_planned_while_another_is_under_way() {
 }
 
 #[test]
-fn a_prefix_of_the_step_under_way_is_computed_once() {
+fn a_prefix_of_the_running_step_is_computed_once() {
     let mut scheduler = Scheduler::new(Policy::default(), cache(100));
     let submit = |scheduler: &mut Scheduler| scheduler.submit(Duration::ZERO, submission(0, 100, 9)).unwrap()[0];
     let first = submit(&mut scheduler);
@@ -169,7 +170,7 @@ fn a_prefix_of_the_step_under_way_is_computed_once() {
     assert_eq!(chunks(&scheduler), [(first, 1), (second, 4)]);
 }
 
-/// Scores of a text, each of which is the number of its token.
+/// A score for each token of a text after the first: its index.
 fn scores(len: usize) -> Vec<f32> {
     (1..len).map(|token| token as f32).collect()
 }
@@ -191,12 +192,12 @@ fn scores_are_known_as_long_as_their_blocks() {
         known
     };
     let scored = || Submission { scored: true, ..submission(0, 100, 0) };
-    // What was computed without them is of no use; it is theirs from then on.
+    // Blocks that were computed without scores cannot be used; the new ones have scores.
     run(&mut scheduler, submission(0, 100, 0));
     assert_eq!((scheduler.blocks().scored, scheduler.blocks().idle), (0, 3));
     assert!(run(&mut scheduler, scored()).is_empty());
     assert_eq!((scheduler.blocks().scored, scheduler.blocks().idle), (3, 3));
-    // The score of token 64 lies in the third block.
+    // The score of token 64 belongs to the third block.
     assert_eq!(run(&mut scheduler, scored()), scores(65));
     run(&mut scheduler, submission(1, 310, 0));
     assert_eq!((scheduler.blocks().scored, scheduler.stats().cached_tokens), (0, 64));
@@ -207,10 +208,10 @@ fn scores_are_known_as_long_as_their_blocks() {
 }
 
 #[test]
-fn a_large_request_is_passed_by_so_often_and_no_more() {
+fn a_large_request_is_overtaken_at_most_patience_times() {
     let policy = Policy { patience: 3, reserve: 0, ..Policy::default() };
     let mut scheduler = Scheduler::new(policy, cache(10));
-    // Six of ten blocks are held for good; the next one needs eight.
+    // Six of ten blocks stay held; the next request needs eight.
     let holder = scheduler.submit(Duration::ZERO, submission(0, 160, 32)).unwrap()[0];
     step(&mut scheduler);
     let large = scheduler.submit(Duration::ZERO, submission(1, 250, 1)).unwrap()[0];
@@ -229,9 +230,9 @@ fn a_large_request_is_passed_by_so_often_and_no_more() {
     assert!(ended.contains(&holder) && ended.contains(&large), "{ended:?}");
 }
 
-/// #9474, among others: the queue has an end.
+/// #9474, among others: the queue is bounded.
 #[test]
-fn what_cannot_be_taken_is_refused_at_once() {
+fn requests_that_cannot_run_are_refused_at_once() {
     let policy = Policy { max_waiting: 2, max_running: 4, ..Policy::default() };
     let mut scheduler = Scheduler::new(policy, cache(4));
     let mut submit = |submission| scheduler.submit(Duration::ZERO, submission).map(|ids| ids.len());

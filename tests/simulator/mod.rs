@@ -1,10 +1,10 @@
-//! The kernels that the simulator runs in the tests.
+//! Loads the simulator's kernels for tests.
 
 use std::path::Path;
 use std::sync::Once;
 
-/// Loads the kernels of `burrstone-sim-kernels`, once for the process. Those of a file that a variable names take their
-/// place, and may be few.
+/// Loads the kernels of `burrstone-sim-kernels`, once for the process. If `BURRSTONE_SIM_KERNELS` names another file,
+/// its kernels, possibly few, take precedence.
 pub fn load() {
     static LOADED: Once = Once::new();
     LOADED.call_once(|| {
@@ -12,7 +12,7 @@ pub fn load() {
             return;
         }
         let file = burrstone_sim_kernels::FILE.expect("tests of the simulator need a C++ compiler");
-        // SAFETY: the crate of that name made the file.
+        // SAFETY: the file was built by the crate `burrstone-sim-kernels`.
         unsafe { burrstone::device::sim::load_kernels(Path::new(file)) }.unwrap();
     });
 }

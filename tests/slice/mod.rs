@@ -1,8 +1,8 @@
-//! Chooses the cases that a test run covers of a list that is too long for every run.
+//! Chooses the cases that a run tests of a list that is too long for every run.
 //!
-//! A run tests the first case of each kind and an eighth of the others. Which eighth follows from the number of commits: it is
-//! the same whenever a commit is tested, and eight commits in a row test everything. With `BURRSTONE_TEST_ALL=1` each run
-//! does.
+//! A run tests the first case of each kind and an eighth of the others. The number of commits decides which eighth, so
+//! that each test of a commit runs the same cases, and eight commits in a row cover all. With `BURRSTONE_TEST_ALL=1` a
+//! run tests all.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -20,7 +20,7 @@ pub fn some_of<T, K: PartialEq>(all: impl IntoIterator<Item = T>, kind: impl Fn(
     }
 }
 
-/// One of `all`, another one at each commit; all of them in a run that tests everything.
+/// One of `all`, a different one at each commit; all of them in a run that tests everything.
 pub fn one_in_turn<T>(all: Vec<T>) -> Vec<T> {
     let turn = slice().map(|slice| slice % all.len().max(1));
     all.into_iter()
@@ -53,7 +53,7 @@ fn slice() -> Option<usize> {
         }
         let commits = commits();
         let slice = commits % SLICES;
-        // Without `eprintln!`, whose output the test harness hides.
+        // Not `eprintln!`, whose output the test harness hides.
         let _ = writeln!(
             std::io::stderr(),
             "note: testing one case of each kind, and slice {} of {SLICES} of the others ({commits} commits); \
@@ -64,7 +64,7 @@ fn slice() -> Option<usize> {
     })
 }
 
-/// The number of commits up to the one that is checked out; 0 outside a git repository.
+/// The number of commits up to HEAD; 0 outside a git repository.
 fn commits() -> usize {
     let git = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-list", "--count", "HEAD"]).output();
     let count = git.ok().and_then(|output| String::from_utf8(output.stdout).ok()?.trim().parse().ok());

@@ -3,12 +3,21 @@ use std::path::Path;
 use burrstone::text::{ChatTemplate, Message};
 use serde_json::{Map, json};
 
-/// The marks of what training learns from go, where they are marks.
+/// `{% generation %}` tags, which mark text to train on, are removed, but not where they are text.
 #[test]
 fn generation_tags_are_taken_out_of_templates_only() {
     let template = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{{{% endraw %}\
                     {%- generation -%} {% set x = 1 %}{{ messages[0].content }} {%- endgeneration %}{{ x is defined }}";
     assert_eq!(say(&ChatTemplate::parse(template).unwrap()), "{% generation %}{% generation %}{{hiFalse");
+}
+
+/// A name is there or undefined, as where `transformers` is given a message with or without one.
+#[test]
+fn templates_see_the_names_of_speakers() {
+    let template =
+        ChatTemplate::parse("{% for m in messages %}{{ m.name is defined }}{{ m.name }} {% endfor %}").unwrap();
+    let named = Message { name: Some("Bob".to_owned()), ..Message::user("hi") };
+    assert_eq!(template.render(&[named, Message::user("hi")], true, &Map::new()).unwrap(), "TrueBob False ");
 }
 
 fn say(template: &ChatTemplate) -> String {

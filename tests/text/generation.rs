@@ -1,4 +1,4 @@
-//! The text of generations: what of it is shown and when, and what ends it.
+//! The text of generations: what is shown when, and what ends it.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The built-in model with another tokenizer and with these files beside it.
+/// The built-in model with another tokenizer and more files.
 fn folder(tokenizer: Option<&str>, files: &[(&str, Value)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -36,7 +36,7 @@ fn id(engine: &Engine, token: &str) -> u32 {
     engine.tokenizer().unwrap().token_to_id(token).unwrap_or_else(|| panic!("no token {token}"))
 }
 
-/// A request whose tokens are these, unless it ends before.
+/// A request that generates `script`, unless it ends before.
 fn scripted(request: Request, script: Vec<u32>) -> Request {
     request.max_tokens(script.len()).logits_processor(move |context, logits| {
         logits.fill(f32::NEG_INFINITY);
@@ -45,7 +45,7 @@ fn scripted(request: Request, script: Vec<u32>) -> Request {
     })
 }
 
-/// The text that comes with each token, and why it ended.
+/// The text of each token, and the finish reason.
 fn pieces(engine: &Engine, request: Request) -> (Vec<String>, FinishReason) {
     let mut generation = engine.generate(request).unwrap();
     let pieces = generation.by_ref().map(|token| token.unwrap().text).collect();
@@ -53,7 +53,7 @@ fn pieces(engine: &Engine, request: Request) -> (Vec<String>, FinishReason) {
 }
 
 fn refused<T>(result: Result<T, Error>) -> String {
-    let error = result.err().expect("it is accepted");
+    let error = result.err().expect("the request is refused");
     assert!(error.is_input(), "{error}");
     error.to_string()
 }
@@ -74,7 +74,7 @@ fn bytes_are_shown_and_matched_as_soon_as_they_are_characters() {
         assert_eq!((text.concat().as_str(), text.len(), finish), ("", 2, FinishReason::Stop), "{tokenizer}");
         assert_eq!(pieces(&engine, request.stop("x")).0, vec!["\n"; 200]);
 
-        // A stray byte and an open character, each with a token after it.
+        // A stray byte and an unfinished character, each followed by a token.
         let script = vec![byte(0xFF), emoji[0], emoji[1], id(&engine, "e"), emoji[0]];
         let (text, _) = pieces(&engine, scripted(Request::tokens(vec![1, 300]), script));
         assert_eq!(text, ["\u{fffd}", "", "", "\u{fffd}\u{fffd}e", "\u{fffd}"], "{tokenizer}");
@@ -93,7 +93,7 @@ fn a_continuation_keeps_its_leading_space() {
         let request = scripted(Request::tokens(prompt.clone()), rest.clone());
         assert_eq!(pieces(&engine, request.clone()).0.concat(), " stone", "{tokenizer:?}");
         assert_eq!(pieces(&engine, request.stop(" st")).0.concat(), "", "{tokenizer:?}");
-        // A prompt without text: the text begins here, as it does for transformers.
+        // After a prompt without text the decoder strips the leading space, as in transformers.
         let begun = tokenizer.decode(&rest, true).unwrap();
         let request = scripted(Request::tokens(vec![1]), rest);
         assert_eq!(pieces(&engine, request).0.concat(), begun, "{tokenizer:?}");
@@ -109,7 +109,7 @@ fn a_continuation_keeps_its_leading_space() {
 }
 
 #[test]
-fn a_character_that_the_prompt_begins_is_completed() {
+fn a_character_begun_in_the_prompt_is_completed() {
     let engine = engine("sentencepiece", &[]);
     let bytes: Vec<u32> = "é".bytes().map(|byte| id(&engine, &format!("<0x{byte:02X}>"))).collect();
     let after = |last: &[u32]| {
@@ -117,7 +117,7 @@ fn a_character_that_the_prompt_begins_is_completed() {
         pieces(&engine, scripted(Request::tokens(vec![1, 300, bytes[0]]), script)).0.concat()
     };
     assert_eq!(after(&bytes[1..]), "ée");
-    // What was wrong in the prompt is not the continuation's.
+    // A broken character of the prompt does not show in the continuation.
     assert_eq!(after(&[]), "e");
 }
 
@@ -134,7 +134,7 @@ fn stop_texts_match_the_special_tokens_that_they_spell() {
     assert_eq!(ended(request().stop("<|end|>")), (3, "ee".to_owned(), FinishReason::Stop));
     assert_eq!(ended(request().stop("e<|end|>e")), (4, "e".to_owned(), FinishReason::Stop));
     assert_eq!(ended(request().stop("e<|end|>x")), (5, "eeee".to_owned(), FinishReason::Length));
-    // Its name is no text, and parts no text.
+    // The name of a special token is not text, and text continues across it.
     assert_eq!(ended(request().stop("|end|")), (5, "eeee".to_owned(), FinishReason::Length));
     assert_eq!(ended(request().stop("eee")), (4, String::new(), FinishReason::Stop));
 }
@@ -150,7 +150,7 @@ fn stop_tokens_end_the_text_before_them() {
     }
     let wrong = refused(engine.generate(request().stop_token(2048)));
     assert_eq!(wrong, "stop_token_ids: expected token ids below 2048, the vocabulary's size, found 2048");
-    // Not before so many tokens.
+    // The stop token does not come before `min_tokens`.
     let free: Vec<u32> = engine
         .generate(Request::tokens(vec![1, 300]).temperature(0.0).max_tokens(8))
         .unwrap()
@@ -162,7 +162,7 @@ fn stop_tokens_end_the_text_before_them() {
 }
 
 #[test]
-fn what_the_checkpoint_says_of_lengths_and_ends_holds_where_a_request_says_nothing() {
+fn the_generation_config_gives_the_defaults_of_lengths_and_ends() {
     let prompt = || Request::tokens(vec![1, 300]).temperature(0.0);
     let tokens = |engine: &Engine, request: Request| -> Vec<u32> {
         engine.generate(request).unwrap().map(|token| token.unwrap().id).collect()
@@ -176,7 +176,7 @@ fn what_the_checkpoint_says_of_lengths_and_ends_holds_where_a_request_says_nothi
     assert!(refused(short.generate(prompt())).contains("max_length of generation_config.json"));
     assert_eq!(tokens(&short, prompt().max_tokens(3)), free[..3]);
 
-    // The first token ends; before so many tokens it does not.
+    // The first token is an end token, but not before the minimum length.
     let first = json!([free[0]]);
     let least = |config: Value, request: Request| {
         let found = tokens(&with(config), request.max_tokens(12));

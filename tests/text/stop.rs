@@ -1,7 +1,7 @@
 use burrstone::text::StopMatcher;
 use proptest::prelude::*;
 
-/// The definition: the stop string that is complete first, the longest of several.
+/// The definition: the first stop string to be complete, the longest if there are several.
 fn naive<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
     for end in 0..=text.len() {
         let complete = |stop: &&String| text.as_bytes()[..end].ends_with(stop.as_bytes());
@@ -12,7 +12,7 @@ fn naive<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
     (text, false)
 }
 
-/// What a stream in these pieces gives: the text before each piece was taken, the whole text, whether it stopped.
+/// The output for these pieces: the text shown after each piece, the whole text, and whether it stopped.
 fn streamed(pieces: &[String], stops: &[String]) -> (Vec<String>, String, bool) {
     let mut matcher = StopMatcher::new(stops).unwrap();
     let (mut so_far, mut text, mut stopped) = (Vec::new(), String::new(), false);
@@ -30,7 +30,7 @@ fn streamed(pieces: &[String], stops: &[String]) -> (Vec<String>, String, bool) 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Few letters, so that borders, overlaps and several stops at once are common.
+    /// Few letters, so that borders, overlaps and simultaneous matches are common.
     #[test]
     fn agrees_with_a_search_of_the_whole_text(
         pieces in prop::collection::vec("[abé]{0,4}", 0..12),
@@ -42,7 +42,7 @@ proptest! {
         prop_assert_eq!(&text, expected);
         prop_assert_eq!(stopped, expected_stop);
 
-        // No text waits without reason: what is missing after a piece begins a stop string.
+        // Text is held back only if it begins a stop string.
         let mut seen = String::new();
         for (piece, out) in pieces.iter().zip(&so_far) {
             seen.push_str(piece);
@@ -58,7 +58,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Upper case stands for special tokens: stop strings with such a letter are searched in all, others in the text.
+    /// Upper-case letters stand for special tokens: stop strings that contain one are searched in the whole text,
+    /// others in the text without special tokens.
     #[test]
     fn special_tokens_are_seen_by_the_strings_that_spell_them(
         pieces in prop::collection::vec("[ab]{1,3}|[AB]", 0..12),
@@ -99,7 +100,7 @@ fn a_stop_string_across_token_borders_is_never_shown() {
 }
 
 #[test]
-fn an_unfinished_stop_string_is_text_after_all() {
+fn an_unfinished_stop_string_is_shown_at_the_end() {
     let pieces = ["a#", "#"].map(str::to_owned);
     assert_eq!(streamed(&pieces, &["## ".to_owned()]).1, "a##");
 }

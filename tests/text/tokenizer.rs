@@ -19,7 +19,7 @@ fn byte_level() -> Tokenizer {
     Tokenizer::from_bytes(Path::new("tokenizer.json"), include_bytes!("../../src/builtin/tokenizer.json")).unwrap()
 }
 
-/// BPE with byte fallback and a prefix space, as Llama 2 and Mistral have it.
+/// BPE with byte fallback and a prefix space, as in Llama 2 and Mistral.
 fn byte_fallback() -> Tokenizer {
     let mut vocab = serde_json::Map::new();
     for token in ["<unk>", "<s>", "</s>"] {
@@ -52,7 +52,7 @@ fn byte_fallback() -> Tokenizer {
     }))
 }
 
-/// Unigram with Metaspace, as SentencePiece models convert.
+/// Unigram with Metaspace, as converted from SentencePiece.
 fn unigram() -> Tokenizer {
     let pieces = ["<unk>", "</s>", "▁", "▁a", "a", "b", "▁b", "▁▁", "é"];
     let vocab: Vec<_> = pieces.iter().enumerate().map(|(i, p)| json!([p, -(i as f64)])).collect();
@@ -91,7 +91,7 @@ proptest! {
         check(&BYTE_LEVEL, &ids);
     }
 
-    /// Mostly the tokens of interest; a few bytes that begin, continue and break characters.
+    /// Mostly the test's tokens; some bytes that begin, continue and break characters.
     #[test]
     fn byte_fallback_streams_add_up(
         ids in prop::collection::vec(
@@ -124,7 +124,7 @@ fn text_appears_as_soon_as_it_is_certain() {
     let shown: Vec<_> = pieces.iter().map(String::as_str).filter(|p| !p.is_empty()).collect();
     assert_eq!(*shown.last().unwrap(), "!");
     assert!(shown.contains(&"漢"), "{pieces:?}");
-    assert_eq!(pieces.last().unwrap(), "", "nothing was left to flush");
+    assert_eq!(pieces.last().unwrap(), "", "text was left to flush");
 
     let tokenizer = byte_fallback();
     let id = |token: &str| tokenizer.token_to_id(token).unwrap();
@@ -140,9 +140,9 @@ fn a_character_that_never_ends_shows_as_replacement() {
     assert_eq!(streamed(&tokenizer, &ids[..1], true).concat(), "\u{fffd}");
 }
 
-/// Bytes that are never a character are given out, not gathered.
+/// Bytes that never become a character are shown, not collected.
 #[test]
-fn what_is_held_back_stays_small() {
+fn invalid_bytes_are_not_held_back() {
     let tokenizer = byte_level();
     let bad = tokenizer.token_to_id("ÿ").unwrap();
     let mut stream = tokenizer.decode_stream(true);
@@ -167,7 +167,7 @@ fn special_tokens_and_unknown_ids() {
     assert_eq!(streamed(&tokenizer, &[2048, 5], true).concat(), tokenizer.decode(&[5], true).unwrap());
 }
 
-/// The begin-of-text token comes only when asked for; truncation and padding of the file are left out.
+/// The begin-of-text token is added only on request; truncation and padding of the file are ignored.
 #[test]
 fn encodes_whole_texts() {
     let tokenizer = byte_fallback();

@@ -1,4 +1,4 @@
-//! The compiled kernels against their specifications.
+//! Compares the compiled kernels with their specifications.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -13,14 +13,14 @@ struct Kernel {
     shared_bytes: *const u32,
 }
 
-/// Pointers in `burrstone_sim_hooks` of csrc/sim/runtime.h.
+/// The number of pointers in `burrstone_sim_hooks` of csrc/sim/runtime.h.
 const HOOKS: usize = 32;
 
-/// The shared memory of a block, by variant.
+/// Bytes of shared memory of a block, by variant.
 fn compiled() -> BTreeMap<String, u32> {
     let kernels = burrstone_sim_kernels::LINKED.expect("this test needs a C++ compiler");
     let hooks = [std::ptr::null::<c_void>(); HOOKS];
-    // SAFETY: no kernel runs, so that no hook is called. The list ends with an entry without a name.
+    // SAFETY: no kernel runs, so no hook is called. The list ends with an entry without a name.
     unsafe {
         let mut kernel = kernels(hooks.as_ptr().cast(), size_of_val(&hooks) as u64).cast::<Kernel>();
         assert!(!kernel.is_null(), "runtime.h has another number of hooks");
@@ -35,9 +35,9 @@ fn compiled() -> BTreeMap<String, u32> {
     }
 }
 
-/// The cost model counts what the specification says, also in programs without these kernels.
+/// The cost model uses the specification's shared memory, also in programs without these kernels.
 #[test]
-fn every_variant_is_there_with_the_shared_memory_that_its_specification_says() {
+fn every_variant_is_compiled_with_the_shared_memory_of_its_specification() {
     let compiled = compiled();
     let kernels = Tree::own().kernels().unwrap();
     let mut variants = 0;
@@ -60,6 +60,6 @@ fn another_simulator_gets_no_kernels() {
 }
 
 #[test]
-fn the_shared_object_is_there() {
+fn the_shared_object_exists() {
     assert!(std::path::Path::new(burrstone_sim_kernels::FILE.expect("this test needs a C++ compiler")).is_file());
 }

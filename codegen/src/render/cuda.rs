@@ -1,11 +1,11 @@
-//! Variants as C++: a template's name, and the struct that it is instantiated with.
+//! Variants as C++: a template's name, and the struct that instantiates it.
 //!
-//! The same text is compiled for a GPU, one variant a translation unit, and for the simulator, many a unit.
+//! The same text is compiled for a GPU, one variant per translation unit, and for the simulator, several per unit.
 
 use crate::expand::{Kernel, Variant};
 use crate::spec::{Role, Value};
 
-/// The folder of `csrc` that a kernel's template is in.
+/// The folder in `csrc` of a kernel's template.
 pub fn room(role: Role) -> &'static str {
     match role {
         Role::Kernel => "kernels",
@@ -18,8 +18,8 @@ pub fn unit(kernel: &Kernel, variant: &Variant) -> String {
     header(kernel) + &instance(kernel, variant)
 }
 
-/// Variants of a translation unit with several: enough that reading the headers is nothing, and no more, so that the units
-/// of one kernel keep all cores busy.
+/// Variants in a translation unit for the simulator: enough that parsing the headers costs little, and few enough that
+/// a kernel's units keep all cores busy.
 const TOGETHER: usize = 16;
 
 /// Translation units of all variants of a kernel.
@@ -30,7 +30,7 @@ pub fn units(kernel: &Kernel) -> impl Iterator<Item = String> {
         .map(|variants| variants.iter().fold(header(kernel), |text, variant| text + &instance(kernel, variant)))
 }
 
-/// The translation unit with the table of all variants, by which a simulator gets them.
+/// The translation unit with the table of all variants, from which the simulator gets them.
 pub fn table(kernels: &[Kernel]) -> String {
     let names =
         kernels.iter().flat_map(|kernel| &kernel.variants).map(|variant| format!(" \\\n    kernel({})", variant.name));

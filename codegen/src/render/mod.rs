@@ -1,4 +1,4 @@
-//! Specifications and variants as source code. All output is ordered, and the same for the same input.
+//! Renders specifications and variants as source code. All output is ordered and deterministic.
 
 pub mod cuda;
 pub mod problems;

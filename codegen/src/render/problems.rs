@@ -1,11 +1,11 @@
-//! The problems of specifications as Rust.
+//! Renders the specifications' problems as Rust.
 
 use std::fmt::Write;
 
 use crate::expand::Kernel;
 use crate::spec::{Role, Spec, Value};
 
-/// One module a kernel, with a `Problem` struct and the table `PROBLEMS`.
+/// A module for each kernel, with a `Problem` struct and the table `PROBLEMS`.
 pub fn problems(kernels: &[Kernel]) -> String {
     let mut out = String::from("// Generated from codegen/specs by burrstone-codegen.\n");
     let own = |spec: &&Spec| spec.role == Role::Kernel && !spec.problems.is_empty();

@@ -1,4 +1,4 @@
-//! Variants as Rust: one `Kernel` a kernel, and a table of them all.
+//! Renders variants as Rust: a `Kernel` for each kernel, and a table of all.
 //!
 //! The text is included where `Kernel`, `Variant`, `Value` and `Cubin` are in scope.
 
@@ -11,7 +11,7 @@ use crate::spec::{Role, Value};
 
 /// The kernels of one role, with the table `KERNELS` or `PROBES`.
 ///
-/// `cubins` are of these kernels and others.
+/// `cubins` may include those of other kernels.
 pub fn tables(role: Role, kernels: &[Kernel], cubins: &[Cubin]) -> String {
     let mut of_variant: BTreeMap<&str, Vec<&Cubin>> = BTreeMap::new();
     for cubin in cubins {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_names_everything_about_a_variant() {
+    fn a_table_has_all_properties_of_a_variant() {
         let kernel = kernel();
         let used = Resources { registers: 40, shared_bytes: 128, local_bytes: 0, constant_bytes: 0, code_bytes: 0 };
         let (arch, variant, file) = (crate::Arch::ALL[4], &kernel.variants[0], "/out/a.cubin".into());

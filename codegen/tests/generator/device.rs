@@ -1,4 +1,4 @@
-//! Kernels compiled for GPUs, by each compiler that this machine has. Without one there is nothing to test here.
+//! Kernels compiled for GPUs, by each compiler of this machine. Without one nothing is tested.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use burrstone_codegen::discover::Environment;
 use burrstone_codegen::toolchain::Toolchain;
 use burrstone_codegen::{Arch, Error, Kernel};
 
-/// The toolchains of this machine, for an older architecture and the newest.
+/// This machine's toolchains, for an older architecture and the newest.
 fn toolchains() -> Vec<Toolchain> {
     let toolchains: Vec<_> = ["nvrtc", "nvcc"]
         .iter()
@@ -30,7 +30,7 @@ fn toolchains() -> Vec<Toolchain> {
     toolchains
 }
 
-/// What a build of the copy compiled, and the files of all its cubins.
+/// The number of units that a build of the copy compiled, and the files of all its cubins.
 fn compiled(
     toolchain: &Toolchain,
     copy: &Copy,
@@ -61,7 +61,7 @@ fn a_change_recompiles_what_it_touches_and_a_damaged_cubin_itself() {
     for toolchain in toolchains() {
         let copy = Copy::new();
         let (first, files) = compiled(&toolchain, &copy, true).unwrap();
-        // Four legal variants on the older architecture, all eight on the newest, and the probe's one on both.
+        // Four legal variants on the older architecture, all eight on the newest, and the probe's single one on both.
         assert_eq!(first.len(), 4 + 8 + 2);
         assert_eq!(files.keys().cloned().collect::<Vec<_>>(), first);
         assert!(!files.contains_key("scale__f32_v4_t64 sm_75"));
@@ -83,7 +83,7 @@ fn a_change_recompiles_what_it_touches_and_a_damaged_cubin_itself() {
 fn resources_are_read_and_held_against_the_gate() {
     for toolchain in toolchains().into_iter().take(1) {
         let copy = Copy::new();
-        // An array that is indexed at run time lives in local memory.
+        // An array indexed at run time is in local memory.
         let table = "int table[32]; for (int k = 0; k < 32; ++k) table[k] = values[k]; for (int i = thread";
         copy.replace("csrc/kernels/scale.cu", "for (int i = thread", table);
         copy.replace("csrc/kernels/scale.cu", "* args.factor)", "* args.factor * table[i % 32])");

@@ -58,7 +58,7 @@ fn a_warning_is_an_error_that_names_its_line() {
 }
 
 #[test]
-fn an_unknown_sanitizer_is_the_compilers_to_name() {
+fn an_unknown_sanitizer_is_the_compilers_error() {
     let error = objects(&Copy::new(), "colour").unwrap_err().to_string();
     assert!(error.contains("colour"), "{error}");
 }

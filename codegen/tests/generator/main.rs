@@ -1,4 +1,4 @@
-//! The generator on a small repository of its own, `tests/tree`.
+//! Tests the generator on a small repository, `tests/tree`.
 
 mod device;
 mod host;

@@ -1,10 +1,10 @@
-//! The generator as a program.
+//! Tests the generator's command line.
 
 use std::process::{Command, Output};
 
 use crate::support::Copy;
 
-/// Runs the program on the copy, on a machine without compilers.
+/// Runs the program on the copy, in an environment without compilers.
 fn run(copy: &Copy, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_burrstone-codegen"));
     command.args(arguments).arg("--root").arg(copy.path("")).env("BURRSTONE_CUDA_COMPILER", "none");
@@ -57,14 +57,14 @@ fn kernels_for_the_simulator_can_be_loaded() {
     let file = copy.path("kernels.so");
     let output = run(&copy, &["simulator", "scale", "--out", file.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
-    /// An entry of the table of tests/tree/csrc/sim/kernels.h.
+    /// An entry of the table in tests/tree/csrc/sim/kernels.h.
     #[repr(C)]
     struct Entry {
         name: *const std::ffi::c_char,
         run: *const std::ffi::c_void,
         shared_bytes: *const u32,
     }
-    // SAFETY: the object of tests/tree has no initialisers, and these types.
+    // SAFETY: the object of tests/tree has no initialisers, and its table has these types.
     let (name, bytes) = unsafe {
         let library = libloading::Library::new(&file).unwrap();
         let table = library.get::<extern "C" fn() -> *const Entry>(b"burrstone_sim_kernels").unwrap();

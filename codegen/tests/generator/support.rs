@@ -1,4 +1,4 @@
-//! A copy of the small repository in `tests/tree`, for a test to change. Its CMake project is the real one.
+//! A copy of the small repository in `tests/tree` that a test may change. Its CMake project is the real one.
 
 use std::path::{Path, PathBuf};
 

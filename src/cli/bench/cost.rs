@@ -13,7 +13,8 @@ pub struct Cost {
     tail: u64,
     /// Parameters of the output projection.
     head: u64,
-    weight_bytes_each: u64,
+    /// Bytes of weights that a token reads.
+    weight_bytes: u64,
     kv_bytes_per_position_and_layer: u64,
     /// Multiply-adds of one query with one position, over the heads of a layer: scores and weighted sum.
     attention_each: u64,
@@ -21,8 +22,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// With a KV cache of this dtype.
-    pub fn of(spec: &ArchSpec, dtype: DType) -> Self {
+    /// With so many bytes of weights that a token reads, and a KV cache of this dtype.
+    pub fn of(spec: &ArchSpec, weight_bytes: u64, dtype: DType) -> Self {
         let position = CacheShape { layers: 1, ..spec.cache_shape(1, 1, dtype) };
         let [qkv, output, gate_up, down] = spec.products().map(|[n, k]| (n * k) as u64);
         let tail = output + gate_up + down;
@@ -30,7 +31,7 @@ impl Cost {
             layers: spec.layers as u64 * (qkv + tail),
             tail,
             head: (spec.vocab_size * spec.hidden_size) as u64,
-            weight_bytes_each: spec.dtype.size() as u64,
+            weight_bytes,
             kv_bytes_per_position_and_layer: position.bytes_per_token() as u64,
             attention_each: (2 * spec.heads * spec.head_dim) as u64,
             windows: spec.windows.clone(),
@@ -40,7 +41,7 @@ impl Cost {
     /// Bytes that one decode step reads when `depth` positions are in the cache.
     pub fn decode_bytes(&self, depth: usize) -> u64 {
         let seen: u64 = self.windows.iter().map(|window| depth.min(window.unwrap_or(depth)) as u64).sum();
-        (self.layers + self.head) * self.weight_bytes_each + seen * self.kv_bytes_per_position_and_layer
+        self.weight_bytes + seen * self.kv_bytes_per_position_and_layer
     }
 
     /// Floating-point operations (a multiply-add is two) of a prompt of `tokens`, up to the logits of its last token.
@@ -68,7 +69,7 @@ mod tests {
             layers: 1000,
             tail: 50,
             head: 100,
-            weight_bytes_each: 2,
+            weight_bytes: 2200,
             kv_bytes_per_position_and_layer: 8,
             attention_each: 10,
             windows,
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn decode_reads_weights_and_visible_positions() {
-        assert_eq!(cost(vec![None, Some(4)]).decode_bytes(10), 1100 * 2 + (10 + 4) * 8);
+        assert_eq!(cost(vec![None, Some(4)]).decode_bytes(10), 2200 + (10 + 4) * 8);
         assert_eq!(cost(vec![None, Some(4)]).decode_bytes(0), 2200);
     }
 }

@@ -64,7 +64,7 @@ impl Latency {
     pub fn run(self) -> Result<()> {
         let engine = self.model.load()?;
         self.check(engine.report().context)?;
-        let cost = Cost::of(engine.spec(), engine.report().kv_dtype);
+        let cost = Cost::of(engine.spec(), engine.report().read_bytes, engine.report().kv_dtype);
         let runs: Vec<Run> = (self.prefill.iter().map(|&tokens| Run::Prefill { tokens }))
             .chain([Run::Decode { depth: self.depth, tokens: self.decode }])
             .collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burrstone::model::ArchSpec;
-use burrstone::model::source::resolve;
+use burrstone::model::resolve;
 
 use crate::cli::{exit, output};
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{IntKernel, Integers, Kernel, Simd};
 
 /// Made only in [`run`], so a value proves that the machine has the features.
 #[derive(Clone, Copy)]
@@ -12,6 +12,13 @@ pub(crate) struct Avx2(());
 /// The machine has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx2(()))
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn run_integers<K: IntKernel>(kernel: K) -> K::Out {
     kernel.run(Avx2(()))
 }
 
@@ -46,6 +53,15 @@ impl Simd for Avx2 {
     unsafe fn load_f16(self, p: *const u16) -> __m256 {
         // SAFETY: 16 bytes are readable, as the caller promises.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [__m256; 2] {
+        // SAFETY: 32 bytes are readable, as the caller promises.
+        unsafe {
+            let pairs = _mm256_loadu_si256(p.cast());
+            let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(second)]
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m256) {
@@ -147,6 +163,80 @@ impl Simd for Avx2 {
             let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+}
+
+impl Integers for Avx2 {
+    type I = __m256i;
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> __m256i {
+        // SAFETY: 32 bytes are readable, as the caller promises.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: __m256i) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { _mm256_storeu_si256(p.cast(), a) }
+    }
+    #[inline(always)]
+    unsafe fn broadcast_bytes(self, p: *const u8) -> __m256i {
+        // SAFETY: four bytes are readable, as the caller promises.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn zero_integers(self) -> __m256i {
+        present!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    fn add_integers(self, a: __m256i, b: __m256i) -> __m256i {
+        present!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_integers(self, a: __m256i, b: __m256i) -> __m256i {
+        present!(_mm256_mullo_epi32(a, b))
+    }
+    #[inline(always)]
+    fn times_128(self, a: __m256i) -> __m256i {
+        present!(_mm256_slli_epi32::<7>(a))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: __m256i) -> __m256 {
+        present!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn low_nibbles(self, bytes: __m256i) -> __m256i {
+        present!(_mm256_and_si256(bytes, _mm256_set1_epi8(0xf)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: __m256i) -> __m256i {
+        present!(_mm256_and_si256(_mm256_srli_epi32::<4>(bytes), _mm256_set1_epi8(0xf)))
+    }
+    #[inline(always)]
+    fn table(self, table: &[u8; 16]) -> __m256i {
+        // SAFETY: the table has 16 bytes.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn look_up(self, table: __m256i, bytes: __m256i) -> __m256i {
+        present!(_mm256_shuffle_epi8(table, bytes))
+    }
+    // In 16 bits, as sums of two products would not fit where codes are large.
+    #[inline(always)]
+    fn dot(self, sum: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        present!({
+            let even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
+            let even = _mm256_madd_epi16(even, _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)));
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(codes), _mm256_srai_epi16::<8>(x));
+            _mm256_add_epi32(sum, _mm256_add_epi32(even, odd))
+        })
+    }
+    #[inline(always)]
+    fn dot_small(self, sum: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        present!({
+            let pairs = _mm256_maddubs_epi16(codes, x);
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
     }
 }

@@ -2,13 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, PairKernel, Pairs, Simd};
+use super::{IntKernel, Integers, Kernel, PairKernel, Pairs, Simd};
 
 /// Made only in [`run`] and [`run_pairs`], so a value proves that the machine has F, BW, VL and DQ.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
-/// Made only in [`run_pairs`]: as [`Avx512`], and BF16.
+/// Made only in [`run_pairs`] and [`run_integers_vnni`]: as [`Avx512`], with BF16 and VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Bf16(());
 
@@ -20,9 +20,23 @@ pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
 }
 
 /// # Safety
-/// As [`run`], and the machine has AVX-512 BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")]
+/// As [`run`], and the machine has AVX-512 BF16 and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
 pub(crate) unsafe fn run_pairs<K: PairKernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512Bf16(()))
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub(crate) unsafe fn run_integers<K: IntKernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512(()))
+}
+
+/// # Safety
+/// As [`run_pairs`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn run_integers_vnni<K: IntKernel>(kernel: K) -> K::Out {
     kernel.run(Avx512Bf16(()))
 }
 
@@ -57,6 +71,15 @@ impl Simd for Avx512 {
     unsafe fn load_f16(self, p: *const u16) -> __m512 {
         // SAFETY: 32 bytes are readable, as the caller promises.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [__m512; 2] {
+        // SAFETY: 64 bytes are readable, as the caller promises.
+        unsafe {
+            let pairs = _mm512_loadu_si512(p.cast());
+            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
@@ -189,6 +212,7 @@ impl Simd for Avx512Bf16 {
         unsafe fn load(p: *const f32) -> __m512;
         unsafe fn load_bf16(p: *const u16) -> __m512;
         unsafe fn load_f16(p: *const u16) -> __m512;
+        unsafe fn load_bf16_pairs(p: *const u16) -> [__m512; 2];
         unsafe fn broadcast4(p: *const f32) -> __m512;
         unsafe fn store(p: *mut f32, v: __m512);
         unsafe fn store_bf16(p: *mut u16, v: __m512);
@@ -209,6 +233,109 @@ impl Simd for Avx512Bf16 {
         fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512;
         fn regroup(v: [__m512; 4]) -> [__m512; 4];
         fn reduce_max(v: __m512) -> f32;
+    }
+}
+
+impl Integers for Avx512 {
+    type I = __m512i;
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> __m512i {
+        // SAFETY: 64 bytes are readable, as the caller promises.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: __m512i) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { _mm512_storeu_si512(p.cast(), a) }
+    }
+    #[inline(always)]
+    unsafe fn broadcast_bytes(self, p: *const u8) -> __m512i {
+        // SAFETY: four bytes are readable, as the caller promises.
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn zero_integers(self) -> __m512i {
+        present!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    fn add_integers(self, a: __m512i, b: __m512i) -> __m512i {
+        present!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_integers(self, a: __m512i, b: __m512i) -> __m512i {
+        present!(_mm512_mullo_epi32(a, b))
+    }
+    #[inline(always)]
+    fn times_128(self, a: __m512i) -> __m512i {
+        present!(_mm512_slli_epi32::<7>(a))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: __m512i) -> __m512 {
+        present!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn low_nibbles(self, bytes: __m512i) -> __m512i {
+        present!(_mm512_and_si512(bytes, _mm512_set1_epi8(0xf)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: __m512i) -> __m512i {
+        present!(_mm512_and_si512(_mm512_srli_epi32::<4>(bytes), _mm512_set1_epi8(0xf)))
+    }
+    #[inline(always)]
+    fn table(self, table: &[u8; 16]) -> __m512i {
+        // SAFETY: the table has 16 bytes.
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn look_up(self, table: __m512i, bytes: __m512i) -> __m512i {
+        present!(_mm512_shuffle_epi8(table, bytes))
+    }
+    // In 16 bits, as sums of two products would not fit where codes are large.
+    #[inline(always)]
+    fn dot(self, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        present!({
+            let even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff));
+            let even = _mm512_madd_epi16(even, _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)));
+            let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(codes), _mm512_srai_epi16::<8>(x));
+            _mm512_add_epi32(sum, _mm512_add_epi32(even, odd))
+        })
+    }
+    #[inline(always)]
+    fn dot_small(self, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        present!({
+            let pairs = _mm512_maddubs_epi16(codes, x);
+            _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+        })
+    }
+}
+
+impl Integers for Avx512Bf16 {
+    type I = __m512i;
+
+    inherit! {
+        unsafe fn load_bytes(p: *const u8) -> __m512i;
+        unsafe fn broadcast_bytes(p: *const u8) -> __m512i;
+        unsafe fn store_bytes(p: *mut u8, a: __m512i);
+    }
+    inherit! {
+        fn zero_integers() -> __m512i;
+        fn add_integers(a: __m512i, b: __m512i) -> __m512i;
+        fn mul_integers(a: __m512i, b: __m512i) -> __m512i;
+        fn times_128(a: __m512i) -> __m512i;
+        fn to_floats(a: __m512i) -> __m512;
+        fn low_nibbles(bytes: __m512i) -> __m512i;
+        fn high_nibbles(bytes: __m512i) -> __m512i;
+        fn table(table: &[u8; 16]) -> __m512i;
+        fn look_up(table: __m512i, bytes: __m512i) -> __m512i;
+    }
+    #[inline(always)]
+    fn dot(self, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        present!(_mm512_dpbusd_epi32(sum, codes, x))
+    }
+    #[inline(always)]
+    fn dot_small(self, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        self.dot(sum, codes, x)
     }
 }
 

@@ -111,6 +111,28 @@ fn narrow<const EXPONENT: u32, const MANTISSA: u32, const LARGEST: u32>(x: f32) 
     if magnitude > 0x7f80_0000 { 0x7f } else { sign | code as u8 }
 }
 
+/// [`with_element`] with the types of eight bits too, which only the KV cache has.
+macro_rules! with_cache_element {
+    ($dtype:expr, $element:ident => $body:expr) => {
+        match $dtype {
+            crate::DType::E4M3 => {
+                type $element = crate::cpu::simd::E4m3;
+                $body
+            }
+            crate::DType::E5M2 => {
+                type $element = crate::cpu::simd::E5m2;
+                $body
+            }
+            crate::DType::I8 => {
+                type $element = crate::cpu::simd::I8;
+                $body
+            }
+            dtype => crate::cpu::simd::with_element!(dtype, $element => $body),
+        }
+    };
+}
+pub(crate) use with_cache_element;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -97,28 +97,6 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
-/// [`with_element`] with the types of eight bits too, which only the KV cache has.
-macro_rules! with_cache_element {
-    ($dtype:expr, $element:ident => $body:expr) => {
-        match $dtype {
-            crate::DType::E4M3 => {
-                type $element = crate::cpu::simd::E4m3;
-                $body
-            }
-            crate::DType::E5M2 => {
-                type $element = crate::cpu::simd::E5m2;
-                $body
-            }
-            crate::DType::I8 => {
-                type $element = crate::cpu::simd::I8;
-                $body
-            }
-            dtype => crate::cpu::simd::with_element!(dtype, $element => $body),
-        }
-    };
-}
-pub(crate) use with_cache_element;
-
 /// One way of multiplying along `k`. Operands are words of four bytes: an f32, or a pair of bf16.
 pub(crate) trait Product<S: Simd>: Copy + Send + Sync + 'static {
     /// Elements of `k` in one vector.

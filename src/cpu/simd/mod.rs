@@ -15,8 +15,8 @@ mod neon;
 
 use std::fmt;
 
-pub(crate) use eight_bits::{E4m3, E5m2, I8};
-pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_cache_element, with_element};
+pub(crate) use eight_bits::{E4m3, E5m2, I8, with_cache_element};
+pub(crate) use element::{Bf16, Element, F16, F32, Paired, Product, Single, Weight, with_element};
 pub(crate) use math::{exp, gelu, gelu_tanh, silu, tanh};
 
 /// An instruction set that kernels are compiled for.
@@ -32,7 +32,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and DQ.
     Avx512,
-    /// [`Isa::Avx512`] with bf16 pair products.
+    /// [`Isa::Avx512`] with products of bf16 pairs (BF16) and of bytes (VNNI): every machine with the first has the second.
     Avx512Bf16,
     /// 64-bit Arm.
     Neon,
@@ -59,7 +59,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => Self::Avx512.is_present() && is_x86_feature_detected!("avx512bf16"),
+            Self::Avx512Bf16 => {
+                Self::Avx512.is_present()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[allow(unreachable_patterns)]
@@ -129,6 +133,36 @@ impl Isa {
     }
 }
 
+impl Isa {
+    /// Like [`Isa::run`] for a kernel that needs [`Integers`].
+    pub(crate) fn run_integers<K: IntKernel>(self, kernel: K) -> K::Out {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 if self.is_present() => {
+                // SAFETY: the features were just found.
+                unsafe { avx2::run_integers(kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 if self.is_present() => {
+                // SAFETY: the features were just found.
+                unsafe { avx512::run_integers(kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 if self.is_present() => {
+                // SAFETY: the features were just found.
+                unsafe { avx512::run_integers_vnni(kernel) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon if self.is_present() => {
+                // SAFETY: the feature was just found.
+                unsafe { neon::run_integers(kernel) }
+            }
+            Self::PortableWide => kernel.run(portable::Portable::<16>),
+            _ => kernel.run(portable::Portable::<8>),
+        }
+    }
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -157,6 +191,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Whether there are 32 vector registers rather than 16.
     const MANY_REGISTERS: bool;
+    /// Whether this is plain Rust, which is compiled for correctness: fewer copies of a kernel will do.
+    const IS_PORTABLE: bool = false;
 
     fn splat(self, x: f32) -> Self::V;
 
@@ -165,6 +201,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load(self, p: *const f32) -> Self::V;
     unsafe fn load_bf16(self, p: *const u16) -> Self::V;
     unsafe fn load_f16(self, p: *const u16) -> Self::V;
+
+    /// `LANES` pairs of bf16: the first of each, and the second.
+    ///
+    /// # Safety
+    /// `p` is readable for `2 · LANES` elements.
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [Self::V; 2];
+
+    /// One element in every lane.
+    ///
+    /// # Safety
+    /// `p` is readable for an element.
+    #[inline(always)]
+    unsafe fn broadcast(self, p: *const f32) -> Self::V {
+        // SAFETY: as the caller promises.
+        self.splat(unsafe { p.read_unaligned() })
+    }
 
     /// Four elements, again and again.
     ///
@@ -242,6 +294,54 @@ pub(crate) fn prefetch_l2(p: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
+}
+
+/// Products of bytes, accumulated in 32-bit integers.
+#[allow(clippy::missing_safety_doc)]
+pub(crate) trait Integers: Simd {
+    /// [`Simd::LANES`] integers of 32 bits, or four bytes in each lane.
+    type I: Copy;
+
+    /// # Safety
+    /// `p` is readable for `4 · LANES` bytes.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::I;
+
+    /// # Safety
+    /// `p` is writable for `4 · LANES` bytes.
+    unsafe fn store_bytes(self, p: *mut u8, a: Self::I);
+
+    /// Four bytes in every lane.
+    ///
+    /// # Safety
+    /// `p` is readable for four bytes.
+    unsafe fn broadcast_bytes(self, p: *const u8) -> Self::I;
+
+    fn zero_integers(self) -> Self::I;
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I;
+    fn mul_integers(self, a: Self::I, b: Self::I) -> Self::I;
+    fn times_128(self, a: Self::I) -> Self::I;
+    fn to_floats(self, a: Self::I) -> Self::V;
+
+    /// The lower half of each byte.
+    fn low_nibbles(self, bytes: Self::I) -> Self::I;
+    /// The upper half of each byte.
+    fn high_nibbles(self, bytes: Self::I) -> Self::I;
+
+    /// A table for [`look_up`](Self::look_up).
+    fn table(self, table: &[u8; 16]) -> Self::I;
+    /// `table[byte]` for each byte, all below 16.
+    fn look_up(self, table: Self::I, bytes: Self::I) -> Self::I;
+
+    /// `sum + Σ codes[i] · x[i]` over the four bytes of each lane: codes from 0 to 255, `x` from −127 to 127.
+    fn dot(self, sum: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// The same for codes of up to 31.
+    fn dot_small(self, sum: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+}
+
+/// A [`Kernel`] that multiplies integers.
+pub(crate) trait IntKernel {
+    type Out;
+    fn run<S: Integers>(self, s: S) -> Self::Out;
 }
 
 /// Products of bf16 pairs, accumulated in f32.

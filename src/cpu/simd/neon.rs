@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Kernel, Simd};
+use super::{IntKernel, Integers, Kernel, Simd};
 
 /// Made only in [`run`], so a value proves that the machine has the feature.
 #[derive(Clone, Copy)]
@@ -12,6 +12,13 @@ pub(crate) struct Neon(());
 /// The machine has NEON.
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Neon(()))
+}
+
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "neon")]
+pub(crate) unsafe fn run_integers<K: IntKernel>(kernel: K) -> K::Out {
     kernel.run(Neon(()))
 }
 
@@ -58,6 +65,15 @@ impl Simd for Neon {
             let value = vbslq_u32(special, infinite, vreinterpretq_u32_f32(scaled));
             vreinterpretq_f32_u32(vorrq_u32(value, sign))
         })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [float32x4_t; 2] {
+        // SAFETY: 16 bytes are readable, as the caller promises.
+        unsafe {
+            let pairs = vreinterpretq_u32_u8(vld1q_u8(p.cast()));
+            let second = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));
+            [vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)), vreinterpretq_f32_u32(second)]
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: float32x4_t) {
@@ -153,5 +169,78 @@ impl Simd for Neon {
     #[inline(always)]
     fn reduce_max(self, v: float32x4_t) -> f32 {
         present!(vmaxvq_f32(v))
+    }
+}
+
+impl Integers for Neon {
+    type I = int32x4_t;
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> int32x4_t {
+        // SAFETY: 16 bytes are readable, as the caller promises.
+        unsafe { vreinterpretq_s32_u8(vld1q_u8(p)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: int32x4_t) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { vst1q_u8(p, vreinterpretq_u8_s32(a)) }
+    }
+    #[inline(always)]
+    unsafe fn broadcast_bytes(self, p: *const u8) -> int32x4_t {
+        // SAFETY: four bytes are readable, as the caller promises.
+        unsafe { vdupq_n_s32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn zero_integers(self) -> int32x4_t {
+        present!(vdupq_n_s32(0))
+    }
+    #[inline(always)]
+    fn add_integers(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        present!(vaddq_s32(a, b))
+    }
+    #[inline(always)]
+    fn mul_integers(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        present!(vmulq_s32(a, b))
+    }
+    #[inline(always)]
+    fn times_128(self, a: int32x4_t) -> int32x4_t {
+        present!(vshlq_n_s32::<7>(a))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: int32x4_t) -> float32x4_t {
+        present!(vcvtq_f32_s32(a))
+    }
+    #[inline(always)]
+    fn low_nibbles(self, bytes: int32x4_t) -> int32x4_t {
+        present!(vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(bytes), vdupq_n_u8(0xf))))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: int32x4_t) -> int32x4_t {
+        present!(vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(bytes))))
+    }
+    #[inline(always)]
+    fn table(self, table: &[u8; 16]) -> int32x4_t {
+        // SAFETY: the table has 16 bytes.
+        unsafe { vreinterpretq_s32_u8(vld1q_u8(table.as_ptr())) }
+    }
+    #[inline(always)]
+    fn look_up(self, table: int32x4_t, bytes: int32x4_t) -> int32x4_t {
+        present!(vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(table), vreinterpretq_u8_s32(bytes))))
+    }
+    // A product of two bytes fits 16 bits.
+    #[inline(always)]
+    fn dot(self, sum: int32x4_t, codes: int32x4_t, x: int32x4_t) -> int32x4_t {
+        present!({
+            let (codes, x) = (vreinterpretq_u16_s32(codes), vreinterpretq_s16_s32(x));
+            let even = vreinterpretq_s16_u16(vandq_u16(codes, vdupq_n_u16(0xff)));
+            let odd = vreinterpretq_s16_u16(vshrq_n_u16::<8>(codes));
+            let even = vmulq_s16(even, vshrq_n_s16::<8>(vshlq_n_s16::<8>(x)));
+            let odd = vmulq_s16(odd, vshrq_n_s16::<8>(x));
+            vpadalq_s16(vpadalq_s16(sum, even), odd)
+        })
+    }
+    #[inline(always)]
+    fn dot_small(self, sum: int32x4_t, codes: int32x4_t, x: int32x4_t) -> int32x4_t {
+        self.dot(sum, codes, x)
     }
 }

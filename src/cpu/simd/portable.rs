@@ -1,6 +1,6 @@
 //! Plain Rust over `N` lanes, eight or sixteen.
 
-use super::{Pairs, Simd};
+use super::{Integers, Pairs, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable<const N: usize>;
@@ -16,6 +16,7 @@ impl<const N: usize> Simd for Portable<N> {
     type V = [f32; N];
     const LANES: usize = N;
     const MANY_REGISTERS: bool = N == 16;
+    const IS_PORTABLE: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; N] {
@@ -37,6 +38,12 @@ impl<const N: usize> Simd for Portable<N> {
         // SAFETY: readable for N elements, as the caller promises.
         let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
         bits.map(|b| half::f16::from_bits(b).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> [[f32; N]; 2] {
+        // SAFETY: readable for N pairs, as the caller promises.
+        let bits = unsafe { p.cast::<[u32; N]>().read_unaligned() };
+        [bits.map(|b| f32::from_bits(b << 16)), bits.map(|b| f32::from_bits(b & 0xffff_0000))]
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: [f32; N]) {
@@ -142,5 +149,83 @@ impl Pairs for Portable<16> {
             let odd = c[i] + upper(a[i]) * upper(b[i]);
             odd + lower(a[i]) * lower(b[i])
         })
+    }
+}
+
+impl<const N: usize> Portable<N> {
+    #[inline(always)]
+    fn bytes(a: [i32; N], b: [i32; N], f: impl Fn(u8, u8) -> u8) -> [i32; N] {
+        std::array::from_fn(|i| {
+            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+            i32::from_le_bytes(std::array::from_fn(|byte| f(a[byte], b[byte])))
+        })
+    }
+}
+
+impl<const N: usize> Integers for Portable<N> {
+    type I = [i32; N];
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> [i32; N] {
+        // SAFETY: readable for 4 · N bytes, as the caller promises.
+        unsafe { p.cast::<[i32; N]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, a: [i32; N]) {
+        // SAFETY: a vector is writable, as the caller promises.
+        unsafe { p.cast::<[i32; N]>().write_unaligned(a) }
+    }
+    #[inline(always)]
+    unsafe fn broadcast_bytes(self, p: *const u8) -> [i32; N] {
+        // SAFETY: readable for four bytes, as the caller promises.
+        [unsafe { p.cast::<i32>().read_unaligned() }; N]
+    }
+    #[inline(always)]
+    fn zero_integers(self) -> [i32; N] {
+        [0; N]
+    }
+    #[inline(always)]
+    fn add_integers(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn mul_integers(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+    #[inline(always)]
+    fn times_128(self, a: [i32; N]) -> [i32; N] {
+        a.map(|a| a << 7)
+    }
+    #[inline(always)]
+    fn to_floats(self, a: [i32; N]) -> [f32; N] {
+        a.map(|a| a as f32)
+    }
+    #[inline(always)]
+    fn low_nibbles(self, bytes: [i32; N]) -> [i32; N] {
+        bytes.map(|b| b & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    fn high_nibbles(self, bytes: [i32; N]) -> [i32; N] {
+        bytes.map(|b| b >> 4 & 0x0f0f_0f0f)
+    }
+    // A vector has four entries of the table in a lane; with eight lanes, twice.
+    #[inline(always)]
+    fn table(self, table: &[u8; 16]) -> [i32; N] {
+        std::array::from_fn(|i| i32::from_le_bytes(std::array::from_fn(|byte| table[i % 4 * 4 + byte])))
+    }
+    #[inline(always)]
+    fn look_up(self, table: [i32; N], bytes: [i32; N]) -> [i32; N] {
+        Self::bytes(bytes, bytes, |code, _| table[usize::from(code) / 4].to_le_bytes()[usize::from(code) % 4])
+    }
+    #[inline(always)]
+    fn dot(self, sum: [i32; N], codes: [i32; N], x: [i32; N]) -> [i32; N] {
+        std::array::from_fn(|i| {
+            let products = codes[i].to_le_bytes().into_iter().zip(x[i].to_le_bytes());
+            products.fold(sum[i], |sum, (code, x)| sum.wrapping_add(i32::from(code) * i32::from(x as i8)))
+        })
+    }
+    #[inline(always)]
+    fn dot_small(self, sum: [i32; N], codes: [i32; N], x: [i32; N]) -> [i32; N] {
+        self.dot(sum, codes, x)
     }
 }

@@ -1,4 +1,4 @@
-//! NVIDIA's cuBLASLt, where it is installed: looked for at run time, and never needed.
+//! NVIDIA's cuBLASLt, loaded at run time if it is installed. It is never required.
 
 use std::ffi::c_void;
 
@@ -17,44 +17,44 @@ pub struct CublasLt {
     stream: Stream,
 }
 
-// SAFETY: the library's handles may be used by any thread, and by several at once.
+// SAFETY: any thread may use the library's handles, and several may at once.
 unsafe impl Send for CublasLt {}
 // SAFETY: as above.
 unsafe impl Sync for CublasLt {}
 
-/// The library's number for a transposed operand, `CUBLAS_OP_T`.
+/// `CUBLAS_OP_T`: a transposed operand.
 const TRANSPOSED: i32 = 1;
 
-/// `out = x · weightᵀ + bias`, of addresses on the device.
+/// `out = x · weightᵀ + bias`, given by device addresses.
 pub(crate) struct Product {
     /// `[m, k]`
     pub x: u64,
     /// `[n, k]`
     pub weight: u64,
-    /// `[n]`, of `out`'s dtype, or 0.
+    /// `[n]`, of `out`'s dtype; 0 for no bias.
     pub bias: u64,
     /// `[m, n]`
     pub out: u64,
-    /// Of x and the weight: bf16 or f16.
+    /// bf16 or f16, of `x` and `weight`.
     pub dtype: DType,
-    /// The same, or f32.
+    /// The same as `dtype`, or f32.
     pub out_dtype: DType,
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    /// Bytes that the library may use meanwhile: address, and how many.
+    /// Scratch memory for the library: address and bytes.
     pub workspace: (u64, usize),
 }
 
 impl CublasLt {
-    /// Loads the library, for products on `stream`. Not while a graph is being captured: the library allocates.
+    /// Loads the library, for products on `stream`. It allocates, so not during a graph capture.
     ///
     /// # Errors
-    /// The stream is no GPU's, or there is no such library.
+    /// The stream is not on a GPU, or the library is not installed.
     pub fn new(stream: &Stream) -> Result<Self> {
         stream.not_capturing("loading cuBLASLt")?;
         bound(stream)?;
-        // SAFETY: NVIDIA's library has no initializers that ask for more than being loaded.
+        // SAFETY: loading NVIDIA's library has no preconditions.
         if !unsafe { sys::is_culib_present() } {
             return Err(failed(stream, "libcublasLt cannot be loaded"));
         }
@@ -62,17 +62,17 @@ impl CublasLt {
         Ok(Self { handle, stream: stream.clone() })
     }
 
-    /// Enqueues a product on the stream. It allocates nothing there.
+    /// Enqueues a product on the stream. It allocates no device memory.
     ///
     /// # Safety
-    /// The addresses are those of memory of the stream's device, as large as the shapes say.
+    /// The addresses are memory of the stream's device, as large as the shapes require.
     ///
     /// # Errors
-    /// The library has nothing for the problem, or failed.
+    /// The library has no algorithm for the problem, or failed.
     pub(crate) unsafe fn enqueue(&self, product: &Product) -> Result<()> {
         let cuda = bound(&self.stream)?;
         self.stream.count_launch();
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.matmul(cuda, product) }.map_err(|e| {
             let Product { m, n, k, dtype, out_dtype, .. } = product;
             failed(&self.stream, format_args!("[{m}, {k}] × [{n}, {k}]ᵀ of {dtype} to {out_dtype}: {:?}", e.0))
@@ -86,7 +86,7 @@ impl CublasLt {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let &Product { x, weight, bias, out, dtype, out_dtype, m, n, k, workspace } = product;
         let (float, float_out) = (data_type(dtype), data_type(out_dtype));
-        // The library's matrices have columns side by side: its a is the weight, transposed, its b is x, and its result has a
+        // The library's matrices are column-major: its A is the transposed weight, its B is x, and its result has a
         // column for each row of x.
         let operation = Description::new()?;
         operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
@@ -109,7 +109,8 @@ impl CublasLt {
             preference.set(attribute, &alignment(address))?;
         }
         let (alpha, beta) = (1.0f32, 0.0f32);
-        // SAFETY: all descriptors are alive; alpha and beta are read before the call returns; the rest is the caller's promise.
+        // SAFETY: all descriptors are alive; alpha and beta are read before the call returns; the rest is guaranteed by
+        // the caller.
         unsafe {
             let found = result::get_matmul_algo_heuristic(self.handle, operation.0, a.0, b.0, c.0, c.0, preference.0)?;
             result::matmul(
@@ -136,8 +137,8 @@ impl CublasLt {
 
 impl Drop for CublasLt {
     fn drop(&mut self) {
-        // Nobody to tell.
-        // SAFETY: the handle is the library's own, and used by nobody any more.
+        // An error cannot be reported from drop.
+        // SAFETY: the handle was created by the library, and nothing uses it any more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
@@ -146,14 +147,14 @@ fn failed(stream: &Stream, reason: impl std::fmt::Display) -> Error {
     Error::Device { device: stream.info().device.clone(), reason: format!("cuBLASLt: {reason}") }
 }
 
-/// A GPU's stream, with its context the calling thread's.
+/// The CUDA stream, with its context bound to the calling thread.
 fn bound(stream: &Stream) -> Result<&CudaStream> {
     let cuda = stream.driver().cuda_stream().ok_or_else(|| failed(stream, "expected a GPU"))?;
     cuda.context().bind_to_thread().map_err(|e| failed(stream, explain(e)))?;
     Ok(&**cuda)
 }
 
-/// The largest power of two up to 256, which is what the library assumes unless it is told, that divides an address.
+/// The largest power of two that divides an address, up to 256, the library's default.
 fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
@@ -166,7 +167,7 @@ fn data_type(dtype: DType) -> sys::cudaDataType {
     }
 }
 
-/// What is to be computed: in f32.
+/// The operation, computed in f32.
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
@@ -189,12 +190,12 @@ impl Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, and used by nobody any more.
+        // SAFETY: created in `new`, and nothing uses it any more.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
 
-/// A matrix of so many columns, `rows` elements each.
+/// A column-major matrix with columns of `rows` elements.
 struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
@@ -210,7 +211,7 @@ impl Drop for Layout {
     }
 }
 
-/// What the choice of an algorithm keeps to.
+/// Constraints on the choice of an algorithm.
 struct Preferences(sys::cublasLtMatmulPreference_t);
 
 impl Preferences {

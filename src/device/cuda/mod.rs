@@ -1,4 +1,4 @@
-//! A GPU, through the CUDA driver, which is looked for at run time.
+//! A GPU, driven by the CUDA driver, which is loaded at run time.
 
 mod cublas_lt;
 mod modules;
@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use modules::Modules;
 use staging::Staging;
 
-/// A number that lives on a device as it does on the host.
+/// A number with the same representation on host and device.
 pub trait Element {
     const DTYPE: DType;
 }
@@ -42,7 +42,7 @@ macro_rules! element {
 element!(f32 => F32, half::bf16 => BF16, half::f16 => F16, i8 => I8, u8 => U8, u32 => U32);
 
 impl Stream {
-    /// GPUs that the driver sees; none where there is no driver.
+    /// The number of GPUs; 0 without a driver.
     pub fn cuda_devices() -> usize {
         if driver_library().is_err() || result::init().is_err() {
             return 0;
@@ -50,20 +50,20 @@ impl Stream {
         CudaContext::device_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
     }
 
-    /// A GPU by its number, with a stream of its own.
+    /// The GPU with this number, with a stream of its own.
     ///
     /// # Errors
     /// There is no driver or no such GPU, or it is older than Volta.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         let failed = |reason: String| Error::Device { device: format!("cuda:{ordinal}"), reason };
-        // cudarc panics where the library is missing; that is an answer here, not an accident.
+        // cudarc panics if the library is missing; here that is an error value.
         driver_library().map_err(failed)?;
         let context = CudaContext::new(ordinal).map_err(|e| failed(explain(e)))?;
         let stream = context.new_stream().map_err(|e| failed(explain(e)))?;
         Self::from_cudarc(stream)
     }
 
-    /// The caller's own stream. Work is enqueued there, in order with the caller's.
+    /// The caller's own stream. Work is ordered with the caller's work on it.
     ///
     /// # Errors
     /// The GPU is older than Volta, or the driver failed.
@@ -73,7 +73,7 @@ impl Stream {
 }
 
 impl<'a> Slice<'a> {
-    /// Memory of cudarc's, in order with the work of its own stream: launch there, or have the streams wait.
+    /// Memory allocated by cudarc, ordered by its own stream: launch there, or make the streams wait for each other.
     pub fn from_cudarc<T: Element>(slice: &'a CudaSlice<T>) -> Self {
         let (address, _guard) = slice.device_ptr(slice.stream());
         Self::new(address, T::DTYPE, slice.len())
@@ -81,7 +81,7 @@ impl<'a> Slice<'a> {
 }
 
 impl<'a> SliceMut<'a> {
-    /// Memory of cudarc's, in order with the work of its own stream: launch there, or have the streams wait.
+    /// Memory allocated by cudarc, ordered by its own stream: launch there, or make the streams wait for each other.
     pub fn from_cudarc<T: Element>(slice: &'a mut CudaSlice<T>) -> Self {
         let (stream, len) = (Arc::clone(slice.stream()), slice.len());
         let (address, guard) = slice.device_ptr_mut(&stream);
@@ -90,22 +90,22 @@ impl<'a> SliceMut<'a> {
     }
 }
 
-/// The one of [`ARCHS`] whose code a device of this compute capability runs: the newest of its generation that is not
-/// newer than the device. Hopper's code (sm_90a) runs on nothing else.
+/// The entry of [`ARCHS`] whose code a device of this compute capability runs: the newest of its generation that is not
+/// newer than the device. Hopper's code (sm_90a) runs on no other device.
 fn code_arch(capability: u32) -> Option<u32> {
     let same_generation = |arch: &u32| arch / 10 == capability / 10 && *arch <= capability;
     ARCHS.into_iter().rev().find(same_generation)
 }
 
-/// Whether there is a driver to load; the reason if not.
+/// Whether the driver can be loaded; if not, why.
 fn driver_library() -> Result<(), String> {
     const NAMES: [&str; 2] = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so.1", "libcuda.so"] };
-    // SAFETY: the NVIDIA driver's library has no initializers that ask for more than being loaded; cudarc loads the same.
+    // SAFETY: loading the NVIDIA driver's library has no preconditions; cudarc loads the same.
     let found = NAMES.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok());
     if found { Ok(()) } else { Err(format!("no NVIDIA driver: {} cannot be loaded", NAMES[0])) }
 }
 
-/// An error of the driver, in its own words.
+/// The driver's own text for an error.
 fn explain(error: DriverError) -> String {
     let name = error.error_name().map_or_else(|_| format!("{error:?}"), |name| name.to_string_lossy().into_owned());
     match error.error_string() {
@@ -145,7 +145,7 @@ impl Cuda {
         Error::Device { device: self.info.device.clone(), reason: format!("{what}: {}", explain(error)) }
     }
 
-    /// Makes the context the calling thread's.
+    /// Binds the context to the calling thread.
     fn bind(&self) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(|e| self.error("context", e))
     }
@@ -156,7 +156,7 @@ impl Driver for Cuda {
         &self.info
     }
 
-    /// Such an error is sticky, and the primary context that it has broken is what the process gets again.
+    /// A kernel fault is sticky: the primary context is broken, and this process cannot get another.
     fn fails_for_good(&self) -> bool {
         true
     }
@@ -169,7 +169,7 @@ impl Driver for Cuda {
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
         let size = bytes.max(1);
-        // SAFETY: the stream is alive, and what comes back is cleared or written before it is read.
+        // SAFETY: the stream is alive, and the memory is cleared or written before it is read.
         let address = unsafe {
             if self.stream.context().has_async_alloc() {
                 result::malloc_async(self.stream.cu_stream(), size)
@@ -184,10 +184,10 @@ impl Driver for Cuda {
     }
 
     fn release(&self, address: u64, _bytes: usize) {
-        // Nobody to tell: where the device has failed, its memory is gone as well.
+        // An error cannot be reported here; after a device failure the memory is gone anyway.
         let _ = self.bind().map(|()| {
-            // SAFETY: the address came from `allocate` and is given back once; the free is ordered after the stream's
-            // work, or waits for it.
+            // SAFETY: the address came from `allocate` and is freed once; the free is ordered after the stream's work,
+            // or waits for it.
             unsafe {
                 if self.stream.context().has_async_alloc() {
                     result::free_async(address, self.stream.cu_stream())
@@ -203,7 +203,7 @@ impl Driver for Cuda {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the caller's memory has `bytes`; zero is a value of every dtype.
+        // SAFETY: the caller's memory has `bytes`, and all-zero bytes are valid in every dtype.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
             .map_err(|e| self.error("clearing memory", e))
     }
@@ -218,7 +218,7 @@ impl Driver for Cuda {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: `data` stays where it is until the stream is done with it.
+        // SAFETY: `data` is not moved or freed before the stream is done with it.
         unsafe { result::memcpy_dtoh_async(data, address, self.stream.cu_stream()) }
             .and_then(|()| self.stream.synchronize())
             .map_err(|e| self.error("download", e))
@@ -226,8 +226,8 @@ impl Driver for Cuda {
 
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8> {
         self.bind()?;
-        // Not write-combined: the host reads it.
-        // SAFETY: zeroed before anybody reads it.
+        // Not write-combined, because the host reads it.
+        // SAFETY: zeroed before it is read.
         unsafe {
             let memory = result::malloc_host(bytes.max(1), 0)
                 .map_err(|e| self.error(&format!("{bytes} bytes of page-locked memory"), e))?
@@ -238,13 +238,13 @@ impl Driver for Cuda {
     }
 
     unsafe fn release_host(&self, memory: *mut u8, _bytes: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let _ = self.bind().map(|()| unsafe { result::free_host(memory.cast()) });
     }
 
     unsafe fn copy_to_host(&self, address: u64, to: *mut u8, bytes: usize) -> Result<()> {
         self.bind()?;
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let copied = unsafe {
             let to = std::slice::from_raw_parts_mut(to, bytes);
             result::memcpy_dtoh_async(to, address, self.stream.cu_stream())
@@ -270,7 +270,7 @@ impl Driver for Cuda {
         let rank = dims.len();
         if rank == 0 || strides.len() + 1 != rank || sides.len() != rank {
             let found = format!("{rank} dims, {} strides, {} sides", strides.len(), sides.len());
-            return Err(refused(format!("expected one stride fewer than dims and as many sides, found {found}")));
+            return Err(refused(format!("expected one stride fewer than dims and a side for each, found {found}")));
         }
         let pattern = match swizzle {
             Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
@@ -281,7 +281,7 @@ impl Driver for Cuda {
         self.bind()?;
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         let steps = vec![1u32; rank];
-        // SAFETY: the arrays have as many numbers as the rank says; the driver checks what they mean, and copies them.
+        // SAFETY: the arrays have `rank` elements; the driver checks their values and copies them.
         let made = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,
@@ -328,11 +328,11 @@ impl Driver for Cuda {
             sharedMemBytes: function.shared_bytes,
             hStream: self.stream.cu_stream(),
             attrs: &raw mut cluster,
-            // Devices before Hopper refuse the attribute.
+            // Devices before Hopper reject the attribute.
             numAttrs: u32::from(launch.cluster > 1),
         };
-        // SAFETY: the function's only parameter is the kernel's argument struct, which `args` holds; the driver copies it,
-        // and the attribute, before it returns. The rest is the caller's promise.
+        // SAFETY: the kernel's only parameter is its argument struct, which `args` holds; the driver copies it and the
+        // attribute before it returns. The rest is guaranteed by the caller.
         let launched = unsafe {
             sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), std::ptr::null_mut()).result()
         };
@@ -353,7 +353,7 @@ impl Driver for Cuda {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        // Only this thread's mistakes end the capture: others may allocate meanwhile.
+        // Only calls of this thread can fail the capture; other threads may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(|e| self.error("capture", e))
     }
@@ -384,7 +384,7 @@ struct Recorded {
     device: String,
 }
 
-// SAFETY: the driver asks that a graph is used by one thread at a time, not always by the same; `Graph` keeps it behind a
+// SAFETY: the driver requires that one thread at a time uses a graph, not always the same; `Graph` keeps it behind a
 // mutex.
 unsafe impl Send for Recorded {}
 

@@ -1,4 +1,4 @@
-//! Kernels on the device: a variant is loaded when it is first launched.
+//! Kernels on the device: a variant is loaded at its first launch.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -9,10 +9,10 @@ use cudarc::driver::{result, sys};
 use super::explain;
 use crate::device::variant::Variant;
 
-/// Dynamic shared memory that a block may have without asking.
+/// Dynamic shared memory that a block may use without opting in.
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 
-/// A kernel, ready to launch.
+/// A loaded kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Function {
     pub handle: sys::CUfunction,
@@ -20,15 +20,15 @@ pub(super) struct Function {
     pub shared_bytes: u32,
 }
 
-// SAFETY: a handle of the driver's, which any thread may use.
+// SAFETY: a driver handle, which any thread may use.
 unsafe impl Send for Function {}
 
-/// The variants that are loaded, by name. They stay loaded: a graph may hold any of them.
+/// The loaded variants by name. They are never unloaded, because a graph may contain any of them.
 #[derive(Default)]
 pub(super) struct Modules(Mutex<HashMap<&'static str, Function>>);
 
 impl Modules {
-    /// The variant's function, in the context that is current.
+    /// The variant's function, in the current context.
     pub fn function(&self, variant: &'static Variant, arch: u32) -> Result<Function, String> {
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = loaded.get(variant.name) {
@@ -47,7 +47,7 @@ fn load(variant: &'static Variant, arch: u32) -> Result<Function, String> {
         format!("this build has no code for sm_{arch} ({built}); build with BURRSTONE_CUDA_ARCHS={arch} or all")
     })?;
     let name = CString::new(variant.name).map_err(|e| e.to_string())?;
-    // SAFETY: the image is a whole cubin, made and read by the build; the module is never unloaded.
+    // SAFETY: the image is a whole cubin, compiled and parsed by the build; the module is never unloaded.
     unsafe {
         let module = result::module::load_data(cubin.image.as_ptr().cast()).map_err(explain)?;
         let handle = result::module::get_function(module, name).map_err(explain)?;

@@ -1,13 +1,13 @@
-//! Uploads through page-locked memory: the copy runs beside the host, which may forget its data at once.
+//! Uploads through page-locked memory: the copy is asynchronous, and the caller may reuse its data at once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result, sys};
 
-/// Bytes of one buffer: enough for a copy to run at full speed, and for a step in one piece.
+/// Bytes of one buffer: enough for full copy bandwidth, and for the data of a step in one piece.
 const BYTES: usize = 8 << 20;
 
-/// Two buffers, filled in turn.
+/// Two buffers that are filled in turn.
 pub(super) struct Staging {
     stream: Arc<CudaStream>,
     buffers: Mutex<Buffers>,
@@ -15,18 +15,18 @@ pub(super) struct Staging {
 
 #[derive(Default)]
 struct Buffers {
-    /// Made with the first upload.
+    /// Allocated at the first upload.
     all: Vec<Buffer>,
     next: usize,
 }
 
 struct Buffer {
     memory: *mut u8,
-    /// Recorded behind the last copy out of it.
+    /// Recorded after the last copy from it.
     copied: CudaEvent,
 }
 
-// SAFETY: the pointer is to memory that this value alone owns.
+// SAFETY: this value alone owns the memory behind the pointer.
 unsafe impl Send for Buffer {}
 
 impl Staging {
@@ -34,7 +34,7 @@ impl Staging {
         Self { stream: Arc::clone(stream), buffers: Mutex::default() }
     }
 
-    /// Enqueues a copy of `data`, in the context that is current.
+    /// Enqueues a copy of `data`, in the current context.
     pub fn upload(&self, mut address: u64, data: &[u8]) -> Result<(), DriverError> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         while buffers.all.len() < 2 {
@@ -49,8 +49,8 @@ impl Staging {
             buffers.next = 1 - turn;
             let buffer = &buffers.all[turn];
             buffer.copied.synchronize()?;
-            // SAFETY: the buffer has room for a piece; the copy out of it that came before is done, and the next one
-            // waits for this one's event.
+            // SAFETY: the buffer has room for a piece; its previous copy is done, and the next one waits for this one's
+            // event.
             unsafe {
                 let staged = std::slice::from_raw_parts_mut(buffer.memory, piece.len());
                 staged.copy_from_slice(piece);
@@ -65,7 +65,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Nobody to tell: where the device has failed, no copy is under way.
+        // An error cannot be reported from drop; after a device failure no copy is running.
         let _ = self.stream.synchronize();
         let buffers = self.buffers.get_mut().unwrap_or_else(PoisonError::into_inner);
         for buffer in &buffers.all {

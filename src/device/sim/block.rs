@@ -1,4 +1,5 @@
-//! What the threads of a running block, or of the blocks of a running cluster, wait for, and what the checks know.
+//! State of a running block, or of the blocks of a running cluster: what its threads wait for, and what the checks
+//! need.
 //!
 //! All state that hooks change is in one `RefCell`, which is never borrowed while another fiber runs.
 
@@ -12,7 +13,6 @@ use rand_chacha::rand_core::Rng as _;
 use super::clocks::Clocks;
 use super::copies::{Flight, Groups, Load, Store, land_load, land_store};
 use super::counters::Counters;
-use super::deferred::Work;
 use super::fault::{FaultKind, Place, Waiting};
 use super::mbarriers::Mbarrier;
 use super::shadow::Shadow;
@@ -22,10 +22,10 @@ pub(super) const WARP: usize = 32;
 /// Threads that execute a `wgmma` together.
 pub(super) const WARPGROUP: usize = 128;
 
-/// Nominal start of the shared window, so that address 0 is not valid; a multiple of every alignment in use.
+/// Nominal start of the shared memory window, so that address 0 is invalid; a multiple of every alignment in use.
 pub(super) const WINDOW: u64 = 1024;
 
-/// A primitive's name and where it was called.
+/// A primitive's name and its call site.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
     what: *const c_char,
@@ -34,7 +34,7 @@ pub(super) struct Call {
 
 impl Call {
     /// # Safety
-    /// `what` is a string that lives as long as the program.
+    /// `what` is a string with static lifetime.
     pub(super) unsafe fn new(what: *const c_char, site: Site) -> Self {
         Call { what, site }
     }
@@ -44,7 +44,7 @@ impl Call {
     }
 
     fn describe(self) -> (String, Place) {
-        // SAFETY: both constructors take strings that live as long as the program.
+        // SAFETY: both constructors take strings with static lifetime.
         let what = unsafe { CStr::from_ptr(self.what) }.to_string_lossy().into_owned();
         (what, self.site.place())
     }
@@ -59,27 +59,37 @@ pub(super) enum Status {
 
 pub(super) type Collective = unsafe extern "C" fn(*const *mut c_void);
 
+pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
+
+/// A product that a warpgroup has started: a function of the primitive's host body, and the data it was started with.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    pub work: DeferredWork,
+    pub data: Vec<u64>,
+    pub target: usize,
+}
+
 /// Lanes that have reached a collective, of all that must.
 #[derive(Debug)]
 pub(super) struct Gathering {
     pub run: Collective,
     pub first: usize,
     pub mask: u32,
-    /// Where the first of them came from.
+    /// The call site of the first lane.
     pub site: Site,
     pub arrived: usize,
-    /// By lane; null for lanes that have not arrived or take no part.
+    /// By lane; null for lanes that have not arrived or do not take part.
     pub records: Vec<*mut c_void>,
 }
 
-/// Which barrier: one of a block's by its number, or the cluster's.
+/// One of a block's barriers by its number, or the cluster's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum BarrierId {
     Block { rank: usize, id: u32 },
     Cluster,
 }
 
-/// Lanes that have reached a `sync_warp`.
+/// A `sync_warp` that some of its lanes have reached.
 #[derive(Debug)]
 pub(super) struct WarpSync {
     pub warp: usize,
@@ -91,7 +101,7 @@ pub(super) struct WarpSync {
 pub(super) struct Barrier {
     pub expected: u32,
     pub arrived: u32,
-    /// Where the first lane of each warp came from.
+    /// The call site of each warp's first lane.
     pub sites: BTreeMap<usize, Site>,
     pub waiting: Vec<usize>,
     pub released: Vec<u32>,
@@ -110,14 +120,14 @@ pub(super) struct State {
     pub spare_records: Vec<Vec<*mut c_void>>,
     pub warp_syncs: Vec<WarpSync>,
     pub barriers: BTreeMap<BarrierId, Barrier>,
-    /// By place in the shared memory of the cluster.
+    /// By offset in the shared memory of the cluster.
     pub mbarriers: BTreeMap<u64, Mbarrier>,
     /// By thread.
     pub loads: Vec<Groups<Load>>,
     pub stores: Vec<Groups<Store>>,
     pub flights: Vec<Flight>,
     /// By the first warp of a warpgroup.
-    pub deferred: Vec<Groups<Work>>,
+    pub deferred: Vec<Groups<Deferred>>,
     /// By block and thread of another block: the thread's last access to the block's shared memory, and where it came from.
     pub remote: BTreeMap<(usize, usize), (u32, Site)>,
     pub fault: Option<(u32, FaultKind, Place)>,
@@ -150,19 +160,19 @@ impl State {
         threads.all(|thread| matches!(self.status[thread], Status::Finished))
     }
 
-    /// Any of the fibers that can go on.
+    /// A random ready fiber.
     pub(super) fn next(&mut self) -> Option<usize> {
         if self.ready.is_empty() {
             return None;
         }
-        // A bias of 2^-54 does not matter here.
+        // The bias of 2^-54 does not matter here.
         let at = (u64::from(self.random.next_u32()) * self.ready.len() as u64) >> 32;
         Some(self.ready.swap_remove(at as usize))
     }
 
-    /// Moves a load's bytes; other threads see them from `epoch` of its thread on.
+    /// Completes a load. Other threads see its bytes from `epoch` of its thread on.
     pub(super) fn land(&mut self, load: &Load, epoch: u32, shared: *mut u8) {
-        // SAFETY: the hooks that begin copies check both ends, and `shared` is the block's own.
+        // SAFETY: the hooks that start copies check source and destination, and `shared` is the block's own.
         unsafe { land_load(load, shared, WINDOW) };
         self.shadow.land(load.to, load.bytes, load.thread, epoch, load.bulk, load.site);
     }
@@ -176,7 +186,8 @@ impl State {
         }
     }
 
-    /// Lands one of the copies that report to an mbarrier, if there are any: nobody can go on without.
+    /// Completes a random copy that reports to an mbarrier, if there is one. Called when no thread can continue without
+    /// it.
     pub(super) fn land_any_flight(&mut self, shared: *mut u8) -> bool {
         if self.flights.is_empty() {
             return false;
@@ -196,14 +207,14 @@ impl State {
         };
         barrier.released.iter_mut().zip(&flight.released).for_each(|(a, b)| *a = (*a).max(*b));
         if flight.bytes == 0 {
-            // An arrival beyond the count shows as a phase that never ends.
+            // An arrival beyond the count is found as a phase that never ends.
             let _ = barrier.arrive();
         }
         barrier.land(flight.bytes);
         self.advance(flight.mbarrier);
     }
 
-    /// Wakes who waited at an mbarrier, if its phase is over.
+    /// Wakes the threads that wait at an mbarrier, if its phase is complete.
     pub(super) fn advance(&mut self, mbarrier: u64) {
         let Some(barrier) = self.mbarriers.get_mut(&mbarrier) else {
             return;
@@ -215,10 +226,10 @@ impl State {
         }
     }
 
-    /// What a block that has ended left undone.
+    /// Asynchronous work that an ended block has not waited for.
     pub(super) fn unfinished(&self) -> Option<&'static str> {
         if !self.flights.is_empty() {
-            return Some("the block ended with copies to shared memory on their way");
+            return Some("the block ended with copies to shared memory in flight");
         }
         if self.stores.iter().any(|stores| !stores.is_empty()) {
             return Some("a thread ended with bulk stores that it has not waited for");
@@ -238,7 +249,7 @@ impl State {
         self.status.iter().any(|status| matches!(status, Status::Waiting(_)))
     }
 
-    /// No fiber can go on: all have finished, or why not.
+    /// Called when no fiber can run: all have finished, or it returns the reason.
     pub(super) fn end(&self) -> Result<(), (u32, FaultKind, Place)> {
         if let Some(stuck) = self.stuck() {
             return Err(stuck);
@@ -252,7 +263,7 @@ impl State {
         }
     }
 
-    /// Who waits for what, with a thread that waits; nothing if all have finished.
+    /// The groups of waiting threads, with one of the threads; `None` if all have finished.
     fn stuck(&self) -> Option<(u32, FaultKind, Place)> {
         let mut groups: Vec<Waiting> = Vec::new();
         let mut first = None;

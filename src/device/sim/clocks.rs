@@ -1,20 +1,20 @@
-//! Which accesses are ordered: vector clocks.
+//! Happens-before order of accesses, by vector clocks.
 //!
-//! Each thread counts its epochs; a release (a barrier, an arrival) ends one. A thread knows, for each other thread, the
-//! last epoch that is ordered before its own next step. Threads that have passed the same barrier share that knowledge,
-//! so a barrier of a whole block costs one vector, not one a thread.
+//! Each thread counts its epochs; a release (a barrier, an arrival) ends one. A thread knows, for each other thread,
+//! the last epoch that is ordered before its own next step. Threads that have passed the same barrier share that
+//! vector, so that a barrier of a whole block costs one vector, not one a thread.
 
 use std::rc::Rc;
 
-/// What is known of the other threads: the last epoch of each that happened before.
+/// The last epoch of each thread that happened before a thread's next step.
 pub(super) type Known = Rc<[u32]>;
 
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
-    /// The running epoch of each thread, from 1.
+    /// The current epoch of each thread, from 1.
     epoch: Vec<u32>,
     known: Vec<Known>,
-    /// The last epoch of each thread that its asynchronous fences cover.
+    /// The last epoch of each thread that is covered by its `fence_async`.
     fenced: Vec<u32>,
 }
 
@@ -33,7 +33,7 @@ impl Clocks {
         self.epoch[thread]
     }
 
-    /// The writes of `thread` so far may be read by units beside the threads.
+    /// Makes the writes of `thread` so far visible to the async proxy.
     pub(super) fn fence(&mut self, thread: usize) {
         self.fenced[thread] = self.epoch[thread];
         self.epoch[thread] += 1;
@@ -48,12 +48,12 @@ impl Clocks {
         other == thread || epoch <= self.known[thread][other]
     }
 
-    /// The threads meet: what each did before happens before what any does after.
+    /// A barrier: what each thread did before it happens before what any does after it.
     pub(super) fn meet(&mut self, threads: impl Iterator<Item = usize> + Clone) {
         let mut all = self.nothing();
         let mut last: Option<Known> = None;
         for thread in threads.clone() {
-            // Neighbours mostly have met before, and know the same.
+            // Neighbouring threads mostly share a vector from the last barrier.
             let known = &self.known[thread];
             if !last.as_ref().is_some_and(|last| Rc::ptr_eq(last, known)) {
                 all.iter_mut().zip(known.iter()).for_each(|(a, b)| *a = (*a).max(*b));
@@ -72,14 +72,14 @@ impl Clocks {
         vec![0; self.epoch.len()]
     }
 
-    /// `thread` arrives: all that it did happens before whatever acquires `into`.
+    /// Release by `thread`: its steps so far happen before those of a thread that acquires `into`.
     pub(super) fn release(&mut self, thread: usize, into: &mut [u32]) {
         into.iter_mut().zip(self.known[thread].iter()).for_each(|(a, b)| *a = (*a).max(*b));
         into[thread] = into[thread].max(self.epoch[thread]);
         self.epoch[thread] += 1;
     }
 
-    /// All that was released into `from` happens before the next step of `thread`.
+    /// Acquire by `thread`: all that was released into `from` happens before its next step.
     pub(super) fn acquire(&mut self, thread: usize, from: &[u32]) {
         let known = &self.known[thread];
         if from.iter().zip(known.iter()).any(|(a, b)| a > b) {

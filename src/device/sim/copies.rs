@@ -1,32 +1,32 @@
-//! Copies that run beside the threads. Each lands as late as CUDA allows: in the wait of its thread, or, where it reports
-//! to an mbarrier, when no thread can go on without it.
+//! Asynchronous copies. Each completes as late as CUDA allows: in the wait of its thread, or, if it reports to an
+//! mbarrier, when no thread can continue without it.
 
 use std::collections::VecDeque;
 
 use super::sites::SiteId;
 use super::tensor_map::{MAX_RANK, TensorMap};
 
-/// Bytes of shared memory that come from global memory.
+/// A copy from global to shared memory.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
     pub to: usize,
     pub bytes: usize,
     pub from: Source,
     pub thread: usize,
-    /// Whether a unit beside the threads writes: `fence_async` does not concern it.
+    /// Whether the async proxy writes, for which no `fence_async` is needed.
     pub bulk: bool,
     pub site: SiteId,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Source {
-    /// `valid` bytes from an address on; zero after them.
+    /// `valid` bytes from an address on, then zeros.
     Bytes { address: u64, valid: usize },
     /// A box of a tensor; zero outside the tensor.
     Box { map: TensorMap, coordinates: [i32; MAX_RANK] },
 }
 
-/// Bytes of global memory that come from shared memory.
+/// A copy from shared to global memory.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     pub from: usize,
@@ -40,7 +40,7 @@ pub(super) enum Target {
     Box { map: TensorMap, coordinates: [i32; MAX_RANK] },
 }
 
-/// Groups of things that are waited for in order; the last may be open.
+/// Commit groups, which are waited for in order; the last may be open.
 #[derive(Debug)]
 pub(super) struct Groups<T> {
     pub open: Vec<T>,
@@ -58,7 +58,7 @@ impl<T> Groups<T> {
         self.closed.push_back(std::mem::take(&mut self.open));
     }
 
-    /// The first of all but the last `pending` closed groups.
+    /// The oldest closed group, if more than `pending` are closed.
     pub(super) fn take(&mut self, pending: usize) -> Option<Vec<T>> {
         if self.closed.len() > pending { self.closed.pop_front() } else { None }
     }
@@ -78,21 +78,21 @@ pub(super) struct Flight {
     pub thread: usize,
     pub loads: Vec<Load>,
     pub mbarrier: u64,
-    /// Bytes that the barrier was told to expect; 0 for an arrival.
+    /// Bytes that it reports to the barrier; 0 for an arrival.
     pub bytes: u64,
-    /// What was ordered before the copy, for who waits at the barrier.
+    /// The vector clock that a waiting thread acquires.
     pub released: Vec<u32>,
 }
 
-/// Moves the bytes of a load into shared memory at `shared`; `window` is the address there of byte 0.
+/// Writes the bytes of a load to shared memory at `shared`; `window` is the window address of its byte 0.
 ///
 /// # Safety
-/// The load's source was checked to lie in live allocations and its destination in shared memory.
+/// The load's source was checked to be in live allocations, and its destination in shared memory.
 pub(super) unsafe fn land_load(load: &Load, shared: *mut u8, window: u64) {
     match &load.from {
         Source::Bytes { address, valid } => {
             let from: *const u8 = std::ptr::with_exposed_provenance(*address as usize);
-            // SAFETY: the caller's contract.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let to = shared.add(load.to);
                 to.copy_from(from, *valid);
@@ -104,7 +104,7 @@ pub(super) unsafe fn land_load(load: &Load, shared: *mut u8, window: u64) {
                 let to = map.permuted(window + (load.to + 16 * i) as u64) - window;
                 let mut bytes = [0_u8; 16];
                 let from = std::ptr::with_exposed_provenance::<u8>(piece.global as usize);
-                // SAFETY: the caller's contract; a permutation stays inside the box.
+                // SAFETY: guaranteed by the caller; a swizzle stays inside the box.
                 unsafe {
                     let inside = &mut bytes[piece.inside.clone()];
                     from.wrapping_add(piece.inside.start).copy_to(inside.as_mut_ptr(), inside.len());
@@ -115,7 +115,7 @@ pub(super) unsafe fn land_load(load: &Load, shared: *mut u8, window: u64) {
     }
 }
 
-/// Moves the bytes of a store to global memory.
+/// Writes the bytes of a store to global memory.
 ///
 /// # Safety
 /// As `land_load`, with source and destination exchanged.
@@ -123,14 +123,14 @@ pub(super) unsafe fn land_store(store: &Store, shared: *const u8, window: u64) {
     match &store.to {
         Target::Bytes { address } => {
             let to: *mut u8 = std::ptr::with_exposed_provenance_mut(*address as usize);
-            // SAFETY: the caller's contract.
+            // SAFETY: guaranteed by the caller.
             unsafe { to.copy_from(shared.add(store.from), store.bytes) };
         }
         Target::Box { map, coordinates } => {
             for (i, piece) in map.pieces(coordinates).into_iter().enumerate() {
                 let from = map.permuted(window + (store.from + 16 * i) as u64) - window;
                 let to = std::ptr::with_exposed_provenance_mut::<u8>(piece.global as usize);
-                // SAFETY: the caller's contract; a permutation stays inside the box.
+                // SAFETY: guaranteed by the caller; a swizzle stays inside the box.
                 unsafe {
                     let from = shared.add(from as usize + piece.inside.start);
                     to.wrapping_add(piece.inside.start).copy_from(from, piece.inside.len());

@@ -1,4 +1,4 @@
-//! The hooks of asynchronous copies and of the barriers that they report to.
+//! The hooks of asynchronous copies, and of the mbarriers that they report to.
 
 use std::ffi::c_char;
 
@@ -15,7 +15,7 @@ use super::tensor_map::{MAX_RANK, TensorMap};
 
 /// Bytes of an mbarrier.
 const MBARRIER: u32 = 8;
-/// Bulk copies to and from shared memory start at multiples of this, tensor boxes of that.
+/// Alignments in shared memory: of bulk copies, and of tensor boxes.
 const BULK: u64 = 16;
 const BOX: u64 = 128;
 
@@ -23,7 +23,7 @@ fn misuse(run: &Run, what: &str, site: Site) -> ! {
     run.fault(FaultKind::Misuse { what: what.to_owned() }, site)
 }
 
-/// Checks the destination of a load in the shared memory of a block, poisons it, and makes it untouchable.
+/// Starts a load to a block's shared memory: checks the destination, poisons it, and forbids access until it completes.
 fn take_off(run: &Run, rank: usize, to: u64, bytes: u64, from: Source, bulk: bool, site: Site) -> Load {
     let id = shared_range(run, rank, to, bytes, Access::Store, site);
     let to = run.cluster.place(rank, to);
@@ -41,7 +41,7 @@ fn window_offset(run: &Run, address: u32, multiple: u64, site: Site) -> u64 {
 }
 
 /// # Safety
-/// `file` of every hook is a string literal of the kernel's code.
+/// `file` of every hook is a string literal in the kernel's code.
 pub(super) unsafe extern "C" fn hook_cp_async(
     to: u32,
     from: u64,
@@ -50,7 +50,7 @@ pub(super) unsafe extern "C" fn hook_cp_async(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     if valid > bytes {
@@ -84,7 +84,7 @@ pub(super) extern "C" fn hook_cp_async_wait(pending: u32, _file: *const c_char, 
         }
     }
     if pending == 0 {
-        // Those that report to an mbarrier are waited for as well.
+        // Copies that only arrive at an mbarrier are waited for as well.
         while let Some(at) = state.flights.iter().position(|f| f.thread == thread && f.bytes == 0) {
             state.land_flight(at, run.shared());
         }
@@ -94,7 +94,7 @@ pub(super) extern "C" fn hook_cp_async_wait(pending: u32, _file: *const c_char, 
 /// # Safety
 /// As `hook_cp_async`.
 pub(super) unsafe extern "C" fn hook_cp_async_arrive(mbarrier: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let thread = run.thread();
@@ -110,7 +110,7 @@ pub(super) unsafe extern "C" fn hook_cp_async_arrive(mbarrier: u32, file: *const
 /// # Safety
 /// As `hook_cp_async`.
 pub(super) unsafe extern "C" fn hook_mbarrier_init(mbarrier: u32, count: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     if count == 0 || count >= 1 << 20 {
@@ -123,8 +123,8 @@ pub(super) unsafe extern "C" fn hook_mbarrier_init(mbarrier: u32, count: u32, fi
     state.mbarriers.insert(run.cluster.place(run.rank(), offset), Mbarrier::new(count, nothing));
 }
 
-/// The place of a block's mbarrier in the shared memory of the cluster. Faults unless there is one that the running thread
-/// may know of.
+/// The offset of a block's mbarrier in the shared memory of the cluster. Faults unless it is initialised, and the
+/// running thread is ordered after that.
 fn known(run: &Run, rank: usize, mbarrier: u32, site: Site) -> u64 {
     let offset = window_offset(run, mbarrier, u64::from(MBARRIER), site);
     shared(run, rank, offset, MBARRIER, Access::Load, site);
@@ -144,7 +144,7 @@ pub(super) unsafe extern "C" fn hook_mbarrier_arrive(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     arrive(run, known(run, run.rank(), mbarrier, site), arrivals, bytes, site);
@@ -155,7 +155,7 @@ pub(super) unsafe extern "C" fn hook_mbarrier_arrive(
 /// # Safety
 /// As `hook_cp_async`.
 pub(super) unsafe extern "C" fn hook_mbarrier_arrive_cluster(mbarrier: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let rank = (mbarrier >> RANK_BIT).checked_sub(1).map_or(run.rank(), |rank| rank as usize);
@@ -190,7 +190,7 @@ fn arrive(run: &Run, mbarrier: u64, arrivals: u32, bytes: u32, site: Site) {
 /// # Safety
 /// As `hook_cp_async`.
 pub(super) unsafe extern "C" fn hook_mbarrier_wait(mbarrier: u32, parity: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let mbarrier = known(run, run.rank(), mbarrier, site);
@@ -217,7 +217,7 @@ pub(super) extern "C" fn hook_fence_async() {
     run.state.borrow_mut().clocks.fence(run.thread());
 }
 
-/// A load to a block's shared memory that reports its bytes to an mbarrier there.
+/// Starts a load to a block's shared memory that reports its bytes to an mbarrier there.
 fn fly(run: &Run, rank: usize, to: u64, bytes: u64, from: Source, mbarrier: u32, site: Site) {
     let mbarrier = known(run, rank, mbarrier, site);
     let load = take_off(run, rank, to, bytes, from, true, site);
@@ -229,7 +229,7 @@ fn fly(run: &Run, rank: usize, to: u64, bytes: u64, from: Source, mbarrier: u32,
 
 fn check_bulk(run: &Run, global: u64, bytes: u64, site: Site) {
     if bytes == 0 || !bytes.is_multiple_of(BULK) || !global.is_multiple_of(BULK) {
-        misuse(run, "bulk copy of bytes or from an address that are no multiple of 16", site);
+        misuse(run, "bulk copy whose size or address is no multiple of 16", site);
     }
     check_global(run, global, bytes, site);
 }
@@ -244,7 +244,7 @@ pub(super) unsafe extern "C" fn hook_bulk_load(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let bytes = u64::from(bytes);
@@ -256,7 +256,7 @@ pub(super) unsafe extern "C" fn hook_bulk_load(
 /// # Safety
 /// As `hook_cp_async`.
 pub(super) unsafe extern "C" fn hook_bulk_store(to: u64, from: u32, bytes: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let bytes = u64::from(bytes);
@@ -268,10 +268,10 @@ pub(super) unsafe extern "C" fn hook_bulk_store(to: u64, from: u32, bytes: u32, 
     run.state.borrow_mut().stores[run.thread()].open.push(store);
 }
 
-/// The map behind a pointer and all five coordinates, with every byte that the box touches checked.
+/// The map behind a pointer and five coordinates. Checks every byte that the box touches.
 ///
 /// # Safety
-/// `map` points at 128 bytes at a multiple of 64, `coordinates` at `dimensions` numbers.
+/// `map` points to 128 bytes at a multiple of 64, `coordinates` to `dimensions` numbers.
 unsafe fn tensor_box(
     run: &Run,
     map: *const TensorMap,
@@ -279,16 +279,16 @@ unsafe fn tensor_box(
     dimensions: u32,
     site: Site,
 ) -> (TensorMap, [i32; MAX_RANK]) {
-    // SAFETY: the caller's contract; every bit pattern is a map.
+    // SAFETY: guaranteed by the caller; every bit pattern is valid.
     let map = unsafe { *map };
     if !map.is_valid() {
         misuse(run, "not a tensor map", site);
     }
     if map.rank != dimensions {
-        misuse(run, "as many coordinates as the tensor map has dimensions are needed", site);
+        misuse(run, "expected a coordinate for each dimension of the tensor map", site);
     }
     let mut all = [0; MAX_RANK];
-    // SAFETY: the caller's contract; a valid map has at most five dimensions.
+    // SAFETY: guaranteed by the caller; a valid map has at most five dimensions.
     all[..dimensions as usize].copy_from_slice(unsafe { std::slice::from_raw_parts(coordinates, dimensions as usize) });
     for piece in map.pieces(&all) {
         if !piece.inside.is_empty() {
@@ -300,7 +300,7 @@ unsafe fn tensor_box(
 }
 
 /// # Safety
-/// As `hook_cp_async`, and `map` and `coordinates` as `tensor_box` wants them: what the primitives pass.
+/// As `hook_cp_async`; `map` and `coordinates` as in `tensor_box`, which the primitives guarantee.
 pub(super) unsafe extern "C" fn hook_tensor_load(
     to: u32,
     map: *const TensorMap,
@@ -310,16 +310,16 @@ pub(super) unsafe extern "C" fn hook_tensor_load(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
     let to = window_offset(run, to, BOX, site);
     fly(run, run.rank(), to, map.box_bytes(), Source::Box { map, coordinates }, mbarrier, site);
 }
 
-/// The same for every block of the cluster that `blocks` has a bit of, to the same place and mbarrier of each.
+/// A tensor load for every block of the cluster whose bit is set in `blocks`, to the same offset and mbarrier of each.
 ///
 /// # Safety
 /// As `hook_tensor_load`.
@@ -333,13 +333,13 @@ pub(super) unsafe extern "C" fn hook_tensor_multicast(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     if blocks == 0 || blocks >> run.cluster.blocks != 0 {
-        misuse(run, "multicast to blocks that the cluster has not, or to none", site);
+        misuse(run, "multicast to no block, or to one outside the cluster", site);
     }
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
     let to = window_offset(run, to, BOX, site);
     for rank in (0..run.cluster.blocks).filter(|rank| blocks >> rank & 1 == 1) {
@@ -357,10 +357,10 @@ pub(super) unsafe extern "C" fn hook_tensor_store(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let (map, coordinates) = unsafe { tensor_box(run, map, coordinates, dimensions, site) };
     let from = window_offset(run, from, BOX, site);
     shared_range(run, run.rank(), from, map.box_bytes(), Access::AsyncLoad, site);

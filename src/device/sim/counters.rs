@@ -1,6 +1,6 @@
-//! What each call site costs the memory system of a GPU: wavefronts of shared memory, sectors of global memory.
+//! Memory cost of each call site on a GPU: wavefronts of shared memory, sectors of global memory.
 //!
-//! Lanes run one after the other here, so the accesses that a GPU makes as one instruction are put together again:
+//! Here lanes run one after the other, so the accesses that are one instruction on a GPU must be put together again:
 //! the n-th access of each lane of a warp at a call site belongs to the n-th instruction there.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -22,18 +22,18 @@ pub enum Space {
     Global,
 }
 
-/// The cost of one call site over a launch.
+/// The cost of a call site over a launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SiteStats {
     pub place: Place,
     pub space: Space,
     /// Whether the site writes.
     pub store: bool,
-    /// Instructions of a warp.
+    /// Warp instructions.
     pub instructions: u64,
-    /// Wavefronts (shared) or sectors (global) that they take.
+    /// Wavefronts (shared) or sectors (global).
     pub cost: u64,
-    /// What they would take without bank conflicts, or with every byte of a sector used.
+    /// The cost without bank conflicts, or with every byte of each sector used.
     pub ideal: u64,
 }
 
@@ -51,7 +51,7 @@ struct Totals {
     ideal: u64,
 }
 
-/// One instruction of a warp, as far as its lanes have run it.
+/// A warp instruction that some lanes have run.
 #[derive(Debug, Clone)]
 struct Instruction {
     addresses: [u64; LANES],
@@ -59,10 +59,10 @@ struct Instruction {
     bytes: u32,
 }
 
-/// The instructions of one warp at one site that some lanes have yet to run.
+/// The instructions of a warp at a site that some lanes have not run yet.
 #[derive(Debug, Default)]
 struct Open {
-    /// Number of the first open instruction.
+    /// The number of the first open instruction.
     first: u64,
     /// Instructions that each lane has run.
     seen: [u64; LANES],
@@ -104,7 +104,7 @@ impl Counters {
         }
     }
 
-    /// The block has ended: instructions that some lanes did not run are complete.
+    /// Ends a block: instructions that some lanes did not run are counted without those.
     pub(super) fn end_block(&mut self) {
         for ((key, _), open) in self.open.drain() {
             for instruction in &open.instructions {
@@ -113,7 +113,7 @@ impl Counters {
         }
     }
 
-    /// By place.
+    /// Statistics by source line.
     pub(super) fn report(&self, sites: &Sites) -> Vec<SiteStats> {
         let mut merged: BTreeMap<(String, u32, Space, bool), Totals> = BTreeMap::new();
         for (key, totals) in &self.totals {
@@ -148,8 +148,8 @@ fn add(totals: &mut HashMap<Key, Totals>, key: Key, instruction: &Instruction) {
     totals.ideal += ideal;
 }
 
-/// Wavefronts taken, and without conflicts. Lanes go together as long as their words fill the banks once: all 32 with 4
-/// bytes each, half of them with 8, a quarter with 16. Lanes that read the same word share it.
+/// Wavefronts of an instruction, and without bank conflicts. Lanes are served together while their words fill the banks
+/// once: all 32 with 4 bytes each, half of them with 8, a quarter with 16. Lanes that read the same word share it.
 fn wavefronts(instruction: &Instruction) -> (u64, u64) {
     let words = u64::from(instruction.bytes).div_ceil(WORD);
     let together = LANES / words as usize;

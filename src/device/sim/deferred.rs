@@ -1,18 +1,8 @@
-//! Work that a warpgroup has started and does not wait for yet: products of `wgmma`.
+//! Asynchronous work of a warpgroup: products of `wgmma` that it has not waited for.
 
-use super::block::WARP;
+use super::block::{Deferred, DeferredWork, WARP};
 use super::hooks;
 use super::run::Run;
-
-pub(super) type DeferredWork = unsafe extern "C" fn(*const u64);
-
-/// A function of the primitive's host body, and the data it was started with.
-#[derive(Debug)]
-pub(super) struct Work {
-    work: DeferredWork,
-    data: Vec<u64>,
-    target: usize,
-}
 
 fn warpgroup(run: &Run) -> usize {
     run.warpgroup() / WARP
@@ -23,9 +13,9 @@ fn warpgroup(run: &Run) -> usize {
 pub(super) unsafe extern "C" fn hook_defer(work: DeferredWork, data: *const u8, bytes: u32, target: usize) {
     let run = hooks::run();
     let mut copy = vec![0_u64; (bytes as usize).div_ceil(8)];
-    // SAFETY: the caller's contract; the copy is as long.
+    // SAFETY: guaranteed by the caller; the copy is as long.
     unsafe { copy.as_mut_ptr().cast::<u8>().copy_from(data, bytes as usize) };
-    run.state.borrow_mut().deferred[warpgroup(run)].open.push(Work { work, data: copy, target });
+    run.state.borrow_mut().deferred[warpgroup(run)].open.push(Deferred { work, data: copy, target });
 }
 
 pub(super) extern "C" fn hook_deferred(target: usize) -> bool {
@@ -52,7 +42,7 @@ pub(super) extern "C" fn hook_defer_wait(pending: u32) {
             }
         };
         if let Some((work, data)) = next {
-            // SAFETY: the data is what the work was started with, and nobody takes it from the state before it is done.
+            // SAFETY: the data is that of the work, and stays in the state until the work is done.
             unsafe { work(data) };
         }
         let mut state = run.state.borrow_mut();

@@ -1,8 +1,8 @@
-//! What a kernel did wrong.
+//! Faults of kernels.
 
 use std::fmt;
 
-/// A place in a kernel's source.
+/// A line of a kernel's source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub file: String,
@@ -19,7 +19,7 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     pub threads: u32,
-    /// The primitive they wait in, or `None` for threads that have finished.
+    /// The primitive in which they wait; `None` for finished threads.
     pub at: Option<(String, Place)>,
 }
 
@@ -35,25 +35,26 @@ impl fmt::Display for Waiting {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FaultKind {
-    /// No live allocation holds all the bytes.
+    /// The bytes are not inside one live allocation.
     OutOfBoundsGlobal { address: u64, bytes: u32, nearest: Option<(u64, u64)> },
-    /// Beyond the array (`of` is its size) or the block's shared memory.
+    /// Beyond the array of `of` bytes, or beyond the block's shared memory.
     OutOfBoundsShared { offset: u64, bytes: u32, of: u64 },
     /// The address is no multiple of the access's size.
     Misaligned { address: u64, bytes: u32 },
-    /// Nothing has written these bytes of shared memory.
+    /// A read of shared memory that was never written.
     UninitialisedShared { offset: u64 },
-    /// An asynchronous copy to these bytes of shared memory has not been waited for.
+    /// An access to the destination of an asynchronous copy before it was waited for.
     InFlight { offset: u64 },
-    /// A bulk copy or `wgmma` reads what a thread wrote without a `fence_async` behind it.
+    /// A bulk copy or `wgmma` reads what a thread wrote without a `fence_async` after it.
     Unfenced { offset: u64, thread: u32, place: Place },
-    /// Two accesses to shared memory that no barrier orders, one of them a write. Threads are numbered through a cluster.
+    /// Two accesses to shared memory that no barrier orders, at least one of them a write. Threads are numbered through
+    /// the cluster.
     Race { offset: u64, access: &'static str, earlier: &'static str, thread: u32, place: Place },
-    /// An access to the shared memory of block `rank` of the cluster, which ends without having waited for it.
+    /// An access to the shared memory of block `rank` of the cluster, which may end before the access.
     BlockEnded { rank: u32 },
-    /// Threads wait for each other for ever.
+    /// A deadlock: all threads wait.
     DivergentBarrier { groups: Vec<Waiting> },
-    /// A primitive was called against its rules.
+    /// A primitive's rules were violated.
     Misuse { what: String },
 }
 
@@ -74,7 +75,7 @@ impl fmt::Display for FaultKind {
                 write!(f, "access of {bytes} bytes at byte {offset} of {of} bytes of shared memory")
             }
             FaultKind::Misaligned { address, bytes } => {
-                write!(f, "access of {bytes} bytes at {address:#x}, which is not a multiple of them")
+                write!(f, "access of {bytes} bytes at {address:#x}, which is not a multiple of that size")
             }
             FaultKind::UninitialisedShared { offset } => {
                 write!(f, "read of shared memory at byte {offset}, which nothing has written")
@@ -106,7 +107,7 @@ impl fmt::Display for FaultKind {
     }
 }
 
-/// The first fault of a launch, which ended it.
+/// The first fault of a launch; it ends the launch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("kernel {kernel}, block ({}, {}, {}), thread {thread}, {place}: {kind}", block[0], block[1], block[2])]
 pub struct Fault {

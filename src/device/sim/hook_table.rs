@@ -2,11 +2,11 @@
 
 use super::{copy_hooks, deferred, hooks, meetings};
 
-/// Pointers to functions, whose types are in runtime.h.
+/// Function pointers; runtime.h declares their types.
 #[repr(transparent)]
 pub(super) struct HookTable([*const (); 32]);
 
-// SAFETY: addresses of functions, which nobody changes.
+// SAFETY: constant addresses of functions.
 unsafe impl Sync for HookTable {}
 
 /// In the order of runtime.h.

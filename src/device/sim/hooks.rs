@@ -1,7 +1,7 @@
-//! What csrc/sim/runtime.h declares: the calls of simulated primitives into the simulator. Here those that access memory.
+//! The functions that csrc/sim/runtime.h declares, called by simulated primitives; here those for memory accesses.
 //!
 //! They run on fibers and may switch away from them, so no value that must be dropped lives across a `wait`; a fiber
-//! that faulted is abandoned where it stands.
+//! that faulted is never resumed or unwound.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
@@ -13,7 +13,7 @@ use super::run::{Run, ThreadInfo};
 use super::shadow::{Access, By};
 use super::sites::{Site, SiteId};
 
-/// An address in the window of the cluster has the block's number, plus one, from this bit on. Without it is one of the
+/// From this bit on, an address in the window of the cluster holds the block's number plus one; 0 stands for the
 /// thread's own block.
 pub(super) const RANK_BIT: u32 = 24;
 
@@ -22,7 +22,7 @@ thread_local! {
     static CURRENT: Cell<*const Run> = const { Cell::new(std::ptr::null()) };
 }
 
-/// Makes `run` the one that hooks of this OS thread serve, until dropped.
+/// Makes `run` the current launch of this OS thread, until dropped.
 pub(super) struct Entered(*const Run);
 
 impl Entered {
@@ -38,7 +38,7 @@ impl Drop for Entered {
 }
 
 pub(super) fn run<'a>() -> &'a Run {
-    // SAFETY: hooks are called by kernel code alone, which runs inside `Simulator::launch`; that keeps the run alive and
+    // SAFETY: only kernel code calls hooks, and it runs inside `Simulator::launch`, which keeps the run alive and
     // entered while any of its fibers can run.
     unsafe { &*CURRENT.get() }
 }
@@ -57,9 +57,9 @@ pub(super) extern "C" fn hook_current() -> *const ThreadInfo {
 }
 
 /// # Safety
-/// `file` of every hook is a string literal of the kernel's code.
+/// `file` of every hook is a string literal in the kernel's code.
 pub(super) unsafe extern "C" fn hook_global(address: u64, bytes: u32, code: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     check_global(run, address, u64::from(bytes), site);
@@ -116,7 +116,7 @@ pub(super) unsafe extern "C" fn hook_shared(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     if offset + u64::from(bytes) > u64::from(array_bytes) {
@@ -136,7 +136,7 @@ pub(super) unsafe extern "C" fn hook_shared_at(
     file: *const c_char,
     line: u32,
 ) -> *mut c_void {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let offset = u64::from(address).wrapping_sub(WINDOW);
@@ -144,7 +144,7 @@ pub(super) unsafe extern "C" fn hook_shared_at(
     std::ptr::with_exposed_provenance_mut((run.shared_start + run.cluster.place(run.rank(), offset)) as usize)
 }
 
-/// Checks and notes an access of the running thread to the shared memory of a block of its cluster.
+/// Checks and records an access of the running thread to the shared memory of a block of its cluster.
 pub(super) fn shared(run: &Run, rank: usize, offset: u64, bytes: u32, access: Access, site: Site) -> SiteId {
     if !offset.is_multiple_of(u64::from(bytes)) {
         run.fault(FaultKind::Misaligned { address: offset, bytes }, site);
@@ -152,7 +152,7 @@ pub(super) fn shared(run: &Run, rank: usize, offset: u64, bytes: u32, access: Ac
     shared_range(run, rank, offset, u64::from(bytes), access, site)
 }
 
-/// The same without an alignment.
+/// The same without a check of alignment.
 pub(super) fn shared_range(run: &Run, rank: usize, offset: u64, bytes: u64, access: Access, site: Site) -> SiteId {
     let of = run.cluster.shared_bytes as u64;
     if offset >= of || bytes > of - offset {
@@ -166,7 +166,7 @@ pub(super) fn shared_range(run: &Run, rank: usize, offset: u64, bytes: u64, acce
         let mut state = run.state.borrow_mut();
         let state = &mut *state;
         let id = state.sites.id(site);
-        // Units beside the threads are not counted, nor is what is no access of a lane's own width.
+        // Accesses of the async proxy, and those wider than a lane's, are not counted.
         if let Some(counters) = state.counters.as_mut().filter(|_| access != Access::AsyncLoad && bytes <= 16) {
             counters.access(Space::Shared, id, access, thread, place, bytes as u32);
         }
@@ -179,7 +179,7 @@ pub(super) fn shared_range(run: &Run, rank: usize, offset: u64, bytes: u64, acce
     id
 }
 
-/// The running thread accesses the shared memory of another block, which must be there and stay there.
+/// Records an access to another block's shared memory. Faults if that block has ended.
 fn note_remote(run: &Run, rank: usize, site: Site) {
     let ended = {
         let mut state = run.state.borrow_mut();
@@ -192,7 +192,7 @@ fn note_remote(run: &Run, rank: usize, site: Site) {
     }
 }
 
-/// The address in the window of the cluster that names a byte of another block's shared memory.
+/// The address of a byte of another block's shared memory, in the window of the cluster.
 ///
 /// # Safety
 /// As `hook_global`.
@@ -200,9 +200,9 @@ pub(super) unsafe extern "C" fn hook_cluster_address(address: u32, rank: u32, fi
     let run = run();
     let offset = u64::from(address).wrapping_sub(WINDOW);
     if offset > run.cluster.shared_bytes as u64 || rank as usize >= run.cluster.blocks {
-        // SAFETY: the caller's contract.
+        // SAFETY: guaranteed by the caller.
         let site = unsafe { Site::new(file, line) };
-        let what = format!("address {address:#x} in block {rank} of a cluster of {}: not there", run.cluster.blocks);
+        let what = format!("address {address:#x} in block {rank}: outside a cluster of {}", run.cluster.blocks);
         run.fault(FaultKind::Misuse { what }, site);
     }
     address | (rank + 1) << RANK_BIT
@@ -214,7 +214,7 @@ pub(super) unsafe extern "C" fn hook_shared_address(pointer: u64, file: *const c
     let run = run();
     let offset = pointer.wrapping_sub(run.shared_start + run.cluster.place(run.rank(), 0));
     if offset > run.cluster.shared_bytes as u64 {
-        // SAFETY: the caller's contract.
+        // SAFETY: guaranteed by the caller.
         let site = unsafe { Site::new(file, line) };
         run.fault(FaultKind::Misuse { what: "address of something outside shared memory".to_owned() }, site);
     }
@@ -224,7 +224,7 @@ pub(super) unsafe extern "C" fn hook_shared_address(pointer: u64, file: *const c
 /// # Safety
 /// As `hook_global`.
 pub(super) unsafe extern "C" fn hook_fault(what: *const c_char, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let (what, site) = unsafe { (std::ffi::CStr::from_ptr(what), Site::new(file, line)) };
     run().fault(FaultKind::Misuse { what: what.to_string_lossy().into_owned() }, site);
 }

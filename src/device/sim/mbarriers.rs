@@ -1,16 +1,16 @@
-//! Barriers in shared memory.
+//! Mbarriers, in shared memory.
 
-/// An mbarrier object: phases that end when all arrivals and all bytes have come.
+/// An mbarrier: a phase ends when all arrivals and all expected bytes have come.
 #[derive(Debug)]
 pub(super) struct Mbarrier {
     count: u32,
     pending: u32,
     bytes: i64,
     phase: u32,
-    /// What was ordered before the arrivals of the running phase, and of the last complete one.
+    /// The vector clocks released by the arrivals of the current phase, and of the last complete one.
     pub released: Vec<u32>,
     pub completed: Vec<u32>,
-    /// Threads that wait for the running phase.
+    /// Threads that wait for the current phase.
     pub waiting: Vec<usize>,
 }
 
@@ -28,7 +28,7 @@ impl Mbarrier {
         self.bytes -= bytes as i64;
     }
 
-    /// Whether there was an arrival left in the phase.
+    /// Arrives. False if the phase had no arrival left.
     #[must_use]
     pub(super) fn arrive(&mut self) -> bool {
         self.pending = self.pending.wrapping_sub(1);
@@ -39,7 +39,7 @@ impl Mbarrier {
         self.phase & 1 != parity & 1
     }
 
-    /// Ends the phase if nothing is missing, and returns who waited for that.
+    /// Ends the phase if it is complete, and returns the threads that waited for it.
     pub(super) fn advance(&mut self) -> Vec<usize> {
         if self.pending != 0 || self.bytes != 0 {
             return Vec::new();

@@ -10,8 +10,8 @@ use super::run::Run;
 use super::sites::Site;
 
 /// # Safety
-/// `file` and `what` of every hook are string literals of the kernel's code, and a collective's record stays valid until
-/// the hook returns: runtime.h's callers pass literals and locals of the waiting frame.
+/// `file` and `what` of every hook are string literals in the kernel's code, and a collective's record stays valid
+/// until the hook returns: the callers in runtime.h pass literals, and locals of the waiting frame.
 pub(super) unsafe extern "C" fn hook_warp(
     mask: u32,
     aligned: bool,
@@ -21,7 +21,7 @@ pub(super) unsafe extern "C" fn hook_warp(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let call = unsafe { Call::new(what, Site::new(file, line)) };
     let first = run().thread() / WARP * WARP;
     gather(collective, first..first + WARP, mask, aligned, record, call);
@@ -36,20 +36,20 @@ pub(super) unsafe extern "C" fn hook_warpgroup(
     file: *const c_char,
     line: u32,
 ) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let call = unsafe { Call::new(what, Site::new(file, line)) };
     let first = run().warpgroup();
     gather(collective, first..first + WARPGROUP, u32::MAX, true, record, call);
 }
 
-/// The lanes of a warp came to one instruction from two places.
+/// Faults: the lanes of a warp reached one instruction from two call sites.
 fn split(run: &Run, others: Site, site: Site) -> ! {
     let what =
         format!("lanes of a warp meet here and at {}, where all must execute the same instruction", others.place());
     run.fault(FaultKind::Misuse { what }, site)
 }
 
-/// Waits for all lanes; the last to come computes for all.
+/// Waits for all lanes. The last one to arrive computes for all.
 fn gather(
     collective: Collective,
     threads: std::ops::Range<usize>,
@@ -85,7 +85,7 @@ fn gather(
         if aligned && gathering.site != call.site {
             Err(gathering.site)
         } else if gathering.arrived == expected {
-            // Whoever calls the function may fault, which abandons this frame: the records go back to the state first.
+            // The collective may fault, which abandons this frame, so the records go back to the state before the call.
             let Gathering { records, .. } = state.gatherings.swap_remove(at);
             let pointer = records.as_ptr();
             state.spare_records.push(records);
@@ -99,8 +99,8 @@ fn gather(
         Ok(None) => return run.wait(call),
         Err(others) => split(run, others, call.site),
     };
-    // SAFETY: all lanes have passed a record of the kind that `collective` works on, and wait. The spare list is not
-    // touched before the call returns: collectives do not gather.
+    // SAFETY: all lanes have passed a record of the type that `collective` takes, and wait. The spare list is not
+    // touched before the call returns: collectives do not call `gather`.
     unsafe { collective(records) };
     let mut state = run.state.borrow_mut();
     for other in (0..lanes).filter(|other| mask >> (other % WARP) & 1 == 1 && *other != lane) {
@@ -111,7 +111,7 @@ fn gather(
 /// # Safety
 /// As `hook_warp`.
 pub(super) unsafe extern "C" fn hook_sync_warp(mask: u32, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let call = Call::named(c"sync_warp", unsafe { Site::new(file, line) });
     let run = run();
     let thread = run.thread();
@@ -133,7 +133,7 @@ pub(super) unsafe extern "C" fn hook_sync_warp(mask: u32, file: *const c_char, l
             state.warp_syncs.swap_remove(at);
             let threads = (0..WARP).filter(|lane| mask >> lane & 1 == 1).map(|lane| warp * WARP + lane);
             state.clocks.meet(threads.clone());
-            // This thread too: who goes on first is drawn.
+            // This thread too: the next to run is drawn at random.
             threads.for_each(|thread| state.wake(thread));
         }
         complete
@@ -145,20 +145,20 @@ pub(super) unsafe extern "C" fn hook_sync_warp(mask: u32, file: *const c_char, l
 enum Meeting {
     /// Others wait for another number of threads.
     Counts(u32),
-    /// Other lanes of the warp came from another place.
+    /// Other lanes of the warp came from another call site.
     Sites(Site),
 }
 
 /// # Safety
 /// As `hook_warp`.
 pub(super) unsafe extern "C" fn hook_barrier(id: u32, threads: u32, wait: bool, file: *const c_char, line: u32) {
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let site = unsafe { Site::new(file, line) };
     let run = run();
     let all = run.cluster.threads as u32;
     let expected = if threads == 0 { all } else { threads };
     if !expected.is_multiple_of(WARP as u32) && threads != 0 || expected > all {
-        let what = format!("barrier {id} for {expected} threads of a block of {all}: not whole warps of it");
+        let what = format!("barrier {id} for {expected} threads of a block of {all}: expected whole warps");
         run.fault(FaultKind::Misuse { what }, site);
     }
     let call = Call::named(if id == 0 { c"sync_block" } else { c"barrier_sync" }, site);
@@ -169,12 +169,12 @@ pub(super) unsafe extern "C" fn hook_barrier(id: u32, threads: u32, wait: bool, 
 /// As `hook_warp`.
 pub(super) unsafe extern "C" fn hook_cluster_sync(file: *const c_char, line: u32) {
     let run = run();
-    // SAFETY: the caller's contract.
+    // SAFETY: guaranteed by the caller.
     let call = Call::named(c"cluster_sync", unsafe { Site::new(file, line) });
     meet(run, BarrierId::Cluster, (run.cluster.all_threads() as u32, true), true, call);
 }
 
-/// Arrives at a barrier for so many threads, which are all that there are or not, and waits there.
+/// Arrives at a barrier of `expected` threads, `whole` if these are all, and waits there if `wait`.
 fn meet(run: &Run, id: BarrierId, (expected, whole): (u32, bool), wait: bool, call: Call) {
     let (thread, site) = (run.thread(), call.site);
     let complete = {

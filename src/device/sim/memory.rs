@@ -1,15 +1,25 @@
-//! The simulated device's memory: allocations of the host, whose bounds are known.
+//! The simulated device's memory: host allocations with known bounds.
 
 use std::alloc::{self, Layout};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use super::DeviceMemoryError;
-
 /// CUDA's allocations start at multiples of this.
 const ALIGNMENT: usize = 256;
-/// What fresh memory holds: NaN in every float format, so that a read before a write shows.
+/// Fills fresh memory: NaN in every float format, so that reads of unwritten memory are noticed.
 pub(super) const POISON: u8 = 0xff;
+
+/// A request that the simulated memory cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceMemoryError {
+    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
+    Exhausted { bytes: u64, used: u64, budget: u64 },
+    #[error("simulated memory: nothing is allocated at {address:#x}")]
+    Unknown { address: u64 },
+    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
+    Outside { address: u64, bytes: u64 },
+}
 
 /// Bytes on the heap at a fixed alignment.
 #[derive(Debug)]
@@ -52,7 +62,7 @@ impl Drop for Buffer {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     live: BTreeMap<u64, (u64, Buffer)>,
-    /// Start and length of each live allocation in order, for the checks of a running kernel.
+    /// Start and length of each live allocation in order, for the access checks of a running kernel.
     bounds: Vec<(u64, u64)>,
     used: u64,
     budget: u64,
@@ -94,7 +104,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Where the bytes are, if one allocation holds them all.
+    /// A pointer to the bytes, if they are inside one allocation.
     pub(super) fn range(&self, address: u64, bytes: u64) -> Result<*mut u8, DeviceMemoryError> {
         let outside = DeviceMemoryError::Outside { address, bytes };
         let (start, (len, buffer)) = self.live.range(..=address).next_back().ok_or(outside.clone())?;

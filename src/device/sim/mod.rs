@@ -1,9 +1,10 @@
-//! A GPU in software: runs the CUDA kernels, compiled for this machine's processor, and checks all that they do.
+//! A GPU in software: runs the CUDA kernels, compiled for this machine's processor, and checks their memory accesses
+//! and synchronization.
 //!
-//! Every CUDA thread is a fiber; one block runs at a time, or one cluster. Fibers switch where threads wait: at barriers, shuffles and
-//! other collectives. Which fiber goes on is drawn from a seed, and so is the order of blocks, so that a result that
-//! depends on an order differs between seeds. Every access to memory is checked: bounds and alignment; in shared memory
-//! also reads of what nothing wrote, and accesses that no barrier orders.
+//! Every CUDA thread is a fiber; one block, or one cluster, runs at a time. Fibers switch where threads wait: at
+//! barriers, shuffles and other collectives. The next fiber is drawn from a seed, and so is the order of blocks, so
+//! that a result that depends on the order differs between seeds. Every memory access is checked for bounds and
+//! alignment, in shared memory also for reads of unwritten bytes and for accesses that no barrier orders.
 
 mod block;
 mod clocks;
@@ -38,6 +39,7 @@ use kernels::Entry;
 pub use kernels::load_kernels;
 #[cfg(feature = "engine")]
 pub(crate) use kernels::require_kernels;
+pub use memory::DeviceMemoryError;
 use memory::{Buffer, Memory};
 use run::{Cluster, MAX_BLOCKS, MAX_THREADS, Run, SHARED_ALIGNMENT};
 use stacks::{FiberStack, Stacks};
@@ -46,31 +48,19 @@ pub use tensor_map::{TensorMap, TensorMapError};
 pub use super::tensor::Swizzle;
 use super::variant::Variant;
 
-/// Alignment of an argument struct: what a tensor map in it needs.
+/// Alignment of an argument struct, which may hold a tensor map.
 const ARGS_ALIGNMENT: usize = 64;
 /// Largest shared memory of a block on any architecture (sm_90).
 const MAX_SHARED_BYTES: u32 = 227 << 10;
 
-/// What a launch did.
+/// Statistics of a launch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaunchStats {
     pub blocks: u64,
-    /// Times that a fiber was switched to.
+    /// Switches between fibers.
     pub switches: u64,
-    /// The cost of every call site that touches memory; empty unless counting is on.
+    /// The cost of every call site that accesses memory; empty unless counting is on.
     pub sites: Vec<SiteStats>,
-}
-
-/// A request that the simulated memory cannot serve.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceMemoryError {
-    #[error("simulated memory: {bytes} bytes asked for, {used} of {budget} in use")]
-    Exhausted { bytes: u64, used: u64, budget: u64 },
-    #[error("simulated memory: nothing is allocated at {address:#x}")]
-    Unknown { address: u64 },
-    #[error("simulated memory: {bytes} bytes at {address:#x} are not inside one allocation")]
-    Outside { address: u64, bytes: u64 },
 }
 
 /// The simulated device. Launches on one simulator exclude each other; several simulators run side by side.
@@ -87,7 +77,7 @@ struct Inner {
 }
 
 impl Simulator {
-    /// A device of `memory` bytes. The seed decides every order that CUDA leaves open.
+    /// A device with `memory` bytes. The seed decides every order that CUDA leaves undefined.
     pub fn new(memory: u64, seed: u64) -> Self {
         let (memory, seeds) = (Memory::new(memory), ChaCha8Rng::seed_from_u64(seed));
         Simulator { inner: Mutex::new(Inner { memory, seeds, count: false }) }
@@ -97,18 +87,18 @@ impl Simulator {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts wavefronts and sectors of later launches, call site by call site.
+    /// Turns on counting of wavefronts and sectors by call site, for later launches.
     pub fn count_accesses(&self, count: bool) {
         self.lock().count = count;
     }
 
-    /// Bytes in use, and the most that can be.
+    /// Bytes in use, and the device's total.
     pub fn memory(&self) -> (u64, u64) {
         let inner = self.lock();
         (inner.memory.used(), inner.memory.budget())
     }
 
-    /// Memory at a multiple of 256 bytes, filled with NaN.
+    /// Allocates memory at a multiple of 256 bytes, filled with NaN.
     ///
     /// # Errors
     /// The device's memory is exhausted.
@@ -127,7 +117,7 @@ impl Simulator {
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), DeviceMemoryError> {
         let inner = self.lock();
         let to = inner.memory.range(address, bytes.len() as u64)?;
-        // SAFETY: `range` vouches for the bytes, and the lock keeps kernels and other copies away.
+        // SAFETY: `range` has checked the bytes, and the lock excludes kernels and other copies.
         unsafe { to.copy_from(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }
@@ -142,10 +132,10 @@ impl Simulator {
         Ok(())
     }
 
-    /// Copies inside the device; the ranges may overlap.
+    /// Copies within the device; the ranges may overlap.
     ///
     /// # Errors
-    /// The bytes are not inside one allocation each.
+    /// The bytes of either range are not inside one allocation.
     pub fn copy(&self, from: u64, to: u64, bytes: u64) -> Result<(), DeviceMemoryError> {
         let inner = self.lock();
         let (from, to) = (inner.memory.range(from, bytes)?, inner.memory.range(to, bytes)?);
@@ -164,14 +154,14 @@ impl Simulator {
         Ok(())
     }
 
-    /// Runs `grid` blocks of a kernel's variant to the end, `cluster` neighbours along x together. `args` are the bytes of
-    /// its argument struct.
+    /// Runs all blocks of `grid`, `cluster` neighbours along x together. `args` are the bytes of the variant's argument
+    /// struct.
     ///
     /// # Errors
-    /// The first rule that the kernel broke; its writes up to there remain. Or the program has no code for it.
+    /// The kernel's first fault; its writes up to there remain. Or there is no code for the variant.
     ///
     /// # Safety
-    /// The variant's code is a kernel as `csrc/common/kernel.cuh` makes it, and `args` are a whole value of its argument
+    /// The variant's code is a kernel built with `csrc/common/kernel.cuh`, and `args` are a whole value of its argument
     /// struct.
     pub unsafe fn launch(
         &self,
@@ -199,7 +189,7 @@ impl Simulator {
             )));
         }
         if cluster > 1 && variant.archs.iter().any(|arch| *arch < 90) {
-            return Err(refused("a cluster, where clusters come with sm_90".to_owned()));
+            return Err(refused("a cluster, but clusters need sm_90".to_owned()));
         }
         if grid.contains(&0) {
             return Err(refused(format!("an empty grid {grid:?}")));
@@ -262,7 +252,7 @@ fn shuffled_clusters([width, height, depth]: [u32; 3], cluster: u32, seed: u64) 
     blocks
 }
 
-/// Runs the blocks that `run` has begun.
+/// Runs the current blocks of `run`.
 fn run_cluster(
     run: &Run,
     first: [u32; 3],
@@ -284,16 +274,16 @@ fn run_cluster(
             // SAFETY: the run outlives its fibers, which end in this function.
             unsafe { &*run }.yielders[thread].set(yielder);
             let shared = std::ptr::with_exposed_provenance_mut(shared as usize);
-            // SAFETY: the caller of `launch` vouches for `args`, and `shared` is as large as the entry asks; both live until
-            // its block ends. All other memory that kernels touch is checked by the hooks first.
+            // SAFETY: `args` are guaranteed by the caller of `launch`, and `shared` has the size of the entry; both
+            // live until the block ends. The hooks check all other memory that kernels access.
             unsafe { entry(args, shared) };
         }));
     }
     let ended = schedule(run, first, &mut fibers);
     for mut fiber in fibers {
         if !fiber.done() {
-            // SAFETY: a fiber stands in a hook or has not begun. Kernels are C++ without destructors, and the hooks keep
-            // nothing that must be dropped across a switch.
+            // SAFETY: a fiber is suspended in a hook or has not started. Kernels are C++ without destructors, and the
+            // hooks hold nothing that must be dropped across a switch.
             unsafe { fiber.force_reset() };
         }
         stacks.push(fiber.into_stack());
@@ -301,7 +291,7 @@ fn run_cluster(
     ended
 }
 
-/// Resumes fibers until all have finished, one has faulted, or none can go on.
+/// Resumes fibers until all have finished, one has faulted, or none can run.
 fn schedule(
     run: &Run,
     first: [u32; 3],

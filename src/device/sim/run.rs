@@ -1,6 +1,6 @@
-//! A launch as its hooks see it: the block that runs, or the blocks of the cluster.
+//! A launch, as the hooks need it: the running block, or the running cluster's blocks.
 //!
-//! Threads are numbered through a cluster, block by block, and so is its shared memory.
+//! Threads are numbered through a cluster, block by block, and shared memory is addressed in the same way.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,11 +18,11 @@ use super::memory::Buffer;
 use super::shadow::Shadow;
 use super::sites::{Site, Sites};
 
-/// Alignment of a block's shared memory: what 128-byte swizzled tiles need.
+/// Alignment of a block's shared memory, for 128-byte swizzled tiles.
 pub(super) const SHARED_ALIGNMENT: usize = 1024;
-/// Blocks a cluster may have, on every device that has clusters.
+/// The most blocks a cluster may have on every device that has clusters.
 pub(super) const MAX_BLOCKS: u32 = 8;
-/// Threads a block may have.
+/// The most threads a block may have.
 pub(super) const MAX_THREADS: u32 = 1024;
 
 /// `burrstone_sim_thread` of csrc/sim/runtime.h.
@@ -37,17 +37,17 @@ pub(super) struct ThreadInfo {
     pub rank: u32,
 }
 
-/// What one run holds: a block, or the blocks of a cluster.
+/// The shape of a run: one block, or the blocks of a cluster.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cluster {
     pub blocks: usize,
-    /// Of a block.
+    /// Threads of a block.
     pub threads: usize,
     pub shared_bytes: usize,
 }
 
 impl Cluster {
-    /// Bytes from the shared memory of one block to that of the next.
+    /// The distance of two blocks' shared memory.
     fn stride(self) -> usize {
         self.shared_bytes.next_multiple_of(SHARED_ALIGNMENT)
     }
@@ -60,7 +60,7 @@ impl Cluster {
         self.blocks * self.stride()
     }
 
-    /// The block of a thread.
+    /// The block of a thread, by its number in the cluster.
     pub(super) fn rank(self, thread: usize) -> usize {
         thread / self.threads
     }
@@ -69,7 +69,7 @@ impl Cluster {
         rank * self.threads..(rank + 1) * self.threads
     }
 
-    /// Where a byte of a block's shared memory is in that of the cluster.
+    /// The offset of a byte of a block's shared memory in that of the cluster.
     pub(super) fn place(self, rank: usize, offset: u64) -> u64 {
         (rank * self.stride()) as u64 + offset
     }
@@ -80,17 +80,17 @@ impl Cluster {
 pub(super) struct Run {
     pub info: Cell<ThreadInfo>,
     pub cluster: Cluster,
-    /// The thread that runs.
+    /// The running thread.
     running: Cell<usize>,
     pub yielders: Vec<Cell<*const Yielder<(), ()>>>,
     pub state: RefCell<State>,
-    /// Whether `State::counters` is there.
+    /// Whether `State::counters` is set.
     pub counting: bool,
     pub shared: RefCell<Buffer>,
     pub shared_start: u64,
     /// Start and length of every live allocation, in order.
     pub global: Vec<(u64, u64)>,
-    /// The allocation that the last access hit.
+    /// The allocation of the last access.
     pub last_global: Cell<(u64, u64)>,
 }
 
@@ -135,30 +135,30 @@ impl Run {
         self.shared.borrow().start()
     }
 
-    /// The thread that runs.
+    /// The running thread.
     pub(super) fn thread(&self) -> usize {
         self.running.get()
     }
 
-    /// Its block.
+    /// The running thread's block.
     pub(super) fn rank(&self) -> usize {
         self.cluster.rank(self.thread())
     }
 
-    /// The first thread of its warpgroup.
+    /// The first thread of the running thread's warpgroup.
     pub(super) fn warpgroup(&self) -> usize {
         let first = self.cluster.threads_of(self.rank()).start;
         first + (self.thread() - first) / WARPGROUP * WARPGROUP
     }
 
-    /// Begins the blocks from `first` on, along x.
+    /// Starts the blocks from `first` on along x.
     pub(super) fn begin(&self, first: [u32; 3], grid: [u32; 3]) {
         self.info.set(ThreadInfo { thread: 0, threads: self.cluster.threads as u32, block: first, grid, rank: 0 });
         self.shared.borrow_mut().poison();
         self.state.borrow_mut().begin(self.cluster.all_threads());
     }
 
-    /// What `thread` is told of itself while it runs; `first` is the cluster's first block.
+    /// Makes `thread` the running one; `first` is the cluster's first block.
     pub(super) fn switch_to(&self, thread: usize, first: [u32; 3]) {
         let (mut info, rank) = (self.info.get(), self.cluster.rank(thread) as u32);
         (info.rank, info.block[0]) = (rank, first[0] + rank);
@@ -167,7 +167,8 @@ impl Run {
         self.running.set(thread);
     }
 
-    /// Notes that a thread has returned. A block has ended with its last one: from then on nobody may touch its memory.
+    /// Records that a thread has returned. With its last thread a block ends, and its memory must not be accessed any
+    /// more.
     pub(super) fn finish(&self, thread: usize) {
         let mut state = self.state.borrow_mut();
         state.status[thread] = Status::Finished;
@@ -199,7 +200,7 @@ impl Run {
         self.suspend();
     }
 
-    /// Ends the launch: this fiber never runs again.
+    /// Ends the launch; this fiber never runs again.
     pub(super) fn fault(&self, kind: FaultKind, site: Site) -> ! {
         self.state.borrow_mut().fault.get_or_insert((self.thread() as u32, kind, site.place()));
         loop {

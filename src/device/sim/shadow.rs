@@ -1,4 +1,4 @@
-//! What is known of each piece of shared memory: who wrote it, who read it, and whether anything has.
+//! Shadow state of shared memory: the last write and the last reads of each piece.
 
 use super::clocks::Clocks;
 use super::fault::FaultKind;
@@ -7,13 +7,13 @@ use super::sites::{SiteId, Sites};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Load,
-    /// By a unit beside the threads: a bulk copy, `wgmma`.
+    /// By the async proxy: a bulk copy, `wgmma`.
     AsyncLoad,
     Store,
     Atomic,
 }
 
-/// Who accesses memory, and what is known of the order of accesses.
+/// The accessing thread and call site, with the clocks that order accesses.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct By<'a> {
     pub thread: usize,
@@ -22,15 +22,15 @@ pub(super) struct By<'a> {
     pub sites: &'a Sites,
 }
 
-/// Marks `Cell::reader` where several unordered threads have read; `read_epoch` is then a row of `Shadow::readers`.
+/// Marks `Cell::reader` if several unordered threads have read; `read_epoch` is then a row of `Shadow::readers`.
 const MANY: u16 = u16::MAX;
-/// `Cell::write_epoch` while an asynchronous copy is on its way.
+/// `Cell::write_epoch` while an asynchronous copy is in flight.
 const IN_FLIGHT: u32 = u32::MAX;
-/// Set in `Cell::writer` where the write was atomic, or came from a bulk copy.
+/// Set in `Cell::writer` if the write was atomic, or a bulk copy's.
 const ATOMIC: u16 = 0x8000;
 const BULK: u16 = 0x4000;
 
-/// The last write and the last reads of one granule; epoch 0 where there was none.
+/// The last write and the last reads of one granule; epoch 0 if there was none.
 #[derive(Debug, Clone, Copy, Default)]
 struct Cell {
     write_epoch: u32,
@@ -45,9 +45,9 @@ struct Cell {
 pub(super) struct Shadow {
     cells: Vec<Cell>,
     bytes: usize,
-    /// Bytes a cell stands for. It shrinks to the narrowest access of a launch, and stays there.
+    /// Bytes of a cell: the narrowest access so far.
     granule: usize,
-    /// Rows of one epoch a thread, for cells that many threads have read.
+    /// Rows with an epoch for each thread, for cells that many threads have read.
     readers: Vec<u32>,
     free_rows: Vec<u32>,
     threads: usize,
@@ -58,7 +58,7 @@ impl Shadow {
         Shadow { cells: Vec::new(), bytes, granule: 16, readers: Vec::new(), free_rows: Vec::new(), threads }
     }
 
-    /// A new block: nothing has been written.
+    /// Starts a block: nothing is written.
     pub(super) fn reset(&mut self) {
         self.cells.clear();
         self.cells.resize(self.bytes.div_ceil(self.granule), Cell::default());
@@ -101,20 +101,20 @@ impl Shadow {
         offset / self.granule..(offset + bytes) / self.granule
     }
 
-    /// Checks an access, which lies inside the memory, and remembers it.
+    /// Checks and records an access, which must be inside the memory.
     pub(super) fn access(&mut self, offset: usize, bytes: usize, access: Access, by: By<'_>) -> Result<(), FaultKind> {
         self.refine(offset, bytes);
         self.cells(offset, bytes).try_for_each(|index| self.one(index, access, by))
     }
 
-    /// An asynchronous copy to checked bytes has begun: until it lands, nobody may touch them.
+    /// Starts an asynchronous copy to checked bytes, which must not be accessed until it completes.
     pub(super) fn take_off(&mut self, offset: usize, bytes: usize) {
         for index in self.cells(offset, bytes) {
             self.cells[index].write_epoch = IN_FLIGHT;
         }
     }
 
-    /// The copy has landed, as a write of `thread` in `epoch`.
+    /// Completes a copy, as a write of `thread` in `epoch`.
     pub(super) fn land(&mut self, offset: usize, bytes: usize, thread: usize, epoch: u32, bulk: bool, site: SiteId) {
         let writer = thread as u16 | if bulk { BULK } else { 0 };
         for index in self.cells(offset, bytes) {

@@ -1,4 +1,4 @@
-//! The lines of kernels that call primitives.
+//! Call sites of primitives: source lines of kernels.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
@@ -7,7 +7,7 @@ use super::fault::Place;
 
 pub(super) type SiteId = u16;
 
-/// A call site as C++ hands it over: a string literal and a line.
+/// A call site as C++ passes it: a string literal and a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Site {
     file: *const c_char,
@@ -16,15 +16,15 @@ pub(super) struct Site {
 
 impl Site {
     /// # Safety
-    /// `file` is a string that lives as long as the program.
+    /// `file` is a string with static lifetime.
     pub(super) unsafe fn new(file: *const c_char, line: u32) -> Self {
         Site { file, line }
     }
 
     pub(super) fn place(self) -> Place {
-        // SAFETY: the constructor's caller vouches for the string.
+        // SAFETY: guaranteed by the constructor's caller.
         let path = unsafe { CStr::from_ptr(self.file) }.to_string_lossy();
-        // The compiler is given whole paths; what names a kernel is the part inside `csrc`.
+        // The compiler gets absolute paths; only the part inside `csrc` is shown.
         let file = path.rsplit_once("csrc/").map_or(&*path, |(_, inside)| inside).to_owned();
         Place { file, line: self.line }
     }
@@ -32,7 +32,7 @@ impl Site {
 
 const CACHED: usize = 256;
 
-/// Numbers for call sites, so that a cell of shared memory can name one in two bytes.
+/// Numbers call sites, so that a cell of shared memory can name one in two bytes.
 #[derive(Debug)]
 pub(super) struct Sites {
     list: Vec<Site>,

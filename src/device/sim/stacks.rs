@@ -7,25 +7,25 @@ use corosensei::stack::{DefaultStack, Stack, StackPointer};
 
 use super::run::MAX_THREADS;
 
-/// Far more than a kernel's frames; only the pages that are touched cost memory.
+/// Much more than a kernel's frames need; only touched pages cost memory.
 const BYTES: usize = 512 << 10;
-/// Stacks start at different offsets in their page, or the parts that are in use would all compete for the same lines of
-/// the cache.
+/// Stacks start at different offsets in their page, because their used parts would otherwise compete for the same cache
+/// lines.
 const COLOURS: usize = 32;
 const COLOUR_BYTES: usize = 4096 / COLOURS;
 
-/// Stacks of fibers that have ended, of all simulators: mapping one costs more than a small kernel.
+/// Free stacks, shared by all simulators: mapping one costs more than a small kernel.
 static KEPT: Mutex<Vec<FiberStack>> = Mutex::new(Vec::new());
-/// Stacks that are kept; those above are unmapped.
+/// The most stacks that are kept; others are unmapped.
 const MOST_KEPT: usize = 4 * MAX_THREADS as usize;
 
-/// A stack that begins some bytes below its mapping's end.
+/// A stack that starts some bytes below its mapping's end.
 pub(super) struct FiberStack {
     mapping: DefaultStack,
     offset: usize,
 }
 
-// SAFETY: as the mapping, whose base is higher by a multiple of every alignment that a stack needs.
+// SAFETY: as for the mapping; the base differs by a multiple of every alignment that a stack needs.
 unsafe impl Stack for FiberStack {
     fn base(&self) -> StackPointer {
         let base = self.mapping.base();
@@ -41,7 +41,7 @@ unsafe impl Stack for FiberStack {
 pub(super) struct Stacks(Vec<FiberStack>);
 
 impl Stacks {
-    /// Those of `count` kept ones that there are.
+    /// At most `count` of the kept stacks.
     pub(super) fn take(count: usize) -> Self {
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         let from = kept.len().saturating_sub(count);
@@ -53,7 +53,7 @@ impl Stacks {
             return Ok(stack);
         }
         let mapping = DefaultStack::new(BYTES)?;
-        // Mappings follow each other at a distance that is odd in pages.
+        // The distance of two mappings is an odd number of pages, so offsets differ.
         let offset = mapping.base().get() / 4096 % COLOURS * COLOUR_BYTES;
         Ok(FiberStack { mapping, offset })
     }

@@ -1,9 +1,9 @@
-//! The simulator's tensor maps: what a bulk tensor copy knows of the tensor and of its box.
+//! The simulator's tensor maps, for bulk copies of tensor boxes.
 
 use crate::device::tensor::Swizzle;
 
 impl Swizzle {
-    /// Bytes of a row of the box under the permutation; `None` leaves any.
+    /// Bytes of a row of a swizzled box; `None` for any.
     fn span(self) -> Option<u32> {
         match self {
             Swizzle::None => None,
@@ -17,7 +17,7 @@ impl Swizzle {
 pub(super) const MAX_RANK: usize = 5;
 const MAGIC: u32 = 0x7e45_0a4d;
 
-/// A twin of CUDA's `CUtensorMap` for the simulator: 128 bytes at a multiple of 64, passed inside an argument struct.
+/// The simulator's counterpart of `CUtensorMap`: 128 bytes at a multiple of 64, passed in an argument struct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct TensorMap {
@@ -26,14 +26,14 @@ pub struct TensorMap {
     pub(super) element_bytes: u32,
     span: u32,
     pub(super) address: u64,
-    /// Bytes from one index to the next; the first is an element.
+    /// Bytes between neighbours along each dimension; the first is an element.
     pub(super) strides: [u64; MAX_RANK],
     pub(super) dims: [u32; MAX_RANK],
     pub(super) box_dims: [u32; MAX_RANK],
     padding: [u64; 3],
 }
 
-/// What a tensor map cannot describe.
+/// A tensor that a map cannot describe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tensor map: {field}: expected {expected}, found {found}")]
 pub struct TensorMapError {
@@ -43,11 +43,12 @@ pub struct TensorMapError {
 }
 
 impl TensorMap {
-    /// A tensor of `dims` elements, innermost first, whose outer dimensions lie `strides` bytes apart, cut into boxes of
-    /// `box_dims` elements. The limits are those of `cuTensorMapEncodeTiled`; also, a swizzled row is exactly one span.
+    /// A tensor of `dims` elements, innermost first, with `strides` in bytes for the outer dimensions, copied in boxes
+    /// of `box_dims` elements. The limits are those of `cuTensorMapEncodeTiled`; also, a swizzled row is exactly one
+    /// span.
     ///
     /// # Errors
-    /// A limit is not kept.
+    /// A limit is violated.
     pub fn tiled(
         address: u64,
         element_bytes: u32,
@@ -60,7 +61,7 @@ impl TensorMap {
         let rank = dims.len();
         if rank == 0 || rank > MAX_RANK || strides.len() != rank - 1 || box_dims.len() != rank {
             let found = format!("{rank} dims, {} strides, {} box dims", strides.len(), box_dims.len());
-            return error("rank", "1 to 5 dims, one stride fewer, as many box dims", found);
+            return error("rank", "1 to 5 dims, one stride fewer, a box side for each", found);
         }
         if !matches!(element_bytes, 1 | 2 | 4 | 8) {
             return error("element", "1, 2, 4 or 8 bytes", element_bytes.to_string());
@@ -100,7 +101,7 @@ impl TensorMap {
         Ok(map)
     }
 
-    /// The 128 bytes that an argument struct holds.
+    /// The bytes for an argument struct.
     pub fn to_bytes(&self) -> [u8; 128] {
         // SAFETY: the struct is 128 bytes without padding, all of them plain integers.
         unsafe { std::mem::transmute(*self) }
@@ -114,7 +115,7 @@ impl TensorMap {
         self.box_dims.iter().map(|d| u64::from(*d)).product::<u64>() * u64::from(self.element_bytes)
     }
 
-    /// Where the byte at `address` of an unpermuted box is.
+    /// The swizzled position of the byte at `address` of a box.
     pub(super) fn permuted(&self, address: u64) -> u64 {
         match self.span {
             32 => address ^ (address >> 3 & 0x10),
@@ -124,8 +125,8 @@ impl TensorMap {
         }
     }
 
-    /// The 16-byte pieces of the box at `coordinates`, in the order they have in shared memory before the permutation,
-    /// each with the global address of its first byte and the range of its bytes that lie inside the tensor.
+    /// The 16-byte pieces of the box at `coordinates` in the order before swizzling, each with the global address of
+    /// its first byte and the range of its bytes inside the tensor.
     pub(super) fn pieces(&self, coordinates: &[i32; MAX_RANK]) -> Vec<Piece> {
         let row_bytes = i64::from(self.box_dims[0] * self.element_bytes);
         let inner_bytes = i64::from(self.dims[0]) * i64::from(self.element_bytes);
@@ -138,7 +139,7 @@ impl TensorMap {
                 let index = i64::from(*start) + i64::from(rest % self.box_dims[d]);
                 rest /= self.box_dims[d];
                 inside &= index >= 0 && index < i64::from(self.dims[d]);
-                // Dimensions that the tensor does not have are at index 0.
+                // Missing dimensions have index 0.
                 offset += index * self.strides[d] as i64;
             }
             for at in (0..row_bytes).step_by(16) {

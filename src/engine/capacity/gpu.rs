@@ -89,7 +89,7 @@ impl GpuModel {
     pub fn cache(&self, policy: &Policy, most: usize) -> Result<CacheSize> {
         let shape = self.cache_shape();
         let limits = Limits { batch_tokens: policy.step_tokens, cache: shape };
-        let activations = limits.activation_bytes(&self.spec) + Gpu::WORKSPACE_BYTES;
+        let activations = limits.activation_bytes(&self.spec) + Gpu::workspace_bytes(&shape);
         let weights = self.weight_bytes();
         let free = self.memory_bytes.checked_sub(weights.saturating_add(activations)).ok_or_else(|| {
             let expected = format!("{weights} bytes of weights and {activations} of activations");

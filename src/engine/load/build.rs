@@ -12,8 +12,7 @@ use crate::engine::step::batching::Batcher;
 use crate::engine::step::{Incident, Runner, Watchdog, Worker};
 use crate::engine::{Engine, Inner};
 use crate::error::{Error, Result};
-use crate::model::source::resolve;
-use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo};
+use crate::model::{ArchSpec, Checkpoint, Forward, Limits, TensorInfo, resolve};
 use crate::ops::CacheShape;
 use crate::text::Tokenizer;
 
@@ -67,7 +66,7 @@ impl EngineBuilder {
         let policy = Policy { step_tokens, max_running, preemption, ..self.policy };
         let limits = Limits { batch_tokens: step_tokens, cache: per_token };
         let weight_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
-        let activation_bytes = limits.activation_bytes(&spec) + opened.workspace_bytes();
+        let activation_bytes = limits.activation_bytes(&spec) + opened.workspace_bytes(&per_token);
         let most = max_running.saturating_mul(context.next_multiple_of(PAGE_SIZE));
         let (tokens, kv_limit) = self.budget.tokens(
             per_token.bytes_per_token() as u64,
@@ -105,7 +104,9 @@ impl EngineBuilder {
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
         let kv_scales = checkpoint.quantization().map_or(0, |report| report.kv_scales);
         let (threads, spec_loaded) = (self.threads, spec.clone());
-        let load = Loader { target, opened: Some(opened), checkpoint, spec: spec_loaded, threads, dtype, limits };
+        let precision = self.precision;
+        let opened = Some(opened);
+        let load = Loader { target, opened, checkpoint, spec: spec_loaded, threads, precision, dtype, limits };
         let mut runner = Runner::new(Box::new(load), Batcher::new(spec.rope.table(spec.context), PAGE_SIZE))?;
         // The simulator is slower than any fetch.
         let is_fetched = host_blocks > 0 && self.device != Device::Sim;
@@ -118,6 +119,7 @@ impl EngineBuilder {
             kv_shape: shape,
             load_s: 0.0,
             weight_bytes,
+            read_bytes: runner.forward()?.weight_bytes(),
             kv_bytes: shape.bytes() as u64,
             kv_tokens: shape.pages * PAGE_SIZE,
             kv_limit,

@@ -6,8 +6,8 @@ use crate::dtype::DType;
 use crate::engine::capacity::KvBudget;
 use crate::engine::scheduler::{Policy, Preemption};
 use crate::engine::step::{Incident, OnIncident};
-use crate::model::RopeScaling;
 use crate::model::source::Progress;
+use crate::model::{RopeScaling, WeightPrecision};
 
 use super::Device;
 
@@ -23,6 +23,7 @@ pub struct EngineBuilder {
     pub(super) sim_arch: u32,
     pub(super) context: Option<usize>,
     pub(super) rope_scaling: RopeScaling,
+    pub(super) precision: WeightPrecision,
     pub(super) budget: KvBudget,
     pub(super) host_kv_memory: u64,
     pub(super) preemption: Option<Preemption>,
@@ -49,6 +50,7 @@ impl EngineBuilder {
             sim_arch: SIM_ARCH,
             context: None,
             rope_scaling: RopeScaling::Always,
+            precision: WeightPrecision::default(),
             budget: KvBudget::default(),
             host_kv_memory: 0,
             preemption: None,
@@ -71,6 +73,13 @@ impl EngineBuilder {
     /// checkpoint's dtype if the device supports it.
     pub fn dtype(mut self, dtype: Option<DType>) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Quantizes 16-bit and f32 weights while they are loaded, and chooses the precision of activations that quantized
+    /// weights are multiplied with. By default nothing is quantized, and quantized checkpoints are computed as they ask.
+    pub fn weight_precision(mut self, precision: WeightPrecision) -> Self {
+        self.precision = precision;
         self
     }
 

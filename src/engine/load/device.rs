@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::engine::capacity::memory;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Gpu};
+use crate::ops::CacheShape;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,9 +97,9 @@ impl Opened {
         }
     }
 
-    /// Bytes of the kernels' workspace, which does not depend on the model.
-    pub fn workspace_bytes(&self) -> u64 {
-        self.gpu().map_or(0, |_| Gpu::WORKSPACE_BYTES)
+    /// Bytes of workspace beside a KV cache of this shape, for any number of pages.
+    pub fn workspace_bytes(&self, cache: &CacheShape) -> u64 {
+        self.gpu().map_or(0, |_| Gpu::workspace_bytes(cache))
     }
 
     /// Free bytes after the model's own, if known. On the CPU weights stay in the mapped file.

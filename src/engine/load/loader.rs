@@ -5,7 +5,7 @@ use crate::dtype::DType;
 use crate::engine::step::Load;
 use crate::error::Result;
 use crate::kernels::Gpu;
-use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits};
+use crate::model::{ArchSpec, Checkpoint, Decoder, Forward, Limits, WeightPrecision};
 
 use super::device::{Opened, Target};
 
@@ -18,6 +18,7 @@ pub struct Loader {
     pub spec: ArchSpec,
     /// Threads of the CPU.
     pub threads: usize,
+    pub precision: WeightPrecision,
     pub dtype: DType,
     pub limits: Limits,
 }
@@ -28,15 +29,15 @@ impl Load for Loader {
             Some(opened) => opened,
             None => self.target.open()?,
         };
-        let Self { checkpoint, spec, threads, dtype, limits, .. } = &*self;
+        let Self { checkpoint, spec, threads, precision, dtype, limits, .. } = &*self;
         Ok(match opened {
             Opened::Cpu => {
                 let cpu = Cpu::new(CpuOptions { threads: *threads, isa: None })?;
-                Box::new(Decoder::load(cpu, spec, checkpoint, *dtype, *limits)?)
+                Box::new(Decoder::load(cpu, spec, checkpoint, *precision, *dtype, *limits)?)
             }
             Opened::Gpu(stream) => {
                 let gpu = Gpu::new(stream, *dtype, limits.batch_tokens, spec.vocab_size)?;
-                Box::new(Decoder::load(gpu, spec, checkpoint, *dtype, *limits)?)
+                Box::new(Decoder::load(gpu, spec, checkpoint, *precision, *dtype, *limits)?)
             }
         })
     }

@@ -22,6 +22,9 @@ pub struct LoadReport {
     pub load_s: f64,
     /// Bytes of the weights, as stored.
     pub weight_bytes: u64,
+    /// Bytes of weights that every decoded token reads: smaller where weights are quantized as they are loaded, and
+    /// without a table of embeddings.
+    pub read_bytes: u64,
     /// Bytes of the KV cache; the system provides the memory as it is first used.
     pub kv_bytes: u64,
     /// Tokens that fit into the KV cache.
@@ -30,7 +33,7 @@ pub struct LoadReport {
     pub kv_limit: KvLimit,
     /// Bytes of host memory for blocks evicted from the KV cache, used as they are needed.
     pub host_kv_bytes: u64,
-    /// Bytes of the activations of the largest step, and of the kernels' workspace on a GPU.
+    /// Bytes of the activations of the largest step, and of the workspace on a GPU.
     pub activation_bytes: u64,
     /// Token budget of a step.
     pub step_tokens: usize,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::engine::scheduler::View;
 use crate::error::Result;
@@ -78,25 +79,34 @@ impl Rules {
         self.end_tokens.contains(&token)
     }
 
-    /// Adds the token after those that were `generated` so far. Returns why the sequence ends with it, if it does.
+    /// Adds the token after those that were `generated` so far. Returns why the sequence ends with it, if it does; the
+    /// constraint's part is known later, see [`advanced`](Self::advanced).
     ///
     /// # Errors
-    /// The constraint has no mask for this token, or does not go on after it.
+    /// The constraint cannot be run.
     pub fn take(&mut self, token: u32, generated: &[u32]) -> Result<Option<FinishReason>> {
-        let fulfilled = match &mut self.guide {
-            Some(guide) => guide.advance(token)?,
-            None => false,
-        };
+        if let Some(guide) = &mut self.guide {
+            guide.advance(token)?;
+        }
         self.history.iter().for_each(|history| history.push(token));
         self.ngram_ban.iter_mut().for_each(|ngram_ban| ngram_ban.push(token));
         let circles = self.detector.as_mut().is_some_and(|detector| detector.take(generated, token));
         let count = generated.len() + 1;
-        Ok(if fulfilled || self.is_end(token) {
+        Ok(if self.is_end(token) {
             Some(FinishReason::Stop)
         } else if count == self.max_tokens {
             Some(FinishReason::Length)
         } else {
             (circles && count >= self.min_tokens).then_some(FinishReason::Repetition)
         })
+    }
+
+    /// Whether the constraint ends the sequence with the token that was taken last. `None` where that is not known
+    /// before the deadline.
+    ///
+    /// # Errors
+    /// The constraint has no mask for the token, or does not go on after it.
+    pub fn advanced(&mut self, deadline: Instant) -> Option<Result<bool>> {
+        self.guide.as_mut().map_or(Some(Ok(false)), |guide| guide.advanced(deadline))
     }
 }

@@ -52,7 +52,8 @@ impl Scheduler {
     }
 
     /// The step is done: takes one outcome for each sequence that was sampled. Sequences that end are removed from the
-    /// next step, where that is planned already.
+    /// next step, where that is planned already. A sequence whose outcome is not known yet has to be
+    /// [held](Self::hold) until [`complete_late`](Self::complete_late).
     pub fn complete(&mut self, now: Duration, outcomes: &[Outcome]) {
         if self.under_way.is_none() {
             self.begin();
@@ -60,24 +61,30 @@ impl Scheduler {
         for chunk in self.under_way.take().into_iter().flat_map(|step| step.chunks) {
             self.commit(now, chunk);
         }
-        for &Outcome { sequence: id, token, last } in outcomes {
-            for id in self.sequences.both(id) {
-                let Some(sequence) = self.sequences.get_mut(id) else { continue };
-                sequence.give_up_token();
-                sequence.tokens.push(token);
-                sequence.hash_blocks(&self.hasher, self.blocks.block_size());
-            }
-            let Some(sequence) = self.sequences.get_mut(id) else { continue };
-            if sequence.first_token.is_none() {
-                sequence.first_token = Some(now);
-                sequence.receipt.prefill = now.saturating_sub(sequence.admitted.unwrap_or(now));
-            }
-            sequence.receipt.decode = now.saturating_sub(sequence.first_token.unwrap_or(now));
-            if last || sequence.generated() >= sequence.max_tokens {
-                self.end(now, id, End::Finished);
-            }
+        for &outcome in outcomes {
+            self.complete_late(now, outcome);
         }
         self.blocks.drop_unused_copies(&mut self.plan.copies);
+    }
+
+    /// Takes an outcome that was not known when its step was done. The sequence stays held.
+    pub fn complete_late(&mut self, now: Duration, outcome: Outcome) {
+        let Outcome { sequence: id, token, last } = outcome;
+        for id in self.sequences.both(id) {
+            let Some(sequence) = self.sequences.get_mut(id) else { continue };
+            sequence.give_up_token();
+            sequence.tokens.push(token);
+            sequence.hash_blocks(&self.hasher, self.blocks.block_size());
+        }
+        let Some(sequence) = self.sequences.get_mut(id) else { return };
+        if sequence.first_token.is_none() {
+            sequence.first_token = Some(now);
+            sequence.receipt.prefill = now.saturating_sub(sequence.admitted.unwrap_or(now));
+        }
+        sequence.receipt.decode = now.saturating_sub(sequence.first_token.unwrap_or(now));
+        if last || sequence.generated() >= sequence.max_tokens {
+            self.end(now, id, End::Finished);
+        }
     }
 
     /// Caches log-probabilities that the step gave: `scores` of a sequence's tokens from the second on, as far as they
@@ -107,7 +114,9 @@ impl Scheduler {
             Some(step) => UnderWay { moves: step.moves || planned.moves, ..step },
             None => planned,
         };
-        let awaited = |id: &SequenceId| self.sequences.get(*id).is_some_and(|sequence| sequence.awaited);
+        // A held one awaits the token of an earlier step.
+        let awaited =
+            |id: &SequenceId| self.sequences.get(*id).is_some_and(|sequence| sequence.awaited) && !self.is_held(*id);
         let begun = self.running.iter().copied().filter(awaited);
         let failed: BTreeSet<SequenceId> =
             chunks.iter().map(|chunk| chunk.sequence).chain(begun).map(|id| self.sequences.lead(id)).collect();

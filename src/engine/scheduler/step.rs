@@ -49,7 +49,7 @@ impl Scheduler {
     }
 
     /// Of a pair, both are held where one is.
-    fn is_held(&self, id: SequenceId) -> bool {
+    pub(super) fn is_held(&self, id: SequenceId) -> bool {
         self.sequences.get(self.sequences.lead(id)).is_some_and(|sequence| sequence.is_held)
     }
 

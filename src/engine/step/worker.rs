@@ -4,6 +4,7 @@
 //! step before are handed out, requests are taken in and the next step is scheduled. The device waits only while the
 //! tokens of one step are entered into the next.
 
+mod constraints;
 mod recovery;
 
 use std::collections::HashMap;
@@ -12,18 +13,18 @@ use std::time::{Duration, Instant};
 
 use crate::engine::sampling::FinishReason;
 use crate::engine::scheduler::{End, Ended, Outcome, Refused, Scheduler, SequenceId, Submission};
-use crate::error::Error;
-use crate::ops::Mask;
+use crate::error::{Error, Result};
+use crate::ops::Sampled;
 
 use super::command::{Command, Event, Job, Kind, Status};
 use super::incident::OnIncident;
 use super::runner::{Results, Runner, Wanted};
 use super::watchdog::{StepSize, Watchdog};
+use constraints::WAIT;
 use recovery::guarded;
 
-/// How long a step waits for masks that are still being computed: about what a step takes. Masks of grammars are nearly
-/// always there by then. A sequence whose mask takes longer is left out of steps until it is there.
-const MASK_WAIT: Duration = Duration::from_millis(5);
+/// A token and why its sequence ends with it; or the error that ends its sequence.
+type Taken = Result<(Sampled, Option<FinishReason>)>;
 
 pub struct Worker {
     runner: Runner,
@@ -41,6 +42,8 @@ pub struct Worker {
     aside: Option<Command>,
     /// Sequences that are left out of steps until their masks are computed.
     held: Vec<SequenceId>,
+    /// Sequences whose constraints have not accepted their last token yet. They are left out of steps as well.
+    unsettled: Vec<(SequenceId, Sampled, Option<FinishReason>)>,
     /// Events of the last step that are not sent yet.
     outbox: Outbox,
 }
@@ -61,8 +64,22 @@ impl Worker {
         incident: OnIncident,
     ) -> Self {
         let (started, live, ids, outbox) = (Instant::now(), Vec::new(), HashMap::new(), Outbox::default());
-        let (under_way, aside, held) = (false, None, Vec::new());
-        Self { runner, scheduler, watchdog, incident, commands, started, live, ids, under_way, aside, held, outbox }
+        let (under_way, aside, held, unsettled) = (false, None, Vec::new(), Vec::new());
+        Self {
+            runner,
+            scheduler,
+            watchdog,
+            incident,
+            commands,
+            started,
+            live,
+            ids,
+            under_way,
+            aside,
+            held,
+            unsettled,
+            outbox,
+        }
     }
 
     /// Runs until [`Command::Stop`].
@@ -82,7 +99,7 @@ impl Worker {
             if self.scheduler.plan().chunks.is_empty() {
                 self.deliver();
                 // Nothing else can run; commands are handled in between.
-                self.resume_held(Instant::now() + MASK_WAIT);
+                self.resume_held(Instant::now() + WAIT);
             } else {
                 self.begin();
                 if self.under_way && !self.runner.overlaps() {
@@ -181,43 +198,6 @@ impl Worker {
         }
     }
 
-    /// The mask of a sequence's next token, where it has a constraint.
-    fn mask(&self, id: SequenceId) -> Option<&Mask> {
-        // The slot of a sequence that has ended may belong to another.
-        self.scheduler.view(id)?;
-        match &self.live.get(id.slot())?.as_ref()?.kind {
-            Kind::Generate { rules, .. } => rules.mask(),
-            Kind::Score { .. } => None,
-        }
-    }
-
-    /// Takes sequences out of the plan whose masks are not ready soon.
-    fn hold_unready(&mut self) {
-        let deadline = Instant::now() + MASK_WAIT;
-        let sampled = self.scheduler.plan().chunks.iter().filter(|chunk| chunk.sample).map(|chunk| chunk.sequence);
-        // Branches start with the first mask, which was computed before the request was submitted.
-        let unready = sampled.filter(|&id| self.mask(id).is_some_and(|mask| !mask.wait_until(deadline)));
-        for id in unready.collect::<Vec<_>>() {
-            self.scheduler.hold(id);
-            self.held.push(id);
-        }
-    }
-
-    /// Resumes held sequences whose masks are ready. Waits for the first one until the deadline.
-    fn resume_held(&mut self, deadline: Instant) {
-        let mut held = std::mem::take(&mut self.held);
-        let mut deadline = deadline;
-        held.retain(|&id| {
-            let is_ready = self.mask(id).is_none_or(|mask| mask.wait_until(deadline));
-            if is_ready {
-                self.scheduler.resume(id);
-                deadline = Instant::now();
-            }
-            !is_ready
-        });
-        self.held = held;
-    }
-
     /// Schedules and prepares the next step while one is under way.
     fn prepare(&mut self) {
         self.resume_held(Instant::now());
@@ -273,26 +253,36 @@ impl Worker {
                 self.scheduler.scored(id, logprobs);
             }
         }
-        let mut outcomes = Vec::with_capacity(results.sampled.len());
-        let mut tokens = Vec::with_capacity(results.sampled.len());
+        let mut taken = Vec::with_capacity(results.sampled.len());
         for (id, sampled) in results.sampled {
             // As above.
             let Some(view) = self.scheduler.view(id) else { continue };
             let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &mut self.live[id.slot()] else { continue };
             // The last one is the placeholder of this token.
             let generated = &view.tokens[view.prompt_len..view.tokens.len() - 1];
-            let taken = sampled.and_then(|sampled| Ok((sampled, rules.take(sampled.token, generated)?)));
-            let (token, last) = match &taken {
-                Ok((sampled, finish)) => (sampled.token, finish.is_some()),
-                // It ends the sequence and is not sent to anyone.
-                Err(_) => (0, true),
-            };
-            outcomes.push(Outcome { sequence: id, token, last });
-            tokens.push((id, taken));
+            taken.push((id, sampled.and_then(|sampled| Ok((sampled, rules.take(sampled.token, generated)?)))));
         }
+        let deadline = Instant::now() + WAIT;
+        let mut settled = Vec::with_capacity(taken.len());
+        for (id, taken) in taken {
+            match taken {
+                Ok((sampled, finish)) => match self.settle(id, sampled, finish, deadline) {
+                    Some(taken) => settled.push((id, taken)),
+                    None => self.unsettled.push((id, sampled, finish)),
+                },
+                Err(error) => settled.push((id, Err(error))),
+            }
+        }
+        let outcomes: Vec<Outcome> = settled.iter().map(|(id, taken)| outcome(*id, taken)).collect();
         self.scheduler.complete(self.now(), &outcomes);
+        self.unsettled.iter().for_each(|(id, ..)| self.scheduler.hold(*id));
+        self.record(settled);
+    }
+
+    /// Puts the events of tokens into the outbox whose outcomes the scheduler has.
+    fn record(&mut self, settled: Vec<(SequenceId, Taken)>) {
         let ended = self.scheduler.take_ended();
-        for (id, taken) in tokens {
+        for (id, taken) in settled {
             let gone = || ended.iter().find(|ended| ended.sequence == id).map(|ended| ended.receipt);
             let receipt = self.scheduler.receipt(id).or_else(gone).unwrap_or_default();
             if let Some(Job { kind: Kind::Generate { rules, .. }, .. }) = &self.live[id.slot()] {
@@ -339,6 +329,15 @@ impl Worker {
             }
         }
     }
+}
+
+fn outcome(sequence: SequenceId, taken: &Taken) -> Outcome {
+    let (token, last) = match taken {
+        Ok((sampled, finish)) => (sampled.token, finish.is_some()),
+        // It ends the sequence and is not sent to anyone.
+        Err(_) => (0, true),
+    };
+    Outcome { sequence, token, last }
 }
 
 fn wanted<'a>(live: &'a [Option<Job>]) -> impl Fn(SequenceId) -> Wanted<'a> {

@@ -8,9 +8,6 @@ use crate::ops::{ActivationBits, Code, CodedWeight, Scales, Zeros};
 use super::layer::Layer;
 use super::scaled::OF_ACTIVATIONS;
 
-/// One bit of sign, two of exponent, one of mantissa.
-const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Fp4 {
     /// Blocks of 32 with a power of two, in compressed-tensors' names.
@@ -54,7 +51,7 @@ impl Fp4 {
         Ok(CodedWeight {
             name: weight.entry.name.clone(),
             shape: layer.shape,
-            code: Code::Table(E2M1),
+            code: Code::E2M1,
             codes: weight.data.clone(),
             scales: Scales { rows: 1, columns, values, zeros: Zeros::All(0) },
             order: None,

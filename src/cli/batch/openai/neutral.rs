@@ -65,8 +65,6 @@ pub const BODY: &[Field] = &[
 
 /// Of a message.
 pub const MESSAGE: &[Field] = &[
-    // Chat templates see role and content.
-    ("name", Any),
     ("tool_calls", Only(&["[]"])),
     ("annotations", Only(&["[]"])),
     ("reasoning", Only(&[r#""""#])),

@@ -85,6 +85,7 @@ struct Body {
 struct Turn {
     role: String,
     content: Content,
+    name: Option<String>,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -320,6 +321,6 @@ impl Turn {
                 parts.into_iter().map(part).collect::<Result<String>>()?
             }
         };
-        Ok(Message::new(self.role, content))
+        Ok(Message { name: self.name, ..Message::new(self.role, content) })
     }
 }

@@ -62,8 +62,8 @@ pub trait ConstraintState: Send + Sync {
     /// The state has no continuation; the request ends with the error.
     fn allow(&mut self, mask: &mut [u32]) -> Result<()>;
 
-    /// Goes on by a token that was chosen among those. True where nothing may follow it: the request is done. It runs
-    /// on the step loop's thread, and all requests of a step wait for it.
+    /// Goes on by a token that was chosen among those. True where nothing may follow it: the request is done. Called on
+    /// the same thread as [`allow`](Self::allow): while it takes long, the token is not handed out yet.
     ///
     /// # Errors
     /// The request ends with the error.

@@ -144,70 +144,138 @@ fn a_row_that_cannot_be_sampled_ends_its_own_request() {
     }
 }
 
-/// Allows all tokens; the second mask is computed only once somebody says so.
+/// Where a constraint waits until its gate is opened: for its third mask, or for its second token.
+#[derive(Clone, Copy, PartialEq)]
+enum Gated {
+    Allow,
+    Advance,
+}
+
+/// Allows all tokens.
 struct Slow {
+    gated: Gated,
     masks: usize,
+    tokens: usize,
     gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    /// What the second token leads to.
+    end: fn() -> Result<bool>,
+}
+
+impl Slow {
+    fn wait(&self) -> Result<()> {
+        let opened = self.gate.lock().unwrap().recv_timeout(Duration::from_secs(60));
+        opened.map_err(|_| Error::request("gate", "to be opened", "a closed one"))
+    }
 }
 
 impl ConstraintState for Slow {
     fn allow(&mut self, mask: &mut [u32]) -> Result<()> {
         self.masks += 1;
-        if self.masks == 3 {
-            self.gate
-                .lock()
-                .unwrap()
-                .recv_timeout(Duration::from_secs(60))
-                .map_err(|_| Error::request("gate", "to be opened", "a closed one"))?;
+        if self.gated == Gated::Allow && self.masks == 3 {
+            self.wait()?;
         }
         mask.fill(u32::MAX);
         Ok(())
     }
 
     fn advance(&mut self, _token: u32) -> Result<bool> {
-        Ok(false)
+        self.tokens += 1;
+        if self.tokens != 2 {
+            return Ok(false);
+        }
+        if self.gated == Gated::Advance {
+            self.wait()?;
+        }
+        (self.end)()
     }
 
     fn fork(&self) -> Box<dyn ConstraintState> {
-        Box::new(Self { masks: self.masks, gate: Arc::clone(&self.gate) })
+        Box::new(Self { gate: Arc::clone(&self.gate), ..*self })
     }
+}
+
+/// A request with such a constraint for 12 tokens, none of which ends it; and what opens the gate.
+fn ask_slow(lab: &mut Lab, gated: Gated, end: fn() -> Result<bool>) -> (Asked, mpsc::Sender<()>) {
+    let (open, gate) = mpsc::channel();
+    let slow = Slow { gated, masks: 0, tokens: 0, gate: Arc::new(Mutex::new(gate)), end };
+    let asked = lab.ask_with(vec![111, 2, 3, 4, 5, 6], 12, |rules| {
+        rules.end_tokens.clear();
+        rules.guide = Some(Guide::new(Box::new(slow), 500, Vec::new(), None).unwrap());
+    });
+    (asked, open)
 }
 
 /// A constraint that takes its time keeps its own request waiting, and nobody else; it can be cancelled meanwhile.
 #[test]
 fn a_slow_constraint_holds_up_its_own_request_alone() {
     for overlaps in [false, true] {
+        for (gated, before) in [(Gated::Allow, 2), (Gated::Advance, 1)] {
+            let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
+            let slow = [(); 2].map(|()| ask_slow(&mut lab, gated, || Ok(false)));
+            let thread = lab.start();
+            for (asked, _) in &slow {
+                assert!((0..before).all(|_| matches!(asked.events.wait(), Some(Event::Token { .. }))));
+            }
+            // Beside others, and when nothing else is left to do.
+            for i in 0..3 {
+                assert_eq!(outcome(&lab.ask(vec![112 + i, 2, 3, 4, 5, 6], 12, 1, None)[0]), "finished");
+            }
+            assert_eq!(lab.status().running, 2);
+            lab.commands.send(Command::Cancel(slow[1].0.key)).unwrap();
+            assert_eq!(lab.status().running, 1);
+            slow.iter().for_each(|(_, open)| open.send(()).unwrap());
+            let mut tokens = before;
+            while let Some(event) = slow[0].0.events.wait() {
+                assert!(matches!(event, Event::Token { .. }));
+                tokens += 1;
+            }
+            assert_eq!(tokens, 12);
+            let status = lab.status();
+            assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+            lab.commands.send(Command::Stop).unwrap();
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// A token is handed out once its constraint has accepted it, and says then whether it is the last.
+#[test]
+fn a_constraint_that_is_fulfilled_late_ends_its_request() {
+    for overlaps in [false, true] {
         let mut lab = Lab::new(Faults { overlaps, ..Faults::default() });
-        let (open, gate) = mpsc::channel();
-        let slow = Slow { masks: 0, gate: Arc::new(Mutex::new(gate)) };
-        let mut ask = || {
-            lab.ask_with(vec![111, 2, 3, 4, 5, 6], 12, |rules| {
-                rules.end_tokens.clear();
-                rules.guide = Some(Guide::new(slow.fork(), 500, Vec::new(), None).unwrap());
-            })
-        };
-        let slow = [ask(), ask()];
+        let fulfilled = ask_slow(&mut lab, Gated::Advance, || Ok(true));
+        let stuck = ask_slow(&mut lab, Gated::Advance, || Err(Error::request("mine", "more", "nothing")));
         let thread = lab.start();
-        for asked in &slow {
-            assert!((0..2).all(|_| matches!(asked.events.wait(), Some(Event::Token { .. }))));
+        assert_eq!(outcome(&lab.ask(vec![112, 2, 3, 4, 5, 6], 12, 1, None)[0]), "finished");
+        for (asked, open) in [&fulfilled, &stuck] {
+            assert!(matches!(asked.events.wait(), Some(Event::Token { finish: None, .. })));
+            open.send(()).unwrap();
         }
-        // Beside others, and when nothing else is left to do.
-        for i in 0..3 {
-            assert_eq!(outcome(&lab.ask(vec![112 + i, 2, 3, 4, 5, 6], 12, 1, None)[0]), "finished");
+        assert!(matches!(fulfilled.0.events.wait(), Some(Event::Token { finish: Some(FinishReason::Stop), .. })));
+        assert!(fulfilled.0.events.wait().is_none());
+        match stuck.0.events.wait() {
+            Some(Event::Failed(error)) => assert!(error.to_string().starts_with("mine: expected more"), "{error}"),
+            _ => panic!("no error"),
         }
-        assert_eq!(lab.status().running, 2);
-        lab.commands.send(Command::Cancel(slow[1].key)).unwrap();
-        assert_eq!(lab.status().running, 1);
-        // Whichever of the two asks first.
-        (0..2).for_each(|_| open.send(()).unwrap());
-        let mut tokens = 2;
-        while let Some(event) = slow[0].events.wait() {
-            assert!(matches!(event, Event::Token { .. }));
-            tokens += 1;
-        }
-        assert_eq!(tokens, 12);
         let status = lab.status();
         assert_eq!((status.running, status.waiting, status.blocks.held), (0, 0, 0));
+        lab.commands.send(Command::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
+
+/// Steps fail and the device is set up again while a constraint is at work on a token: the sequence loses nothing.
+#[test]
+fn a_token_that_waits_for_its_constraint_outlives_the_device() {
+    for overlaps in [false, true] {
+        let mut lab = Lab::new(Faults { overlaps, lost: Some((9, 0)), ..Faults::default() });
+        let (slow, open) = ask_slow(&mut lab, Gated::Advance, || Ok(false));
+        let thread = lab.start();
+        let other = lab.ask_with(vec![112, 2, 3, 4, 5, 6], 30, |rules| rules.end_tokens.clear());
+        assert_eq!(outcome(&other), "failed");
+        assert_eq!(lab.status().restarts, 1);
+        open.send(()).unwrap();
+        assert_eq!(outcome(&slow), "finished");
         lab.commands.send(Command::Stop).unwrap();
         thread.join().unwrap();
     }
