@@ -267,5 +267,6 @@ def define_random_cases(count, seed):
             more["head_dim"] = -(-head_dim // 32) * 32
             shape = (-(-hidden // unit) * unit, -(-shape[1] // 32) * 32, *shape[2:])
         lengths = sorted({1, *(int(rng.integers(2, min(room - 24, 513))) for _ in range(3))})
-        case(f"random-{seed}-{i}", kind, shape, rope=rope, dtype=pick("BF16", "BF16", "F16", "F32"), old=pick(True, False),
+        dtype = pick("BF16", "F16") if quantization else pick("BF16", "BF16", "F16", "F32")
+        case(f"random-{seed}-{i}", kind, shape, rope=rope, dtype=dtype, old=pick(True, False),
              lengths=lengths, shards=pick(1, 1, 2), max_position_embeddings=longest, quantization=quantization, **more)
