@@ -87,3 +87,19 @@ pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32], kv: DType,
     }
     warnings
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn scales_of_a_cache_matter_only_to_an_fp8_cache() {
+        let config = br#"{"model_type": "llama"}"#;
+        let spec = ArchSpec::from_config(Path::new("config.json"), config, None).unwrap();
+        let of = |kv, scales| warnings(&spec, 128, &[], kv, scales);
+        assert!(of(DType::E4M3, 4)[0].contains("4 scales for an fp8 KV cache"));
+        assert!(of(DType::E4M3, 0).is_empty() && of(DType::BF16, 4).is_empty());
+    }
+}
