@@ -155,7 +155,7 @@ fn is_harmless(name: &str, data: &[u8]) -> bool {
         || name.ends_with(".bias") && data.iter().all(|&byte| byte == 0)
 }
 
-/// Scales of an 8-bit KV cache, or of queries and attention weights. Caches of 16 bits have no use for them.
+/// Scales of an 8-bit KV cache, or of queries and attention weights. The cache's entries are not scaled by them.
 pub(super) fn is_kv_scale(name: &str) -> bool {
     const NAMES: [&str; 7] = [
         ".k_scale",

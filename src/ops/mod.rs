@@ -36,8 +36,10 @@ pub use pages::PageMoves;
 pub(crate) use pages::check_page_copies;
 pub use rotary::{QkNorm, RopeTable, RotaryKvWrite};
 pub use sampling::{LogitEdits, SampleRow, Sampled};
+pub(crate) use weight::check_gated;
+#[cfg(feature = "engine")]
+pub(crate) use weight::e4m3;
 pub use weight::{ActivationBits, Code, CodedWeight, LinearPart, Scales, Weight, WeightView, Zeros};
-pub(crate) use weight::{check_gated, e4m3};
 
 /// The activation of a gated feed-forward layer: `activation(gate) * up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

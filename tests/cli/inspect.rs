@@ -2,6 +2,7 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::checkpoint::case;
 use crate::support::{Checkpoint, run};
 
 /// `number` of the bytes a token takes in a cache of each dtype, with 5 layers and 2 key heads of 64.
@@ -58,6 +59,33 @@ fn other_checkpoints() {
         report["tensors"].as_array().unwrap().iter().map(|t| t["file"].as_str().unwrap().to_owned()).collect();
     assert!(files.len() > 1, "{files:?}");
     assert!(run(&["inspect", "./no-such-folder/here"]).error(2).contains("no-such-folder"));
+}
+
+#[test]
+fn quantized_checkpoints() {
+    let model = Checkpoint::golden("quantized-mixed");
+    let report = run(&["inspect", model.path(), "--json", "--tensors"]).json();
+    let quantization = &report["quantization"];
+    assert_eq!(quantization["method"], "compressed-tensors");
+    let formats = json!({"int4, groups of 32": 8, "e4m3, a scale for each row": 2});
+    assert_eq!(quantization["formats"], formats);
+    let gate_and_down =
+        json!([quantization["dense"]["model.layers.*.mlp.gate_proj"], quantization["dense"]["lm_head"]]);
+    assert_eq!(gate_and_down, json!([2, 1]));
+    // As many as the dense model has: packed weights count by what they stand for, scales not at all.
+    let case = case("quantized-mixed");
+    let size = |key: &str| case.config[key].as_u64().unwrap();
+    let (hidden, inter, vocab) = (size("hidden_size"), size("intermediate_size"), size("vocab_size"));
+    let key_value = hidden / size("num_attention_heads") * size("num_key_value_heads");
+    let layer = 2 * hidden + 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inter;
+    let parameters = 2 * vocab * hidden + hidden + size("num_hidden_layers") * layer;
+    assert_eq!(report["weights"]["parameters"], parameters);
+
+    let text = run(&["inspect", model.path()]).ok();
+    for part in ["compressed-tensors: int4, groups of 32 (8); e4m3", "mlp.down_proj (2)", "lm_head (1)"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!run(&["inspect"]).ok().contains("quantization"));
 }
 
 /// 256 GiB of weights in a sparse file.

@@ -1,5 +1,7 @@
 """The cases: configurations, lengths of prompts, and changes that must show; see `generate.py`."""
 
+import math
+
 import numpy as np
 import transformers
 
@@ -206,8 +208,27 @@ def define_cases():
     quantization("bitsandbytes-int8", BnbInt8(), dtype="F16", shape=(56, 90, 2, 7, 1, 101), head_dim=10)
 
 
+def random_quantization(pick, rng):
+    bits, dtype = pick(2, 3, 4, 8), pick("BF16", "F16", "F32")
+    # Two bits about a middle are mostly negative, and such a model amplifies rounding errors.
+    packed = Packed(bits, pick(None, 16, 32), symmetric=bits > 2 and pick(True, False), dtype=dtype)
+    blocks = tuple(int(rng.integers(1, 100)) for _ in range(2))
+    return pick(
+        Awq(pick(16, 32)),
+        Gptq(bits, pick(-1, 16, 32), version=pick(1, 2), act_order=pick(True, False)),
+        Gptq(pick(4, 8), pick(-1, 16, 32), version=pick(1, 2), symmetric=True, act_order=pick(True, False)),
+        CompressedTensors([("Linear", packed)]),
+        CompressedTensors([("re:.*self_attn.*", packed), ("re:.*mlp.*", pick(Int8(), MxFp4(), NvFp4(), Float(blocks)))]),
+        CompressedTensors([("Linear", pick(Int8(), MxFp4(), NvFp4(), Float(pick(None, blocks))))]),
+        Fp8(pick(None, blocks)),
+        Nf4(),
+        BnbInt8(),
+    )
+
+
 def define_random_cases(count, seed):
-    """Cases that nobody chose: architecture, shape, rope, dtype and lengths drawn at random."""
+    """Cases that nobody chose: architecture, shape, rope, dtype and lengths drawn at random, and in every third how
+    layers are quantized."""
     rng = np.random.Generator(np.random.PCG64(seed))
 
     def pick(*options):
@@ -239,6 +260,13 @@ def define_random_cases(count, seed):
         if kind in ("qwen2", "qwen3"):
             more.update(use_sliding_window=pick(True, False), sliding_window=int(rng.integers(8, 60)),
                         max_window_layers=int(rng.integers(0, shape[2] + 1)))
+        quantization = random_quantization(pick, rng) if i % 3 == 2 else None
+        if quantization:
+            # Whole words and groups of 32 in each direction.
+            unit = math.lcm(32, heads)
+            more["head_dim"] = -(-head_dim // 32) * 32
+            shape = (-(-hidden // unit) * unit, -(-shape[1] // 32) * 32, *shape[2:])
         lengths = sorted({1, *(int(rng.integers(2, min(room - 24, 513))) for _ in range(3))})
-        case(f"random-{seed}-{i}", kind, shape, rope=rope, dtype=pick("BF16", "BF16", "F16", "F32"), old=pick(True, False),
-             lengths=lengths, shards=pick(1, 1, 2), max_position_embeddings=longest, **more)
+        dtype = pick("BF16", "F16") if quantization else pick("BF16", "BF16", "F16", "F32")
+        case(f"random-{seed}-{i}", kind, shape, rope=rope, dtype=dtype, old=pick(True, False),
+             lengths=lengths, shards=pick(1, 1, 2), max_position_embeddings=longest, quantization=quantization, **more)

@@ -13,6 +13,7 @@ pub struct Case {
     pub config: serde_json::Map<String, serde_json::Value>,
     shards: usize,
     tensors: Vec<Tensor>,
+    tolerance: Option<f64>,
     checksum: String,
     pub prompts: Vec<Prompt>,
 }
@@ -97,6 +98,23 @@ fn read(file: &Path) -> Case {
 }
 
 impl Case {
+    #[allow(dead_code, reason = "each test crate that includes this file uses its own part of it")]
+    pub fn is_quantized(&self) -> bool {
+        self.config.contains_key("quantization_config")
+    }
+
+    /// What log-probabilities may be off by, computed in float32 by kernels that differ by `float32` for dense weights.
+    #[allow(dead_code, reason = "each test crate that includes this file uses its own part of it")]
+    pub fn tolerance(&self, float32: f64) -> f64 {
+        match self.tolerance {
+            None if self.is_quantized() => {
+                let errors = self.prompts.iter().flat_map(|prompt| &prompt.native_error);
+                1.25 * errors.fold(0.0, |largest: f64, error| largest.max(error.abs())) + float32
+            }
+            tolerance => tolerance.unwrap_or(float32),
+        }
+    }
+
     /// Writes `config.json` and the shards to `folder`.
     ///
     /// # Panics

@@ -19,7 +19,8 @@ lists every tensor with its seed, scale and offset, and `checksum` is the FNV-1a
 
 The tensors of quantized layers (`quantized.py`) are whole numbers, `(z & mask) + base` in the stored dtype, or given as
 `values` or `text`; `g_idx` is `i // each`, or a permutation of that, by `z`, in which inputs are sorted into `groups`.
-Their reference is the same model of the float32 weights that they stand for.
+Their reference is the same model of the float32 weights that they stand for. `tolerance` is what float32 log-probabilities
+may be off by; without one it is what `native_error` says, which includes the rounding of eight-bit activations.
 
 A case holds, for several prompts,
 
@@ -49,7 +50,7 @@ sys.dont_write_bytecode = True  # leave no folder in the source tree
 
 from cases import CASES, define_cases, define_random_cases
 from checkpoints import checksum, tensors, values, write_checkpoint
-from quantized import dequantized, quantized
+from quantized import dequantized, quantized, round_inputs, tolerance
 
 HERE = Path(__file__).resolve().parent
 # A change of log-probabilities that no tolerance of the test would let pass.
@@ -120,7 +121,8 @@ def run(case, lengths, steps, teeth, dense, quantization):
             tokens = rng.integers(0, case["config"]["vocab_size"], length).tolist()
             # A model of its own for each pass: a rotary embedding of the dynamic kind remembers the longest sequence.
             wide = score(load(folder, torch.float32), tokens)
-            native = score(load(folder, native_dtype), tokens)
+            native_model = load(folder, native_dtype)
+            native = score(round_inputs(native_model, quantization) if quantization else native_model, tokens)
             spread.append(float(load(folder, torch.float32)(torch.tensor([tokens])).logits.std()))
             chosen, logprobs, margins = greedy(load(folder, torch.float32), tokens, steps)
             case["prompts"].append({
@@ -197,6 +199,8 @@ def main():
         dense = tensors(config, seed, dtype, **storage)
         stored = quantized(quantization, dense) if quantization else dense
         made = {"name": name, "config": config, "shards": shards, "tensors": stored}
+        if quantization:
+            made["tolerance"] = tolerance(quantization)
         run(made, lengths, steps, teeth, dense, quantization)
         dump(args.out / f"{name}.json", made)
 

@@ -25,15 +25,16 @@ fn float32_activations_agree_with_float32_transformers() {
     let mut failures = Failures::default();
     for case in cases() {
         let engine = Loaded::new(&case, Some(DType::F32), Device::Cpu);
-        let mut errors = Errors::default();
+        let (mut errors, tolerance) = (Errors::default(), case.tolerance(FLOAT32));
         for (i, prompt) in case.prompts.iter().enumerate() {
             for (at, found, expected) in engine.score(prompt) {
                 errors.add(found - expected);
-                failures.check((found - expected).abs() <= FLOAT32, || {
+                failures.check((found - expected).abs() <= tolerance, || {
                     format!("{}, prompt {i}, position {at}: log-probability {found}, expected {expected}", case.name)
                 });
             }
-            engine.greedy(prompt, TIE, FLOAT32, &mut errors, |what| {
+            let tie = if case.is_quantized() { 2.0 * tolerance } else { TIE };
+            engine.greedy(prompt, tie, tolerance, &mut errors, |what| {
                 failures.add(format!("{}, prompt {i}, {what}", case.name))
             });
         }
@@ -55,7 +56,7 @@ fn caches_of_fewer_bits_stay_within_their_bounds() {
         (DType::E5M2, 0.2, 2.5),
     ] {
         let (mut all, mut worst) = (Errors::default(), String::new());
-        for case in cases() {
+        for case in cases().into_iter().filter(|case| !case.is_quantized()) {
             let engine =
                 Loaded::with(&case, |builder| builder.device(Device::Cpu).dtype(Some(DType::F32)).kv_dtype(Some(kv)));
             let mut errors = Errors::default();

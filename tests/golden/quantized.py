@@ -1,7 +1,8 @@
 """Quantized layers: the tensors that a checkpoint format stores, of random codes, and what they stand for.
 
 Codes and scales are random, so that nothing has to be packed: each format here describes the tensors of a layer, as
-`checkpoints.py` describes dense ones, and unpacks them into float32, which `transformers` then computes with.
+`checkpoints.py` describes dense ones, and unpacks them into float32, which `transformers` then computes with. A format
+with eight-bit activations rounds the inputs of its layers too (`rounded`), where its own error is measured.
 """
 
 import json
@@ -49,6 +50,12 @@ def spread_of(codes):
 def over(scales, n, k, rows, columns):
     """Scales of blocks for each element."""
     return np.repeat(np.repeat(scales, rows, axis=0)[:n], columns, axis=1)[:, :k].astype(np.float32)
+
+
+def rounded(x, largest, to):
+    """Rows of activations, each by the scale that makes its largest magnitude `largest`."""
+    scale = (x.abs().amax(dim=-1, keepdim=True) / largest).clamp(min=1e-12).float()
+    return (to(x.float() / scale) * scale).to(x.dtype)
 
 
 class Awq:
@@ -148,6 +155,9 @@ class Float:
                         "block_structure": list(block) if block else None}
         self.scale = "weight_scale"
 
+    def round(self, x):
+        return rounded(x, 448, lambda x: x.to(torch.float8_e4m3fn).float()) if self.inputs else x
+
     def tensors(self, n, k, std):
         rows, columns = self.block or (1, k)
         return {"weight": whole("F8_E4M3", (n, k), 0xBF),
@@ -182,6 +192,9 @@ class Int8:
     format = "int-quantized"
     inputs = {"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token", "symmetric": True}
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+
+    def round(self, x):
+        return rounded(x, 127, torch.round)
 
     def tensors(self, n, k, std):
         return {"weight": whole("I8", (n, k), 0xFF), "weight_scale": near("F32", (n, 1), std / 73.9)}
@@ -263,6 +276,23 @@ def scheme(quantization, layer):
     if isinstance(quantization, CompressedTensors):
         return next((s for target, s in quantization.schemes if target == "Linear" or target.split(".*")[1] in layer), None)
     return quantization
+
+
+def round_inputs(model, quantization):
+    """Makes the layers of a model round their inputs as their format does."""
+    for name, module in model.named_modules():
+        how = scheme(quantization, name) if isinstance(module, torch.nn.Linear) else None
+        if hasattr(how, "round"):
+            module.register_forward_pre_hook(lambda _, inputs, how=how: (how.round(inputs[0]),))
+    return model
+
+
+def tolerance(quantization):
+    """What float32 log-probabilities may be off by; None for what the format's own error says. Integers and e2m1 lose
+    nothing but a little of the activations. Other codes become bf16 where there is no kernel for them, and activations of
+    eight bits lose more."""
+    hows = [how for _, how in quantization.schemes] if isinstance(quantization, CompressedTensors) else [quantization]
+    return None if any(isinstance(how, (Float, Int8, Nf4)) for how in hows) else 5e-3
 
 
 def quantized(quantization, dense):

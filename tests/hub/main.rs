@@ -417,6 +417,17 @@ fn weak_etags_name_the_same_blob() {
 }
 
 #[test]
+fn configurations_of_quantized_weights_are_downloaded() {
+    let (server, hub, _cache) = setup();
+    let names = ["hf_quant_config.json", "quant_config.json", "quantize_config.json"];
+    for name in names {
+        server.state().files.insert(name.to_owned(), b"{}".to_vec());
+    }
+    let folder = hub.snapshot(&id(), &mut ()).unwrap();
+    assert!(names.iter().all(|name| folder.join(name).exists()));
+}
+
+#[test]
 fn listed_names_that_leave_the_snapshot_are_ignored() {
     let (server, hub, _cache) = setup();
     server.state().files.remove(WEIGHTS);

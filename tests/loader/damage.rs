@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::support::{Folder, config, safetensors, tensors};
 
 /// A file with some bytes changed and perhaps its end cut off.
-fn damaged(file: &[u8], changes: &[(prop::sample::Index, u8)], keep: Option<prop::sample::Index>) -> Vec<u8> {
+pub fn damaged(file: &[u8], changes: &[(prop::sample::Index, u8)], keep: Option<prop::sample::Index>) -> Vec<u8> {
     let mut file = file.to_vec();
     for (place, byte) in changes {
         let place = place.index(file.len());
@@ -20,7 +20,7 @@ fn damaged(file: &[u8], changes: &[(prop::sample::Index, u8)], keep: Option<prop
 }
 
 /// Bytes that JSON gives a meaning, and any.
-fn byte() -> impl Strategy<Value = u8> {
+pub fn byte() -> impl Strategy<Value = u8> {
     prop_oneof![prop::sample::select(b"{}[]\":,-+.0123456789eE \\utfn".to_vec()), any::<u8>()]
 }
 

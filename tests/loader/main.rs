@@ -3,10 +3,8 @@
 
 mod config;
 mod damage;
-mod export;
 mod generation;
 mod quantized;
-mod quantized_faults;
 mod rope;
 mod support;
 mod weights;

@@ -52,7 +52,7 @@ struct Quantization {
     /// What is not quantized, `*` standing for a layer's number.
     #[serde(serialize_with = "as_map")]
     dense: Vec<(String, usize)>,
-    /// Scales of an 8-bit KV cache, which are not used.
+    /// Scales of an 8-bit KV cache other than 1, which are not used.
     kv_scales: usize,
 }
 

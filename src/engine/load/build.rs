@@ -102,6 +102,7 @@ impl EngineBuilder {
             return Err(Error::checkpoint(&file, "stop_strings", expected, generation_config.stop_strings.join(", ")));
         }
         let tensors: Vec<TensorInfo> = checkpoint.tensors().collect();
+        let kv_scales = checkpoint.quantization().map_or(0, |report| report.kv_scales);
         let (threads, spec_loaded) = (self.threads, spec.clone());
         let precision = self.precision;
         let opened = Some(opened);
@@ -129,7 +130,7 @@ impl EngineBuilder {
             context,
             typical,
             tokens_per_s,
-            warnings: warnings(&spec, context, &unknown_eos),
+            warnings: warnings(&spec, context, &unknown_eos, shape.dtype, kv_scales),
         };
         let scheduler = Scheduler::new(policy, cache).with_host(host_blocks, fetch);
         let (commands, receiver) = mpsc::channel();

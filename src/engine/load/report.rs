@@ -59,9 +59,16 @@ impl LoadReport {
     }
 }
 
-/// Warnings about a model that serves sequences of up to `context` tokens, and names end tokens that it does not have.
-pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32]) -> Vec<String> {
+/// Warnings about a model that serves sequences of up to `context` tokens with a KV cache of dtype `kv`, names end
+/// tokens that it does not have, and has so many scales of a KV cache.
+pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32], kv: DType, kv_scales: usize) -> Vec<String> {
     let mut warnings = Vec::new();
+    if kv == DType::E4M3 && kv_scales > 0 {
+        warnings.push(format!(
+            "the checkpoint has {kv_scales} scales for an fp8 KV cache, which are not used: keys and values are stored \
+             unscaled"
+        ));
+    }
     if !unknown_eos.is_empty() {
         warnings.push(format!(
             "eos_token_id: {unknown_eos:?} never come: the vocabulary has {} tokens, from 0",
@@ -79,4 +86,20 @@ pub fn warnings(spec: &ArchSpec, context: usize, unknown_eos: &[u32]) -> Vec<Str
         ));
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn scales_of_a_cache_matter_only_to_an_fp8_cache() {
+        let config = br#"{"model_type": "llama"}"#;
+        let spec = ArchSpec::from_config(Path::new("config.json"), config, None).unwrap();
+        let of = |kv, scales| warnings(&spec, 128, &[], kv, scales);
+        assert!(of(DType::E4M3, 4)[0].contains("4 scales for an fp8 KV cache"));
+        assert!(of(DType::E4M3, 0).is_empty() && of(DType::BF16, 4).is_empty());
+    }
 }

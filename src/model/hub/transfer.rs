@@ -8,6 +8,7 @@ use std::time::Duration;
 use ring::digest::{Context, SHA256};
 
 use crate::error::{Error, Result};
+use crate::model::quantization::QUANTIZATION_FILES;
 use crate::model::shards::{INDEX, SINGLE, named_files};
 use crate::model::source::{HubId, Progress};
 
@@ -244,6 +245,7 @@ fn is_small(name: &str) -> bool {
     let json = name.ends_with(".json");
     is_file_name(name)
         && (["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"].contains(&name)
+            || QUANTIZATION_FILES.contains(&name)
             || json && (name.starts_with("tokenizer") || name.starts_with("chat_template"))
             || name == "chat_template.jinja")
 }

@@ -20,22 +20,16 @@ pub(super) struct Awq {
 }
 
 pub(super) fn read(fields: &Fields) -> Result<Vec<Rule>> {
-    let (bits, group, version) = if fields.raw("w_bit").is_some() {
-        ("w_bit", "q_group_size", fields.text("version")?)
-    } else {
-        let version = match fields.text("version")? {
-            Some(version) => Some(version),
-            None => fields.text("checkpoint_format")?,
-        };
-        ("bits", "group_size", version)
-    };
+    let (bits, group) = if fields.raw("w_bit").is_some() { ("w_bit", "q_group_size") } else { ("bits", "group_size") };
     let found = fields.size(bits, 0..=64)?;
     if found.is_some_and(|bits| bits != 4) {
         return Err(fields.error(bits, "4, the bits of AWQ", found.unwrap_or_default()));
     }
-    let version = version.unwrap_or("gemm").to_lowercase();
-    if version != "gemm" {
-        return Err(fields.error("version", "gemm (other layouts of AWQ are not read)", version));
+    for key in ["version", "checkpoint_format", "format"] {
+        let version = fields.text(key)?.unwrap_or("gemm").to_lowercase();
+        if version != "gemm" {
+            return Err(fields.error(key, "gemm (other layouts of AWQ are not read)", version));
+        }
     }
     refuse(fields, "backend", &["llm-awq"], "another layout than llm-awq's")?;
     let mut rules = skipped(fields, &["modules_to_not_convert"])?;

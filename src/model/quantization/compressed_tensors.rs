@@ -3,13 +3,13 @@
 use safetensors::Dtype;
 
 use crate::error::Result;
-use crate::model::fields::Fields;
+use crate::model::fields;
 use crate::model::tensors::Stored;
 use crate::ops::{ActivationBits, Code, CodedWeight, Scales, Zeros};
 
 use super::fp4::Fp4;
 use super::layer::{Layer, zeros};
-use super::packing::{self, codes, transpose, transpose_words, unpack};
+use super::packing::{Fields, codes, transpose, transpose_words, unpack};
 use super::scaled::{EightBits, Granularity, OF_ACTIVATIONS, Scaled};
 use super::{Format, Layers, Rule, group_size, numbers};
 
@@ -21,7 +21,7 @@ pub(super) struct Packed {
     pub activations: ActivationBits,
 }
 
-pub(super) fn read(fields: &Fields) -> Result<Vec<Rule>> {
+pub(super) fn read(fields: &fields::Fields) -> Result<Vec<Rule>> {
     // An older version nests it.
     if let Some(nested) = fields.object("quantization_config")? {
         refuse_sparse(fields)?;
@@ -69,7 +69,7 @@ pub(super) fn read(fields: &Fields) -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
-fn refuse_sparse(fields: &Fields) -> Result<()> {
+fn refuse_sparse(fields: &fields::Fields) -> Result<()> {
     match fields.object("sparsity_config")? {
         Some(sparsity) => match sparsity.text("format")? {
             None | Some("dense") => Ok(()),
@@ -79,7 +79,7 @@ fn refuse_sparse(fields: &Fields) -> Result<()> {
     }
 }
 
-fn layers(fields: &Fields, target: &str, key: &str) -> Result<Layers> {
+fn layers(fields: &fields::Fields, target: &str, key: &str) -> Result<Layers> {
     match target.strip_prefix("re:") {
         Some(pattern) => Layers::regex(fields, pattern, key),
         None => Ok(match target {
@@ -90,7 +90,7 @@ fn layers(fields: &Fields, target: &str, key: &str) -> Result<Layers> {
     }
 }
 
-fn read_format(group: &Fields, weights: &Fields, format: Option<&str>) -> Result<Format> {
+fn read_format(group: &fields::Fields, weights: &fields::Fields, format: Option<&str>) -> Result<Format> {
     let bits = weights.size("num_bits", 1..=64)?.unwrap_or(8);
     let kind = weights.text("type")?.unwrap_or("int");
     let activations = match group.object("input_activations")? {
@@ -118,7 +118,7 @@ fn read_format(group: &Fields, weights: &Fields, format: Option<&str>) -> Result
     }
 }
 
-fn granularity(weights: &Fields) -> Result<Granularity> {
+fn granularity(weights: &fields::Fields) -> Result<Granularity> {
     let group = group_size(weights, "group_size")?;
     let by_size = match (weights.raw("group_size").filter(|size| !size.is_null()), group) {
         (None, _) => "tensor",
@@ -142,24 +142,24 @@ impl Packed {
         let ([n, k], bits) = (layer.shape, self.bits);
         let weight = layer.required("weight_packed")?;
         // For a while, values of 3 bits did not cross the borders of words.
-        let (dense, in_words) = ((k * bits).div_ceil(32), k.div_ceil(32 / bits));
+        let (dense, in_words) = (Fields::Dense.words(bits, k), Fields::InWords.words(bits, k));
         let shapes: [&[usize]; 2] = [&[n, dense], &[n, in_words]];
         weight.check(&[Dtype::I32], if dense == in_words { &shapes[..1] } else { &shapes })?;
         let words = weight.entry.shape[1];
-        let fields = (bits, if words == dense { packing::Fields::Dense } else { packing::Fields::InWords });
+        let fields = if words == dense { Fields::Dense } else { Fields::InWords };
         if let Some(shape) = layer.find("weight_shape") {
             check_shape(layer, shape)?;
         }
         let scales = layer.required("weight_scale")?;
         let [rows, columns] = self.granularity.of(layer, scales)?;
         let order = layer.order("weight_g_idx", columns)?;
-        let zeros = self.zeros(layer, [n.div_ceil(rows), k.div_ceil(columns)])?;
+        let zeros = self.zeros(layer, fields, [n.div_ceil(rows), k.div_ceil(columns)])?;
         layer.ignore(&OF_ACTIVATIONS)?;
         Ok(CodedWeight {
             name: weight.entry.name.clone(),
             shape: layer.shape,
             code: if bits == 8 { Code::U8 } else { Code::U4 },
-            codes: codes(&weight.data, 4 * words, fields, layer.shape, order.as_deref()),
+            codes: codes(&weight.data, 4 * words, (bits, fields), layer.shape, order.as_deref()),
             scales: Scales { rows, columns, values: scales.scales()?, zeros },
             order,
             activations: self.activations,
@@ -167,7 +167,7 @@ impl Packed {
     }
 
     /// Zero points of `rows` by `columns` blocks, packed along the rows, with the offset of the weights.
-    fn zeros(&self, layer: &Layer, [rows, columns]: [usize; 2]) -> Result<Zeros> {
+    fn zeros(&self, layer: &Layer, fields: Fields, [rows, columns]: [usize; 2]) -> Result<Zeros> {
         let (bits, offset) = (self.bits, 1u8 << (self.bits - 1));
         let Some(stored) = layer.find("weight_zero_point") else { return Ok(Zeros::All(offset)) };
         if stored.entry.dtype == Dtype::I8 {
@@ -175,12 +175,12 @@ impl Packed {
             let mask = u8::MAX >> (8 - bits);
             return Ok(zeros(stored.data.iter().map(|zero| zero.wrapping_add(offset) & mask).collect()));
         }
-        let words = (rows * bits).div_ceil(32);
+        let words = fields.words(bits, rows);
         stored.check(&[Dtype::I32], &[&[words, columns]])?;
         let mut all = vec![0; rows * columns];
         for (words, zeros) in transpose_words(&stored.data, words, columns).chunks(4 * words).zip(all.chunks_mut(rows))
         {
-            unpack(bits, packing::Fields::Dense, words, zeros);
+            unpack(bits, fields, words, zeros);
         }
         Ok(zeros(transpose(&all, columns, rows)))
     }

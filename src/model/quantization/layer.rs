@@ -12,7 +12,7 @@ use crate::ops::{Zeros, e4m3};
 pub(super) struct Layer<'a> {
     tensors: &'a Tensors,
     /// What the names of its tensors begin with.
-    pub name: &'a str,
+    name: &'a str,
     /// `[n, k]`: outputs, inputs.
     pub shape: [usize; 2],
 }

@@ -34,12 +34,11 @@ pub use report::QuantizationReport;
 /// The fields of `config.json` that say how weights are quantized.
 pub(super) const QUANTIZATION_KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
 
-/// Files that say it where `config.json` does not, and the method of those that name none.
-const FILES: [(&str, Option<&str>); 3] = [
-    ("quantize_config.json", Some("gptq")),
-    ("quant_config.json", Some("awq")),
-    ("hf_quant_config.json", Some("modelopt")),
-];
+/// Files that say it where `config.json` does not.
+pub(super) const QUANTIZATION_FILES: [&str; 3] = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+
+/// The methods of those that name none.
+const METHODS: [&str; 3] = ["gptq", "awq", "modelopt"];
 
 /// Parts of multimodal configurations that describe the language model.
 const NESTED: [&str; 3] = ["text_config", "llm_config", "language_config"];
@@ -96,15 +95,9 @@ impl Quantization {
         config: &Map<String, Value>,
         other: impl Fn(&str) -> Result<Option<(PathBuf, Map<String, Value>)>>,
     ) -> Result<Option<Self>> {
-        let fields = Fields::new(file, config);
-        let mut places = vec![];
-        for key in NESTED {
-            places.extend(
-                config.get(key).filter(|value| value.is_object()).and_then(|_| fields.object(key).ok().flatten()),
-            );
-        }
-        places.insert(0, fields);
-        for fields in &places {
+        let top = Fields::new(file, config);
+        let nested: Vec<Fields> = NESTED.iter().filter_map(|key| top.object(key).ok().flatten()).collect();
+        for fields in std::iter::once(&top).chain(&nested) {
             for key in QUANTIZATION_KEYS {
                 if let Some(object) = fields.object(key)? {
                     let method = method(&object, key)?.ok_or_else(|| {
@@ -115,10 +108,10 @@ impl Quantization {
                 }
             }
         }
-        for (name, default) in FILES {
+        for (name, method) in QUANTIZATION_FILES.into_iter().zip(METHODS) {
             if let Some((path, map)) = other(name)? {
                 let fields = Fields::new(&path, &map);
-                let method = fields.text("quant_method")?.or(default).unwrap_or_default();
+                let method = fields.text("quant_method")?.unwrap_or(method);
                 return Self::of_method(&fields, method).map(Some);
             }
         }
@@ -176,6 +169,7 @@ fn method<'a>(object: &Fields<'a>, key: &str) -> Result<Option<&'a str>> {
         () if has("config_groups") || key == "compression_config" => Some("compressed-tensors"),
         () if has("quant_algo") => Some("modelopt"),
         () if has("w_bit") => Some("awq"),
+        () if has("load_in_4bit") || has("load_in_8bit") => Some("bitsandbytes"),
         () => None,
     })
 }
@@ -257,5 +251,61 @@ fn refuse(fields: &Fields, key: &'static str, values: &[&str], expected: &str) -
     match fields.text(key)? {
         Some(value) if values.contains(&value) => Err(fields.error(key, expected, value)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(config: &Value) -> Result<Option<Quantization>> {
+        Quantization::read(Path::new("config.json"), config.as_object().unwrap(), |_| Ok(None))
+    }
+
+    #[test]
+    fn multimodal_configurations_nest_it() {
+        let inner = json!({"quant_method": "awq", "bits": 4, "group_size": 64});
+        for config in [
+            json!({"quantization_config": inner, "text_config": {}}),
+            json!({"quantization_config": null, "text_config": {"quantization_config": inner}}),
+            json!({"vision_config": {}, "llm_config": {"quantization_config": inner}}),
+        ] {
+            let quantization = read(&config).unwrap().unwrap();
+            assert_eq!(quantization.format("model.x"), Some(&Format::Awq(awq::Awq { group: Some(64) })));
+        }
+        let other = json!({"text_config": {"quantization_config": {"quant_method": "quark"}}});
+        assert!(read(&other).unwrap_err().to_string().contains("text_config.quantization_config.quant_method"));
+        assert!(read(&json!({"text_config": {"quantization_config": {}}})).unwrap().is_none());
+    }
+
+    #[test]
+    fn rules_name_layers_by_whole_components_or_by_patterns_from_the_start() {
+        let regex = |pattern: &str| {
+            let map = Map::new();
+            Layers::regex(&Fields::new(Path::new("config.json"), &map), pattern, "targets").unwrap()
+        };
+        let layer = "model.layers.1.mlp.gate_proj";
+        for (layers, contains) in [
+            (Layers::Part("mlp".to_owned()), true),
+            (Layers::Part("model.layers.1".to_owned()), true),
+            (Layers::Part("layers.1.mlp.gate_proj".to_owned()), true),
+            // A router of experts, in lists that were made for them.
+            (Layers::Part("mlp.gate".to_owned()), false),
+            (Layers::Part("model.layers".to_owned()), true),
+            (Layers::Part("odel.layers".to_owned()), false),
+            (Layers::Name(layer.to_owned()), true),
+            (Layers::Name("mlp.gate_proj".to_owned()), false),
+            (regex("model"), true),
+            (regex("mlp"), false),
+            (regex(r".*\.(gate|up)_proj$"), true),
+            (regex(r".*layers\.(?!1\.)"), false),
+            (Layers::Linear, true),
+            (Layers::Embedding, false),
+        ] {
+            assert_eq!(layers.contain(layer), contains, "{layers:?}");
+        }
+        assert!(Layers::Embedding.contain("model.embed_tokens") && !Layers::Linear.contain("model.embed_tokens"));
     }
 }

@@ -13,6 +13,16 @@ pub(super) enum Fields {
     InWords,
 }
 
+impl Fields {
+    /// Words of so many fields.
+    pub fn words(self, bits: usize, count: usize) -> usize {
+        match self {
+            Self::Dense => (count * bits).div_ceil(32),
+            Self::InWords => count.div_ceil(32 / bits),
+        }
+    }
+}
+
 /// Rows per unit of parallel work: the tiles of the loops below divide it.
 const ROWS: usize = 128;
 
@@ -147,4 +157,88 @@ fn unpack_dense<const BITS: usize>(from: &[u8], to: &mut [u8]) {
 /// `[rows, columns]` as `[columns, rows]`.
 pub(super) fn transpose<T: Copy>(from: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| from[row * columns + column])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Fields of `bits` from the lowest bit up, filled up to words.
+    fn pack(bits: usize, fields: Fields, values: &[u8]) -> Vec<u8> {
+        let per_word = 32 / bits;
+        let mut bytes = Vec::new();
+        for (i, value) in values.iter().enumerate() {
+            for bit in 0..bits {
+                let at = match fields {
+                    Fields::Dense => i * bits + bit,
+                    Fields::InWords => i / per_word * 32 + i % per_word * bits + bit,
+                };
+                bytes.resize(bytes.len().max((at / 32 + 1) * 4), 0);
+                bytes[at / 8] |= (value >> bit & 1) << (at % 8);
+            }
+        }
+        bytes
+    }
+
+    fn numbers(count: usize, bits: usize) -> Vec<u8> {
+        (0..count).map(|i| ((i * 0x9e37_79b9) >> 13) as u8 & (u8::MAX >> (8 - bits))).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn codes_are_what_was_packed(
+            bits in prop::sample::select(vec![2usize, 3, 4, 8]),
+            in_words in any::<bool>(),
+            n in 1usize..5,
+            k in 1usize..100,
+            shuffled in any::<bool>(),
+        ) {
+            let fields = if in_words { Fields::InWords } else { Fields::Dense };
+            let values = numbers(n * k, bits);
+            let rows: Vec<Vec<u8>> = values.chunks(k).map(|row| pack(bits, fields, row)).collect();
+            let order: Vec<u32> = (0..k as u32).rev().collect();
+            let (from, stride) = (Bytes::from(rows.concat()), rows[0].len());
+            let found = codes(&from, stride, (bits, fields), [n, k], shuffled.then_some(&order[..]));
+            let row = if bits == 8 { k } else { k.div_ceil(2) };
+            prop_assert_eq!(found.len(), n * row);
+            for (i, expected) in values.iter().enumerate() {
+                let (n, k) = (i / k, if shuffled { k - 1 - i % k } else { i % k });
+                let byte = found[n * row + if bits == 8 { k } else { k / 2 }];
+                let code = if bits == 8 { byte } else { byte >> (k % 2 * 4) & 15 };
+                prop_assert_eq!(code, *expected);
+            }
+        }
+
+        #[test]
+        fn words_transposed_twice_are_themselves(rows in 1usize..40, columns in 1usize..300) {
+            let words = numbers(4 * rows * columns, 8);
+            let transposed = transpose_words(&words, rows, columns);
+            for (i, word) in words.chunks(4).enumerate() {
+                prop_assert_eq!(&transposed[4 * (i % columns * rows + i / columns)..][..4], word);
+            }
+            prop_assert_eq!(transpose_words(&transposed, columns, rows), words);
+        }
+
+        #[test]
+        fn nibbles_go_where_their_positions_say(k in 1usize..40, words in 1usize..40) {
+            let positions = [0, 4, 1, 5, 2, 6, 3, 7];
+            let (from, n, row) = (numbers(4 * k * words, 8), 8 * words, k.div_ceil(2));
+            let to = transpose_nibbles(&from, k, n, positions);
+            for (input, output) in (0..k).flat_map(|input| (0..n).map(move |output| (input, output))) {
+                let field = 8 * (input * words + output / 8) + positions[output % 8] as usize;
+                let expected = from[field / 2] >> (field % 2 * 4) & 15;
+                prop_assert_eq!(to[output * row + input / 2] >> (input % 2 * 4) & 15, expected);
+            }
+        }
+    }
+
+    /// Large enough for several threads, and no multiple of what each of them takes.
+    #[test]
+    fn threads_fill_all_rows() {
+        let (rows, columns) = (300, 1537);
+        let words = numbers(4 * rows * columns, 8);
+        assert!(transpose_words(&transpose_words(&words, rows, columns), columns, rows) == words);
+    }
 }

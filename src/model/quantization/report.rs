@@ -20,7 +20,7 @@ pub struct QuantizationReport {
     pub formats: Vec<(String, usize)>,
     /// Weights of two dimensions that are not quantized, with `*` for the number of a layer, and how many there are.
     pub dense: Vec<(String, usize)>,
-    /// Scales of an 8-bit KV cache. They are not used.
+    /// Scales of an 8-bit KV cache other than 1. They are not used.
     pub kv_scales: usize,
 }
 
@@ -32,7 +32,7 @@ impl Quantization {
         let mut report = QuantizationReport { method: self.method.clone(), ..QuantizationReport::default() };
         for stored in tensors.iter() {
             let name = stored.entry.name.as_str();
-            if is_kv_scale(name) {
+            if is_kv_scale(name) && stored.floats().is_ok_and(|scales| scales.iter().any(|&scale| scale != 1.0)) {
                 report.kv_scales += 1;
             }
             let Some((layer, part)) = name.rsplit_once('.') else { continue };
@@ -46,6 +46,9 @@ impl Quantization {
             } else if let Some(format) = self.format_of(layer) {
                 count(&mut report.formats, format.describe());
             }
+        }
+        for counts in [&mut report.formats, &mut report.dense] {
+            counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         }
         report
     }

@@ -4,7 +4,7 @@ use half::f16;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::support::{Tensor, Tensors};
+use crate::support::{Tensor, Tensors};
 
 /// `(code - zero) · scale`, in groups of inputs.
 #[derive(Clone)]

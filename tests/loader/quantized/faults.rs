@@ -2,12 +2,16 @@
 
 use burrstone::Error;
 use burrstone::ops::Weight;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::export::{Linear, bytes, config, tensors};
-use super::quantized::{folder, four_bits, load};
-use super::support::{Folder, Tensor, Tensors, assert_says};
+use super::floats::four_bits;
+use super::{folder, load};
+use crate::damage::{byte, damaged as with_changes};
+use crate::support::{Folder, Tensor, Tensors, assert_says, safetensors};
 
 const LAYER: &str = "model.layers.0.mlp.up_proj";
 
@@ -320,4 +324,32 @@ fn methods_and_formats_that_are_not_read_are_refused_by_name() {
     let mut nested = config();
     nested["text_config"] = json!({"quantization_config": {"quant_method": "quark"}});
     assert_says(Folder::with(&nested, &Tensors::new()).open(), &["config.json", "text_config"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Configurations, headers and data with some bytes changed load, or say why not.
+    #[test]
+    fn damaged_exports_load_or_say_why(
+        export in prop::sample::select(vec![gptq as Export, awq, packed, fp8, nf4]),
+        of_configuration in vec((any::<prop::sample::Index>(), byte()), 0..2),
+        of_weights in vec((any::<prop::sample::Index>(), byte()), 0..3),
+        in_header in any::<bool>(),
+    ) {
+        let (quantization, tensors) = export();
+        let folder = folder(quantization.clone(), &tensors);
+        let text = with_changes(quantization.to_string().as_bytes(), &of_configuration, None);
+        let config = config().to_string();
+        let whole = [&config.as_bytes()[..config.len() - 1], b",\"quantization_config\":", &text, b"}"].concat();
+        folder.write("config.json", &whole);
+        let weights = safetensors(&tensors);
+        let end = if in_header { 8 + u64::from_le_bytes(*weights.first_chunk().unwrap()) as usize } else { weights.len() };
+        folder.write("model.safetensors", &[&with_changes(&weights[..end], &of_weights, None), &weights[end..]].concat());
+        if let Err(error) = load(&folder) {
+            let text = error.to_string();
+            prop_assert!(error.is_input(), "{}", text);
+            prop_assert!(!text.contains('\n') && text.contains("expected") && text.contains("found"), "{}", text);
+        }
+    }
 }
