@@ -1,6 +1,7 @@
 //! Sampling: a request's sampling options, penalties, constraints, logits processors and end conditions.
 
 mod constraint;
+mod dry;
 mod editor;
 mod finish;
 mod guarded;
@@ -16,10 +17,11 @@ use crate::model::GenerationConfig;
 
 pub use constraint::{Constraint, ConstraintState};
 pub(super) use constraint::{Grammars, Guide, Masks};
+pub(super) use dry::DryPenalty;
 pub(super) use editor::{Edited, Editor};
 pub use finish::FinishReason;
 pub use processor::{LogitsContext, LogitsProcessor};
-pub(super) use repetition::{NgramBan, Repetition};
+pub(super) use repetition::{BadWords, NgramBan};
 pub(super) use repetition_detection::Detector;
 pub use repetition_detection::RepetitionDetection;
 pub(super) use rules::Rules;
