@@ -9,6 +9,7 @@ mod processor;
 mod repetition;
 mod repetition_detection;
 mod rules;
+mod sequence_bias;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -25,6 +26,7 @@ pub(super) use repetition::{BadWords, NgramBan};
 pub(super) use repetition_detection::Detector;
 pub use repetition_detection::RepetitionDetection;
 pub(super) use rules::Rules;
+pub(super) use sequence_bias::SequenceBias;
 
 /// Sampling options. `None` takes the default of the checkpoint's `generation_config.json`, or else samples greedily
 /// without filters. The filters `top_k`, `top_p`, `min_p` and `typical_p` are applied in this order, each to what those

@@ -108,6 +108,7 @@ impl Lab {
         let rules = Box::new(Rules {
             sampling: sampling.resolve(&GenerationConfig::default(), 1000, 1000).unwrap(),
             bad_words: Arc::default(),
+            sequence_bias: Arc::default(),
             dry: None,
             history: None,
             ngram_ban: None,
