@@ -1,5 +1,6 @@
 //! `generation_config.json`: how a checkpoint wants to be sampled.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -45,8 +46,11 @@ pub struct GenerationConfig {
     pub min_length: Option<usize>,
     /// Texts that end a text; none is empty.
     pub stop_strings: Vec<String>,
-    /// Tokens that are never chosen: `suppress_tokens`, and those of `bad_words_ids`.
+    /// Tokens that are never chosen: `suppress_tokens`, and those of `bad_words_ids` that are words by themselves.
     pub suppress_tokens: Vec<u32>,
+    /// Token sequences, and what is added to the logit of the last token after the others: `sequence_bias`, and −∞ for
+    /// `bad_words_ids` of several tokens.
+    pub sequence_bias: Vec<(Vec<u32>, f32)>,
     /// Tokens that are not chosen as the first.
     pub begin_suppress_tokens: Vec<u32>,
 }
@@ -67,7 +71,7 @@ const UNSUPPORTED: [(&str, f64); 10] = [
 ];
 
 /// Likewise, for fields that do nothing only when they say nothing.
-const UNSUPPORTED_UNLESS_EMPTY: [&str; 11] = [
+const UNSUPPORTED_UNLESS_EMPTY: [&str; 10] = [
     "constraints",
     "dola_layers",
     "exponential_decay_length_penalty",
@@ -75,7 +79,6 @@ const UNSUPPORTED_UNLESS_EMPTY: [&str; 11] = [
     "forced_bos_token_id",
     "forced_eos_token_id",
     "max_time",
-    "sequence_bias",
     "token_healing",
     "top_h",
     "watermarking_config",
@@ -137,8 +140,16 @@ impl GenerationConfig {
         eos.extend(token_ids(&fields, "eos_token_id")?);
         let eos = ascending(eos);
         let mut suppress_tokens = token_ids(&fields, "suppress_tokens")?;
-        // A bad word that is an end token is none, as in `transformers`.
-        suppress_tokens.extend(bad_tokens(&fields)?.into_iter().filter(|token| !eos.contains(token)));
+        let mut biases: Vec<(Vec<u32>, f32)> = sequence_bias(&fields)?.into_iter().collect();
+        let has_biases = !biases.is_empty();
+        for word in bad_words(&fields)? {
+            match word.as_slice() {
+                // A bad word that is an end token is none, as in `transformers`.
+                [token] if eos.contains(token) => {}
+                [token] => suppress_tokens.push(*token),
+                _ => biases.push((word, f32::NEG_INFINITY)),
+            }
+        }
         const SHARE: &str = "a number from 0 to 1";
         const SIZES: RangeInclusive<usize> = 0..=u32::MAX as usize;
         let number = |key, expected, holds| Ok(fields.number_where(key, expected, holds)?.map(|x| x as f32));
@@ -158,9 +169,15 @@ impl GenerationConfig {
             min_length: fields.size("min_length", SIZES)?,
             stop_strings: stop_strings(&fields)?,
             suppress_tokens: ascending(suppress_tokens),
+            sequence_bias: biases,
             begin_suppress_tokens: ascending(token_ids(&fields, "begin_suppress_tokens")?),
             eos,
         };
+        if let Some(penalty) = read.repetition_penalty.filter(|penalty| has_biases && *penalty != 1.0) {
+            let expected =
+                "1 beside a sequence_bias, which is added after the penalty here and before it in transformers";
+            return Err(fields.error("repetition_penalty", expected, penalty));
+        }
         supported(&fields)?;
         fields.finish(harmless)?;
         Ok(read)
@@ -197,20 +214,37 @@ fn token_id(fields: &Fields, key: &str, value: &Value) -> Result<u32> {
     id.ok_or_else(|| fields.error(key, "a token id or a list of token ids", brief(value)))
 }
 
-/// Bad words of one token; longer ones have no counterpart here.
-fn bad_tokens(fields: &Fields) -> Result<Vec<u32>> {
+/// A list of token ids, which is not empty; `None` for anything else.
+fn sequence(value: &Value) -> Option<Vec<u32>> {
+    let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    value.as_array().filter(|list| !list.is_empty())?.iter().map(token).collect()
+}
+
+fn bad_words(fields: &Fields) -> Result<Vec<Vec<u32>>> {
     const KEY: &str = "bad_words_ids";
-    let wrong =
-        |value: &Value| fields.error(KEY, "lists of one token id, as longer ones are not supported", brief(value));
-    let list = match fields.raw(KEY) {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(value) => value.as_array().ok_or_else(|| wrong(value))?,
+    let wrong = |value: &Value| fields.error(KEY, "lists of token ids, none of them empty", brief(value));
+    match fields.raw(KEY) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(|word| sequence(word).ok_or_else(|| wrong(word))).collect(),
+        Some(value) => Err(wrong(value)),
+    }
+}
+
+/// Pairs of token ids and a number. The last one of the same ids counts.
+fn sequence_bias(fields: &Fields) -> Result<BTreeMap<Vec<u32>, f32>> {
+    const KEY: &str = "sequence_bias";
+    let wrong = |value: &Value| fields.error(KEY, "pairs of a list of token ids and a number", brief(value));
+    let pair = |value: &Value| match value.as_array().map(Vec::as_slice) {
+        Some([tokens, bias]) => sequence(tokens).zip(bias.as_f64()).ok_or_else(|| wrong(value)),
+        _ => Err(wrong(value)),
     };
-    let token = |word: &Value| match word.as_array().map(Vec::as_slice) {
-        Some([id]) => token_id(fields, KEY, id),
-        _ => Err(wrong(word)),
-    };
-    list.iter().map(token).collect()
+    match fields.raw(KEY) {
+        None | Some(Value::Null) => Ok(BTreeMap::new()),
+        Some(Value::Array(list)) => {
+            list.iter().map(|value| pair(value).map(|(tokens, bias)| (tokens, bias as f32))).collect()
+        }
+        Some(value) => Err(wrong(value)),
+    }
 }
 
 /// A text or a list of them.

@@ -47,7 +47,7 @@ fn sampling_defaults_are_what_the_file_says_and_nothing_more() {
         "do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0, "repetition_penalty": 1.05,
         "num_beams": 1, "typical_p": 0.9, "no_repeat_ngram_size": 3, "max_new_tokens": 2048, "pad_token_id": 3,
         "min_new_tokens": 2, "min_length": 0, "max_length": 4096, "stop_strings": "###",
-        "suppress_tokens": [5, 4], "bad_words_ids": [[6], [2]], "begin_suppress_tokens": 7,
+        "suppress_tokens": [5, 4], "bad_words_ids": [[6], [2], [6, 2]], "begin_suppress_tokens": 7,
     });
     let set = GenerationConfig {
         do_sample: Some(true),
@@ -65,6 +65,7 @@ fn sampling_defaults_are_what_the_file_says_and_nothing_more() {
         stop_strings: vec!["###".to_owned()],
         // An end token is no bad word.
         suppress_tokens: vec![4, 5, 6],
+        sequence_bias: vec![(vec![6, 2], f32::NEG_INFINITY)],
         begin_suppress_tokens: vec![7],
         ..unset
     };
@@ -92,8 +93,9 @@ fn bad_values_name_file_and_field() {
         ("no_repeat_ngram_size", json!(-1), "a whole number"),
         ("suppress_tokens", json!([-5]), "a token id"),
         ("begin_suppress_tokens", json!("x"), "a token id"),
-        ("bad_words_ids", json!([[5, 6]]), "not supported"),
-        ("bad_words_ids", json!([5]), "lists of one token id"),
+        ("bad_words_ids", json!([5]), "lists of token ids"),
+        ("bad_words_ids", json!([[5, 6], []]), "none of them empty"),
+        ("bad_words_ids", json!([[5, -6]]), "lists of token ids"),
         ("max_new_tokens", json!(0), "a whole number from 1"),
         ("min_new_tokens", json!(-1), "a whole number from 0"),
         ("stop_strings", json!([""]), "none of them empty"),
@@ -103,13 +105,21 @@ fn bad_values_name_file_and_field() {
         ("num_return_sequences", json!(2), "1, as others are not supported"),
         ("forced_bos_token_id", json!(0), "not supported"),
         ("forced_eos_token_id", json!(2), "not supported"),
-        ("sequence_bias", json!([[[5], 1.0]]), "not supported"),
+        ("sequence_bias", json!([[5], 1.0]), "pairs of a list of token ids and a number"),
+        ("sequence_bias", json!([[[], 1.0]]), "pairs of a list of token ids and a number"),
+        ("sequence_bias", json!([[[5], "x"]]), "pairs of a list of token ids and a number"),
+        ("sequence_bias", json!({"5": 1.0}), "pairs of a list of token ids and a number"),
         ("max_time", json!(1.5), "not supported"),
         ("token_healing", json!(true), "not supported"),
         ("unheard_of", json!("x"), "its meaning is not known"),
     ] {
         assert_says(read(Some(json!({key: value})), json!(2)), &["generation_config.json", key, expected]);
     }
+    let biased = json!({"sequence_bias": [[[5, 6], -1], [[5, 6], 1.5], [[4], 2.0]], "repetition_penalty": 1.0});
+    let biases = vec![(vec![4], 2.0), (vec![5, 6], 1.5)];
+    assert_eq!(read(Some(biased), json!(2)).unwrap().sequence_bias, biases);
+    let both = json!({"sequence_bias": [[[5], 1.0]], "repetition_penalty": 1.1});
+    assert_says(read(Some(both), json!(2)), &["repetition_penalty", "1 beside a sequence_bias", "1.1"]);
     assert_says(read(Some(json!([])), json!(2)), &["generation_config.json", "a JSON object"]);
     assert_says(read(None, json!("</s>")), &["config.json", "eos_token_id", "</s>"]);
 }

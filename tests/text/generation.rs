@@ -193,6 +193,12 @@ fn the_generation_config_gives_the_defaults_of_lengths_and_ends() {
     assert!(suppressed[0] == free[0] && !suppressed.contains(&free[1]), "{suppressed:?}");
     let bad = tokens(&with(json!({"bad_words_ids": [[free[1]]]})), prompt().max_tokens(8));
     assert_eq!(bad, suppressed);
+    // After the first token the second may not come, after the last token of the prompt the first may not.
+    let pairs = with(json!({"bad_words_ids": [[free[0], free[1]]]}));
+    let paired = tokens(&pairs, prompt().max_tokens(8));
+    assert!(paired[0] == free[0] && paired[1] == suppressed[1], "{paired:?}");
+    let biased = tokens(&with(json!({"sequence_bias": [[[300, free[0]], -1000.0]]})), prompt().max_tokens(8));
+    assert_ne!(biased[0], free[0]);
     let own = prompt().max_tokens(8).logit_bias(free[1], 0.0);
     assert_eq!(tokens(&with(json!({"suppress_tokens": free[1]})), own), free);
     let not_first = tokens(&with(json!({"begin_suppress_tokens": [free[0]]})), prompt().max_tokens(8));

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::engine::Engine;
-use crate::engine::sampling::{Constraint, Detector, Guide, NgramBan, Repetition, Resolved, Rules};
+use crate::engine::sampling::{
+    BadWords, Constraint, Detector, DryPenalty, Guide, NgramBan, Resolved, Rules, SequenceBias,
+};
 use crate::engine::scheduler::{NegativePrompt, Submission};
 use crate::engine::step::{Command, Job, Kind, channel};
 use crate::error::{Error, Result};
@@ -66,7 +68,11 @@ impl Engine {
         let detector =
             request.repetition_detection.map(|detection| detection.check().map(|()| Detector::new(detection)));
         let detector = detector.transpose()?;
-        let repetition = Arc::new(Repetition::new(&request.sampling, vocab, || self.tokenizer())?);
+        let bad_words = Arc::new(BadWords::new(&request.sampling, vocab, || self.tokenizer())?);
+        let sequence_bias = Arc::new(SequenceBias::new(defaults, vocab));
+        let dry = request.sampling.dry.as_ref().filter(|dry| dry.multiplier > 0.0);
+        // Without a tokenizer there are no texts that could break anything.
+        let dry = dry.map(|dry| DryPenalty::new(dry, self.0.tokenizer.as_ref(), &prompt)).transpose()?;
         let ngram = Some(sampling.no_repeat_ngram_size).filter(|&ngram| ngram > 0);
         let ngram_ban = ngram.map(|ngram| NgramBan::new(ngram, &prompt));
         let mut guide = request.constraint.map(|constraint| self.guide(&constraint, &sampling)).transpose()?;
@@ -83,7 +89,9 @@ impl Engine {
             let more = i + 1 < n;
             let rules = Box::new(Rules {
                 guide: if more { guide.as_ref().map(Guide::fork) } else { guide.take() },
-                repetition: Arc::clone(&repetition),
+                bad_words: Arc::clone(&bad_words),
+                sequence_bias: Arc::clone(&sequence_bias),
+                dry: dry.clone(),
                 history: sampling.is_penalized().then(|| TokenHistory::new(&prompt, &[])),
                 ngram_ban: ngram_ban.clone(),
                 detector: detector.clone(),

@@ -1,6 +1,7 @@
 //! Sampling: a request's sampling options, penalties, constraints, logits processors and end conditions.
 
 mod constraint;
+mod dry;
 mod editor;
 mod finish;
 mod guarded;
@@ -8,6 +9,7 @@ mod processor;
 mod repetition;
 mod repetition_detection;
 mod rules;
+mod sequence_bias;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,13 +18,15 @@ use crate::model::GenerationConfig;
 
 pub use constraint::{Constraint, ConstraintState};
 pub(super) use constraint::{Grammars, Guide, Masks};
+pub(super) use dry::DryPenalty;
 pub(super) use editor::{Edited, Editor};
 pub use finish::FinishReason;
 pub use processor::{LogitsContext, LogitsProcessor};
-pub(super) use repetition::{NgramBan, Repetition};
+pub(super) use repetition::{BadWords, NgramBan};
 pub(super) use repetition_detection::Detector;
 pub use repetition_detection::RepetitionDetection;
 pub(super) use rules::Rules;
+pub(super) use sequence_bias::SequenceBias;
 
 /// Sampling options. `None` takes the default of the checkpoint's `generation_config.json`, or else samples greedily
 /// without filters. The filters `top_k`, `top_p`, `min_p` and `typical_p` are applied in this order, each to what those

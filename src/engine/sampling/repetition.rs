@@ -1,111 +1,26 @@
-//! Repetition penalties that depend on the order of tokens: DRY, n-gram bans and bad words. The host computes them for
-//! each token, as biases.
+//! Bans that depend on the order of tokens: of repeated n-grams and bad words. The host computes them for each token,
+//! as biases.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::error::{Error, Result};
-use crate::text::{Piece, Tokenizer};
+use crate::text::Tokenizer;
 
-use super::{Dry, Sampling};
+use super::Sampling;
 
 /// The bias of a banned token. It is finite: the token may come where nothing else is left.
 pub const BAN: f32 = f32::MIN;
 
-/// The DRY and bad-word settings of a request.
+/// Token sequences that are not generated; none is empty.
 #[derive(Clone, Debug, Default)]
-pub struct Repetition {
-    pub dry: Option<DryTokens>,
-    /// Token sequences that are not generated; none is empty.
-    pub bad_words: Vec<Vec<u32>>,
-}
+pub struct BadWords(Vec<Vec<u32>>);
 
-/// [`Dry`] with the token ids of its sequence breakers.
-#[derive(Clone, Debug)]
-pub struct DryTokens {
-    multiplier: f32,
-    base: f32,
-    allowed_length: usize,
-    last_n: usize,
-    breakers: HashSet<u32>,
-}
-
-impl DryTokens {
-    /// Without a tokenizer there are no breakers.
-    ///
-    /// # Errors
-    /// The tokenizer refuses a token.
-    pub fn new(dry: &Dry, tokenizer: Option<&Tokenizer>) -> Result<Self> {
-        let Dry { multiplier, base, allowed_length, last_n, .. } = *dry;
-        let vocabulary = tokenizer.map_or(Ok(&[][..]), Tokenizer::vocabulary)?;
-        let breaks = |piece: &Piece| match piece {
-            Piece::Special(_) => false,
-            Piece::Bytes(bytes) => {
-                dry.sequence_breakers.iter().any(|text| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
-            }
-        };
-        let breakers = (0u32..).zip(vocabulary).filter(|(_, piece)| breaks(piece)).map(|(id, _)| id).collect();
-        Ok(Self { multiplier, base, allowed_length, last_n, breakers })
-    }
-
-    /// Lowers the biases of tokens that would extend a repetition.
-    fn apply(&self, tokens: &[u32], biases: &mut BTreeMap<u32, f32>) {
-        let tokens = &tokens[tokens.len().saturating_sub(self.last_n)..];
-        let is_open = |token: &&u32| !self.breakers.contains(token);
-        let longest = tokens.iter().rev().take_while(is_open).count();
-        if longest < self.allowed_length {
-            return;
-        }
-        let mut repeated: BTreeMap<u32, usize> = BTreeMap::new();
-        for (back, common) in common_with_end(tokens).into_iter().enumerate().skip(1) {
-            let (common, next) = (common.min(longest), tokens[tokens.len() - back]);
-            if common >= self.allowed_length && !self.breakers.contains(&next) {
-                let most = repeated.entry(next).or_default();
-                *most = common.max(*most);
-            }
-        }
-        for (token, common) in repeated {
-            let penalty = self.multiplier * self.base.powf((common - self.allowed_length) as f32);
-            let bias = biases.entry(token).or_default();
-            *bias = lowered(*bias, penalty);
-        }
-    }
-}
-
-/// For each `back`, the length of the longest common suffix of `tokens[..len - back]` and `tokens`: the Z algorithm,
-/// from the end, in linear time.
-fn common_with_end(tokens: &[u32]) -> Vec<usize> {
-    let len = tokens.len();
-    let at = |i: usize| tokens[len - 1 - i];
-    let mut common = vec![0; len];
-    // The match that reaches furthest.
-    let (mut start, mut end) = (0, 0);
-    for i in 1..len {
-        let mut known = if i < end { common[i - start].min(end - i) } else { 0 };
-        while i + known < len && at(known) == at(i + known) {
-            known += 1;
-        }
-        if i + known > end {
-            (start, end) = (i, i + known);
-        }
-        common[i] = known;
-    }
-    common
-}
-
-/// A bias less a penalty, but not below [`BAN`]; −∞ stays.
-fn lowered(bias: f32, penalty: f32) -> f32 {
-    if bias == f32::NEG_INFINITY { bias } else { (bias - penalty).max(BAN) }
-}
-
-impl Repetition {
+impl BadWords {
     /// For a model with `vocab` tokens.
     ///
     /// # Errors
     /// Texts are given, and there is no tokenizer, or an empty one among them.
     pub fn new<'a>(sampling: &Sampling, vocab: usize, tokenizer: impl Fn() -> Result<&'a Tokenizer>) -> Result<Self> {
-        let dry = sampling.dry.as_ref().filter(|dry| dry.multiplier > 0.0);
-        // Without a tokenizer there are no texts that could break anything.
-        let dry = dry.map(|dry| DryTokens::new(dry, tokenizer().ok())).transpose()?;
         let mut bad_words = Vec::new();
         for word in &sampling.bad_words {
             if word.trim().is_empty() {
@@ -118,19 +33,16 @@ impl Repetition {
         }
         // A tokenizer may have more tokens than the model, which cannot generate such a word.
         bad_words.retain(|word| !word.is_empty() && word.iter().all(|&token| (token as usize) < vocab));
-        Ok(Self { dry, bad_words })
+        Ok(Self(bad_words))
     }
 
-    pub fn is_none(&self) -> bool {
-        self.dry.is_none() && self.bad_words.is_empty()
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
-    /// Adds the biases of the token after `tokens`, of which the first `prompt_len` are the prompt's.
+    /// Bans tokens that would complete a word after `tokens`, of which the first `prompt_len` are the prompt's.
     pub fn apply(&self, tokens: &[u32], prompt_len: usize, biases: &mut BTreeMap<u32, f32>) {
-        if let Some(dry) = &self.dry {
-            dry.apply(tokens, biases);
-        }
-        for word in &self.bad_words {
+        for word in &self.0 {
             if let [known @ .., last] = word.as_slice()
                 && tokens[prompt_len..].ends_with(known)
             {
@@ -232,58 +144,15 @@ pub fn ban(biases: &mut BTreeMap<u32, f32>, token: u32) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::MAX_LAST_N;
     use super::*;
 
-    fn dry(allowed_length: usize, breakers: &[u32]) -> DryTokens {
-        let breakers = breakers.iter().copied().collect();
-        DryTokens { multiplier: 0.5, base: 2.0, allowed_length, last_n: MAX_LAST_N, breakers }
-    }
-
-    fn biases(repetition: &Repetition, tokens: &[u32], prompt_len: usize) -> Vec<(u32, f32)> {
+    fn biases(bad_words: &BadWords, tokens: &[u32], prompt_len: usize) -> Vec<(u32, f32)> {
         let mut biases = BTreeMap::new();
-        repetition.apply(tokens, prompt_len, &mut biases);
+        bad_words.apply(tokens, prompt_len, &mut biases);
         biases.into_iter().collect()
     }
 
-    /// As the sampler was first written down: each earlier occurrence of the last token, compared token by token.
-    fn dry_by_hand(dry: &DryTokens, tokens: &[u32]) -> Vec<(u32, f32)> {
-        let Some((&last, _)) = tokens.split_last() else { return Vec::new() };
-        if dry.breakers.contains(&last) {
-            return Vec::new();
-        }
-        let mut lengths = BTreeMap::new();
-        for i in (0..tokens.len() - 1).filter(|&i| tokens[i] == last && !dry.breakers.contains(&tokens[i + 1])) {
-            let mut length = 1;
-            while length <= i {
-                let before = tokens[tokens.len() - 1 - length];
-                if tokens[i - length] != before || dry.breakers.contains(&before) {
-                    break;
-                }
-                length += 1;
-            }
-            let most = lengths.entry(tokens[i + 1]).or_insert(0);
-            *most = length.max(*most);
-        }
-        let long = lengths.into_iter().filter(|(_, length)| *length >= dry.allowed_length);
-        long.map(|(token, length)| {
-            (token, -(dry.multiplier * dry.base.powf((length - dry.allowed_length) as f32)).min(f32::MAX))
-        })
-        .collect()
-    }
-
     proptest! {
-        #[test]
-        fn issue_7842_dry_is_what_was_written_down(
-            tokens in prop::collection::vec(0u32..4, 0..60),
-            allowed in 1usize..4,
-            breakers in prop::collection::vec(0u32..6, 0..2),
-        ) {
-            let dry = dry(allowed, &breakers);
-            let repetition = Repetition { dry: Some(dry.clone()), ..Repetition::default() };
-            prop_assert_eq!(biases(&repetition, &tokens, 0), dry_by_hand(&dry, &tokens));
-        }
-
         /// Of what is not banned, nothing makes a stretch that was there; of what is, everything does.
         #[test]
         fn issue_7842_no_stretch_comes_twice(tokens in prop::collection::vec(0u32..4, 0..40), ngram in 1usize..5) {
@@ -299,30 +168,6 @@ mod tests {
                 prop_assert_eq!(banned.contains(&next), twice, "{} after {:?}", next, tokens);
             }
         }
-    }
-
-    #[test]
-    fn penalties_grow_with_what_is_repeated() {
-        let repetition = Repetition { dry: Some(dry(2, &[])), ..Repetition::default() };
-        assert_eq!(biases(&repetition, &[1, 2, 9, 2], 0), []);
-        assert_eq!(biases(&repetition, &[1, 2, 9, 1, 2], 0), [(9, -0.5)]);
-        assert_eq!(biases(&repetition, &[7, 1, 2, 9, 7, 1, 2], 0), [(9, -1.0)]);
-        let broken = Repetition { dry: Some(dry(2, &[1])), ..Repetition::default() };
-        assert_eq!(biases(&broken, &[7, 1, 2, 9, 7, 1, 2], 0), []);
-        // However long, it stays a number.
-        assert_eq!(biases(&repetition, &[3; 2000], 0), [(3, BAN)]);
-    }
-
-    #[test]
-    fn only_the_last_tokens_are_searched() {
-        let tokens = [1, 2, 9, 7, 8, 1, 2];
-        let of = |last_n| {
-            let dry = DryTokens { last_n, ..dry(2, &[]) };
-            biases(&Repetition { dry: Some(dry), ..Repetition::default() }, &tokens, 0)
-        };
-        assert_eq!(of(7), [(9, -0.5)]);
-        assert_eq!(of(6), []);
-        assert_eq!(of(1), []);
     }
 
     /// A long n-gram takes no more room than a short one, and leading zeros are tokens like others.
@@ -342,18 +187,17 @@ mod tests {
 
     #[test]
     fn bad_words_are_not_completed() {
-        let repetition = Repetition { bad_words: vec![vec![5], vec![1, 2, 3]], ..Repetition::default() };
-        assert_eq!(biases(&repetition, &[1, 2], 0), [(3, BAN), (5, BAN)]);
+        let bad_words = BadWords(vec![vec![5], vec![1, 2, 3]]);
+        assert_eq!(biases(&bad_words, &[1, 2], 0), [(3, BAN), (5, BAN)]);
         // What the prompt says is no part of a word.
-        assert_eq!(biases(&repetition, &[1, 2], 1), [(5, BAN)]);
-        assert_eq!(biases(&repetition, &[1], 0), [(5, BAN)]);
+        assert_eq!(biases(&bad_words, &[1, 2], 1), [(5, BAN)]);
+        assert_eq!(biases(&bad_words, &[1], 0), [(5, BAN)]);
     }
 
     #[test]
     fn minus_infinity_stays() {
-        let mut biases = BTreeMap::from([(3, f32::NEG_INFINITY), (9, f32::NEG_INFINITY)]);
+        let mut biases = BTreeMap::from([(3, f32::NEG_INFINITY)]);
         ban(&mut biases, 3);
-        dry(1, &[]).apply(&[1, 9, 1], &mut biases);
-        assert_eq!(biases, BTreeMap::from([(3, f32::NEG_INFINITY), (9, f32::NEG_INFINITY)]));
+        assert_eq!(biases, BTreeMap::from([(3, f32::NEG_INFINITY)]));
     }
 }

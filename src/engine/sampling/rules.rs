@@ -9,11 +9,13 @@ use crate::error::Result;
 use crate::ops::{Mask, SampleRow, TokenHistory};
 
 use super::repetition::ban;
-use super::{Detector, FinishReason, Guide, LogitsProcessor, NgramBan, Repetition, Resolved};
+use super::{BadWords, Detector, DryPenalty, FinishReason, Guide, LogitsProcessor, NgramBan, Resolved, SequenceBias};
 
 pub struct Rules {
     pub sampling: Resolved,
-    pub repetition: Arc<Repetition>,
+    pub bad_words: Arc<BadWords>,
+    pub sequence_bias: Arc<SequenceBias>,
+    pub dry: Option<DryPenalty>,
     /// `None` where no penalty needs it.
     pub history: Option<TokenHistory>,
     pub ngram_ban: Option<NgramBan>,
@@ -60,14 +62,19 @@ impl Rules {
         let banned =
             [(generated < self.min_tokens).then_some(&self.end_tokens), (generated == 0).then_some(&self.not_first)];
         let mut banned = banned.into_iter().flatten().flatten().peekable();
-        if banned.peek().is_none() && self.repetition.is_none() && self.ngram_ban.is_none() {
+        let stateless = self.bad_words.is_empty() && self.sequence_bias.is_empty();
+        if banned.peek().is_none() && stateless && self.dry.is_none() && self.ngram_ban.is_none() {
             return self.sampling.logit_bias.clone();
         }
         let mut biases = BTreeMap::new();
         for &(token, bias) in &self.sampling.logit_bias {
             *biases.entry(token).or_default() += bias;
         }
-        self.repetition.apply(view.tokens, view.prompt_len, &mut biases);
+        if let Some(dry) = &self.dry {
+            dry.apply(view.tokens, &mut biases);
+        }
+        self.sequence_bias.apply(view.tokens, &mut biases);
+        self.bad_words.apply(view.tokens, view.prompt_len, &mut biases);
         if let Some(ngram_ban) = &self.ngram_ban {
             ngram_ban.banned().iter().for_each(|&token| ban(&mut biases, token));
         }
@@ -89,6 +96,7 @@ impl Rules {
             guide.advance(token)?;
         }
         self.history.iter().for_each(|history| history.push(token));
+        self.dry.iter_mut().for_each(|dry| dry.push(token));
         self.ngram_ban.iter_mut().for_each(|ngram_ban| ngram_ban.push(token));
         let circles = self.detector.as_mut().is_some_and(|detector| detector.take(generated, token));
         let count = generated.len() + 1;

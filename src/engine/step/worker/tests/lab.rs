@@ -107,7 +107,9 @@ impl Lab {
         let sampling = Sampling { seed: Some(self.keys), ..Sampling::default() };
         let rules = Box::new(Rules {
             sampling: sampling.resolve(&GenerationConfig::default(), 1000, 1000).unwrap(),
-            repetition: Arc::default(),
+            bad_words: Arc::default(),
+            sequence_bias: Arc::default(),
+            dry: None,
             history: None,
             ngram_ban: None,
             detector: None,
