@@ -51,6 +51,8 @@ mod target_logprobs;
 
 #[path = "kernels/attention_masks.rs"]
 mod attention_masks;
+#[path = "kernels/coded_matmul.rs"]
+mod coded_matmul;
 #[path = "kernels/gated_matmul.rs"]
 mod gated_matmul;
 #[path = "kernels/paged_attention.rs"]

@@ -10,7 +10,7 @@ use super::kv_cache::Cache;
 use super::rates::rates;
 use super::sample::MAX_VOCAB;
 use super::step::{Step, TILE_QUERIES};
-use super::weights::{GatedMatrix, Matrix, stacked};
+use super::weights::{GatedMatrix, Matrix, OnDevice, stacked};
 use super::{
     AttentionDecode, AttentionPrefill, Embedding, Heads, MatMul, Norm, QkGains, RmsNorm, RotaryKvWrite, Sample,
     Scoring, SplitStates, TargetLogprobs,
@@ -93,7 +93,7 @@ impl Gpu {
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let args = MatMul {
             x: x.slice(),
-            weight: weight.weight.slice(),
+            weight: weight.weight.operand(),
             bias: weight.bias.as_ref().map(Memory::slice),
             gate: None,
             out: out.slice_mut(),
@@ -193,8 +193,11 @@ impl Ops for Gpu {
     }
 
     fn embedding(&self, step: &Step, table: &Matrix, out: &mut Memory) -> Result<()> {
+        let OnDevice::Dense(weight) = &table.weight else {
+            return Err(Error::operator("embedding", "table", "a dense weight", "codes"));
+        };
         let args = Embedding {
-            table: table.weight.slice(),
+            table: weight.slice(),
             rows: step.tokens()?,
             out: out.slice_mut(),
             tokens: step.shape().tokens,
@@ -267,7 +270,7 @@ impl Ops for Gpu {
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let args = MatMul {
             x: x.slice(),
-            weight: weight.weight.slice(),
+            weight: weight.weight.operand(),
             bias: weight.bias.as_ref().map(Memory::slice),
             gate: Some(activation),
             out: out.slice_mut(),

@@ -21,6 +21,42 @@ pub struct MatMulShape {
     pub gated: bool,
     /// Whether the result is added to `out`.
     pub accumulate: bool,
+    pub weight: WeightKind,
+}
+
+/// What a weight consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// Elements of the activations' dtype.
+    Dense,
+    /// Codes of 4 or 8 bits, with a scale for each `group` of them along k.
+    Codes { bits: usize, group: usize },
+}
+
+impl WeightKind {
+    /// Bits of a code; 0 of a dense weight.
+    pub(super) fn bits(self) -> usize {
+        match self {
+            Self::Dense => 0,
+            Self::Codes { bits, .. } => bits,
+        }
+    }
+
+    /// Bytes of an element with its share of a scale, beside activations of `dtype`.
+    fn bytes(self, dtype: DType) -> f64 {
+        match self {
+            Self::Dense => dtype.size() as f64,
+            Self::Codes { bits, group } => bits as f64 / 8.0 + SCALE_BYTES / group.max(1) as f64,
+        }
+    }
+
+    fn axis(self) -> Value {
+        Value::Text(match self {
+            Self::Dense => "dense",
+            Self::Codes { bits: 4, .. } => "u4",
+            Self::Codes { .. } => "u8",
+        })
+    }
 }
 
 /// How a product is computed.
@@ -53,10 +89,15 @@ pub(super) const STAGE: usize = 64;
 /// Threads of a warpgroup, and the alignment of rows for TMA in bytes.
 const WARPGROUP: usize = 128;
 const TMA_ALIGNMENT: u64 = 16;
+/// Bytes of a group's scale and zero point.
+const SCALE_BYTES: f64 = 4.0;
+/// Instructions that dequantize a pair of codes, and threads that an SM issues them for in a cycle.
+const DEQUANTIZING: f64 = 5.0;
+const ISSUED: f64 = 128.0;
 
 impl MatMulShape {
     /// The axes that the problem decides.
-    pub(super) fn key(&self, arch: u32) -> [(&'static str, Value); 3] {
+    pub(super) fn key(&self, arch: u32) -> [(&'static str, Value); 4] {
         let instruction = match arch {
             ..75 => "m8n8k4",
             75..80 => "m16n8k8",
@@ -65,7 +106,12 @@ impl MatMulShape {
         };
         // The kernel quantizes results that are in x's dtype.
         let out = if self.out.size() == 1 { self.dtype } else { self.out };
-        [("dtype", named(self.dtype)), ("out", named(out)), ("instruction", Value::Text(instruction))]
+        [
+            ("dtype", named(self.dtype)),
+            ("out", named(out)),
+            ("instruction", Value::Text(instruction)),
+            ("weight", self.weight.axis()),
+        ]
     }
 
     /// Rows of the weight.
@@ -77,7 +123,8 @@ impl MatMulShape {
     fn bytes(&self) -> f64 {
         let [m, n, k, rows] = [self.m, self.n, self.k, self.weight_rows()].map(|size| size as f64);
         let passes = if self.accumulate { 2.0 } else { 1.0 };
-        k * (m + rows) * self.dtype.size() as f64 + passes * m * n * self.out.size() as f64
+        k * (m * self.dtype.size() as f64 + rows * self.weight.bytes(self.dtype))
+            + passes * m * n * self.out.size() as f64
     }
 
     /// Lower bound of any plan.
@@ -193,6 +240,7 @@ struct Tile {
     skips: bool,
     /// Warps (or warpgroups) that multiply, along the tokens and along the weight's rows.
     workers: [usize; 2],
+    coded: bool,
 }
 
 impl Tile {
@@ -208,7 +256,8 @@ impl Tile {
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, wgmma, skips, workers }
+        let coded = variant.value("weight") != Some(WeightKind::Dense.axis());
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, wgmma, skips, workers, coded }
     }
 
     /// Occupancy: a consumer thread needs twice its accumulators in registers, and 64 more.
@@ -220,7 +269,7 @@ impl Tile {
 
     /// Half a tile must be whole periods of the swizzle, 8 rows.
     fn may_pair(&self) -> bool {
-        self.wgmma && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
+        self.wgmma && !self.coded && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
     }
 
     /// Tiles along the tokens, and along the weight's rows.
@@ -260,7 +309,7 @@ impl Tile {
 
     /// Seconds of the multiply-adds, or of reading their operands from shared memory:
     /// - padding rows are computed too, except for units of tokens that the kernel skips;
-    /// - each warp reads its own rows of the weight and its own tokens;
+    /// - each warp reads its own rows of the weight and its own tokens, and dequantizes codes itself;
     /// - the block with the most K slices decides; if the last row of tiles has less work, its last block starts no
     ///   later than when all SMs have done equal work.
     fn computing(&self, model: &CostModel, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
@@ -270,8 +319,10 @@ impl Tile {
         let depth = self.depth(shape, splits);
         let cycles = |tokens: f64| {
             let products = depth * tokens * tile_n / model.tensor_rate;
-            let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m + tokens * workers_n);
-            products.max(shared / CostModel::SHARED_BANDWIDTH)
+            let of_weight = shape.weight.bytes(shape.dtype) * tile_n * (workers_m + 1.0);
+            let shared = depth * (of_weight + 2.0 * (tile_m + tokens * workers_n));
+            let dequantizing = if self.coded { depth * tile_n * workers_m / 2.0 * DEQUANTIZING / ISSUED } else { 0.0 };
+            products.max(shared / CostModel::SHARED_BANDWIDTH).max(dequantizing)
         };
         let [rows, columns] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let row = columns * splits as f64;
@@ -299,15 +350,17 @@ impl Tile {
         let computing = self.computing(model, shape, splits, pair);
 
         let [tiles_m, tiles_n] = self.grid(shape, pair).map(|tiles| tiles as f64);
+        let of_weight = tiles_m * rows * shape.weight.bytes(shape.dtype);
+        let of_x = tiles_n * m * shape.dtype.size() as f64;
         let copied = match pair {
-            None => tiles_m * rows + tiles_n * m,
-            Some(MatMulPair::X) => tiles_m * rows + tiles_n * m / 2.0,
-            Some(MatMulPair::Weight) => tiles_m * rows / 2.0 + tiles_n * m,
+            None => of_weight + of_x,
+            Some(MatMulPair::X) => of_weight + of_x / 2.0,
+            Some(MatMulPair::Weight) => of_weight / 2.0 + of_x,
         };
         let meeting = if pair.is_some() { 2.0 * CostModel::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / sms).min(1.0);
         let from_memory = shape.bytes() / (model.memory_bandwidth * busy);
-        let from_cache = splits as f64 * depth * 2.0 * copied / (model.cache_bandwidth * busy);
+        let from_cache = splits as f64 * depth * copied / (model.cache_bandwidth * busy);
         let rounds = (blocks / (sms * f64::from(self.resident(model)))).ceil();
         let in_flight = rounds * CostModel::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use burrstone::device::GpuSpec;
-use burrstone::kernels::{CostModel, MatMul, MatMulPair, MatMulPlan, MatMulShape};
+use burrstone::kernels::{CostModel, MatMul, MatMulPair, MatMulPlan, MatMulShape, WeightKind};
 
 use super::*;
 
@@ -25,7 +25,8 @@ fn layers() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn plan(model: &CostModel, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
-    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false };
+    let weight = WeightKind::Dense;
+    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false, weight };
     (MatMulPlan::choose(model, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
