@@ -42,11 +42,9 @@ using IfCoded = typename detail::if_coded<(V::weight::BITS > 0), Coded, Dense>::
 template <class T, class W> struct MatmulDecoder {
     // Words of eight codes.
     static constexpr int WORDS = W::BITS / 4;
-    // Where a code fits T's mantissa, and scales are of type T, arithmetic on pairs of T is exact until the product is
-    // rounded. Elsewhere it is f32's.
-    static constexpr bool IN_PAIRS = W::BITS == 4 || !IS_BF16<T>;
 
-    // A row's scale and minus the biased zero point: both twice in pairs of T, or as floats.
+    // A row's scale and minus the biased zero point: both twice in pairs of T, or as floats. With scales of type T, arithmetic
+    // on pairs is exact until the product is rounded.
     struct Scale {
         uint32_t scale, minus;
     };
@@ -60,16 +58,21 @@ template <class T, class W> struct MatmulDecoder {
 
     // From a word of args.code_scales.
     BURRSTONE_DEVICE Scale scale_of(uint32_t word) const {
-        if (in_pairs()) return {permute(word, 0, 0x1010), permute(word, 0, 0x3232) | MINUS};
-        const float scale = floats ? bit_cast<float>(word) : to_float(T{uint16_t(word)});
-        return {bit_cast<uint32_t>(scale), MINUS_F32 | (floats ? zero : word >> 16)};
+        if (floats) return {word, MINUS_F32 | zero};
+        const uint32_t scale = permute(word, 0, 0x1010);
+        if constexpr (IN_MANTISSA) {
+            return {scale, permute(word, 0, 0x3232) | BIAS | MINUS_ZERO};
+        } else {
+            const float minus = 128.0f - float(word >> 16);
+            return {scale, pack<T>(minus, minus)};
+        }
     }
 
     // Pair p belongs to the row of scale p % ROWS.
     template <int ROWS>
     BURRSTONE_DEVICE vec<uint32_t, 4> pairs(const uint32_t (&codes)[WORDS], const Scale (&scales)[ROWS]) const {
         vec<uint32_t, 4> to;
-        if (in_pairs()) {
+        if (!floats) {
             BURRSTONE_UNROLL
             for (int p = 0; p < 4; ++p) {
                 const Scale &of = scales[p % ROWS];
@@ -88,17 +91,24 @@ template <class T, class W> struct MatmulDecoder {
     }
 
   private:
+    // Whether T's mantissa has room for a code.
+    static constexpr bool IN_MANTISSA = W::BITS == 4 || !IS_BF16<T>;
     // Of a number whose mantissa's last bit is 1: a code in its mantissa is added to it.
-    static constexpr uint32_t BIAS = IS_BF16<T> ? 0x43004300 : 0x64006400;
-    static constexpr uint32_t MINUS = BIAS | 0x80008000, MINUS_ZERO = 0x80008000;
+    static constexpr uint32_t BIAS = IS_BF16<T> ? 0x43004300 : 0x64006400, MINUS_ZERO = 0x80008000;
     static constexpr uint32_t ONE = IS_BF16<T> ? 0x3f803f80 : 0x3c003c00;
     static constexpr uint32_t BIAS_F32 = 0x4b000000, MINUS_F32 = 0xcb000000;
 
-    BURRSTONE_DEVICE bool in_pairs() const { return IN_PAIRS && !floats; }
-
+    // A pair of codes as T, with BIAS or, as integers of a sign, minus 128.
     static BURRSTONE_DEVICE uint32_t biased(const uint32_t (&codes)[WORDS], int p) {
-        if constexpr (W::BITS == 4) return (codes[0] >> 4 * p & 0x000f000f) | BIAS;
-        else return permute(codes[p / 2], BIAS >> 8, detail::lower_bytes(p % 2));
+        if constexpr (W::BITS == 4) {
+            return (codes[0] >> 4 * p & 0x000f000f) | BIAS;
+        } else if constexpr (IN_MANTISSA) {
+            return permute(codes[p / 2], BIAS >> 8, detail::lower_bytes(p % 2));
+        } else {
+            uint32_t wide[2];
+            widen<T, i8>(codes[p / 2] ^ 0x80808080, wide);
+            return wide[p % 2];
+        }
     }
     static BURRSTONE_DEVICE uint32_t code(const uint32_t (&codes)[WORDS], int e) {
         if constexpr (W::BITS == 4) return codes[0] >> (4 * (e / 2) + 16 * (e % 2)) & 0xf;

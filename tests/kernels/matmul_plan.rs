@@ -177,3 +177,34 @@ fn a_choice_is_the_same_for_the_same_problem() {
         }
     }
 }
+
+/// Codes are bytes saved: a decode step is predicted to take less, the less the narrower they are, and no batch more than a
+/// tenth longer than with the dense weight.
+#[test]
+fn codes_save_time() {
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
+        for (n, k) in LAYERS {
+            for m in [1, 16, 128, 2048] {
+                let dense = plan(&model, m, n, k).1;
+                let seconds = |weight| {
+                    let shape = MatMulShape { weight, ..dense };
+                    let plan = MatMulPlan::choose(&model, &shape, MatMul::WORKSPACE).unwrap();
+                    assert!(plan.seconds > shape.floor(&model).seconds(), "{}: {shape:?}: {plan:?}", card.name);
+                    plan.seconds
+                };
+                let codes = |bits| WeightKind::Codes { bits, group: 128 };
+                let [dense, eight, four] = [WeightKind::Dense, codes(8), codes(4)].map(seconds);
+                if m == 1 {
+                    assert!(
+                        four < 0.8 * eight && eight < 0.8 * dense,
+                        "{}: [{n}, {k}]: {four} {eight} {dense}",
+                        card.name
+                    );
+                }
+                println!("{} {m} {n} {k}: {:.2} {:.2}", card.name, dense / eight, dense / four);
+                assert!(eight.max(four) < 1.1 * dense, "{}: {m} × [{n}, {k}]: {four} {eight} {dense}", card.name);
+            }
+        }
+    }
+}
