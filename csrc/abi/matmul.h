@@ -14,8 +14,8 @@
  * that keeps a tile in registers. */
 #define BURRSTONE_MATMUL_GATES 8
 
-/* Rows of codes are filled up to a multiple of this: tiles of every variant have whole ones. */
-#define BURRSTONE_MATMUL_CODE_ROWS 128
+/* Rows of codes are filled up to a multiple of this: tiles of every variant, and pairs of them, have whole ones. */
+#define BURRSTONE_MATMUL_CODE_ROWS 256
 
 /* What the two blocks of a pair both multiply, and bring each other halves of: neighbours along n the rows of x, along m those
  * of the weight. */

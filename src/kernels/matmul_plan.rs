@@ -170,9 +170,9 @@ impl MatMulPlan {
         let most = if tile.workspace(shape) <= workspace { shape.k_slices() } else { 1 };
         let split = (2..=most).map(|splits| plan(splits, None));
         // If one tile holds all rows of x, x is the smaller part of what is copied.
-        let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && model.sms > 1;
-        let paired = [MatMulPair::X, MatMulPair::Weight].map(|pair| plan(1, Some(pair)));
-        let others = split.chain(paired.into_iter().filter(|_| pairs));
+        let pairs = shape.m > tile.m && has_boxes(shape, 0) && model.sms > 1;
+        let paired = [MatMulPair::X, MatMulPair::Weight].into_iter().filter(|&pair| pairs && tile.may_pair(pair));
+        let others = split.chain(paired.map(|pair| plan(1, Some(pair))));
         others.fold(plan(1, None), |best, plan| if plan.seconds < best.seconds { plan } else { best })
     }
 
@@ -203,9 +203,9 @@ impl MatMulPlan {
         }
     }
 
-    /// Whether the variant has a cluster form.
+    /// Whether the variant has the plan's cluster form, if the plan has one.
     pub(super) fn may_pair(&self) -> bool {
-        Tile::of(self.variant).may_pair()
+        self.pair.is_none_or(|pair| Tile::of(self.variant).may_pair(pair))
     }
 
     /// Whether tiles are copied by TMA; `addresses` is the bitwise or of both operands'. Otherwise threads copy.
@@ -267,9 +267,12 @@ impl Tile {
         model.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
     }
 
-    /// Half a tile must be whole periods of the swizzle, 8 rows.
-    fn may_pair(&self) -> bool {
-        self.wgmma && !self.coded && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
+    /// Half a tile must be whole periods of the swizzle, 8 rows. Codes are not shared.
+    fn may_pair(&self, pair: MatMulPair) -> bool {
+        self.wgmma
+            && !(self.coded && pair == MatMulPair::Weight)
+            && self.m.is_multiple_of(16)
+            && self.n.is_multiple_of(16)
     }
 
     /// Tiles along the tokens, and along the weight's rows.

@@ -183,6 +183,22 @@ proptest! {
     }
 }
 
+/// Blocks in pairs that share x give the bits of single ones: tiles in even and odd numbers.
+#[test]
+fn pairs_compute_what_single_blocks_do() {
+    for (code, n, dtype) in [(Code::U4, 200, DType::F16), (Code::U8, 256, DType::BF16)] {
+        let (m, k, group, scales, out) = (150, 592, 32, ScaleBits::Sixteen, dtype);
+        let case = Case { m, n, k, code, group, scales, dtype, out, gate: None, biased: true, accumulate: false };
+        let hopper = case.variants().into_iter().filter(|variant| variant.archs.contains(&90));
+        for variant in some_variants(hopper.collect()) {
+            let Some(stream) = stream(variant, 3) else { continue };
+            let packed = case.packed(&stream);
+            let run = |pair| case.run(&stream, packed.codes().into(), Some(planned(variant, 1, pair)));
+            assert!(run(Some(MatMulPair::X)) == run(None), "{}: pairs differ", variant.name);
+        }
+    }
+}
+
 /// Every code at every place of a group, with every zero point of four bits and many of eight, in each dtype.
 #[test]
 fn every_code_is_dequantized_exactly() {
@@ -339,5 +355,5 @@ fn wrong_codes_are_refused() {
     assert_refused(attempt(24, 64, 1, None), OP, "x");
     let dense = products(DType::F16, DType::F16, "dense")[0];
     assert_refused(attempt(24, 64, 0, Some(planned(dense, 1, None))), OP, "variant");
-    assert_refused(attempt(24, 64, 0, Some(planned(variant, 1, Some(MatMulPair::X)))), OP, "pair");
+    assert_refused(attempt(24, 64, 0, Some(planned(variant, 1, Some(MatMulPair::Weight)))), OP, "pair");
 }
