@@ -39,6 +39,8 @@ mod matmul;
 mod page_copy;
 #[path = "kernels/page_table_update.rs"]
 mod page_table_update;
+#[path = "kernels/permute_columns.rs"]
+mod permute_columns;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]

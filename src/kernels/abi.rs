@@ -502,6 +502,30 @@ const _: () = {
     ["Offset of field: page_table_update_args::entries"]
         [::core::mem::offset_of!(page_table_update_args, entries) - 20usize];
 };
+/// out[r][j] = x[r][order[j]], elements of 16 bits. An index beyond a row comes out with every bit set.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct permute_columns_args {
+    /// [rows, width], at a multiple of 16 bytes
+    pub out: device_ptr,
+    /// [rows, width]
+    pub x: device_ptr,
+    /// u32 [width], at a multiple of 16 bytes
+    pub order: device_ptr,
+    pub rows: u32,
+    /// a multiple of 8
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of permute_columns_args"][::core::mem::size_of::<permute_columns_args>() - 32usize];
+    ["Alignment of permute_columns_args"][::core::mem::align_of::<permute_columns_args>() - 8usize];
+    ["Offset of field: permute_columns_args::out"][::core::mem::offset_of!(permute_columns_args, out) - 0usize];
+    ["Offset of field: permute_columns_args::x"][::core::mem::offset_of!(permute_columns_args, x) - 8usize];
+    ["Offset of field: permute_columns_args::order"][::core::mem::offset_of!(permute_columns_args, order) - 16usize];
+    ["Offset of field: permute_columns_args::rows"][::core::mem::offset_of!(permute_columns_args, rows) - 24usize];
+    ["Offset of field: permute_columns_args::width"][::core::mem::offset_of!(permute_columns_args, width) - 28usize];
+};
 /// residual += delta where given; out = norm(residual) * (weight + weight_offset) + bias.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

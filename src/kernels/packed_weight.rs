@@ -35,6 +35,7 @@ pub struct PackedWeight {
     codes: Memory,
     scales: Memory,
     table: Option<Memory>,
+    order: Option<Memory>,
     format: Format,
     dtype: DType,
     n: usize,
@@ -106,6 +107,14 @@ impl PackedWeight {
             }
             _ => None,
         };
+        let order = match &blocks[0].order {
+            Some(order) => {
+                let mut memory = stream.alloc(DType::U32, order.len())?;
+                memory.write(order)?;
+                Some(memory)
+            }
+            None => None,
+        };
         let mut codes = vec![0u8; layout.bytes()];
         let mut scales = vec![0u32; layout.scales(format.group_bits)];
         let columns: Vec<usize> = (0..layout.columns()).map(|column| layout.column_bit(column)).collect();
@@ -125,11 +134,11 @@ impl PackedWeight {
             (stream.alloc(DType::U8, codes.len())?, stream.alloc(DType::U32, scales.len())?);
         on_device.write(&codes)?;
         of_rows.write(&scales)?;
-        Ok(Some(Self { codes: on_device, scales: of_rows, table, format, dtype, n, k }))
+        Ok(Some(Self { codes: on_device, scales: of_rows, table, order, format, dtype, n, k }))
     }
 
     pub fn codes(&self) -> MatMulCodes<'_> {
-        let Self { codes, scales, table, format, dtype, n, k } = self;
+        let Self { codes, scales, table, format, dtype, n, k, .. } = self;
         let table = table.as_ref().map(Memory::slice);
         MatMulCodes {
             codes: codes.slice(),
@@ -142,7 +151,13 @@ impl PackedWeight {
         }
     }
 
-    /// Bytes of device memory.
+    /// The order of the codes: which input each column belongs to, u32 `[k]`. Products with [`codes`](Self::codes) take
+    /// activations in this order, see [`PermuteColumns`](super::PermuteColumns). `None`: as they are.
+    pub fn order(&self) -> Option<Slice<'_>> {
+        self.order.as_ref().map(Memory::slice)
+    }
+
+    /// Bytes of device memory for codes and scales.
     pub fn bytes(&self) -> usize {
         self.codes.len() + 4 * self.scales.len()
     }
@@ -159,7 +174,7 @@ impl Format {
         let mut group = k;
         for block in blocks {
             let columns = block.scales.columns.min(k);
-            if block.code != code || block.scales.rows != 1 || block.order.is_some() {
+            if block.code != code || block.scales.rows != 1 || block.order != blocks[0].order {
                 return None;
             }
             if columns < k && !(columns.is_power_of_two() && columns >= 16) {

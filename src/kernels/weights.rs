@@ -3,7 +3,7 @@
 
 use super::converted::converted;
 use super::{MatMul, MatMulWeight, PackedWeight};
-use crate::device::{Memory, Stream};
+use crate::device::{Memory, Slice, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{self, CodedWeight, LinearPart, Weight, WeightView};
@@ -32,6 +32,14 @@ pub(super) enum OnDevice {
 }
 
 impl OnDevice {
+    /// The order in which the activations' columns are multiplied, where it is not their own.
+    pub(super) fn order(&self) -> Option<Slice<'_>> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Codes(weight) => weight.order(),
+        }
+    }
+
     pub(super) fn operand(&self) -> MatMulWeight<'_> {
         match self {
             Self::Dense(weight) => weight.slice().into(),

@@ -266,8 +266,7 @@ fn layers_of_any_blocks_give_the_bits_of_dequantized_ones() {
     let (m, k, dtype) = (9, 128, DType::F16);
     let block = |seed, n, code, group, scales| coded(seed, [n, k], code, group, scales, dtype);
     let four = |seed, n| block(seed, n, Code::U4, 32, ScaleBits::Sixteen);
-    let mut ordered = four(5, 24);
-    ordered.order = Some(Arc::from(shuffled(9, k)));
+    let in_order = |seed, order| CodedWeight { order: Some(Arc::from(shuffled(order, k))), ..four(seed, 24) };
     let mut tall = four(6, 24);
     tall.scales = Scales { rows: 24, columns: k, values: vec![0.125], zeros: Zeros::All(8) };
     let layers = [
@@ -276,7 +275,8 @@ fn layers_of_any_blocks_give_the_bits_of_dequantized_ones() {
         vec![four(1, 40), block(2, 24, Code::U4, 32, ScaleBits::ThirtyTwo)],
         vec![four(1, 40), block(2, 24, Code::U8, 32, ScaleBits::Sixteen)],
         vec![block(1, 24, Code::E4m3, k, ScaleBits::ThirtyTwo)],
-        vec![ordered],
+        vec![in_order(5, 9), in_order(7, 9)],
+        vec![in_order(5, 9), in_order(7, 10)],
         vec![tall],
     ];
     for stream in stream_in_turn(4) {
@@ -302,9 +302,14 @@ fn layers_of_any_blocks_give_the_bits_of_dequantized_ones() {
             gpu.gated_matmul(m, &x, &matrix, Activation::Silu, &mut out).unwrap();
             out.read::<u8>().unwrap()
         };
-        let [gate, up] = [four(1, 24), four(2, 24)];
-        let views = [&gate, &up].map(|block| dequantized(block, dtype)).into();
-        assert!(gated(vec![part(gate), part(up)]) == gated(parts(views, Vec::new())), "sm_{}: gated", stream.arch());
+        for [gate, up] in [[four(1, 24), four(2, 24)], [in_order(1, 9), in_order(2, 9)]] {
+            let views = [&gate, &up].map(|block| dequantized(block, dtype)).into();
+            assert!(
+                gated(vec![part(gate), part(up)]) == gated(parts(views, Vec::new())),
+                "sm_{}: gated",
+                stream.arch()
+            );
+        }
     }
 }
 
