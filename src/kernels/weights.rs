@@ -67,11 +67,12 @@ impl Matrix {
 
 /// The blocks, if all of them are quantized.
 fn coded(weights: &[Weight]) -> Option<Vec<&CodedWeight>> {
-    let block = |weight| match weight {
-        &Weight::Coded(ref coded) => Some(coded),
-        Weight::Dense(_) => None,
-    };
-    weights.iter().map(block).collect()
+    let mut blocks = Vec::with_capacity(weights.len());
+    for weight in weights {
+        let Weight::Coded(coded) = weight else { return None };
+        blocks.push(coded);
+    }
+    Some(blocks)
 }
 
 /// The blocks as dense tensors: quantized ones are dequantized.

@@ -195,10 +195,8 @@ impl CodedWeight {
         }
         if let Some(order) = &self.order {
             let mut seen = vec![false; k];
-            let fresh = |&column: &u32| {
-                let first = seen.get_mut(column as usize).is_some_and(|seen| !std::mem::replace(seen, true));
-                first
-            };
+            let fresh =
+                |&column: &u32| seen.get_mut(column as usize).is_some_and(|seen| !std::mem::replace(seen, true));
             if order.len() != k || !order.iter().all(fresh) {
                 return wrong("order", format!("a permutation of 0..{k}"), order.len());
             }

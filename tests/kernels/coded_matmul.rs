@@ -219,7 +219,7 @@ fn every_code_is_dequantized_exactly() {
         block.codes = Bytes::from(bytes);
         if let Zeros::Each(zeros) = &mut block.scales.zeros {
             let largest = if code.bits() == 4 { 15 } else { 255 };
-            zeros.iter_mut().enumerate().for_each(|(i, zero)| *zero = (i / (k / 16) & largest) as u8);
+            zeros.iter_mut().enumerate().for_each(|(i, zero)| *zero = (i / (k / 16) % (largest + 1)) as u8);
         }
         let expected = decode(dtype, &block.dense(dtype).data);
         let (mut x, m) = (vec![0.0f32; k * k], k);
