@@ -17,6 +17,10 @@
 //! the lower half, the zero point in the upper one. Where a scale is no number of that dtype, or codes index a table, it is
 //! an f32, and all zero points are the same. Groups are a power of two of at least 16, or one for all of k.
 
+use std::num::NonZero;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
 use half::{bf16, f16};
 
 use super::MatMul;
@@ -55,6 +59,9 @@ pub struct MatMulCodes<'a> {
     pub(super) k: usize,
 }
 
+/// What a row comes from: a row of a block; `None` for one that fills up.
+type Source<'a> = Option<(&'a CodedWeight, usize)>;
+
 /// How codes become numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Format {
@@ -90,12 +97,7 @@ impl PackedWeight {
         Self::new(stream, dtype, &blocks, (0..MatMul::gated_rows(width)).map(of).collect())
     }
 
-    fn new(
-        stream: &Stream,
-        dtype: DType,
-        blocks: &[&CodedWeight],
-        rows: Vec<Option<(&CodedWeight, usize)>>,
-    ) -> Result<Option<Self>> {
+    fn new(stream: &Stream, dtype: DType, blocks: &[&CodedWeight], rows: Vec<Source<'_>>) -> Result<Option<Self>> {
         let Some(format) = Format::of(dtype, blocks) else { return Ok(None) };
         let (n, k) = (rows.len(), blocks[0].shape[1]);
         let layout = Layout::new(stream.arch(), format.kind.bits(), n, k);
@@ -117,14 +119,8 @@ impl PackedWeight {
         };
         let mut codes = vec![0u8; layout.bytes()];
         let mut scales = vec![0u32; layout.scales(format.group_bits)];
-        let columns: Vec<usize> = (0..layout.columns()).map(|column| layout.column_bit(column)).collect();
+        layout.pack(&mut codes, &rows);
         for (row, (block, own)) in rows.iter().enumerate().filter_map(|(row, source)| Some((row, (*source)?))) {
-            let first = layout.row_bit(row);
-            for (column, &bit) in columns.iter().enumerate() {
-                // Columns that fill up the last block are zeros.
-                let code = if column < k { block.code(own, column) } else { block.zero_code(own, k - 1) };
-                codes[(first + bit) / 8] |= code << ((first + bit) % 8);
-            }
             for group in 0..k.div_ceil(format.group(k)) {
                 let (scale, zero) = block.scale(own, group * format.group(k));
                 scales[group * layout.rows + row] = format.word(dtype, scale, zero);
@@ -216,11 +212,13 @@ impl Format {
     }
 }
 
-/// Where codes are: at the sum of a bit of the row's and one of the column's.
+/// Where codes are. [`ROWS`] rows of a block of k are a piece; in a piece, a code is at the sum of a bit of its row's and one
+/// of its column's.
 struct Layout {
     /// Whether a lane has codes of one row: on Volta.
     by_rows: bool,
     bits: usize,
+    k: usize,
     /// Filled up.
     rows: usize,
     blocks: usize,
@@ -228,21 +226,50 @@ struct Layout {
 
 impl Layout {
     fn new(arch: u32, bits: usize, n: usize, k: usize) -> Self {
-        Self { by_rows: arch < 75, bits, rows: n.next_multiple_of(ROWS), blocks: k.div_ceil(STAGE) }
+        Self { by_rows: arch < 75, bits, k, rows: n.next_multiple_of(ROWS), blocks: k.div_ceil(STAGE) }
     }
 
-    fn columns(&self) -> usize {
-        self.blocks * STAGE
+    /// Bytes of a piece.
+    fn piece(&self) -> usize {
+        ROWS * STAGE * self.bits / 8
     }
 
     /// Bytes of codes.
     fn bytes(&self) -> usize {
-        self.rows * self.columns() * self.bits / 8
+        self.blocks * self.rows / ROWS * self.piece()
+    }
+
+    /// Writes the codes, on all cores.
+    fn pack(&self, codes: &mut [u8], rows: &[Source<'_>]) {
+        let mut pieces: Vec<Vec<&mut [u8]>> = rows.chunks(ROWS).map(|_| Vec::with_capacity(self.blocks)).collect();
+        let together = pieces.len();
+        for (i, piece) in codes.chunks_exact_mut(self.piece()).enumerate() {
+            pieces[i % together].push(piece);
+        }
+        let work = Mutex::new(pieces.into_iter().zip(rows.chunks(ROWS)));
+        let next = || work.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let columns: Vec<usize> = (0..STAGE).map(|column| self.column_bit(column)).collect();
+        let pack = || {
+            while let Some((mut pieces, rows)) = next() {
+                for (row, (block, own)) in rows.iter().enumerate().filter_map(|(row, source)| Some((row, (*source)?))) {
+                    let first = self.row_bit(row);
+                    for column in 0..self.blocks * STAGE {
+                        // Columns that fill up the last block are zeros.
+                        let code =
+                            if column < self.k { block.code(own, column) } else { block.zero_code(own, self.k - 1) };
+                        let bit = first + columns[column % STAGE];
+                        pieces[column / STAGE][bit / 8] |= code << (bit % 8);
+                    }
+                }
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(together);
+        thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(pack))));
     }
 
     /// Words of scales: of groups that begin in the last block too.
     fn scales(&self, group_bits: u32) -> usize {
-        self.rows * (self.columns().div_ceil(1 << group_bits))
+        self.rows * (self.blocks * STAGE).div_ceil(1 << group_bits)
     }
 
     fn row_bit(&self, row: usize) -> usize {
@@ -258,18 +285,17 @@ impl Layout {
 
     fn column_bit(&self, column: usize) -> usize {
         const LANE: usize = 128;
-        let (block, inside) = (column / STAGE, column % STAGE);
         // The lane among those that share a row; the code among those of the lane's step.
         let (step, lane, code) = if self.by_rows {
-            (inside / 8, 0, inside % 8)
+            (column / 8, 0, column % 8)
         } else {
-            (inside / 16, inside % 8 / 2, inside % 16 / 8 * 4 + inside % 2)
+            (column / 16, column % 8 / 2, column % 16 / 8 * 4 + column % 2)
         };
         let (word, bit) = match self.bits {
             4 => (step, code / 2 * 4 + code % 2 * 16),
             _ => (2 * step + code / 4, code % 4 * 8),
         };
-        block * self.rows * STAGE * self.bits + word / 4 * 32 * LANE + lane * LANE + word % 4 * 32 + bit
+        word / 4 * 32 * LANE + lane * LANE + word % 4 * 32 + bit
     }
 }
 
@@ -277,14 +303,14 @@ impl Layout {
 mod tests {
     use super::*;
 
-    /// Each code has bits of its own, and together they fill the memory.
+    /// Each code has bits of its own, and together they fill a piece.
     #[test]
     fn the_layout_is_a_bijection() {
         for (arch, bits) in [(70, 4), (70, 8), (75, 4), (80, 4), (80, 8), (90, 8)] {
             let layout = Layout::new(arch, bits, 130, 150);
-            let mut seen = vec![false; layout.bytes() * 8 / bits];
-            for row in 0..layout.rows {
-                for column in 0..layout.columns() {
+            let mut seen = vec![false; layout.piece() * 8 / bits];
+            for row in 0..ROWS {
+                for column in 0..STAGE {
                     let bit = layout.row_bit(row) + layout.column_bit(column);
                     assert!(bit.is_multiple_of(bits), "sm_{arch}, {bits} bits: ({row}, {column}) is at bit {bit}");
                     let seen = &mut seen[bit / bits];
