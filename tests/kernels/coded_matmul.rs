@@ -11,7 +11,7 @@ use burrstone::ops::{
 };
 use proptest::prelude::*;
 
-use crate::device::{Placed, decode, planned, products, some_variants, stream};
+use crate::device::{Placed, assert_no_waste, counting_stream, decode, planned, products, some_variants, stream};
 use crate::reference::matmul::matmul;
 use crate::support::*;
 use crate::tensor_cores::matmul_truncation;
@@ -178,14 +178,14 @@ proptest! {
     #![proptest_config(cases(24))]
 
     #[test]
-    fn codes_give_the_bits_of_the_dequantized_weight(case in any_case()) {
+    fn codes_give_the_bits_of_the_dequantized_weight_on_devices(case in any_case()) {
         case.check();
     }
 }
 
 /// Blocks in pairs that share x give the bits of single ones: tiles in even and odd numbers.
 #[test]
-fn pairs_compute_what_single_blocks_do() {
+fn pairs_compute_what_single_blocks_do_on_devices() {
     for (code, n, dtype) in [(Code::U4, 200, DType::F16), (Code::U8, 256, DType::BF16)] {
         let (m, k, group, scales, out) = (150, 592, 32, ScaleBits::Sixteen, dtype);
         let case = Case { m, n, k, code, group, scales, dtype, out, gate: None, biased: true, accumulate: false };
@@ -199,9 +199,26 @@ fn pairs_compute_what_single_blocks_do() {
     }
 }
 
+/// Codes and scales are copied in whole sectors, and no bank of shared memory is asked twice for them.
+#[test]
+fn codes_use_memory_to_the_full_on_the_simulator() {
+    for (code, group) in [(Code::U4, 128), (Code::U8, 32)] {
+        let (m, n, k, scales, dtype) = (64, 128, 576, ScaleBits::Sixteen, DType::F16);
+        let (out, gate, biased, accumulate) = (dtype, None, false, false);
+        let case = Case { m, n, k, code, group, scales, dtype, out, gate, biased, accumulate };
+        for variant in some_variants(case.variants()) {
+            let stream = counting_stream(variant);
+            let packed = case.packed(&stream);
+            case.run(&stream, packed.codes().into(), Some(planned(variant, 1, None)));
+            let copied = ["matmul_tile.cuh", "matmul_fragments.cuh", "matmul_warpgroup.cuh"];
+            assert_no_waste(&stream, |site| copied.iter().any(|file| site.place.file.ends_with(file)));
+        }
+    }
+}
+
 /// Every code at every place of a group, with every zero point of four bits and many of eight, in each dtype.
 #[test]
-fn every_code_is_dequantized_exactly() {
+fn every_code_is_dequantized_exactly_on_devices() {
     for (code, dtype, scales) in [Code::U4, Code::U8, Code::Table(E2M1)].into_iter().flat_map(|code| {
         [DType::BF16, DType::F16]
             .into_iter()
@@ -262,7 +279,7 @@ fn dequantized(weight: &CodedWeight, dtype: DType) -> WeightView {
 
 /// Layers of blocks that share a format, of blocks that do not, and of what the kernels do not take.
 #[test]
-fn layers_of_any_blocks_give_the_bits_of_dequantized_ones() {
+fn layers_of_any_blocks_give_the_bits_of_dequantized_ones_on_devices() {
     let (m, k, dtype) = (9, 128, DType::F16);
     let block = |seed, n, code, group, scales| coded(seed, [n, k], code, group, scales, dtype);
     let four = |seed, n| block(seed, n, Code::U4, 32, ScaleBits::Sixteen);
@@ -315,7 +332,7 @@ fn layers_of_any_blocks_give_the_bits_of_dequantized_ones() {
 
 /// What is packed takes the bytes of its codes and scales.
 #[test]
-fn codes_save_memory() {
+fn codes_save_memory_on_devices() {
     let stream = simulated(SimOptions::default());
     let size = |code, group, scales| {
         let block = coded(1, [256, 512], code, group, scales, DType::F16);
@@ -326,7 +343,7 @@ fn codes_save_memory() {
 }
 
 #[test]
-fn wrong_codes_are_refused() {
+fn wrong_codes_are_refused_on_devices() {
     let variant = products(DType::F16, DType::F16, "u4")[0];
     let Some(stream) = stream(variant, 1) else { return };
     let block = coded(1, [24, 64], Code::U4, 32, ScaleBits::Sixteen, DType::F16);

@@ -11,7 +11,7 @@ proptest! {
     #![proptest_config(cases(20))]
 
     #[test]
-    fn columns_come_in_the_given_order(
+    fn columns_come_in_the_given_order_on_devices(
         rows in 1usize..9,
         width in prop_oneof![(1usize..40).prop_map(|g| 8 * g), Just(2048), Just(3000)],
         dtype in proptest::sample::select(vec![DType::BF16, DType::F16]),
@@ -33,7 +33,7 @@ proptest! {
 }
 
 #[test]
-fn wrong_shapes_are_refused() {
+fn wrong_shapes_are_refused_on_devices() {
     let Some(stream) = stream(variants("permute_columns", &[])[0], 1) else { return };
     let attempt = |x_len, x_dtype, order_len, order_shift, out_len, out_shift, width| {
         let x = Placed::untouched(&stream, x_dtype, x_len, 0);
