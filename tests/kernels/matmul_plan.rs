@@ -183,7 +183,6 @@ fn a_choice_is_the_same_for_the_same_problem() {
 fn codes_save_time() {
     for card in &GpuSpec::ALL {
         let model = CostModel::from(card);
-        let mut least = f64::INFINITY;
         for (n, k) in LAYERS {
             for m in [1, 16, 128, 2048] {
                 let dense = plan(&model, m, n, k).1;
@@ -195,15 +194,10 @@ fn codes_save_time() {
                 };
                 let codes = |bits| WeightKind::Codes { bits, group: 128 };
                 let [dense, eight, four] = [WeightKind::Dense, codes(8), codes(4)].map(seconds);
-                if m == 1 {
-                    let what = format!("{}: [{n}, {k}]: {four:e}, {eight:e}, dense {dense:e}", card.name);
-                    assert!(four <= eight && eight < 0.8 * dense, "{what}");
-                }
-                least = least.min(dense / eight.max(four));
+                let what = format!("{}: {m} × [{n}, {k}]: {four:e}, {eight:e}, dense {dense:e}", card.name);
+                assert!(four <= eight && eight < 1.01 * dense, "{what}");
+                assert!(m > 1 || eight < 0.8 * dense, "{what}");
             }
         }
-        // What was reached when this was written: on Hopper some layers with 128 rows have tiles for half of the card.
-        let most_lost = if card.arch == 90 { 0.65 } else { 0.99 };
-        assert!(least >= most_lost, "{}: {least} of the dense product's rate", card.name);
     }
 }
