@@ -63,14 +63,12 @@ BURRSTONE_DEVICE void bring_stage(const matmul_args &args, MatmulRing<V> &ring, 
                       SCALES, full);
     } else {
         mbarrier_arrive_expect(full, Tile::STAGE * sizeof(typename V::dtype));
-    }
-    if (V::weight::BITS > 0) {
-        // They came as codes.
-    } else if (args.pair == BURRSTONE_MATMUL_PAIR_WEIGHT) {
-        const unsigned half = cluster_rank() * (V::n / 2);
-        tensor_multicast(to(half), args.weight_boxes, from(item.first_n + half), full, BOTH);
-    } else {
-        tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
+        if (args.pair == BURRSTONE_MATMUL_PAIR_WEIGHT) {
+            const unsigned half = cluster_rank() * (V::n / 2);
+            tensor_multicast(to(half), args.weight_boxes, from(item.first_n + half), full, BOTH);
+        } else {
+            tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
+        }
     }
     if (args.pair == BURRSTONE_MATMUL_PAIR_X) {
         const unsigned half = cluster_rank() * (V::m / 2);
