@@ -40,6 +40,8 @@ mod matmul;
 mod page_copy;
 #[path = "kernels/page_table_update.rs"]
 mod page_table_update;
+#[path = "kernels/permute_columns.rs"]
+mod permute_columns;
 #[path = "kernels/rms_norm.rs"]
 mod rms_norm;
 #[path = "kernels/rotary_kv_write.rs"]
@@ -52,6 +54,8 @@ mod target_logprobs;
 
 #[path = "kernels/attention_masks.rs"]
 mod attention_masks;
+#[path = "kernels/coded_matmul.rs"]
+mod coded_matmul;
 #[path = "kernels/gated_matmul.rs"]
 mod gated_matmul;
 #[path = "kernels/paged_attention.rs"]

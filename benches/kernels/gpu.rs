@@ -104,7 +104,7 @@ impl Bench for Gpu {
             let (x, weight, workspace) = (x.slice(), weight.slice(), Some(workspace.slice_mut()));
             let args = MatMul {
                 x,
-                weight,
+                weight: weight.into(),
                 bias: None,
                 gate: None,
                 out: out.slice_mut(),

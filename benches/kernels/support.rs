@@ -5,7 +5,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use burrstone::device::Bytes;
-use burrstone::ops::{Batch, CacheShape, LinearPart, Ops, Rates, SampleRow, Span, WeightView};
+use burrstone::ops::{
+    ActivationBits, Batch, CacheShape, Code, CodedWeight, LinearPart, Ops, Rates, SampleRow, Scales, Span, Weight,
+    WeightView, Zeros,
+};
 use burrstone::{DType, Result};
 use criterion::{Criterion, Throughput};
 
@@ -191,6 +194,29 @@ impl<D: Bench> Lab<D> {
             self.device.gated_matrix(pair.iter().cloned().map(LinearPart::dense).collect()).expect("a matrix")
         };
         views.chunks_exact(2).map(one).collect()
+    }
+
+    /// Matrices of codes, half as many bytes, in groups that share a scale of the device's dtype.
+    pub fn coded_matrices(&self, n: usize, k: usize, bits: usize, group: usize) -> Vec<D::Matrix> {
+        let len = n * k * bits / 8;
+        let one = |i| {
+            let weight = CodedWeight {
+                name: "weight".to_owned(),
+                shape: [n, k],
+                code: if bits == 4 { Code::U4 } else { Code::U8 },
+                codes: self.weights().slice(i * len..(i + 1) * len).expect("inside"),
+                scales: Scales {
+                    rows: 1,
+                    columns: group,
+                    values: vec![0.0078125; n * k.div_ceil(group)],
+                    zeros: Zeros::All(if bits == 4 { 8 } else { 128 }),
+                },
+                order: None,
+                activations: ActivationBits::Full,
+            };
+            self.device.matrix(vec![LinearPart { weight: Weight::Coded(weight), bias: None }]).expect("a matrix")
+        };
+        (0..WEIGHTS / 2 / len).map(one).collect()
     }
 
     pub fn views(&self, n: usize, k: usize) -> impl Iterator<Item = WeightView> {

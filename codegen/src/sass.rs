@@ -21,7 +21,7 @@ const OPERATIONS: [(&str, &[u128]); 13] = [
     ("HMMA.884", &[0x236]),
     ("HMMA.1688", &[0x23c]),
     ("HMMA.16816", &[0x23c]),
-    ("HGMMA", &[0x9f0]),
+    ("HGMMA", &[0x9f0, 0xdf0]),
     ("LDSM", &[0x83b]),
     ("LDS", &[0x984]),
     ("STS", &[0x388, 0x988]),

@@ -14,6 +14,9 @@
  * that keeps a tile in registers. */
 #define BURRSTONE_MATMUL_GATES 8
 
+/* Rows of codes are filled up to a multiple of this: tiles of every variant, and pairs of them, have whole ones. */
+#define BURRSTONE_MATMUL_CODE_ROWS 256
+
 /* What the two blocks of a pair both multiply, and bring each other halves of: neighbours along n the rows of x, along m those
  * of the weight. */
 #define BURRSTONE_MATMUL_PAIR_X 1
@@ -33,7 +36,7 @@ typedef struct matmul_args {
     tensor_map x_boxes;
     tensor_map weight_boxes;
     device_ptr x;        /* [m, k] */
-    device_ptr weight;   /* [n, k] */
+    device_ptr weight;   /* [n, k]; or codes: see src/kernels/packed_weight.rs */
     device_ptr bias;     /* [n] or 0 */
     device_ptr out;      /* [m, columns] */
     device_ptr scale;    /* f32 [1]: with codes, what results are divided by; or 0 */
@@ -52,7 +55,15 @@ typedef struct matmul_args {
      * are multiples of 4; or 0. */
     uint32_t codes;
     uint32_t accumulate; /* 1 where results are added to what out holds; or 0 */
-    uint32_t padding[11];
+    /* Of codes: groups of 2^code_group_bits elements of k, at least 16. */
+    uint32_t code_group_bits;
+    /* u32 [groups, rows]: the scale in x's type in the lower half, the zero point in the upper one. With code_floats f32, and
+     * all zero points are code_zero. */
+    device_ptr code_scales;
+    device_ptr code_table; /* f32 [16]: what codes of four bits stand for, with code_floats; or 0 */
+    uint32_t code_floats;
+    uint32_t code_zero;
+    uint32_t padding[4];
 } matmul_args;
 
 #endif

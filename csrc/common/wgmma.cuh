@@ -212,6 +212,14 @@ template <int PENDING, int COUNT> BURRSTONE_DEVICE void wgmma_wait([[maybe_unuse
 #endif
 }
 
+// Words of operands in registers, or what these are computed from: they are computed between the last wait and the next
+// fence, not among products that run.
+template <int COUNT> BURRSTONE_DEVICE void wgmma_hold([[maybe_unused]] uint32_t (&words)[COUNT]) {
+#ifndef BURRSTONE_SIM
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(words[i])::"memory");
+#endif
+}
+
 } // namespace burrstone
 
 #endif

@@ -1,4 +1,5 @@
-// x weight^T + bias on the tensor cores of every architecture, optionally gated.
+// x weight^T + bias on the tensor cores of every architecture, optionally gated. The weight is dense, or codes that are
+// dequantized on their way from shared memory to fragments.
 //
 // The bits of a result do not depend on tile sizes, the number of tokens or split-K. K is cut into slices of
 // BURRSTONE_MATMUL_K_SLICE elements; the products of a slice are one chain of the instruction, from zero, in ascending k;
@@ -26,9 +27,8 @@ template <class V> struct matmul_shared<V, false> {
 // Multiplies the item's stages; calls f(sums, slice) where a K slice ends. RAGGED: only units with tokens, in a loop of
 // its own, because whole tiles do not need its branches.
 template <class V, bool RAGGED, class F>
-BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shared<V> &shared, const MatmulItem<V> &item,
-                                      uint32_t tokens, F f) {
-    using T = typename V::dtype;
+BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, MatmulWeight<V> &weight, matmul_shared<V> &shared,
+                                      const MatmulItem<V> &item, uint32_t tokens, F f) {
     using Tile = MatmulTile<V>;
     const uint32_t count = item.end - item.first;
     const int units = RAGGED ? Tile::units_of(tokens) : Tile::UNITS_M;
@@ -57,12 +57,12 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
             const uint32_t next = done + V::stages - 1;
             if (next < count) copies.start(shared.tiles, next % V::stages * Tile::STAGE, start_of(next));
             cp_async_commit();
-            multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE, units);
+            multiply_stage<V>(sums, shared.tiles, done % V::stages * Tile::STAGE, weight, units);
             end_stage(done);
         }
     } else {
         static_assert(V::stages == 2, "one stage is multiplied, one is written");
-        Vec8<T> chunks[Tile::COPIES] = {};
+        typename MatmulCopies<V>::Chunks chunks = {};
         copies.read(chunks, start_of(0));
         if (count > 0) copies.write(shared.tiles, 0, start_of(0), chunks);
         BURRSTONE_ROLLED
@@ -70,7 +70,7 @@ BURRSTONE_DEVICE void multiply_stages(const MatmulCopies<V> &copies, matmul_shar
             const uint32_t next = done + 1;
             sync_block();
             if (next < count) copies.read(chunks, start_of(next));
-            multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE, units);
+            multiply_stage<V>(sums, shared.tiles, done % 2 * Tile::STAGE, weight, units);
             end_stage(done);
             if (next < count) copies.write(shared.tiles, next % 2 * Tile::STAGE, start_of(next), chunks);
         }
@@ -84,6 +84,7 @@ template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_
     } else {
         const MatmulItem<V> item(args, block_index_x());
         const MatmulCopies<V> copies(args, item);
+        MatmulWeight<V> weight(args);
         MatmulSums<V> result;
         result.clear();
         const auto end_slice = [&](MatmulSums<V> &sums, uint32_t slice) {
@@ -93,9 +94,9 @@ template <class V> BURRSTONE_DEVICE void matmul(const matmul_args &args, matmul_
         using Tile = MatmulTile<V>;
         const uint32_t tokens = args.m - item.first_m;
         if (Tile::SKIPS && tokens + Tile::WORKERS_M * Tile::UNIT_M <= uint32_t(V::m))
-            multiply_stages<V, Tile::SKIPS>(copies, shared, item, tokens, end_slice);
+            multiply_stages<V, Tile::SKIPS>(copies, weight, shared, item, tokens, end_slice);
         else
-            multiply_stages<V, false>(copies, shared, item, tokens, end_slice);
+            multiply_stages<V, false>(copies, weight, shared, item, tokens, end_slice);
         if (args.splits == 1) {
             // The result rows reuse the stages' shared memory.
             sync_block();

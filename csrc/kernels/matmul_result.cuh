@@ -3,7 +3,7 @@
 #define BURRSTONE_KERNELS_MATMUL_RESULT_CUH
 
 #include "kernels/activation.cuh"
-#include "kernels/matmul_tile.cuh"
+#include "kernels/matmul_fragments.cuh"
 
 namespace burrstone {
 

@@ -4,8 +4,8 @@
 
 #include "abi/matmul.h"
 #include "common/cp_async.cuh"
-#include "common/ldmatrix.cuh"
 #include "common/wgmma.cuh"
+#include "kernels/matmul_codes.cuh"
 #include "kernels/row.cuh"
 
 namespace burrstone {
@@ -24,9 +24,14 @@ template <class V> struct MatmulTile {
     static constexpr int CHUNKS = K / VEC8;
     // Stages per K slice.
     static constexpr int SLICE = BURRSTONE_MATMUL_K_SLICE / K;
-    // Rows of a stage: those of the weight, then those of x.
-    static constexpr int ROWS = V::n + V::m;
-    static constexpr int STAGE = ROWS * K;
+    // Rows of a stage: those of a dense weight, then those of x.
+    static constexpr int WEIGHT_ROWS = V::weight::BITS > 0 ? 0 : V::n;
+    static constexpr int ROWS = WEIGHT_ROWS + V::m;
+    // Then the codes of a quantized weight, and their scales, one word a row, of up to four groups: in elements.
+    static constexpr int GROUPS = V::weight::BITS > 0 ? K / 16 : 0;
+    static constexpr int CODES = V::n * K * V::weight::BITS / 16, CODES_AT = ROWS * K;
+    static constexpr int SCALES = GROUPS * V::n * 2, SCALES_AT = CODES_AT + CODES;
+    static constexpr int STAGE = SCALES_AT + SCALES;
 
     // Workers: warps, or warpgroups that read shared memory themselves; then the block's last warpgroup is the
     // producer.
@@ -94,6 +99,9 @@ template <class V> struct MatmulTile {
     static constexpr int PASS = COPYING / CHUNKS;
     static constexpr int COPIES = (ROWS + PASS - 1) / PASS;
     static_assert(V::n % PASS == 0, "a pass copies rows of one operand");
+    // The same of codes and scales.
+    static constexpr int CODE_UNITS = CODES / VEC8, UNITS = (CODES + SCALES) / VEC8;
+    static constexpr int CODE_COPIES = (UNITS + COPYING - 1) / COPYING;
 };
 
 // The tiles of a product, or with clusters of two the pairs of tiles.
@@ -172,6 +180,52 @@ template <class V> BURRSTONE_DEVICE unsigned matmul_place(unsigned row, unsigned
     return row * MatmulTile<V>::K + (chunk ^ row % 8) * VEC8;
 }
 
+// A thread's copies of the codes and scales of a stage, in 16-byte units: src/kernels/packed_weight.rs has their layout.
+template <class V> struct MatmulCodeCopies {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    // Bytes of a stage's codes of a row, and units of the scales of a group.
+    static constexpr uint32_t ROW = Tile::K * V::weight::BITS / 8, SCALE_UNITS = V::n * sizeof(uint32_t) / 16;
+
+    // At the tile's first row.
+    device_ptr codes, scales;
+    // Of all tiles.
+    uint32_t rows;
+    uint32_t group_bits;
+
+    BURRSTONE_DEVICE MatmulCodeCopies(const matmul_args &args, const MatmulItem<V> &item)
+        : codes(args.weight + uint64_t(item.first_n) * ROW), scales(args.code_scales + uint64_t(item.first_n) * sizeof(uint32_t)),
+          rows((args.n + BURRSTONE_MATMUL_CODE_ROWS - 1) / BURRSTONE_MATMUL_CODE_ROWS * BURRSTONE_MATMUL_CODE_ROWS),
+          group_bits(args.code_group_bits) {}
+
+    // Groups of a stage, or 1 where a group is several stages.
+    BURRSTONE_DEVICE uint32_t groups() const { return group_bits < 6 ? Tile::K >> group_bits : 1; }
+    // Addresses of the codes of stage `stage`, and of the scales of its group `group`.
+    BURRSTONE_DEVICE device_ptr codes_of(uint32_t stage) const { return codes + uint64_t(stage) * rows * ROW; }
+    BURRSTONE_DEVICE device_ptr scales_of(uint32_t stage, uint32_t group) const {
+        return scales + uint64_t((stage * Tile::K >> group_bits) + group) * rows * sizeof(uint32_t);
+    }
+
+    // Calls f(copy, unit behind the rows of the stage, address) for each copy.
+    template <class F> BURRSTONE_DEVICE void each(uint32_t stage, unsigned copier, F f) const {
+        BURRSTONE_UNROLL
+        for (int i = 0; i < Tile::CODE_COPIES; ++i) {
+            const unsigned unit = i * Tile::COPYING + copier;
+            if (unit < unsigned(Tile::CODE_UNITS)) {
+                f(i, unit, codes_of(stage) + unit * 16);
+            } else {
+                const unsigned of_scales = unit - Tile::CODE_UNITS, group = of_scales / SCALE_UNITS;
+                if (group < groups()) f(i, unit, scales_of(stage, group) + of_scales % SCALE_UNITS * 16);
+            }
+        }
+    }
+};
+
+template <class V> struct MatmulNoCopies {
+    BURRSTONE_DEVICE MatmulNoCopies(const matmul_args &, const MatmulItem<V> &) {}
+    template <class F> BURRSTONE_DEVICE void each(uint32_t, unsigned, F) const {}
+};
+
 // A thread's copies from global memory: the same unit of every PASS-th row.
 template <class V> struct MatmulCopies {
     using T = typename V::dtype;
@@ -183,10 +237,18 @@ template <class V> struct MatmulCopies {
     uint32_t k;
     // Whether all units are whole and aligned; see is_vectorizable.
     bool whole;
+    IfCoded<V, MatmulCodeCopies<V>, MatmulNoCopies<V>> codes;
 
-    BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, const MatmulItem<V> &item) {
+    // What is on its way through registers.
+    struct Chunks {
+        Vec8<T> rows[Tile::COPIES];
+        Vec8<T> codes[Tile::CODE_COPIES > 0 ? Tile::CODE_COPIES : 1];
+    };
+
+    BURRSTONE_DEVICE MatmulCopies(const matmul_args &args, const MatmulItem<V> &item) : codes(args, item) {
         k = args.k;
-        whole = is_vectorizable<T>(args.x | args.weight, k);
+        // Codes come with whole rows only.
+        whole = V::weight::BITS > 0 || is_vectorizable<T>(args.x | args.weight, k);
         weight = pointer<const T>(args.weight) + uint64_t(item.first_n + row()) * k;
         x = pointer<const T>(args.x) + uint64_t(item.first_m + row()) * k;
         weight_rows = int32_t(args.n - (item.first_n + row()));
@@ -204,8 +266,8 @@ template <class V> struct MatmulCopies {
         for (int i = 0; i < Tile::COPIES; ++i) {
             const unsigned row = i * Tile::PASS + this->row();
             if ((i + 1) * Tile::PASS > Tile::ROWS && row >= Tile::ROWS) continue;
-            const bool of_weight = i * Tile::PASS < V::n;
-            const int ahead = of_weight ? i * Tile::PASS : i * Tile::PASS - V::n;
+            const bool of_weight = i * Tile::PASS < Tile::WEIGHT_ROWS;
+            const int ahead = of_weight ? i * Tile::PASS : i * Tile::PASS - Tile::WEIGHT_ROWS;
             f(i, row, (of_weight ? weight : x) + uint64_t(ahead) * k, ahead < (of_weight ? weight_rows : x_rows));
         }
     }
@@ -217,21 +279,29 @@ template <class V> struct MatmulCopies {
         each([&](int, unsigned row, const T *from, bool there) {
             cp_async<16>(tiles.address(to + matmul_place<V>(row, chunk())), from + at, there && at < k ? 16 : 0);
         });
+        codes.each(start / Tile::K, copier(), [&](int, unsigned unit, device_ptr from) {
+            cp_async<16>(tiles.address(to + Tile::CODES_AT + unit * VEC8), pointer<const void>(from));
+        });
     }
 
     // The same through registers: data is stored once the warps have finished the stage.
-    BURRSTONE_DEVICE void read(Vec8<T> (&chunks)[Tile::COPIES], uint32_t start) const {
+    BURRSTONE_DEVICE void read(Chunks &chunks, uint32_t start) const {
         const uint32_t at = start + chunk() * VEC8;
         if (!whole) return;
         each([&](int i, unsigned, const T *from, bool there) {
-            chunks[i] = there && at < k ? burrstone::load(reinterpret_cast<const Vec8<T> *>(from + at)) : Vec8<T>{};
+            chunks.rows[i] = there && at < k ? burrstone::load(reinterpret_cast<const Vec8<T> *>(from + at)) : Vec8<T>{};
+        });
+        codes.each(start / Tile::K, copier(), [&](int i, unsigned, device_ptr from) {
+            chunks.codes[i] = burrstone::load(pointer<const Vec8<T>>(from));
         });
     }
-    template <class Tiles>
-    BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Vec8<T> (&chunks)[Tile::COPIES]) const {
+    template <class Tiles> BURRSTONE_DEVICE void write(Tiles &tiles, unsigned to, uint32_t start, const Chunks &chunks) const {
         if (!whole) return copy_ragged(tiles, to, start + chunk() * VEC8);
         each([&](int i, unsigned row, const T *, bool) {
-            tiles.template store_vec<VEC8>(to + matmul_place<V>(row, chunk()), chunks[i]);
+            tiles.template store_vec<VEC8>(to + matmul_place<V>(row, chunk()), chunks.rows[i]);
+        });
+        codes.each(start / Tile::K, copier(), [&](int i, unsigned unit, device_ptr) {
+            tiles.template store_vec<VEC8>(to + Tile::CODES_AT + unit * VEC8, chunks.codes[i]);
         });
     }
 
@@ -239,8 +309,8 @@ template <class V> struct MatmulCopies {
     template <class Tiles> BURRSTONE_DEVICE void copy_ragged(Tiles &tiles, unsigned to, uint32_t at) const {
         BURRSTONE_ROLLED
         for (int row = this->row(), ahead = 0; row < Tile::ROWS; row += Tile::PASS, ahead += Tile::PASS) {
-            const bool of_weight = ahead < V::n;
-            const int of_operand = of_weight ? ahead : ahead - V::n;
+            const bool of_weight = ahead < Tile::WEIGHT_ROWS;
+            const int of_operand = of_weight ? ahead : ahead - Tile::WEIGHT_ROWS;
             const bool there = of_operand < (of_weight ? weight_rows : x_rows);
             const T *from = (of_weight ? weight : x) + uint64_t(of_operand) * k;
             const auto chunk = there && at < k ? load_vec8(from, k, at, false) : Vec8<T>{};
@@ -248,92 +318,6 @@ template <class V> struct MatmulCopies {
         }
     }
 };
-
-// A warp's fragments of DEPTH elements of k.
-template <class V> struct MatmulFragments {
-    using T = typename V::dtype;
-    using Tile = MatmulTile<V>;
-    using S = typename V::instruction;
-
-    uint32_t a[Tile::UNITS_N][Tile::PARTS][S::A_WORDS];
-    uint32_t b[Tile::UNITS_M][Tile::PARTS][S::B_WORDS];
-
-    // From DEPTH * step on, of the stage at element `stage` of `tiles`; of the first `units` of x.
-    template <class Tiles> BURRSTONE_DEVICE void load(const Tiles &tiles, unsigned stage, int step, int units) {
-        const unsigned lane = lane_index();
-        const unsigned first_n = Tile::worker_n();
-        if constexpr (Tile::BY_ROWS) {
-            // Each lane takes its own row of the weight: rows of the four products, of which eight are never in one
-            // bank.
-            BURRSTONE_UNROLL
-            for (int i = 0; i < Tile::UNITS_N; ++i)
-                deal(a[i], tiles.template load_vec<VEC8>(stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane, step)));
-            BURRSTONE_UNROLL
-            for (int j = 0; j < Tile::UNITS_M; ++j) {
-                const unsigned row = V::n + Tile::unit_m(j) + S::b(lane, 0).column;
-                deal(b[j], tiles.template load_vec<VEC8>(stage + matmul_place<V>(row, step)));
-            }
-        } else {
-            // Rows 0 to 7 and 8 to 15 of the first eight of k, then of the other eight: the order of the words of a.
-            BURRSTONE_UNROLL
-            for (int i = 0; i < Tile::UNITS_N; ++i)
-                deal(a[i], ldmatrix<4>(tiles.address(
-                               stage + matmul_place<V>(first_n + i * Tile::UNIT_N + lane % 16, step * 2 + lane / 16))));
-            // Eight tokens with all 16 of k, then those of the next unit.
-            BURRSTONE_UNROLL
-            for (int j = 0; j < Tile::UNITS_M / 2 * 2; j += 2) {
-                if (j >= units) continue;
-                const unsigned row = V::n + Tile::unit_m(j + lane / 16) + lane % 8;
-                const auto words = ldmatrix<4>(tiles.address(stage + matmul_place<V>(row, step * 2 + lane / 8 % 2)));
-                deal(b[j], vec<uint32_t, 2>{words.v[0], words.v[1]});
-                deal(b[j + 1], vec<uint32_t, 2>{words.v[2], words.v[3]});
-            }
-            if constexpr (Tile::UNITS_M % 2 == 1) {
-                constexpr int LAST = Tile::UNITS_M - 1;
-                const unsigned row = V::n + Tile::unit_m(LAST) + lane % 8;
-                deal(b[LAST], ldmatrix<2>(tiles.address(stage + matmul_place<V>(row, step * 2 + lane / 8 % 2))));
-            }
-        }
-    }
-
-    BURRSTONE_DEVICE void multiply(MatmulSums<V> &sums, int units) const {
-        BURRSTONE_UNROLL
-        for (int p = 0; p < Tile::PARTS; ++p) {
-            BURRSTONE_UNROLL
-            for (int i = 0; i < Tile::UNITS_N; ++i) {
-                BURRSTONE_UNROLL
-                for (int j = 0; j < Tile::UNITS_M; ++j)
-                    if (j < units) mma<S, T>(sums.v[i * Tile::UNITS_M + j], a[i][p], b[j][p]);
-            }
-        }
-    }
-
-  private:
-    template <int WORDS, class From> static BURRSTONE_DEVICE void deal(uint32_t (&to)[Tile::PARTS][WORDS], From from) {
-        const auto words = bit_cast<vec<uint32_t, Tile::PARTS * WORDS>>(from);
-        BURRSTONE_UNROLL
-        for (int p = 0; p < Tile::PARTS; ++p) {
-            BURRSTONE_UNROLL
-            for (int w = 0; w < WORDS; ++w) to[p][w] = words.v[p * WORDS + w];
-        }
-    }
-};
-
-// Multiplies the stage at element `stage` of `tiles` into the accumulators, with the first `units` of x. Fragments are
-// double-buffered where asynchronous copies leave registers for it.
-template <class V, class Tiles>
-BURRSTONE_DEVICE void multiply_stage(MatmulSums<V> &sums, const Tiles &tiles, unsigned stage, int units) {
-    using Tile = MatmulTile<V>;
-    constexpr int STEPS = Tile::K / Tile::DEPTH, AHEAD = Tile::ASYNC ? 1 : 0;
-    MatmulFragments<V> fragments[1 + AHEAD];
-    if (AHEAD) fragments[0].load(tiles, stage, 0, units);
-    BURRSTONE_UNROLL
-    for (int step = 0; step < STEPS; ++step) {
-        const int next = step + AHEAD;
-        if (next < STEPS) fragments[next % (1 + AHEAD)].load(tiles, stage, next, units);
-        fragments[step % (1 + AHEAD)].multiply(sums, units);
-    }
-}
 
 } // namespace burrstone
 

@@ -51,18 +51,30 @@ BURRSTONE_DEVICE void bring_stage(const matmul_args &args, MatmulRing<V> &ring, 
     const uint32_t full = ring.full.address(place.at), k = stage * Tile::K;
     const auto to = [&](unsigned row) { return ring.tiles.address(place.element() + row * Tile::K); };
     const auto from = [&](uint64_t row) { return Coordinates{int32_t(k), int32_t(row)}; };
-    mbarrier_arrive_expect(full, Tile::STAGE * sizeof(typename V::dtype));
-    if (args.pair == BURRSTONE_MATMUL_PAIR_WEIGHT) {
-        const unsigned half = cluster_rank() * (V::n / 2);
-        tensor_multicast(to(half), args.weight_boxes, from(item.first_n + half), full, BOTH);
+    if constexpr (V::weight::BITS > 0) {
+        using T = typename V::dtype;
+        constexpr uint32_t SCALES = V::n * sizeof(uint32_t);
+        const auto behind = [&](unsigned element) { return ring.tiles.address(place.element() + element); };
+        const MatmulCodeCopies<V> copies(args, item);
+        mbarrier_arrive_expect(full, Tile::SCALES_AT * sizeof(T) + copies.groups() * SCALES);
+        bulk_load(behind(Tile::CODES_AT), pointer<const void>(copies.codes_of(stage)), Tile::CODES * sizeof(T), full);
+        for (uint32_t group = 0; group < copies.groups(); ++group)
+            bulk_load(behind(Tile::SCALES_AT + group * (SCALES / sizeof(T))), pointer<const void>(copies.scales_of(stage, group)),
+                      SCALES, full);
     } else {
-        tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
+        mbarrier_arrive_expect(full, Tile::STAGE * sizeof(typename V::dtype));
+        if (args.pair == BURRSTONE_MATMUL_PAIR_WEIGHT) {
+            const unsigned half = cluster_rank() * (V::n / 2);
+            tensor_multicast(to(half), args.weight_boxes, from(item.first_n + half), full, BOTH);
+        } else {
+            tensor_load(to(0), args.weight_boxes, from(item.first_n), full);
+        }
     }
     if (args.pair == BURRSTONE_MATMUL_PAIR_X) {
         const unsigned half = cluster_rank() * (V::m / 2);
-        tensor_multicast(to(V::n + half), args.x_boxes, from(item.first_m + half), full, BOTH);
+        tensor_multicast(to(Tile::WEIGHT_ROWS + half), args.x_boxes, from(item.first_m + half), full, BOTH);
     } else {
-        tensor_load(to(V::n), args.x_boxes, from(item.first_m), full);
+        tensor_load(to(Tile::WEIGHT_ROWS), args.x_boxes, from(item.first_m), full);
     }
 }
 
@@ -96,23 +108,70 @@ template <class V> BURRSTONE_DEVICE void copy_stages(const matmul_args &args, Ma
     }
 }
 
-// Issues the products of the thread's warpgroup with a stage, which has the 128-byte swizzle.
+// Descriptor of a stage's rows from `row` on: they have the 128-byte swizzle.
+template <class V> BURRSTONE_DEVICE uint64_t rows_from(const MatmulRing<V> &ring, MatmulPlace<V> place, unsigned row) {
+    constexpr uint32_t ROW = MatmulTile<V>::K * sizeof(typename V::dtype), EIGHT_ROWS = 8 * ROW;
+    return matrix_descriptor(ring.tiles.address(place.element()) + row * ROW, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128);
+}
+
+// Issues the products of the thread's warpgroup with a stage.
 template <class V>
 BURRSTONE_DEVICE void start_products(MatmulSums<V> &sums, const MatmulRing<V> &ring, MatmulPlace<V> place, bool accumulate) {
     using T = typename V::dtype;
     using Tile = MatmulTile<V>;
-    constexpr uint32_t ROW = Tile::K * sizeof(T), EIGHT_ROWS = 8 * ROW;
-    const uint32_t stage = ring.tiles.address(place.element());
-    const auto rows_from = [&](unsigned row) {
-        return matrix_descriptor(stage + row * ROW, 0, EIGHT_ROWS, MatrixSwizzle::BYTES_128);
-    };
-    const uint64_t weight = rows_from(Tile::worker_n()), x = rows_from(V::n);
+    constexpr uint32_t ROW = Tile::K * sizeof(T);
+    const uint64_t weight = rows_from<V>(ring, place, Tile::worker_n()), x = rows_from<V>(ring, place, V::n);
     wgmma_fence();
     BURRSTONE_UNROLL
     for (uint32_t at = 0; at < ROW; at += Tile::S::K * sizeof(T))
         wgmma<V::m, T>(sums.v[0], weight + (at >> 4), x + (at >> 4), accumulate || at > 0);
     wgmma_commit();
 }
+
+// The same with codes, dequantized in registers. Calls f() once the products before this stage are done.
+template <class V> struct MatmulCodedProducts {
+    using T = typename V::dtype;
+    using Tile = MatmulTile<V>;
+    static constexpr int STEPS = Tile::K / Tile::DEPTH;
+
+    MatmulCodedWeight<V> weight;
+    // Operands of products that may still run.
+    uint32_t a[STEPS][4];
+
+    BURRSTONE_DEVICE explicit MatmulCodedProducts(const matmul_args &args) : weight(args) {}
+
+    template <class F>
+    BURRSTONE_DEVICE void start(MatmulSums<V> &sums, const MatmulRing<V> &ring, MatmulPlace<V> place, bool accumulate, F f) {
+        const uint64_t x = rows_from<V>(ring, place, 0);
+        weight.load(ring.tiles, place.element());
+        BURRSTONE_UNROLL
+        for (int step = 0; step < STEPS; ++step) {
+            wgmma_hold(weight.codes[0]);
+            const auto words = weight.fragment(ring.tiles, place.element(), step, 0);
+            BURRSTONE_UNROLL
+            for (int w = 0; w < 4; ++w) a[step][w] = words.v[w];
+            wgmma_hold(a[step]);
+            wgmma_fence();
+            wgmma<V::m, T>(sums.v[0], a[step], x + (step * Tile::S::K * sizeof(T) >> 4), accumulate || step > 0);
+            wgmma_commit();
+            // The products that have the next step's registers are done: those of all but this step and two before.
+            wgmma_wait<STEPS - 1>();
+            if (step == STEPS - 2) f();
+        }
+    }
+};
+
+template <class V> struct MatmulDenseProducts {
+    BURRSTONE_DEVICE explicit MatmulDenseProducts(const matmul_args &) {}
+
+    template <class F>
+    BURRSTONE_DEVICE void start(MatmulSums<V> &sums, const MatmulRing<V> &ring, MatmulPlace<V> place, bool accumulate, F f) {
+        start_products<V>(sums, ring, place, accumulate);
+        // One stage's products run while the next one's are issued.
+        wgmma_wait<1>();
+        f();
+    }
+};
 
 // The thread's warp has finished a stage. `others`: address of `empty` in the cluster's other block, or 0.
 template <class V> BURRSTONE_DEVICE void release_stage(const MatmulRing<V> &ring, MatmulPlace<V> place, uint32_t others) {
@@ -253,6 +312,7 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
     using Tile = MatmulTile<V>;
     MatmulPlace<V> place;
     MatmulSums<V> sums, result;
+    IfCoded<V, MatmulCodedProducts<V>, MatmulDenseProducts<V>> products(args);
     const uint32_t others = args.pair ? cluster_address(ring.empty.address(0), cluster_rank() ^ 1) : 0;
     each_item<V>(args, [&](const MatmulItem<V> &item) {
         // Scoped so that its registers are free while a tile is stored.
@@ -265,12 +325,9 @@ template <class V> BURRSTONE_DEVICE void multiply_items(const matmul_args &args,
             BURRSTONE_ROLLED
             for (uint32_t stage = first; stage < end; ++stage, place.advance()) {
                 mbarrier_wait(ring.full.address(place.at), place.parity);
-                start_products<V>(sums, ring, place, stage != first);
-                // One stage's products run while the next one's are issued.
-                if (stage != first) {
-                    wgmma_wait<1>();
-                    release_stage<V>(ring, before, others);
-                }
+                products.start(sums, ring, place, stage != first, [&] {
+                    if (stage != first) release_stage<V>(ring, before, others);
+                });
                 before = place;
             }
             wgmma_wait<0>(sums.v[0]);

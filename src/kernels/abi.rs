@@ -7,6 +7,7 @@ pub const BURRSTONE_NO_SLOT: u32 = 4294967295;
 pub const BURRSTONE_MATMUL_K_SLICE: u32 = 512;
 pub const BURRSTONE_MATMUL_COUNTERS: u32 = 4096;
 pub const BURRSTONE_MATMUL_GATES: u32 = 8;
+pub const BURRSTONE_MATMUL_CODE_ROWS: u32 = 256;
 pub const BURRSTONE_MATMUL_PAIR_X: u32 = 1;
 pub const BURRSTONE_MATMUL_PAIR_WEIGHT: u32 = 2;
 pub const BURRSTONE_MATMUL_E4M3: u32 = 1;
@@ -382,7 +383,7 @@ pub struct matmul_args {
     pub weight_boxes: tensor_map,
     /// [m, k]
     pub x: device_ptr,
-    /// [n, k]
+    /// [n, k]; or codes: see src/kernels/packed_weight.rs
     pub weight: device_ptr,
     /// [n] or 0
     pub bias: device_ptr,
@@ -409,7 +410,16 @@ pub struct matmul_args {
     pub codes: u32,
     /// 1 where results are added to what out holds; or 0
     pub accumulate: u32,
-    pub padding: [u32; 11usize],
+    /// Of codes: groups of 2^code_group_bits elements of k, at least 16.
+    pub code_group_bits: u32,
+    /// u32 [groups, rows]: the scale in x's type in the lower half, the zero point in the upper one. With code_floats f32, and
+    /// all zero points are code_zero.
+    pub code_scales: device_ptr,
+    /// f32 [16]: what codes of four bits stand for, with code_floats; or 0
+    pub code_table: device_ptr,
+    pub code_floats: u32,
+    pub code_zero: u32,
+    pub padding: [u32; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -432,7 +442,12 @@ const _: () = {
     ["Offset of field: matmul_args::pair"][::core::mem::offset_of!(matmul_args, pair) - 328usize];
     ["Offset of field: matmul_args::codes"][::core::mem::offset_of!(matmul_args, codes) - 332usize];
     ["Offset of field: matmul_args::accumulate"][::core::mem::offset_of!(matmul_args, accumulate) - 336usize];
-    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 340usize];
+    ["Offset of field: matmul_args::code_group_bits"][::core::mem::offset_of!(matmul_args, code_group_bits) - 340usize];
+    ["Offset of field: matmul_args::code_scales"][::core::mem::offset_of!(matmul_args, code_scales) - 344usize];
+    ["Offset of field: matmul_args::code_table"][::core::mem::offset_of!(matmul_args, code_table) - 352usize];
+    ["Offset of field: matmul_args::code_floats"][::core::mem::offset_of!(matmul_args, code_floats) - 360usize];
+    ["Offset of field: matmul_args::code_zero"][::core::mem::offset_of!(matmul_args, code_zero) - 364usize];
+    ["Offset of field: matmul_args::padding"][::core::mem::offset_of!(matmul_args, padding) - 368usize];
 };
 /// Copies KV pages: in each of `planes` planes, page pairs[i][0] to page pairs[i][1].
 #[repr(C)]
@@ -486,6 +501,30 @@ const _: () = {
         [::core::mem::offset_of!(page_table_update_args, count) - 16usize];
     ["Offset of field: page_table_update_args::entries"]
         [::core::mem::offset_of!(page_table_update_args, entries) - 20usize];
+};
+/// out[r][j] = x[r][order[j]], elements of 16 bits. An index beyond a row comes out with every bit set.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct permute_columns_args {
+    /// [rows, width], at a multiple of 16 bytes
+    pub out: device_ptr,
+    /// [rows, width]
+    pub x: device_ptr,
+    /// u32 [width], at a multiple of 16 bytes
+    pub order: device_ptr,
+    pub rows: u32,
+    /// a multiple of 8
+    pub width: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of permute_columns_args"][::core::mem::size_of::<permute_columns_args>() - 32usize];
+    ["Alignment of permute_columns_args"][::core::mem::align_of::<permute_columns_args>() - 8usize];
+    ["Offset of field: permute_columns_args::out"][::core::mem::offset_of!(permute_columns_args, out) - 0usize];
+    ["Offset of field: permute_columns_args::x"][::core::mem::offset_of!(permute_columns_args, x) - 8usize];
+    ["Offset of field: permute_columns_args::order"][::core::mem::offset_of!(permute_columns_args, order) - 16usize];
+    ["Offset of field: permute_columns_args::rows"][::core::mem::offset_of!(permute_columns_args, rows) - 24usize];
+    ["Offset of field: permute_columns_args::width"][::core::mem::offset_of!(permute_columns_args, width) - 28usize];
 };
 /// residual += delta where given; out = norm(residual) * (weight + weight_offset) + bias.
 #[repr(C)]

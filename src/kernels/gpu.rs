@@ -10,12 +10,12 @@ use super::kv_cache::Cache;
 use super::rates::rates;
 use super::sample::MAX_VOCAB;
 use super::step::{Step, TILE_QUERIES};
-use super::weights::{GatedMatrix, Matrix, stacked};
+use super::weights::{GatedMatrix, Matrix, OnDevice, stacked};
 use super::{
-    AttentionDecode, AttentionPrefill, Embedding, Heads, MatMul, Norm, QkGains, RmsNorm, RotaryKvWrite, Sample,
-    Scoring, SplitStates, TargetLogprobs,
+    AttentionDecode, AttentionPrefill, Embedding, Heads, MatMul, Norm, PermuteColumns, QkGains, RmsNorm, RotaryKvWrite,
+    Sample, Scoring, SplitStates, TargetLogprobs,
 };
-use crate::device::{Counters, Graph, Memory, Stream};
+use crate::device::{Counters, Graph, Memory, Slice, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{
@@ -33,6 +33,8 @@ pub struct Gpu {
     /// Workspace of products; launches on one stream share it.
     workspace: Mutex<Memory>,
     states: Mutex<DecodeStates>,
+    /// Activations in the order of a weight's codes; empty without such weights.
+    permuted: Mutex<Memory>,
 }
 
 /// Workspace of decode attention: see [`SplitStates`].
@@ -70,7 +72,8 @@ impl Gpu {
         let counters = stream.alloc(DType::U32, SplitStates::COUNTERS)?;
         let partials = stream.alloc(DType::F32, SplitStates::PARTIALS)?;
         let states = Mutex::new(DecodeStates { counters, partials });
-        Ok(Self { stream, dtype, batch_tokens, vocab, workspace, states })
+        let permuted = Mutex::new(stream.alloc(dtype, 0)?);
+        Ok(Self { stream, dtype, batch_tokens, vocab, workspace, states, permuted })
     }
 
     /// Default dtype for a checkpoint stored as `stored`: the same if the device supports it, bf16 for f32, f16 on
@@ -83,22 +86,48 @@ impl Gpu {
         &self.stream
     }
 
+    /// Makes room for activations of the largest step, where the weight needs them in another order.
+    fn reserve_permuted(&self, weight: &OnDevice, k: usize) -> Result<()> {
+        let mut permuted = self.permuted.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = self.batch_tokens.saturating_mul(k);
+        if weight.order().is_some() && permuted.len() < len {
+            *permuted = self.stream.alloc(self.dtype, len)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with the activations `[rows, k]` in the order of the weight's codes.
+    fn in_order(
+        &self,
+        [rows, k]: [usize; 2],
+        x: &Memory,
+        weight: &OnDevice,
+        f: impl FnOnce(Slice<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(order) = weight.order() else { return f(x.slice()) };
+        let mut permuted = self.permuted.lock().unwrap_or_else(PoisonError::into_inner);
+        PermuteColumns { x: x.slice(), order, out: permuted.slice_mut(), rows, width: k }.launch(&self.stream)?;
+        f(permuted.slice())
+    }
+
     fn product(&self, rows: usize, x: &Memory, weight: &Matrix, out: &mut Memory, accumulate: bool) -> Result<()> {
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        let args = MatMul {
-            x: x.slice(),
-            weight: weight.weight.slice(),
-            bias: weight.bias.as_ref().map(Memory::slice),
-            gate: None,
-            out: out.slice_mut(),
-            accumulate,
-            scale: None,
-            workspace: Some(workspace.slice_mut()),
-            m: rows,
-            n: weight.n,
-            k: weight.k,
-        };
-        args.launch(&self.stream)
+        self.in_order([rows, weight.k], x, &weight.weight, |x| {
+            let args = MatMul {
+                x,
+                weight: weight.weight.operand(),
+                bias: weight.bias.as_ref().map(Memory::slice),
+                gate: None,
+                out: out.slice_mut(),
+                accumulate,
+                scale: None,
+                workspace: Some(workspace.slice_mut()),
+                m: rows,
+                n: weight.n,
+                k: weight.k,
+            };
+            args.launch(&self.stream)
+        })
     }
 }
 
@@ -145,11 +174,15 @@ impl Ops for Gpu {
     }
 
     fn matrix(&self, parts: Vec<LinearPart>) -> Result<Matrix> {
-        Matrix::new(&self.stream, self.dtype, parts)
+        let matrix = Matrix::new(&self.stream, self.dtype, parts)?;
+        self.reserve_permuted(&matrix.weight, matrix.k)?;
+        Ok(matrix)
     }
 
     fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<GatedMatrix> {
-        GatedMatrix::new(&self.stream, self.dtype, parts)
+        let matrix = GatedMatrix::new(&self.stream, self.dtype, parts)?;
+        self.reserve_permuted(&matrix.weight, matrix.k)?;
+        Ok(matrix)
     }
 
     fn vector(&self, weight: WeightView) -> Result<Memory> {
@@ -187,8 +220,11 @@ impl Ops for Gpu {
     }
 
     fn embedding(&self, step: &Step, table: &Matrix, out: &mut Memory) -> Result<()> {
+        let OnDevice::Dense(weight) = &table.weight else {
+            return Err(Error::operator("embedding", "table", "a dense weight", "codes"));
+        };
         let args = Embedding {
-            table: table.weight.slice(),
+            table: weight.slice(),
             rows: step.tokens()?,
             out: out.slice_mut(),
             tokens: step.shape().tokens,
@@ -259,20 +295,22 @@ impl Ops for Gpu {
         out: &mut Memory,
     ) -> Result<()> {
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        let args = MatMul {
-            x: x.slice(),
-            weight: weight.weight.slice(),
-            bias: weight.bias.as_ref().map(Memory::slice),
-            gate: Some(activation),
-            out: out.slice_mut(),
-            accumulate: false,
-            scale: None,
-            workspace: Some(workspace.slice_mut()),
-            m: rows,
-            n: weight.width,
-            k: weight.k,
-        };
-        args.launch(&self.stream)
+        self.in_order([rows, weight.k], x, &weight.weight, |x| {
+            let args = MatMul {
+                x,
+                weight: weight.weight.operand(),
+                bias: weight.bias.as_ref().map(Memory::slice),
+                gate: Some(activation),
+                out: out.slice_mut(),
+                accumulate: false,
+                scale: None,
+                workspace: Some(workspace.slice_mut()),
+                m: rows,
+                n: weight.width,
+                k: weight.k,
+            };
+            args.launch(&self.stream)
+        })
     }
 
     fn rotary_kv_write(&self, step: &Step, args: ops::RotaryKvWrite<'_, Self>) -> Result<()> {

@@ -9,7 +9,8 @@ use super::abi::{
 use super::act_mul::code;
 use super::call::{Call, Check};
 use super::cost::CostModel;
-use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE, gated_rows};
+use super::matmul_plan::{MatMulPair, MatMulPlan, MatMulShape, STAGE, WeightKind, gated_rows};
+use super::packed_weight::MatMulCodes;
 use super::tables::MATMUL;
 #[cfg(feature = "cuda")]
 use crate::device::{CublasLt, Product};
@@ -19,15 +20,54 @@ use crate::error::{Error, Result};
 use crate::ops::Activation;
 
 const CHECK: Check = Check("matmul");
+const NO_BOXES: tensor_map = tensor_map { opaque: [0; 16] };
+
+/// The weight of a [`MatMul`].
+#[derive(Clone, Copy)]
+pub enum MatMulWeight<'a> {
+    /// Elements of x's dtype.
+    Dense(Slice<'a>),
+    /// Codes of a [`PackedWeight`](super::PackedWeight). Results have the bits of a product with the dequantized weight.
+    /// `x` begins at a multiple of 16 bytes.
+    Codes(MatMulCodes<'a>),
+}
+
+impl<'a> From<Slice<'a>> for MatMulWeight<'a> {
+    fn from(weight: Slice<'a>) -> Self {
+        Self::Dense(weight)
+    }
+}
+
+impl<'a> From<MatMulCodes<'a>> for MatMulWeight<'a> {
+    fn from(weight: MatMulCodes<'a>) -> Self {
+        Self::Codes(weight)
+    }
+}
+
+impl MatMulWeight<'_> {
+    fn address(&self) -> u64 {
+        match self {
+            Self::Dense(weight) => weight.address(),
+            Self::Codes(weight) => weight.codes.address(),
+        }
+    }
+
+    fn kind(&self) -> WeightKind {
+        match self {
+            Self::Dense(_) => WeightKind::Dense,
+            Self::Codes(weight) => weight.format.kind,
+        }
+    }
+}
 
 /// A linear layer on the tensor cores. The bits of an output depend only on its row of `x`, its row of the weight and
 /// the device's architecture, not on other rows or on how the work is divided.
 pub struct MatMul<'a> {
     /// `[m, k]` of bf16 or f16.
     pub x: Slice<'a>,
-    /// `[n, k]`, of the same dtype. With a gate `[gated_rows(n), k]`: [`GATES`](Self::GATES) rows of the gate
-    /// projection, as many of up, and so on; the last group is padded.
-    pub weight: Slice<'a>,
+    /// `[n, k]`. With a gate `[gated_rows(n), k]`: [`GATES`](Self::GATES) rows of the gate projection, as many of up,
+    /// and so on; the last group is padded.
+    pub weight: MatMulWeight<'a>,
     /// `[n]`, or one per row of a gated weight, of the same dtype.
     pub bias: Option<Slice<'a>>,
     /// `out = activation(gate) · up`: both products and the result are rounded to `out`'s dtype, with the bits of
@@ -96,6 +136,9 @@ impl MatMul<'_> {
                 return Err(Error::operator(CHECK.0, field, "none for cuBLASLt", "one"));
             }
         }
+        let MatMulWeight::Dense(weight) = weight else {
+            return Err(Error::operator(CHECK.0, "weight", "a dense one for cuBLASLt", "codes"));
+        };
         if k == 0 {
             return Err(Error::operator(CHECK.0, "k", "at least 1 for cuBLASLt", k));
         }
@@ -127,7 +170,20 @@ impl MatMul<'_> {
     fn check_operands(&self, shape: &MatMulShape) -> Result<()> {
         let (dtype, rows) = (self.x.dtype(), shape.weight_rows());
         CHECK.len("x", self.x, &[self.m, self.k])?;
-        CHECK.slice("weight", self.weight, dtype, &[rows, self.k])?;
+        match self.weight {
+            MatMulWeight::Dense(weight) => CHECK.slice("weight", weight, dtype, &[rows, self.k])?,
+            MatMulWeight::Codes(weight) => {
+                let (expected, found) = ([rows, self.k], [weight.n, weight.k]);
+                if found != expected || weight.dtype != dtype {
+                    let found = format!("{found:?} for {}", weight.dtype);
+                    return Err(Error::operator(CHECK.0, "weight", format!("{expected:?} for {dtype}"), found));
+                }
+                let address = self.x.address();
+                if !address.is_multiple_of(16) {
+                    return Err(Error::operator(CHECK.0, "x", "a multiple of 16 bytes", format!("{address:#x}")));
+                }
+            }
+        }
         if let Some(bias) = self.bias {
             CHECK.slice("bias", bias, dtype, &[rows])?;
         }
@@ -144,7 +200,7 @@ impl MatMul<'_> {
             let found = if gated { "one with a gate".to_owned() } else { format!("one to {out}") };
             return Err(Error::operator(CHECK.0, "accumulate", "a product without a gate, of numbers", found));
         }
-        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated, accumulate })
+        Ok(MatMulShape { dtype, out, m: self.m, n: self.n, k: self.k, gated, accumulate, weight: self.weight.kind() })
     }
 
     /// Launches a given plan, for tuning and tests. All plans that a device can run give the same bits.
@@ -189,9 +245,17 @@ impl MatMul<'_> {
         }
         let [x_boxes, weight_boxes] = if boxes {
             let [box_m, box_n] = plan.tma_box();
-            [matrix_boxes(stream, x, [m, k], box_m)?, matrix_boxes(stream, weight, [rows, k], box_n)?]
+            let of_weight = match weight {
+                MatMulWeight::Dense(weight) => matrix_boxes(stream, weight, [rows, k], box_n)?,
+                MatMulWeight::Codes(_) => NO_BOXES,
+            };
+            [matrix_boxes(stream, x, [m, k], box_m)?, of_weight]
         } else {
-            [tensor_map { opaque: [0; 16] }; 2]
+            [NO_BOXES; 2]
+        };
+        let codes_of_weight = match weight {
+            MatMulWeight::Dense(_) => None,
+            MatMulWeight::Codes(codes) => Some(codes),
         };
         let args = matmul_args {
             x_boxes,
@@ -215,7 +279,12 @@ impl MatMul<'_> {
             },
             codes,
             accumulate: u32::from(accumulate),
-            padding: [0; 11],
+            code_group_bits: codes_of_weight.map_or(0, |of| of.format.group_bits),
+            code_scales: codes_of_weight.map_or(0, |of| of.scales.address()),
+            code_table: codes_of_weight.and_then(|of| of.table).map_or(0, |table| table.address()),
+            code_floats: codes_of_weight.map_or(0, |of| u32::from(of.format.zero.is_some())),
+            code_zero: codes_of_weight.and_then(|of| of.format.zero).map_or(0, u32::from),
+            padding: [0; 4],
         };
         CHECK.rows("tiles", plan.items(&shape))?;
         let blocks = [plan.blocks(&CostModel::of(stream.info()), &shape), 1, 1];

@@ -20,6 +20,42 @@ pub struct MatMulShape {
     pub gated: bool,
     /// Whether the result is added to `out`.
     pub accumulate: bool,
+    pub weight: WeightKind,
+}
+
+/// What a weight consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// Elements of the activations' dtype.
+    Dense,
+    /// Codes of 4 or 8 bits, with a scale for each `group` of them along k.
+    Codes { bits: usize, group: usize },
+}
+
+impl WeightKind {
+    /// Bits of a code; 0 of a dense weight.
+    pub(super) fn bits(self) -> usize {
+        match self {
+            Self::Dense => 0,
+            Self::Codes { bits, .. } => bits,
+        }
+    }
+
+    /// Bytes of an element with its share of a scale, beside activations of `dtype`.
+    fn bytes(self, dtype: DType) -> f64 {
+        match self {
+            Self::Dense => dtype.size() as f64,
+            Self::Codes { bits, group } => bits as f64 / 8.0 + SCALE_BYTES / group.max(1) as f64,
+        }
+    }
+
+    fn axis(self) -> Value {
+        Value::Text(match self {
+            Self::Dense => "dense",
+            Self::Codes { bits: 4, .. } => "u4",
+            Self::Codes { .. } => "u8",
+        })
+    }
 }
 
 /// How a product is computed.
@@ -52,6 +88,11 @@ pub(super) const STAGE: usize = 64;
 /// Threads of a warpgroup, and the alignment of rows for TMA in bytes.
 const WARPGROUP: usize = 128;
 const TMA_ALIGNMENT: u64 = 16;
+/// Bytes of a group's scale and zero point.
+const SCALE_BYTES: f64 = 4.0;
+/// Instructions that dequantize a pair of codes, and threads that an SM issues them for in a cycle.
+const DEQUANTIZING: f64 = 5.0;
+const ISSUED: f64 = 128.0;
 
 /// Rows of a gated weight with `n` outputs: groups of as many rows of the gate projection as of up.
 pub(super) const fn gated_rows(n: usize) -> usize {
@@ -61,7 +102,7 @@ pub(super) const fn gated_rows(n: usize) -> usize {
 
 impl MatMulShape {
     /// The axes that the problem decides.
-    pub(super) fn key(&self, arch: u32) -> [(&'static str, Value); 3] {
+    pub(super) fn key(&self, arch: u32) -> [(&'static str, Value); 4] {
         let instruction = match arch {
             ..75 => "m8n8k4",
             75..80 => "m16n8k8",
@@ -70,7 +111,12 @@ impl MatMulShape {
         };
         // The kernel quantizes results that are in x's dtype.
         let out = if self.out.size() == 1 { self.dtype } else { self.out };
-        [("dtype", named(self.dtype)), ("out", named(out)), ("instruction", Value::Text(instruction))]
+        [
+            ("dtype", named(self.dtype)),
+            ("out", named(out)),
+            ("instruction", Value::Text(instruction)),
+            ("weight", self.weight.axis()),
+        ]
     }
 
     /// Rows of the weight.
@@ -82,7 +128,8 @@ impl MatMulShape {
     fn bytes(&self) -> f64 {
         let [m, n, k, rows] = [self.m, self.n, self.k, self.weight_rows()].map(|size| size as f64);
         let passes = if self.accumulate { 2.0 } else { 1.0 };
-        k * (m + rows) * self.dtype.size() as f64 + passes * m * n * self.out.size() as f64
+        k * (m * self.dtype.size() as f64 + rows * self.weight.bytes(self.dtype))
+            + passes * m * n * self.out.size() as f64
     }
 
     /// Lower bound of any plan.
@@ -128,9 +175,9 @@ impl MatMulPlan {
         let most = if tile.workspace(shape) <= workspace { shape.k_slices() } else { 1 };
         let split = (2..=most).map(|splits| plan(splits, None));
         // If one tile holds all rows of x, x is the smaller part of what is copied.
-        let pairs = tile.may_pair() && shape.m > tile.m && has_boxes(shape, 0) && model.sms > 1;
-        let paired = [MatMulPair::X, MatMulPair::Weight].map(|pair| plan(1, Some(pair)));
-        let others = split.chain(paired.into_iter().filter(|_| pairs));
+        let pairs = shape.m > tile.m && has_boxes(shape, 0) && model.sms > 1;
+        let paired = [MatMulPair::X, MatMulPair::Weight].into_iter().filter(|&pair| pairs && tile.may_pair(pair));
+        let others = split.chain(paired.map(|pair| plan(1, Some(pair))));
         others.fold(plan(1, None), |best, plan| if plan.seconds < best.seconds { plan } else { best })
     }
 
@@ -161,9 +208,9 @@ impl MatMulPlan {
         }
     }
 
-    /// Whether the variant has a cluster form.
+    /// Whether the variant has the plan's cluster form, if the plan has one.
     pub(super) fn may_pair(&self) -> bool {
-        Tile::of(self.variant).may_pair()
+        self.pair.is_none_or(|pair| Tile::of(self.variant).may_pair(pair))
     }
 
     /// Whether tiles are copied by TMA; `addresses` is the bitwise or of both operands'. Otherwise threads copy.
@@ -198,6 +245,7 @@ struct Tile {
     skips: bool,
     /// Warps (or warpgroups) that multiply, along the tokens and along the weight's rows.
     workers: [usize; 2],
+    coded: bool,
 }
 
 impl Tile {
@@ -213,7 +261,8 @@ impl Tile {
             17.. => [2, threads / 64],
             _ => [1, threads / 32],
         };
-        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, wgmma, skips, workers }
+        let coded = variant.value("weight") != Some(WeightKind::Dense.axis());
+        Self { m, n, stages, threads, shared_bytes: variant.shared_bytes, wgmma, skips, workers, coded }
     }
 
     /// Occupancy: a consumer thread needs twice its accumulators in registers, and 64 more.
@@ -223,9 +272,12 @@ impl Tile {
         model.resident((self.threads + copying) as u32, registers as u32, self.shared_bytes)
     }
 
-    /// Half a tile must be whole periods of the swizzle, 8 rows.
-    fn may_pair(&self) -> bool {
-        self.wgmma && self.m.is_multiple_of(16) && self.n.is_multiple_of(16)
+    /// Half a tile must be whole periods of the swizzle, 8 rows. Codes are not shared.
+    fn may_pair(&self, pair: MatMulPair) -> bool {
+        self.wgmma
+            && !(self.coded && pair == MatMulPair::Weight)
+            && self.m.is_multiple_of(16)
+            && self.n.is_multiple_of(16)
     }
 
     /// Tiles along the tokens, and along the weight's rows.
@@ -265,7 +317,7 @@ impl Tile {
 
     /// Seconds of the multiply-adds, or of reading their operands from shared memory:
     /// - padding rows are computed too, except for units of tokens that the kernel skips;
-    /// - each warp reads its own rows of the weight and its own tokens;
+    /// - each warp reads its own rows of the weight and its own tokens, and dequantizes codes itself;
     /// - the block with the most K slices decides; if the last row of tiles has less work, its last block starts no
     ///   later than when all SMs have done equal work.
     fn computing(&self, model: &CostModel, shape: &MatMulShape, splits: usize, pair: Option<MatMulPair>) -> f64 {
@@ -275,8 +327,10 @@ impl Tile {
         let depth = self.depth(shape, splits);
         let cycles = |tokens: f64| {
             let products = depth * tokens * tile_n / model.tensor_rate;
-            let shared = 2.0 * depth * (tile_n * (workers_m + 1.0) + tile_m + tokens * workers_n);
-            products.max(shared / CostModel::SHARED_BANDWIDTH)
+            let of_weight = shape.weight.bytes(shape.dtype) * tile_n * (workers_m + 1.0);
+            let shared = depth * (of_weight + 2.0 * (tile_m + tokens * workers_n));
+            let dequantizing = if self.coded { depth * tile_n * workers_m / 2.0 * DEQUANTIZING / ISSUED } else { 0.0 };
+            products.max(shared / CostModel::SHARED_BANDWIDTH).max(dequantizing)
         };
         let [rows, columns] = self.grid(shape, pair).map(|tiles| tiles as f64);
         let row = columns * splits as f64;
@@ -304,15 +358,17 @@ impl Tile {
         let computing = self.computing(model, shape, splits, pair);
 
         let [tiles_m, tiles_n] = self.grid(shape, pair).map(|tiles| tiles as f64);
+        let of_weight = tiles_m * rows * shape.weight.bytes(shape.dtype);
+        let of_x = tiles_n * m * shape.dtype.size() as f64;
         let copied = match pair {
-            None => tiles_m * rows + tiles_n * m,
-            Some(MatMulPair::X) => tiles_m * rows + tiles_n * m / 2.0,
-            Some(MatMulPair::Weight) => tiles_m * rows / 2.0 + tiles_n * m,
+            None => of_weight + of_x,
+            Some(MatMulPair::X) => of_weight + of_x / 2.0,
+            Some(MatMulPair::Weight) => of_weight / 2.0 + of_x,
         };
         let meeting = if pair.is_some() { 2.0 * CostModel::CACHE_LATENCY } else { 0.0 };
         let busy = (blocks / sms).min(1.0);
         let from_memory = shape.bytes() / (model.memory_bandwidth * busy);
-        let from_cache = splits as f64 * depth * 2.0 * copied / (model.cache_bandwidth * busy);
+        let from_cache = splits as f64 * depth * copied / (model.cache_bandwidth * busy);
         let rounds = (blocks / (sms * f64::from(self.resident(model)))).ceil();
         let in_flight = rounds * CostModel::LATENCY * depth / (STAGE * (self.stages - 1)) as f64;
         let copying = from_memory.max(from_cache).max(in_flight);

@@ -1,15 +1,16 @@
-//! A linear layer's weights on the device, converted to the device's dtype.
+//! A linear layer's weights on the device: dense ones are converted to its dtype; quantized ones stay codes where the
+//! product's kernels take them, see [`PackedWeight`], and are dequantized elsewhere.
 
-use super::MatMul;
 use super::converted::converted;
-use crate::device::{Memory, Stream};
+use super::{MatMul, MatMulWeight, PackedWeight};
+use crate::device::{Memory, Slice, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::{self, LinearPart, Weight, WeightView};
+use crate::ops::{self, CodedWeight, LinearPart, Weight, WeightView};
 
 /// A linear layer's weight `[n, k]`, with an optional bias `[n]`.
 pub struct Matrix {
-    pub(super) weight: Memory,
+    pub(super) weight: OnDevice,
     pub(super) bias: Option<Memory>,
     pub(super) n: usize,
     pub(super) k: usize,
@@ -18,41 +19,99 @@ pub struct Matrix {
 /// Gate and up projections `[width, k]` of a gated feed-forward layer, with optional biases `[width]`, interleaved as
 /// [`MatMul::weight`] requires.
 pub struct GatedMatrix {
-    pub(super) weight: Memory,
+    pub(super) weight: OnDevice,
     pub(super) bias: Option<Memory>,
     pub(super) width: usize,
     pub(super) k: usize,
 }
 
-impl Matrix {
-    /// Blocks of rows, concatenated. Quantized ones are dequantized.
-    pub(super) fn new(stream: &Stream, dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
-        let Parts { weights, biases, n, k } = Parts::new(dtype, parts)?;
-        let bias = if biases.is_empty() { None } else { Some(stacked(stream, dtype, &biases)?) };
-        Ok(Self { weight: stacked(stream, dtype, &weights)?, bias, n, k })
+/// A layer's weight, all blocks together.
+pub(super) enum OnDevice {
+    Dense(Memory),
+    Codes(PackedWeight),
+}
+
+impl OnDevice {
+    /// The order in which the activations' columns are multiplied, where it is not their own.
+    pub(super) fn order(&self) -> Option<Slice<'_>> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Codes(weight) => weight.order(),
+        }
     }
+
+    pub(super) fn operand(&self) -> MatMulWeight<'_> {
+        match self {
+            Self::Dense(weight) => weight.slice().into(),
+            Self::Codes(weight) => weight.codes().into(),
+        }
+    }
+}
+
+impl Matrix {
+    /// Blocks of rows, concatenated.
+    pub(super) fn new(stream: &Stream, dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
+        let Parts { weights, biases, n, k } = Parts::new(parts)?;
+        let bias = if biases.is_empty() { None } else { Some(stacked(stream, dtype, &biases)?) };
+        let packed = match coded(&weights) {
+            Some(blocks) => PackedWeight::stacked(stream, dtype, &blocks)?,
+            None => None,
+        };
+        let weight = match packed {
+            Some(packed) => OnDevice::Codes(packed),
+            None => OnDevice::Dense(stacked(stream, dtype, &dense(dtype, weights))?),
+        };
+        Ok(Self { weight, bias, n, k })
+    }
+}
+
+/// The blocks, if all of them are quantized.
+fn coded(weights: &[Weight]) -> Option<Vec<&CodedWeight>> {
+    let mut blocks = Vec::with_capacity(weights.len());
+    for weight in weights {
+        let Weight::Coded(coded) = weight else { return None };
+        blocks.push(coded);
+    }
+    Some(blocks)
+}
+
+/// The blocks as dense tensors: quantized ones are dequantized.
+fn dense(dtype: DType, weights: Vec<Weight>) -> Vec<WeightView> {
+    let block = |weight| match weight {
+        Weight::Dense(view) => view,
+        Weight::Coded(coded) => coded.dense(dtype),
+    };
+    weights.into_iter().map(block).collect()
 }
 
 impl GatedMatrix {
     pub(super) fn new(stream: &Stream, dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
         ops::check_gated(&parts)?;
-        let Parts { weights, biases, n, k } = Parts::new(dtype, parts)?;
+        let Parts { weights, biases, n, k } = Parts::new(parts)?;
         let width = n / 2;
         let bias = if biases.is_empty() { None } else { Some(alternating(stream, dtype, &biases, width, 1)?) };
-        Ok(Self { weight: alternating(stream, dtype, &weights, width, k)?, bias, width, k })
+        let packed = match coded(&weights).as_deref() {
+            Some(&[gate, up]) => PackedWeight::gated(stream, dtype, [gate, up])?,
+            _ => None,
+        };
+        let weight = match packed {
+            Some(packed) => OnDevice::Codes(packed),
+            None => OnDevice::Dense(alternating(stream, dtype, &dense(dtype, weights), width, k)?),
+        };
+        Ok(Self { weight, bias, width, k })
     }
 }
 
-/// A layer's blocks as dense tensors: `[n_i, k]`, with a bias for each or none.
+/// A layer's blocks: `[n_i, k]`, with a bias for each or none.
 struct Parts {
-    weights: Vec<WeightView>,
+    weights: Vec<Weight>,
     biases: Vec<WeightView>,
     n: usize,
     k: usize,
 }
 
 impl Parts {
-    fn new(dtype: DType, parts: Vec<LinearPart>) -> Result<Self> {
+    fn new(parts: Vec<LinearPart>) -> Result<Self> {
         const OP: &str = "matrix";
         let (total, mut n, mut k) = (parts.len(), 0usize, None);
         let (mut weights, mut biases) = (Vec::new(), Vec::new());
@@ -68,13 +127,10 @@ impl Parts {
                 biases.push(bias);
             }
             n = n.checked_add(rows).ok_or_else(|| too_large(rows))?;
-            weights.push(match weight {
-                Weight::Dense(view) => view,
-                Weight::Coded(coded) => {
-                    coded.check()?;
-                    coded.dense(dtype)
-                }
-            });
+            if let Weight::Coded(coded) = &weight {
+                coded.check()?;
+            }
+            weights.push(weight);
         }
         if !biases.is_empty() && biases.len() != total {
             return Err(Error::operator(OP, "bias", format!("none or {total}"), biases.len()));

@@ -242,6 +242,18 @@ impl CodedWeight {
         }
     }
 
+    /// A code at that place whose element is 0, or of a table's the one nearest to it.
+    pub(crate) fn zero_code(&self, row: usize, column: usize) -> u8 {
+        match &self.code {
+            Code::U4 | Code::U8 => self.scale(row, column).1,
+            Code::Table(table) => {
+                let nearest = table.iter().enumerate().min_by(|(_, a), (_, b)| a.abs().total_cmp(&b.abs()));
+                nearest.map_or(0, |(code, _)| code as u8)
+            }
+            Code::E4m3 => 0,
+        }
+    }
+
     /// The row's elements in f32, in the order of the inputs. `to` has `k` elements.
     pub fn row(&self, row: usize, to: &mut [f32]) {
         for (column, j) in (0..self.shape[1]).map(|j| (self.order.as_ref().map_or(j, |order| order[j] as usize), j)) {

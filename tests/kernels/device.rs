@@ -19,6 +19,16 @@ pub fn variants(kernel: &str, key: &[(&str, Value)]) -> Vec<&'static Variant> {
     found
 }
 
+/// Variants of the product of dense weights.
+pub fn dense_products(dtype: DType, out: DType) -> Vec<&'static Variant> {
+    products(dtype, out, "dense")
+}
+
+/// Variants of the product of weights of a kind: an axis of the specification.
+pub fn products(dtype: DType, out: DType, weight: &'static str) -> Vec<&'static Variant> {
+    variants("matmul", &[("dtype", named(dtype)), ("out", named(out)), ("weight", Value::Text(weight))])
+}
+
 /// The variants that this run tests: one for each dtype, instruction and architecture, and a slice of the others.
 pub fn some_variants(all: Vec<&'static Variant>) -> Vec<&'static Variant> {
     some_of(all, |variant| (variant.value("dtype"), variant.value("instruction"), variant.archs))

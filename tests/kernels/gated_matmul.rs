@@ -106,7 +106,7 @@ mod on_devices {
     use burrstone::kernels::{ActMul, Gpu, MatMul, MatMulPair, MatMulPlan};
 
     use super::*;
-    use crate::device::{Placed, assert_no_waste, counting_stream, named, planned, some_variants, stream, variants};
+    use crate::device::{Placed, assert_no_waste, counting_stream, dense_products, planned, some_variants, stream};
 
     #[derive(Clone, Debug)]
     struct Case {
@@ -149,7 +149,7 @@ mod on_devices {
             let (gate, workspace) = (Some(activation), Some(workspace.slice_mut()));
             let args = MatMul {
                 x,
-                weight,
+                weight: weight.into(),
                 bias,
                 gate,
                 out: out.slice_mut(),
@@ -172,16 +172,28 @@ mod on_devices {
             let mut out = Placed::untouched(stream, dtype, m * width, 0);
             let (x, weight, bias) = (x.slice(), weight.slice(), self.biased.then(|| bias.slice()));
             let (n, to) = (2 * width, gate_up.slice_mut());
-            MatMul { x, weight, bias, gate: None, out: to, accumulate: false, scale: None, workspace: None, m, n, k }
-                .launch(stream)
-                .unwrap();
+            MatMul {
+                x,
+                weight: weight.into(),
+                bias,
+                gate: None,
+                out: to,
+                accumulate: false,
+                scale: None,
+                workspace: None,
+                m,
+                n,
+                k,
+            }
+            .launch(stream)
+            .unwrap();
             let (gate_up, to) = (gate_up.slice(), out.slice_mut());
             ActMul { gate_up, out: to, scales: None, rows: m, width, activation }.launch(stream).unwrap();
             out.bytes()
         }
 
         fn variants(&self) -> Vec<&'static Variant> {
-            variants("matmul", &[("dtype", named(self.dtype)), ("out", named(self.dtype))])
+            dense_products(self.dtype, self.dtype)
         }
 
         fn check(&self) {
@@ -304,7 +316,7 @@ mod on_devices {
 
     #[test]
     fn wrong_shapes_are_refused() {
-        let variant = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))])[0];
+        let variant = dense_products(DType::F16, DType::F16)[0];
         let stream = stream(variant, 1).expect("f16 is everywhere");
         let attempt = |weight_len, bias_len, out_dtype, n| {
             let x = Placed::untouched(&stream, DType::F16, 8, 0);
@@ -314,7 +326,7 @@ mod on_devices {
             let (x, weight, bias, gate) = (x.slice(), weight.slice(), Some(bias.slice()), Some(Activation::Gelu));
             MatMul {
                 x,
-                weight,
+                weight: weight.into(),
                 bias,
                 gate,
                 out: out.slice_mut(),

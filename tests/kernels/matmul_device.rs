@@ -8,9 +8,7 @@ use burrstone::kernels::{MatMul, MatMulPair, MatMulPlan};
 use burrstone::ops::Activation;
 
 use super::*;
-use crate::device::{
-    Placed, assert_no_waste, counting_stream, decode, named, planned, some_variants, stream, variants,
-};
+use crate::device::{Placed, assert_no_waste, counting_stream, decode, dense_products, planned, some_variants, stream};
 use crate::slice::one_in_turn;
 use crate::tensor_cores::matmul_truncation;
 
@@ -45,7 +43,8 @@ impl Case {
                 Placed::untouched(stream, self.out, m * n, shifts[2])
             };
             let (to, scale, workspace) = (out.slice_mut(), None, Some(workspace.slice_mut()));
-            let args = MatMul { x, weight, bias, gate: None, out: to, accumulate, scale, workspace, m, n, k };
+            let args =
+                MatMul { x, weight: weight.into(), bias, gate: None, out: to, accumulate, scale, workspace, m, n, k };
             match plan {
                 Some(plan) => args.launch_plan(stream, &plan),
                 None => args.launch(stream),
@@ -72,7 +71,7 @@ impl Case {
     }
 
     fn variants(&self) -> Vec<&'static Variant> {
-        variants("matmul", &[("dtype", named(self.dtype)), ("out", named(self.out))])
+        dense_products(self.dtype, self.out)
     }
 
     fn check(&self) {
@@ -254,7 +253,9 @@ fn arch_stream(variant: &Variant, arch: u32) -> Option<Stream> {
 /// in whole sectors, through banks that Volta's fragments alone share. So does what they are added to come.
 #[test]
 fn tiles_use_memory_to_the_full_on_the_simulator() {
-    let in_loop = |site: &SiteStats| site.place.file.ends_with("matmul_tile.cuh");
+    let in_loop = |site: &SiteStats| {
+        ["matmul_tile.cuh", "matmul_fragments.cuh"].iter().any(|file| site.place.file.ends_with(file))
+    };
     for out in [DType::F16, DType::F32] {
         for (splits, accumulate) in [(1, true), (2, false)] {
             let (dtype, biased, shifts) = (DType::F16, false, [0; 3]);
@@ -285,7 +286,7 @@ fn nothing_times_nothing_is_the_bias() {
 
 #[test]
 fn wrong_shapes_are_refused() {
-    let variant = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))])[0];
+    let variant = dense_products(DType::F16, DType::F16)[0];
     let stream = stream(variant, 1).expect("f16 is everywhere");
     let attempt = |x_len, w_dtype, bias_len, out_dtype, m| {
         let x = Placed::untouched(&stream, DType::F16, x_len, 0);
@@ -295,7 +296,7 @@ fn wrong_shapes_are_refused() {
         let (x, weight, bias) = (x.slice(), weight.slice(), Some(bias.slice()));
         MatMul {
             x,
-            weight,
+            weight: weight.into(),
             bias,
             gate: None,
             out: out.slice_mut(),
@@ -327,8 +328,20 @@ fn wrong_shapes_are_refused() {
         let mut workspace = stream.alloc(dtype, words).unwrap();
         let workspace = workspace.slice_mut().range(from..words);
         let (x, weight, out) = (x.slice(), weight.slice(), out.slice_mut());
-        MatMul { x, weight, bias: None, gate: None, out, accumulate: false, scale: None, workspace, m, n, k }
-            .launch_plan(&stream, &planned(variant, splits, None))
+        MatMul {
+            x,
+            weight: weight.into(),
+            bias: None,
+            gate: None,
+            out,
+            accumulate: false,
+            scale: None,
+            workspace,
+            m,
+            n,
+            k,
+        }
+        .launch_plan(&stream, &planned(variant, splits, None))
     };
     let words = 4096 + 2 * variant.int("m").unwrap() as usize * variant.int("n").unwrap() as usize;
     split(2, DType::U32, words, 0).unwrap();
@@ -348,8 +361,20 @@ fn wrong_shapes_are_refused() {
         let mut to = Placed::untouched(&stream, out, m * n, 0);
         let (x, weight, scale, to) =
             (x.slice(), weight.slice(), (out.size() == 1).then(|| scale.slice()), to.slice_mut());
-        MatMul { x, weight, bias: None, gate, out: to, accumulate: true, scale, workspace: None, m, n, k }
-            .launch(&stream)
+        MatMul {
+            x,
+            weight: weight.into(),
+            bias: None,
+            gate,
+            out: to,
+            accumulate: true,
+            scale,
+            workspace: None,
+            m,
+            n,
+            k,
+        }
+        .launch(&stream)
     };
     accumulate(None, DType::F32).unwrap();
     assert_refused(accumulate(Some(Activation::Silu), DType::F16), OP, "accumulate");
@@ -367,11 +392,22 @@ fn pairs_of_wrong_shapes_are_refused_on_the_simulator() {
         let mut out = Placed::untouched(&stream, DType::F16, m * n, 0);
         let mut workspace = stream.alloc(DType::U32, MatMul::WORKSPACE / 8).unwrap();
         let (x, weight, out, workspace) = (x.slice(), weight.slice(), out.slice_mut(), Some(workspace.slice_mut()));
-        let args =
-            MatMul { x, weight, bias: None, gate: None, out, accumulate: false, scale: None, workspace, m, n, k };
+        let args = MatMul {
+            x,
+            weight: weight.into(),
+            bias: None,
+            gate: None,
+            out,
+            accumulate: false,
+            scale: None,
+            workspace,
+            m,
+            n,
+            k,
+        };
         args.launch_plan(&stream, &planned(variant, splits, Some(MatMulPair::X)))
     };
-    let all = variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]);
+    let all = dense_products(DType::F16, DType::F16);
     let of = |arch, m| *all.iter().find(|v| v.archs.contains(&arch) && v.int("m") == Some(m)).expect("a variant");
     const OP: &str = "matmul";
     attempt(of(90, 16), 90, 1, 1024, 0).unwrap();
@@ -392,7 +428,7 @@ fn a_library_may_multiply() {
     use crate::tensor_cores::{largest_partial, truncation};
 
     let dtype = DType::F16;
-    let variant = variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))])[0];
+    let variant = dense_products(dtype, dtype)[0];
     let stream = stream(variant, 1).expect("f16 is everywhere");
     let library = match CublasLt::new(&stream) {
         Ok(library) => library,
@@ -416,7 +452,8 @@ fn a_library_may_multiply() {
         let (x, weight, bias) = (x.slice(), w.slice(), biased.then(|| b.slice()));
         let (gate, to_slice, accumulate, scale) = (None, to.slice_mut(), false, None);
         let workspace = Some(workspace.slice_mut());
-        let args = MatMul { x, weight, bias, gate, out: to_slice, accumulate, scale, workspace, m, n, k };
+        let args =
+            MatMul { x, weight: weight.into(), bias, gate, out: to_slice, accumulate, scale, workspace, m, n, k };
         args.launch_cublas_lt(&library).unwrap();
         let got = to.read();
         let error = got.iter().zip(&exact).fold(0.0f64, |a, (&x, e)| a.max((f64::from(x) - e).abs()));

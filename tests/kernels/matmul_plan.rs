@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use burrstone::device::GpuSpec;
-use burrstone::kernels::{CostModel, MatMul, MatMulPair, MatMulPlan, MatMulShape};
+use burrstone::kernels::{CostModel, MatMul, MatMulPair, MatMulPlan, MatMulShape, WeightKind};
 
 use super::*;
 
@@ -25,7 +25,8 @@ fn layers() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn plan(model: &CostModel, m: usize, n: usize, k: usize) -> (MatMulPlan, MatMulShape) {
-    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false };
+    let weight = WeightKind::Dense;
+    let shape = MatMulShape { dtype: DType::F16, out: DType::F16, m, n, k, gated: false, accumulate: false, weight };
     (MatMulPlan::choose(model, &shape, MatMul::WORKSPACE).unwrap(), shape)
 }
 
@@ -173,6 +174,30 @@ fn a_choice_is_the_same_for_the_same_problem() {
             let named = |plan: &MatMulPlan| (plan.variant.name, plan.splits, plan.pair);
             assert_eq!(named(&first), named(&second));
             assert!(first.seconds.is_finite() && first.seconds > 0.0, "{first:?}");
+        }
+    }
+}
+
+/// Codes save bytes, and so a decode step's time, the more the narrower they are. Larger batches are to take no longer.
+#[test]
+fn codes_save_time() {
+    for card in &GpuSpec::ALL {
+        let model = CostModel::from(card);
+        for (n, k) in LAYERS {
+            for m in [1, 16, 128, 2048] {
+                let dense = plan(&model, m, n, k).1;
+                let seconds = |weight| {
+                    let shape = MatMulShape { weight, ..dense };
+                    let plan = MatMulPlan::choose(&model, &shape, MatMul::WORKSPACE).unwrap();
+                    assert!(plan.seconds > shape.floor(&model).seconds(), "{}: {shape:?}: {plan:?}", card.name);
+                    plan.seconds
+                };
+                let codes = |bits| WeightKind::Codes { bits, group: 128 };
+                let [dense, eight, four] = [WeightKind::Dense, codes(8), codes(4)].map(seconds);
+                let what = format!("{}: {m} × [{n}, {k}]: {four:e}, {eight:e}, dense {dense:e}", card.name);
+                assert!(four <= eight && eight < 1.01 * dense, "{what}");
+                assert!(m > 1 || eight < 0.8 * dense, "{what}");
+            }
         }
     }
 }

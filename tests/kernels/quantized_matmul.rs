@@ -8,7 +8,7 @@ use burrstone::kernels::{MatMul, MatMulPair, MatMulPlan};
 use burrstone::ops::Activation;
 use proptest::prelude::*;
 
-use crate::device::{Placed, decode, largest_code, named, planned, some_variants, stream, variants};
+use crate::device::{Placed, decode, dense_products, largest_code, planned, some_variants, stream};
 use crate::reference::matmul::matmul;
 use crate::support::*;
 
@@ -52,7 +52,7 @@ impl Case {
         let mut to = Placed::untouched(stream, out, m * n, 0);
         let args = MatMul {
             x: x.slice(),
-            weight: weight.slice(),
+            weight: weight.slice().into(),
             bias: self.biased.then(|| bias.slice()),
             gate,
             out: to.slice_mut(),
@@ -120,7 +120,7 @@ proptest! {
     ) {
         let (m, n, k) = shape;
         let case = Case { m, n, k, dtype, codes, gate, biased, reach };
-        for variant in some_variants(variants("matmul", &[("dtype", named(dtype)), ("out", named(dtype))])) {
+        for variant in some_variants(dense_products(dtype, dtype)) {
             case.check(variant, m as u64);
         }
     }
@@ -130,7 +130,7 @@ proptest! {
 fn what_is_no_number_has_a_code_on_devices() {
     // One infinite weight, one that is not a number.
     for codes in [DType::E4M3, DType::I8] {
-        for variant in variants("matmul", &[("dtype", named(DType::F16)), ("out", named(DType::F16))]) {
+        for variant in dense_products(DType::F16, DType::F16) {
             let Some(stream) = stream(variant, 4).filter(|_| variant.int("m") == Some(16)) else { continue };
             let x = Placed::of(&stream, DType::F16, &[1.0; 8], 0);
             let mut values = [0.0f32; 32];
@@ -141,7 +141,7 @@ fn what_is_no_number_has_a_code_on_devices() {
             let (x, weight, to, scale) = (x.slice(), weight.slice(), out.slice_mut(), Some(scale.slice()));
             let args = MatMul {
                 x,
-                weight,
+                weight: weight.into(),
                 bias: None,
                 gate: None,
                 out: to,
@@ -168,8 +168,20 @@ fn a_scale_on_devices_belongs_to_a_quantized_output() {
         let scale = scale.map(|(dtype, len)| Placed::new(&stream, dtype, &vec![1; len * dtype.size()], 0));
         let mut out = Placed::untouched(&stream, out, 2 * n, from);
         let (x, weight, to, scale) = (x.slice(), weight.slice(), out.slice_mut(), scale.as_ref().map(Placed::slice));
-        MatMul { x, weight, bias: None, gate: None, out: to, accumulate: false, scale, workspace: None, m: 2, n, k: 4 }
-            .launch(&stream)
+        MatMul {
+            x,
+            weight: weight.into(),
+            bias: None,
+            gate: None,
+            out: to,
+            accumulate: false,
+            scale,
+            workspace: None,
+            m: 2,
+            n,
+            k: 4,
+        }
+        .launch(&stream)
     };
     const OP: &str = "matmul";
     attempt(DType::E4M3, Some((DType::F32, 1)), 8, 0).unwrap();

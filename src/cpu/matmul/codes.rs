@@ -6,7 +6,7 @@ use crate::cpu::simd::{IntKernel, Integers, prefetch_l2};
 
 use super::panels::{COLUMNS, Format, PanelZeros, Scaling};
 use super::rows::Layout;
-use super::tiles::{BLOCK_BYTES, MOST_PANELS, Task, Tile, tile_panels, with_tile};
+use super::tiles::{BLOCK_BYTES, MOST_PANELS, TILE_ROWS, Task, Tile, tile_panels, with_tile};
 
 /// Codes of a column that are loaded together.
 const CODES: usize = 8;
@@ -15,6 +15,8 @@ const CODES: usize = 8;
 trait Codes<S: Integers> {
     /// Bytes of eight codes of one column.
     const COLUMN: usize;
+    /// Rows of the largest tile.
+    const TILE_ROWS: usize = 4;
 
     /// The first four of eight codes, or the last four (`half` 1), of as many columns as there are lanes.
     ///
@@ -73,11 +75,12 @@ impl<S: Integers> Codes<S> for U8 {
     }
 }
 
-/// Codes of four bits, a byte each.
-struct Unpacked;
+/// Codes that were copied, a byte each: of up to 31, or any.
+struct Unpacked<const IS_SMALL: bool>;
 
-impl<S: Integers> Codes<S> for Unpacked {
+impl<S: Integers, const IS_SMALL: bool> Codes<S> for Unpacked<IS_SMALL> {
     const COLUMN: usize = 8;
+    const TILE_ROWS: usize = TILE_ROWS;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8, lane: usize, half: usize, table: S::I) -> S::I {
@@ -86,18 +89,19 @@ impl<S: Integers> Codes<S> for Unpacked {
     }
     #[inline(always)]
     fn dot(s: S, sum: S::I, codes: S::I, x: S::I) -> S::I {
-        s.dot_small(sum, codes, x)
+        if IS_SMALL { s.dot_small(sum, codes, x) } else { s.dot(sum, codes, x) }
     }
 }
 
-/// From so many rows on, codes of four bits are unpacked once for all tiles of rows.
-const UNPACKED_ROWS: usize = 5;
-/// Bytes of unpacked codes: of all panels of a tile, in one block of `k`.
-const UNPACKED_BYTES: usize = 4 * BLOCK_BYTES;
+/// From so many rows on, codes are copied to the first-level cache, a byte each, and all rows multiplied with them there.
+/// Four bits are unpacked once then, and one stream instead of four leaves registers for tiles of six rows.
+const COPIED_ROWS: usize = 12;
+/// Bytes of copied codes: of all panels of a tile, in one block of `k`.
+const COPIED_BYTES: usize = MOST_PANELS * BLOCK_BYTES;
 
-/// Room for unpacked codes.
+/// Room for copied codes.
 #[repr(align(64))]
-struct Room([u8; UNPACKED_BYTES]);
+struct Room([u8; COPIED_BYTES]);
 
 /// Products with codes.
 pub(super) struct Coded<'a> {
@@ -113,12 +117,14 @@ impl IntKernel for Coded<'_> {
 
     #[inline(always)]
     fn run<S: Integers>(self, s: S) {
+        let few = self.task.rows < COPIED_ROWS;
         match (self.task.panels.format, &self.scaling.table) {
-            (Format::U8, _) => self.tiles::<S, U8>(s),
-            (_, None) if self.task.rows < UNPACKED_ROWS => self.tiles::<S, U4>(s),
-            (_, None) => self.unpacked_tiles::<S, U4>(s),
-            (_, Some(_)) if self.task.rows < UNPACKED_ROWS => self.tiles::<S, Table>(s),
-            (_, Some(_)) => self.unpacked_tiles::<S, Table>(s),
+            (Format::U8, _) if few => self.tiles::<S, U8>(s),
+            (Format::U8, _) => self.copied_tiles::<S, U8, false>(s),
+            (_, None) if few => self.tiles::<S, U4>(s),
+            (_, None) => self.copied_tiles::<S, U4, true>(s),
+            (_, Some(_)) if few => self.tiles::<S, Table>(s),
+            (_, Some(_)) => self.copied_tiles::<S, Table, true>(s),
         }
     }
 }
@@ -134,25 +140,25 @@ impl Coded<'_> {
     fn tiles<S: Integers, C: Codes<S>>(&self, s: S) {
         let (units, block_units) = (self.task.panels.k.div_ceil(self.scaling.unit), self.block_units(C::COLUMN));
         let mut tiles = self.task.tiles(units.div_ceil(block_units));
-        while let Some((block, tile)) = tiles.next::<S>() {
+        while let Some((block, tile)) = tiles.next::<S>(C::TILE_ROWS) {
             let first = block * block_units;
             let from = self.panels::<S>(tile, first * self.scaling.unit / CODES * COLUMNS * C::COLUMN);
             self.any_tile::<S, C>(s, tile, first, block_units.min(units - first), from);
         }
     }
 
-    /// Like [`tiles`](Self::tiles), but codes are unpacked before the first tile of rows.
+    /// Like [`tiles`](Self::tiles), but codes are copied before the first tile of rows.
     #[inline(always)]
-    fn unpacked_tiles<S: Integers, C: Codes<S>>(&self, s: S) {
+    fn copied_tiles<S: Integers, C: Codes<S>, const IS_SMALL: bool>(&self, s: S) {
         const COLUMN: usize = 8;
         let (k, unit) = (self.task.panels.k, self.scaling.unit);
         let (units, block_units) = (k.div_ceil(unit), self.block_units(COLUMN));
         let table = s.table(&self.scaling.table.unwrap_or_default());
-        let mut room = Room([0; UNPACKED_BYTES]);
+        let mut room = Room([0; COPIED_BYTES]);
         let room = room.0.as_mut_ptr();
         let panel_bytes = block_units * unit * COLUMNS;
         let mut tiles = self.task.tiles(units.div_ceil(block_units));
-        while let Some((block, tile)) = tiles.next::<S>() {
+        while let Some((block, tile)) = tiles.next::<S>(TILE_ROWS) {
             let first = block * block_units;
             if tile.m == 0 {
                 let steps = (block_units * unit).min(k - first * unit).div_ceil(CODES);
@@ -160,7 +166,7 @@ impl Coded<'_> {
                 for (panel, from) in from.into_iter().enumerate().take(tile_panels::<S>()) {
                     let to = room.wrapping_add(panel * panel_bytes);
                     // SAFETY: the panel has these codes, and the room is for a block of each panel.
-                    unsafe { unpack::<S, C>(s, from, steps, to, table) };
+                    unsafe { copy::<S, C>(s, from, steps, to, table) };
                 }
             }
             let mut from = [std::ptr::null(); MOST_PANELS];
@@ -168,7 +174,7 @@ impl Coded<'_> {
                 *from = room.wrapping_add(panel * panel_bytes).cast_const();
             }
             let tile = Tile { ahead: 0, ..tile };
-            self.any_tile::<S, Unpacked>(s, tile, first, block_units.min(units - first), from);
+            self.any_tile::<S, Unpacked<IS_SMALL>>(s, tile, first, block_units.min(units - first), from);
         }
     }
 
@@ -201,7 +207,7 @@ impl Coded<'_> {
                 }
             };
         }
-        with_tile!(S, tile.rows, call);
+        with_tile!(S, tile.rows, C::TILE_ROWS, call);
     }
 
     /// `MR` rows against `NV` vectors of columns, `units` units of `k` from unit `first` on, whose codes begin at `base`.
@@ -386,7 +392,7 @@ impl Coded<'_> {
 /// # Safety
 /// The panel has the codes, and `to` room for them.
 #[inline(always)]
-unsafe fn unpack<S: Integers, C: Codes<S>>(s: S, from: *const u8, steps: usize, to: *mut u8, table: S::I) {
+unsafe fn copy<S: Integers, C: Codes<S>>(s: S, from: *const u8, steps: usize, to: *mut u8, table: S::I) {
     for step in 0..steps {
         for half in 0..2 {
             for lane in (0..COLUMNS).step_by(S::LANES) {

@@ -3,7 +3,7 @@
 use crate::cpu::simd::{Kernel, PairKernel, Pairs, Simd, prefetch_l2};
 
 use super::panels::{COLUMNS, Format};
-use super::tiles::{BLOCK_BYTES, Task, Tile, with_tile};
+use super::tiles::{BLOCK_BYTES, TILE_ROWS, Task, Tile, with_tile};
 
 /// One way to multiply a step of a panel with `x`.
 #[allow(clippy::missing_safety_doc)]
@@ -107,7 +107,7 @@ impl Task<'_> {
         let steps = self.panels.k.div_ceil(W::DEPTH);
         let block_steps = BLOCK_BYTES / (COLUMNS * W::COLUMN);
         let mut tiles = self.tiles(steps.div_ceil(block_steps));
-        while let Some((block, tile)) = tiles.next::<S>() {
+        while let Some((block, tile)) = tiles.next::<S>(TILE_ROWS) {
             let first = block * block_steps;
             let steps = block_steps.min(steps - first);
             macro_rules! call {
@@ -115,7 +115,7 @@ impl Task<'_> {
                     self.float_tile::<S, W, $mr, $nv>(s, tile, first, steps)
                 };
             }
-            with_tile!(S, tile.rows, call);
+            with_tile!(S, tile.rows, TILE_ROWS, call);
         }
     }
 

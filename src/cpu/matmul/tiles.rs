@@ -29,6 +29,9 @@ pub(super) struct Task<'a> {
     pub stride: usize,
 }
 
+/// Rows of the largest tile.
+pub(super) const TILE_ROWS: usize = 6;
+
 /// Rows with what tiles may compute too many.
 pub(super) const fn padded_rows(rows: usize) -> usize {
     rows + 2
@@ -53,15 +56,15 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Rows of the next tile where so many are left, at most two more than there are.
+    /// Rows of the next tile where so many are left, at most two more than there are. The largest tile has `most`.
     #[inline(always)]
-    const fn next_rows<S: Simd>(left: usize) -> usize {
+    const fn next_rows<S: Simd>(left: usize, most: usize) -> usize {
         match left {
             0 | 1 => 1,
             _ if S::IS_PORTABLE => 4,
             2 => 2,
             3 | 4 => 4,
-            _ => 6,
+            _ => most,
         }
     }
 }
@@ -78,7 +81,7 @@ pub(super) struct Tiles {
 impl Tiles {
     /// The next tile and its block of `k`. No closure takes it: what is not inlined loses the instruction set.
     #[inline(always)]
-    pub fn next<S: Simd>(&mut self) -> Option<(usize, Tile)> {
+    pub fn next<S: Simd>(&mut self, most: usize) -> Option<(usize, Tile)> {
         if self.next.m >= self.rows {
             (self.next.m, self.block) = (0, self.block + 1);
             if self.block == self.blocks {
@@ -89,7 +92,7 @@ impl Tiles {
             return None;
         }
         let m = self.next.m;
-        let rows = Tile::next_rows::<S>(self.rows - m);
+        let rows = Tile::next_rows::<S>(self.rows - m, most);
         self.next.m += rows;
         // The first tile reads the block from memory, the others find it in the cache.
         let ahead = if m == 0 { DISTANCE } else { 0 };
@@ -127,7 +130,7 @@ impl Task<'_> {
 
 /// Calls a method with the tile's rows and vectors as constants.
 macro_rules! with_tile {
-    ($s:ty, $rows:expr, $call:ident) => {
+    ($s:ty, $rows:expr, $most:expr, $call:ident) => {
         match ($rows, <$s>::LANES) {
             (1, 8) => $call!(1, 2),
             (1, _) => $call!(1, 4),
@@ -136,6 +139,7 @@ macro_rules! with_tile {
             _ if <$s>::IS_PORTABLE => {}
             (2, 8) => $call!(2, 2),
             (2, _) => $call!(2, 4),
+            _ if $most == 4 => {}
             (_, 8) => $call!(6, 2),
             _ => $call!(6, 4),
         }

@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::engine::capacity::{KvBudget, PAGE_SIZE, cache_size};
 use crate::engine::scheduler::{CacheSize, Plan, Policy};
 use crate::error::{Error, Result};
-use crate::kernels::{CostModel, Gpu, MatMul, MatMulPlan, MatMulShape, recorded_rows};
+use crate::kernels::{CostModel, Gpu, MatMul, MatMulPlan, MatMulShape, WeightKind, recorded_rows};
 use crate::model::{ArchSpec, Limits};
 use crate::ops::CacheShape;
 
@@ -37,7 +37,9 @@ const STEP_LAUNCHES: f64 = 4.0;
 /// A layer's matrix products with `m` rows: QKV projection, output projection, gate and up, down.
 pub fn layer_products(spec: &ArchSpec, dtype: DType, m: usize) -> [MatMulShape; 4] {
     let [qkv, output, [_, hidden], down] = spec.products();
-    let of = |[n, k]: [usize; 2], gated, accumulate| MatMulShape { dtype, out: dtype, m, n, k, gated, accumulate };
+    let weight = WeightKind::Dense;
+    let of =
+        |[n, k]: [usize; 2], gated, accumulate| MatMulShape { dtype, out: dtype, m, n, k, gated, accumulate, weight };
     let gated = of([spec.intermediate_size, hidden], true, false);
     [of(qkv, false, false), of(output, false, true), gated, of(down, false, true)]
 }
@@ -45,7 +47,7 @@ pub fn layer_products(spec: &ArchSpec, dtype: DType, m: usize) -> [MatMulShape; 
 /// The output projection of the model: hidden states to logits.
 pub fn head_product(spec: &ArchSpec, dtype: DType, m: usize) -> MatMulShape {
     let [n, k] = [spec.vocab_size, spec.hidden_size];
-    MatMulShape { dtype, out: DType::F32, m, n, k, gated: false, accumulate: false }
+    MatMulShape { dtype, out: DType::F32, m, n, k, gated: false, accumulate: false, weight: WeightKind::Dense }
 }
 
 impl GpuModel {
