@@ -19,7 +19,7 @@ use crate::device::{Counters, Graph, Memory, Slice, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::{
-    self, Activation, Batch, CacheShape, KernelLimits, LinearPart, Ops, Rates, Sampled, StepShape, WeightView,
+    self, Activation, Batch, CacheShape, KernelLimits, LinearPart, Ops, Rates, Sampled, StepShape, Weight, WeightView,
 };
 
 /// A device that runs the CUDA kernels.
@@ -177,6 +177,18 @@ impl Ops for Gpu {
         let matrix = Matrix::new(&self.stream, self.dtype, parts)?;
         self.reserve_permuted(&matrix.weight, matrix.k)?;
         Ok(matrix)
+    }
+
+    /// Its kernel gathers rows of the activations' dtype.
+    fn table(&self, weight: Weight) -> Result<Matrix> {
+        let weight = match weight {
+            Weight::Coded(coded) => {
+                coded.check()?;
+                Weight::Dense(coded.dense(self.dtype))
+            }
+            dense => dense,
+        };
+        self.matrix(vec![LinearPart { weight, bias: None }])
     }
 
     fn gated_matrix(&self, parts: Vec<LinearPart>) -> Result<GatedMatrix> {

@@ -71,11 +71,16 @@ impl<O: Ops> Weights<O> {
             });
         }
         let shape = [spec.vocab_size, hidden];
+        let table = checkpoint.weight("model.embed_tokens", shape)?;
         let (embedding, head) = if checkpoint.tied_embeddings() {
-            (source.head("model.embed_tokens", shape)?, None)
+            match precision.head(table.clone())? {
+                Weight::Dense(view) => (source.whole(Weight::Dense(view))?, None),
+                // Rows are looked up as the checkpoint has them.
+                coded => (ops.table(table)?, Some(source.whole(coded)?)),
+            }
         } else {
-            let table = source.checkpoint.weight("model.embed_tokens", shape)?;
-            (ops.table(table)?, Some(source.head("lm_head", shape)?))
+            let head = precision.head(checkpoint.weight("lm_head", shape)?)?;
+            (ops.table(table)?, Some(source.whole(head)?))
         };
         let (final_norm, read_bytes) = (source.vector("model.norm.weight", hidden)?, source.read_bytes.get());
         let weights = Self { embedding, layers, final_norm, head, read_bytes };
@@ -101,8 +106,7 @@ impl<O: Ops> Source<'_, O> {
         self.ops.matrix(self.parts(blocks, inputs, bias)?)
     }
 
-    fn head(&self, name: &str, shape: [usize; 2]) -> Result<O::Matrix> {
-        let weight = self.precision.head(self.checkpoint.weight(name, shape)?)?;
+    fn whole(&self, weight: Weight) -> Result<O::Matrix> {
         self.count(&weight);
         self.ops.matrix(vec![LinearPart { weight, bias: None }])
     }

@@ -95,7 +95,7 @@ impl<S: Integers, const IS_SMALL: bool> Codes<S> for Unpacked<IS_SMALL> {
 
 /// From so many rows on, codes are copied to the first-level cache, a byte each, and all rows multiplied with them there.
 /// Four bits are unpacked once then, and one stream instead of four leaves registers for tiles of six rows.
-const COPIED_ROWS: usize = 12;
+const COPIED_ROWS: usize = 64;
 /// Bytes of copied codes: of all panels of a tile, in one block of `k`.
 const COPIED_BYTES: usize = MOST_PANELS * BLOCK_BYTES;
 
