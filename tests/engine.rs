@@ -4,6 +4,8 @@
 #[cfg(feature = "sim")]
 mod simulator;
 
+use burrstone::model::{Quantize, WeightPrecision};
+use burrstone::ops::ActivationBits;
 use burrstone::scheduler::Preemption;
 use burrstone::text::Message;
 use burrstone::{
@@ -391,6 +393,33 @@ fn the_precision_of_activations_is_a_choice() {
     assert!(f16 != f32 && bf16 != f32 && bf16 != f16);
     for (a, b) in bf16.iter().zip(&f32).skip(1) {
         assert!((a.unwrap() - b.unwrap()).abs() < 0.1, "{a:?} {b:?}");
+    }
+}
+
+/// Rounded weights take fewer bytes, and change log-probabilities a little.
+#[test]
+fn weights_are_quantized_while_they_are_loaded() {
+    let plain = engine();
+    let tokens =
+        plain.tokenizer().unwrap().encode("In the beginning God created the heaven and the earth", true).unwrap();
+    let score =
+        |engine: &Engine| -> Vec<f32> { engine.score(&tokens).unwrap().logprobs.into_iter().flatten().collect() };
+    let expected = score(&plain);
+    for (format, bytes, bound) in [
+        (Quantize::Int8, 0.6, 0.1),
+        (Quantize::Int4 { group: 32 }, 0.45, 0.8),
+        (Quantize::Int4 { group: 128 }, 0.4, 0.8),
+        (Quantize::Mxfp4, 0.45, 0.8),
+    ] {
+        for activations in [None, Some(ActivationBits::Full)] {
+            let precision = WeightPrecision { layers: Some(format), head: Some(Quantize::Int8), activations };
+            let quantized = Engine::builtin().weight_precision(precision).build().unwrap();
+            let share = quantized.report().read_bytes as f64 / plain.report().read_bytes as f64;
+            assert!(share < bytes, "{}: {share} of the bytes", format.name());
+            let found = score(&quantized);
+            let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum::<f32>() / found.len() as f32;
+            assert!(error > 0.0 && error < bound, "{}, {activations:?}: mean |Δ| {error}", format.name());
+        }
     }
 }
 

@@ -158,6 +158,15 @@ impl Task<'_> {
         for (row, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate().filter(|(v, _)| self.panel(tile, *v, S::LANES).1) {
                 let to = self.place(tile, row, v, S::LANES);
+                let sum = match &self.panels.scales {
+                    None => sum,
+                    Some(scales) => {
+                        let (panel, lane) = (self.panel(tile, v, S::LANES).0, v * S::LANES % COLUMNS);
+                        let scales = scales.at(panel, self.panels.k, first * W::DEPTH);
+                        // SAFETY: each group of a panel has sixteen scales.
+                        s.mul(sum, unsafe { s.load(scales.add(lane)) })
+                    }
+                };
                 // SAFETY: there is a place for each row, padding included, and each column of the task's panels.
                 unsafe { s.store(to, if first == 0 { sum } else { s.add(s.load(to), sum) }) };
             }

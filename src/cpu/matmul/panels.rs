@@ -7,14 +7,17 @@
 
 use std::sync::Arc;
 
+use super::tiles::BLOCK_BYTES;
 use crate::cpu::buffer::Pages;
 use crate::cpu::pool::{Pool, Shareable};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::ops::{ActivationBits, Code, CodedWeight, WeightView, Zeros};
+use crate::ops::{ActivationBits, Code, CodedWeight, Scales, WeightView, Zeros};
 
 /// Columns of a panel.
 pub(crate) const COLUMNS: usize = 16;
+/// Elements of bf16 in a block of `k`.
+const BLOCK_ELEMENTS: usize = BLOCK_BYTES / (2 * COLUMNS);
 /// Codes are multiplied eight at a time.
 const CODES: usize = 8;
 /// Codes whose products with `x` are added up as integers, at most: these have one scale of `x`. The sums stay within 31
@@ -41,7 +44,24 @@ pub(crate) struct Panels {
     pub(super) format: Format,
     pub(super) k: usize,
     pub(super) scaling: Option<Scaling>,
+    /// Of dense elements, what sums over a group are multiplied with.
+    pub(super) scales: Option<GroupScales>,
     pages: Pages,
+}
+
+/// Scales of groups of dense elements that are whole blocks of `k`, or all of a row.
+pub(super) struct GroupScales {
+    group: usize,
+    /// `[panel][group][column]`.
+    values: Vec<f32>,
+}
+
+impl GroupScales {
+    /// The scales of a panel's sixteen columns, for the group of element `start`.
+    pub fn at(&self, panel: usize, k: usize, start: usize) -> *const f32 {
+        let place = panel * k.div_ceil(self.group) + start / self.group;
+        self.values[place * COLUMNS..].as_ptr()
+    }
 }
 
 /// What makes numbers of codes.
@@ -91,7 +111,7 @@ impl Panels {
             DType::F32 => (Format::F32, panels(pool, Format::F32, n, k, row, interleave::<4>)?),
             _ => (Format::Bf16, panels(pool, Format::Bf16, n, k, row, interleave::<4>)?),
         };
-        Ok(Self { format, k, scaling: None, pages })
+        Ok(Self { format, k, scaling: None, scales: None, pages })
     }
 
     /// A checked weight of codes; `None` where its kernels do not take it.
@@ -104,7 +124,7 @@ impl Panels {
                 Some((codes, factor)) => (Format::U4, Some(codes), factor),
                 None => return Ok(None),
             },
-            Code::E4m3 => return Ok(None),
+            Code::E4m3 => return Self::e4m3(pool, weight),
         };
         let group = weight.scales.columns.min(k);
         let largest = match weight.activations {
@@ -121,23 +141,32 @@ impl Panels {
             Format::U4 => panels(pool, format, n, k, row, interleave_nibbles)?,
             _ => panels(pool, format, n, k, row, interleave::<4>)?,
         };
-        let places = || {
-            let of_panel = move |panel: usize| {
-                let column = move |group: usize| (0..COLUMNS).map(move |c| ((panel * COLUMNS + c).min(n - 1), group));
-                (0..k.div_ceil(group)).flat_map(column)
-            };
-            (0..n.div_ceil(COLUMNS)).flat_map(of_panel)
-        };
         let scale = |(row, g): (usize, usize)| weight.scale(row, g * group);
         let zeros = match (&weight.scales.zeros, table) {
             (_, Some(_)) => PanelZeros::All(TABLE_ZERO.into()),
             (Zeros::All(zero), None) => PanelZeros::All((*zero).into()),
-            (Zeros::Each(_), None) => PanelZeros::Each(places().map(|place| scale(place).1.into()).collect()),
+            (Zeros::Each(_), None) => {
+                PanelZeros::Each(places(n, k.div_ceil(group)).map(|place| scale(place).1.into()).collect())
+            }
         };
-        let scales = places().map(|place| scale(place).0 * factor).collect();
+        let scales = places(n, k.div_ceil(group)).map(|place| scale(place).0 * factor).collect();
         let (order, activations) = (weight.order.clone(), weight.activations);
         let scaling = Some(Scaling { unit, group, scales, zeros, table, order, activations });
-        Ok(Some(Self { format, k, scaling, pages }))
+        Ok(Some(Self { format, k, scaling, scales: None, pages }))
+    }
+
+    /// bf16 holds the codes exactly; the scales are applied to sums. `None` where a block of `k` has several scales.
+    fn e4m3(pool: &Pool, weight: &CodedWeight) -> Result<Option<Self>> {
+        let [n, k] = weight.shape;
+        let group = weight.scales.columns.min(k);
+        if weight.order.is_some() || (group < k && !group.is_multiple_of(BLOCK_ELEMENTS)) {
+            return Ok(None);
+        }
+        let values = places(n, k.div_ceil(group)).map(|(row, g)| weight.scale(row, g * group).0).collect();
+        let one = Scales { rows: n, columns: k, values: vec![1.0], zeros: Zeros::All(0) };
+        let codes = CodedWeight { scales: one, ..weight.clone() }.dense(DType::BF16);
+        let scales = Some(GroupScales { group, values });
+        Ok(Some(Self { scales, ..Self::dense(pool, &codes, n, k)? }))
     }
 
     /// The first byte of a panel.
@@ -168,7 +197,11 @@ impl Panels {
                     continue;
                 }
                 Format::Bf16 => {
-                    to[j] = half::bf16::from_bits(two(byte(j / 2, 4) + j % 2 * 2)).to_f32();
+                    let x = half::bf16::from_bits(two(byte(j / 2, 4) + j % 2 * 2)).to_f32();
+                    let place = |scales: &GroupScales| {
+                        (panel * self.k.div_ceil(scales.group) + j / scales.group) * COLUMNS + column
+                    };
+                    to[j] = x * self.scales.as_ref().map_or(1.0, |scales| scales.values[place(scales)]);
                     continue;
                 }
                 Format::U8 => panel_bytes[byte(j / 4, 4) + j % 4],
@@ -185,6 +218,15 @@ impl Panels {
             to[input] = (i32::from(code) - zero) as f32 * scales[place];
         }
     }
+}
+
+/// Row and group of each scale, in the order of `[panel][group][column]`. Columns beyond the last row have its scales.
+fn places(n: usize, groups: usize) -> impl Iterator<Item = (usize, usize)> {
+    let of_panel = move |panel: usize| {
+        let of_group = move |group: usize| (0..COLUMNS).map(move |c| ((panel * COLUMNS + c).min(n - 1), group));
+        (0..groups).flat_map(of_group)
+    };
+    (0..n.div_ceil(COLUMNS)).flat_map(of_panel)
 }
 
 /// What is added to a table's numbers, so that none is negative.

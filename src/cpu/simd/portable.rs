@@ -1,4 +1,4 @@
-//! Plain Rust over `N` lanes, eight or sixteen.
+//! Plain Rust over `N` lanes, eight or sixteen. What takes much code stays a function: it would be copied into every kernel.
 
 use super::{Integers, Pairs, Simd};
 
@@ -33,7 +33,7 @@ impl<const N: usize> Simd for Portable<N> {
         let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
         bits.map(|b| f32::from_bits(u32::from(b) << 16))
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16(self, p: *const u16) -> [f32; N] {
         // SAFETY: readable for N elements, as the caller promises.
         let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
@@ -50,12 +50,12 @@ impl<const N: usize> Simd for Portable<N> {
         // SAFETY: writable for N elements, as the caller promises.
         unsafe { p.cast::<[f32; N]>().write_unaligned(v) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_bf16(self, p: *mut u16, v: [f32; N]) {
         // SAFETY: writable for N elements, as the caller promises.
         unsafe { p.cast::<[u16; N]>().write_unaligned(v.map(|x| half::bf16::from_f32(x).to_bits())) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_f16(self, p: *mut u16, v: [f32; N]) {
         // SAFETY: writable for N elements, as the caller promises.
         unsafe { p.cast::<[u16; N]>().write_unaligned(v.map(|x| half::f16::from_f32(x).to_bits())) }
@@ -109,7 +109,7 @@ impl<const N: usize> Simd for Portable<N> {
         let four = unsafe { p.cast::<[f32; 4]>().read_unaligned() };
         std::array::from_fn(|i| four[i % 4])
     }
-    #[inline(always)]
+    #[inline(never)]
     fn regroup(self, rows: [[f32; N]; 4]) -> [[f32; N]; 4] {
         std::array::from_fn(|vector| {
             std::array::from_fn(|lane| {
@@ -118,7 +118,7 @@ impl<const N: usize> Simd for Portable<N> {
             })
         })
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_sums(self, p: *mut f32, v: [[f32; N]; 4]) {
         let sums: [f32; N] = std::array::from_fn(|i| {
             let lanes = &v[i / (N / 4)][i % (N / 4) * 4..][..4];
