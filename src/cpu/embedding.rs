@@ -1,6 +1,7 @@
 //! `out[t] = table[tokens[t]]`.
 
-use crate::cpu::buffer::{Buffer, Matrix, Step, convert};
+use crate::cpu::buffer::{Buffer, Step, convert};
+use crate::cpu::matrix::Matrix;
 use crate::cpu::pool::{Pool, Shareable};
 use crate::cpu::simd::{Element, F32, Isa, Kernel, Simd, with_element};
 use crate::error::{Error, Result};

@@ -7,12 +7,13 @@
 
 mod codes;
 mod floats;
-mod panels;
 mod rows;
 mod tiles;
 
 use crate::cpu::act_mul::ActMul;
-use crate::cpu::buffer::{Block, Buffer, GatedMatrix, Matrix, Pages};
+use crate::cpu::buffer::{Buffer, Pages};
+use crate::cpu::matrix::{Block, GatedMatrix, Matrix};
+use crate::cpu::panels::{COLUMNS, Panels};
 use crate::cpu::pool::Pool;
 use crate::cpu::rms_norm::add;
 use crate::cpu::simd::{Isa, Kernel, Simd};
@@ -21,11 +22,8 @@ use crate::error::{Error, Result};
 use crate::ops::Activation;
 use codes::Coded;
 use floats::{Paired, Singles};
-use panels::COLUMNS;
 use rows::{Form, Layout, Prepare};
 use tiles::{Task, padded_rows};
-
-pub(crate) use panels::Panels;
 
 const OP: &str = "matmul";
 

@@ -20,6 +20,8 @@ mod target_logprobs;
 
 mod buffer;
 mod kv_cache;
+mod matrix;
+mod panels;
 mod pool;
 mod probe;
 mod simd;
@@ -29,8 +31,9 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use buffer::{Buffer, GatedMatrix, Matrix, Step, Vector};
+pub use buffer::{Buffer, Step, Vector};
 pub use kv_cache::Cache;
+pub use matrix::{GatedMatrix, Matrix};
 pub use probe::{Probe, probe};
 pub use simd::Isa;
 

@@ -23,13 +23,14 @@ use std::thread;
 
 use half::{bf16, f16};
 
-use super::MatMul;
-use super::abi::BURRSTONE_MATMUL_CODE_ROWS;
-use super::matmul_plan::{STAGE, WeightKind};
+use super::abi::{BURRSTONE_MATMUL_CODE_ROWS, BURRSTONE_MATMUL_GATES};
+use super::matmul_plan::{STAGE, WeightKind, gated_rows};
 use crate::device::{Memory, Slice, Stream};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::{Code, CodedWeight, Zeros};
+
+const GATES: usize = BURRSTONE_MATMUL_GATES as usize;
 
 /// Rows are filled up to a multiple of this.
 const ROWS: usize = BURRSTONE_MATMUL_CODE_ROWS as usize;
@@ -83,18 +84,18 @@ impl PackedWeight {
         Self::new(stream, dtype, blocks, rows)
     }
 
-    /// Gate and up projections of one shape, interleaved as [`MatMul::weight`] requires.
+    /// Gate and up projections of one shape, interleaved as [`MatMul::weight`](super::MatMul::weight) requires.
     ///
     /// # Errors
     /// As [`stacked`](Self::stacked).
     pub fn gated(stream: &Stream, dtype: DType, blocks: [&CodedWeight; 2]) -> Result<Option<Self>> {
         let width = blocks[0].shape[0];
         let of = |row: usize| {
-            let (group, inside) = (row / (2 * MatMul::GATES), row % (2 * MatMul::GATES));
-            let own = group * MatMul::GATES + inside % MatMul::GATES;
-            (own < width).then_some((blocks[inside / MatMul::GATES], own))
+            let (group, inside) = (row / (2 * GATES), row % (2 * GATES));
+            let own = group * GATES + inside % GATES;
+            (own < width).then_some((blocks[inside / GATES], own))
         };
-        Self::new(stream, dtype, &blocks, (0..MatMul::gated_rows(width)).map(of).collect())
+        Self::new(stream, dtype, &blocks, (0..gated_rows(width)).map(of).collect())
     }
 
     fn new(stream: &Stream, dtype: DType, blocks: &[&CodedWeight], rows: Vec<Source<'_>>) -> Result<Option<Self>> {

@@ -4,9 +4,9 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::cpu::simd::{IntKernel, Integers, prefetch_l2};
 
-use super::panels::{COLUMNS, Format, PanelZeros, Scaling};
 use super::rows::Layout;
-use super::tiles::{BLOCK_BYTES, MOST_PANELS, TILE_ROWS, Task, Tile, tile_panels, with_tile};
+use super::tiles::{MOST_PANELS, TILE_ROWS, Task, Tile, tile_panels, with_tile};
+use crate::cpu::panels::{BLOCK_BYTES, COLUMNS, Format, PanelZeros, Scaling};
 
 /// Codes of a column that are loaded together.
 const CODES: usize = 8;

@@ -2,8 +2,8 @@
 
 use crate::cpu::simd::{Kernel, PairKernel, Pairs, Simd, prefetch_l2};
 
-use super::panels::{COLUMNS, Format};
-use super::tiles::{BLOCK_BYTES, TILE_ROWS, Task, Tile, with_tile};
+use super::tiles::{TILE_ROWS, Task, Tile, with_tile};
+use crate::cpu::panels::{BLOCK_BYTES, COLUMNS, Format};
 
 /// One way to multiply a step of a panel with `x`.
 #[allow(clippy::missing_safety_doc)]

@@ -7,7 +7,7 @@ use crate::cpu::simd::{Bf16, Element, F32, Isa, Kernel, Simd, with_element};
 use crate::dtype::DType;
 use crate::ops::ActivationBits;
 
-use super::panels::{Format, LARGEST_UNIT, PanelZeros, Panels};
+use crate::cpu::panels::{Format, LARGEST_UNIT, PanelZeros, Panels};
 
 /// Bits of the lower part of a number of fifteen: kernels multiply the upper part's products with 2⁷.
 const LOW_BITS: u32 = 7;

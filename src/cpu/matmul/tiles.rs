@@ -6,10 +6,8 @@
 
 use crate::cpu::simd::Simd;
 
-use super::panels::{COLUMNS, Panels};
+use crate::cpu::panels::{COLUMNS, Panels};
 
-/// Bytes of a panel in one block of `k`.
-pub(super) const BLOCK_BYTES: usize = 4 << 10;
 /// How far ahead of what is multiplied a panel is fetched, in bytes.
 const DISTANCE: usize = 4096;
 

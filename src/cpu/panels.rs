@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use super::tiles::BLOCK_BYTES;
 use crate::cpu::buffer::Pages;
 use crate::cpu::pool::{Pool, Shareable};
 use crate::dtype::DType;
@@ -16,6 +15,8 @@ use crate::ops::{ActivationBits, Code, CodedWeight, Scales, WeightView, Zeros};
 
 /// Columns of a panel.
 pub(crate) const COLUMNS: usize = 16;
+/// Bytes of a panel in one block of `k`: sums of blocks are added in order.
+pub(crate) const BLOCK_BYTES: usize = 4 << 10;
 /// Elements of bf16 in a block of `k`.
 const BLOCK_ELEMENTS: usize = BLOCK_BYTES / (2 * COLUMNS);
 /// Codes are multiplied eight at a time.
