@@ -60,7 +60,10 @@ impl Matrix {
             let (panels, dense) = match (coded, weight) {
                 (Some(panels), _) => (panels, None),
                 (None, Weight::Coded(weight)) => {
-                    (Panels::dense(pool, &weight.dense(DType::BF16), rows, columns)?, None)
+                    // f16 rounds least of 16 bits, but its range is small. No code stands for more than 448.
+                    let largest = weight.scales.values.iter().fold(0f32, |largest, scale| largest.max(scale.abs()));
+                    let dtype = if largest * 448.0 < 65504.0 { DType::F16 } else { DType::F32 };
+                    (Panels::dense(pool, &weight.dense(dtype), rows, columns)?, None)
                 }
                 (None, Weight::Dense(view)) => {
                     check_dtype(OP, view.dtype)?;
