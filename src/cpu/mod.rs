@@ -1,8 +1,9 @@
 //! The CPU: every kernel of [`Ops`] in vector code chosen at run time, on a small pool of threads.
 //!
 //! Arithmetic. The residual stream, matrix products and logits are f32; what feeds a product (norm, attention and
-//! activation outputs, queries) and the cache have the dtype of the activations; weights stay as the checkpoint stores
-//! them. Results depend on the instruction set, and on nothing else of the machine.
+//! activation outputs, queries) and the cache have the dtype of the activations; weights keep the dtype or the codes of
+//! the checkpoint, packed for products when they are loaded. Results depend on the instruction set, and on nothing else
+//! of the machine.
 
 // Kernels, by `burrstone-codegen lists`:
 mod act_mul;
