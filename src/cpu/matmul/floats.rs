@@ -10,11 +10,11 @@ use crate::cpu::panels::{BLOCK_BYTES, COLUMNS, Format};
 trait Step<S: Simd> {
     /// Bytes of a step of one column, and of one row of `x`.
     const COLUMN: usize;
-    const X: usize;
+    const X: usize = 4;
     /// Elements of a step.
-    const DEPTH: usize;
+    const DEPTH: usize = 1;
     /// Words of a step: each is one product.
-    const WORDS: usize;
+    const WORDS: usize = 1;
 
     /// A vector of columns, as words. Only the first [`WORDS`](Self::WORDS) count.
     ///
@@ -23,7 +23,10 @@ trait Step<S: Simd> {
     unsafe fn load(s: S, p: *const u8) -> [S::V; 2];
 
     /// `sum` and a word of `x`, for all columns, times `words`.
-    fn accumulate(s: S, sum: S::V, x: S::V, words: S::V) -> S::V;
+    #[inline(always)]
+    fn accumulate(s: S, sum: S::V, x: S::V, words: S::V) -> S::V {
+        s.fma(x, words, sum)
+    }
 }
 
 struct F32;
@@ -35,35 +38,21 @@ struct Bf16Pairs;
 
 impl<S: Simd> Step<S> for F32 {
     const COLUMN: usize = 4;
-    const X: usize = 4;
-    const DEPTH: usize = 1;
-    const WORDS: usize = 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> [S::V; 2] {
         // SAFETY: as the caller promises.
         [unsafe { s.load(p.cast()) }; 2]
     }
-    #[inline(always)]
-    fn accumulate(s: S, sum: S::V, x: S::V, words: S::V) -> S::V {
-        s.fma(x, words, sum)
-    }
 }
 
 impl<S: Simd> Step<S> for F16 {
     const COLUMN: usize = 2;
-    const X: usize = 4;
-    const DEPTH: usize = 1;
-    const WORDS: usize = 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> [S::V; 2] {
         // SAFETY: as the caller promises.
         [unsafe { s.load_f16(p.cast()) }; 2]
-    }
-    #[inline(always)]
-    fn accumulate(s: S, sum: S::V, x: S::V, words: S::V) -> S::V {
-        s.fma(x, words, sum)
     }
 }
 
@@ -78,17 +67,11 @@ impl<S: Simd> Step<S> for Bf16 {
         // SAFETY: as the caller promises.
         unsafe { s.load_bf16_pairs(p.cast()) }
     }
-    #[inline(always)]
-    fn accumulate(s: S, sum: S::V, x: S::V, words: S::V) -> S::V {
-        s.fma(x, words, sum)
-    }
 }
 
 impl<S: Pairs> Step<S> for Bf16Pairs {
     const COLUMN: usize = 4;
-    const X: usize = 4;
     const DEPTH: usize = 2;
-    const WORDS: usize = 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> [S::V; 2] {
