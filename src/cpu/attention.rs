@@ -10,6 +10,7 @@ mod online;
 mod part;
 mod scores;
 mod sight;
+mod tile;
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;

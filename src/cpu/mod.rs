@@ -26,7 +26,6 @@ mod panels;
 mod pool;
 mod probe;
 mod simd;
-mod tile;
 
 use std::convert::Infallible;
 use std::ops::Range;

@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::online::{Bend, Room, State, Values, add_values, bend, softmax};
 use super::scores::{Operands, store_tile};
 use super::sight::Sights;
+use super::tile::{
+    PACKED_COLUMNS, PACKED_STEP, STEP_BYTES, TILE_ROWS, direct_tile_rows, finish, packed, padded_rows, steps, tile_rows,
+};
 use super::{SPLIT, TILE};
 use crate::cpu::buffer::convert;
 use crate::cpu::simd::{Element, F32, Kernel, PairKernel, Paired, Pairs, Simd, Single, prefetch_l2, with_element};
-use crate::cpu::tile::{
-    Ahead, PACKED_COLUMNS, PACKED_STEP, STEP_BYTES, TILE_ROWS, direct_tile_rows, finish, packed, padded_rows, steps,
-    tile_rows,
-};
 use crate::dtype::DType;
 use crate::ops::Span;
 
@@ -434,7 +433,7 @@ impl Part<'_> {
                 let x = room.query.add(r * row_bytes);
                 let columns = n / PACKED_COLUMNS * PACKED_COLUMNS * row_bytes + n % PACKED_COLUMNS * STEP_BYTES;
                 let keys = room.keys.add(columns);
-                let sums = packed::<S, P, MR, NV>(s, x, row_bytes, keys, steps, Ahead { first: keys, stride: 0 });
+                let sums = packed::<S, P, MR, NV>(s, x, row_bytes, keys, steps);
                 store_tile(s, &sums, width, room.scores.add(r * TILE + n));
             }
         }

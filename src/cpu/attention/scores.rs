@@ -1,9 +1,9 @@
 //! The two products of attention, queries with keys and weights with values, for each dtype and kind of product.
 
 use super::TILE;
+use super::tile::{direct, finish, pack, prepare_row};
 use crate::cpu::buffer::convert;
 use crate::cpu::simd::{Bf16, Element, F32, Paired, Pairs, Product, Simd, Single, with_cache_element, with_element};
-use crate::cpu::tile::{direct, finish, pack, prepare_row};
 use crate::dtype::DType;
 
 /// A [`Product`] whose operands are found by their dtype.

@@ -1,35 +1,35 @@
-//! Register tiles of dot products, and the packing that feeds them.
+//! Register tiles of dot products of queries with keys, and the packing that feeds them.
 //!
 //! Rows are made of words of four bytes: an f32, or a pair of bf16 where pairs are multiplied. Every dot product is four
 //! partial sums: sum `i` takes the words `i, i + 4, …` in order, and the four are added in one order. Four words are a
-//! step. A vector holds the partial sums of one row of `x` with one, two or four rows of the weight (columns of the
+//! step. A vector holds the partial sums of one query, a row of `x`, with one, two or four keys (columns of the
 //! result): a step of the one, repeated, times a step of each of the others. So packing only moves whole steps, and no
 //! tile's shape changes a bit of the result.
 
-use super::simd::{Product, Simd, Weight, prefetch, prefetch_l2};
+use crate::cpu::simd::{Product, Simd, Weight, prefetch_l2};
 
 /// Bytes of a step of one row.
-pub(crate) const STEP_BYTES: usize = 16;
+pub(super) const STEP_BYTES: usize = 16;
 /// Columns that are packed together.
-pub(crate) const PACKED_COLUMNS: usize = 16;
+pub(super) const PACKED_COLUMNS: usize = 16;
 /// Bytes of a step of packed columns.
-pub(crate) const PACKED_STEP: usize = PACKED_COLUMNS * STEP_BYTES;
+pub(super) const PACKED_STEP: usize = PACKED_COLUMNS * STEP_BYTES;
 /// Rows of `x` in the largest tile: with four vectors of columns, or two where registers are few, its sums and operands
 /// fill the registers.
-pub(crate) const TILE_ROWS: usize = 6;
+pub(super) const TILE_ROWS: usize = 6;
 /// Results of the largest tile.
-pub(crate) const TILE_SUMS: usize = TILE_ROWS * PACKED_COLUMNS;
+pub(super) const TILE_SUMS: usize = TILE_ROWS * PACKED_COLUMNS;
 
-/// How far ahead of what is multiplied rows of a weight are fetched, in bytes.
+/// How far ahead of what is multiplied keys are fetched, in bytes.
 const DISTANCE: usize = 2048;
 
 /// Rows after rounding up to what tiles of 2, 4 and 6 rows cover; a lone row has a tile of its own.
-pub(crate) const fn padded_rows(rows: usize) -> usize {
+pub(super) const fn padded_rows(rows: usize) -> usize {
     if rows == 1 { 1 } else { rows.next_multiple_of(2) }
 }
 
 /// Rows of the next tile, at most `most`, where so many are left.
-pub(crate) const fn tile_rows(left: usize, most: usize) -> usize {
+pub(super) const fn tile_rows(left: usize, most: usize) -> usize {
     match left {
         0..4 => left,
         4 | 5 => 4,
@@ -38,12 +38,12 @@ pub(crate) const fn tile_rows(left: usize, most: usize) -> usize {
 }
 
 /// Rows of the largest tile of [`direct`]: reordering what was loaded takes registers too.
-pub(crate) const fn direct_tile_rows<S: Simd>() -> usize {
+pub(super) const fn direct_tile_rows<S: Simd>() -> usize {
     if S::MANY_REGISTERS { TILE_ROWS } else { 4 }
 }
 
 /// Steps of `k` elements, in whole vectors.
-pub(crate) const fn steps<S: Simd, P: Product<S>>(k: usize) -> usize {
+pub(super) const fn steps<S: Simd, P: Product<S>>(k: usize) -> usize {
     k.div_ceil(P::STEP) * (S::LANES / 4)
 }
 
@@ -52,7 +52,7 @@ pub(crate) const fn steps<S: Simd, P: Product<S>>(k: usize) -> usize {
 /// # Safety
 /// `k` elements are readable at `from`, and their steps writable at `to`.
 #[inline(always)]
-pub(crate) unsafe fn prepare_row<S: Simd, P: Product<S>, W: Weight<S, P>>(
+pub(super) unsafe fn prepare_row<S: Simd, P: Product<S>, W: Weight<S, P>>(
     s: S,
     from: *const u8,
     k: usize,
@@ -75,7 +75,7 @@ pub(crate) unsafe fn prepare_row<S: Simd, P: Product<S>, W: Weight<S, P>>(
 /// # Safety
 /// Each column has `k` readable elements; their steps are writable at `to`.
 #[inline(always)]
-pub(crate) unsafe fn pack<S: Simd, P: Product<S>, W: Weight<S, P>>(
+pub(super) unsafe fn pack<S: Simd, P: Product<S>, W: Weight<S, P>>(
     s: S,
     column: impl Fn(usize) -> *const u8,
     k: usize,
@@ -121,65 +121,21 @@ unsafe fn load_four<S: Simd, P: Product<S>, W: Weight<S, P>>(
     words
 }
 
-/// Memory that is fetched while a tile is multiplied: two cache lines with each step, sixteen of two
-/// rows and then of the next two.
-#[derive(Clone, Copy)]
-pub(crate) struct Ahead {
-    pub first: *const u8,
-    /// Bytes from a row to the next.
-    pub stride: usize,
-}
-
-impl Ahead {
-    /// Lines of a row, and steps after which the next two rows are begun.
-    const LINES: usize = 16;
-    const LINE: usize = 64;
-
-    /// Rows that `steps` steps fetch.
-    pub const fn rows(steps: usize) -> usize {
-        2 * (steps / Self::LINES)
-    }
-
-    /// The same `rows` further on.
-    pub fn skip_rows(self, rows: usize) -> Self {
-        Self { first: self.first.wrapping_add(rows * self.stride), ..self }
-    }
-}
-
 /// `MR` prepared rows against `NV` vectors of packed columns.
 ///
 /// # Safety
 /// `x` is `MR` rows, `x_stride` bytes apart, and `columns` the first of the packed ones, both of `steps` steps.
 #[inline(always)]
-pub(crate) unsafe fn packed<S: Simd, P: Product<S>, const MR: usize, const NV: usize>(
+pub(super) unsafe fn packed<S: Simd, P: Product<S>, const MR: usize, const NV: usize>(
     s: S,
     x: *const u8,
     x_stride: usize,
     columns: *const u8,
     steps: usize,
-    ahead: Ahead,
 ) -> [[S::V; NV]; MR] {
     let mut sums = [[s.zero(); NV]; MR];
     let (mut x, mut columns) = (x, columns);
-    for row in (0..Ahead::rows(steps)).step_by(2) {
-        let mut lines = [ahead.skip_rows(row).first, ahead.skip_rows(row + 1).first];
-        // Two steps at a time: a core whose front end is shared with another thread feels every instruction of the loop
-        // that is not a product.
-        for _ in 0..Ahead::LINES / 2 {
-            // SAFETY: both have two steps or more left.
-            unsafe {
-                packed_step::<S, P, MR, NV>(s, x, x_stride, columns, &mut sums);
-                packed_step::<S, P, MR, NV>(s, x.add(STEP_BYTES), x_stride, columns.add(PACKED_STEP), &mut sums);
-                (x, columns) = (x.add(2 * STEP_BYTES), columns.add(2 * PACKED_STEP));
-            }
-            for line in &mut lines {
-                prefetch(*line);
-                prefetch(line.wrapping_add(Ahead::LINE));
-                *line = line.wrapping_add(2 * Ahead::LINE);
-            }
-        }
-    }
-    for _ in 0..steps % Ahead::LINES {
+    for _ in 0..steps {
         // SAFETY: both have a step or more left.
         unsafe {
             packed_step::<S, P, MR, NV>(s, x, x_stride, columns, &mut sums);
@@ -219,7 +175,7 @@ unsafe fn packed_step<S: Simd, P: Product<S>, const MR: usize, const NV: usize>(
 /// # Safety
 /// `x` is `MR` rows, `x_stride` bytes apart, of the steps of `k` elements; each of `w` has `k` elements.
 #[inline(always)]
-pub(crate) unsafe fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NV: usize>(
+pub(super) unsafe fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: usize, const NV: usize>(
     s: S,
     x: *const u8,
     x_stride: usize,
@@ -253,7 +209,7 @@ pub(crate) unsafe fn direct<S: Simd, P: Product<S>, W: Weight<S, P>, const MR: u
 
 /// The results of a tile, `[MR][columns]` and after them what is left over of whole vectors.
 #[inline(always)]
-pub(crate) fn finish<S: Simd, const MR: usize, const NV: usize>(s: S, sums: &[[S::V; NV]; MR]) -> [f32; TILE_SUMS] {
+pub(super) fn finish<S: Simd, const MR: usize, const NV: usize>(s: S, sums: &[[S::V; NV]; MR]) -> [f32; TILE_SUMS] {
     let mut results = [0.0; TILE_SUMS];
     let sums = sums.as_flattened();
     let last = sums.len() - 1;
