@@ -64,7 +64,8 @@ impl Quantize {
     fn round(self, group: &[f32], mut put: impl FnMut(usize, u8)) -> f32 {
         let largest = group.iter().fold(0f32, |largest, &x| if x.abs() > largest.abs() { x } else { largest });
         let scale = match self {
-            _ if largest == 0.0 => 1.0,
+            // So small that a scale would be zero or subnormal: all become zero.
+            _ if largest.abs() < 1e-30 => 1.0,
             Self::Int8 => largest.abs() / 127.0,
             // The largest becomes -8, which has no positive counterpart.
             Self::Int4 { .. } => largest / -8.0,
@@ -257,6 +258,7 @@ mod tests {
     fn zeros_stay_and_infinities_are_named() {
         for quantize in [Quantize::Int8, Quantize::Int4 { group: 32 }, Quantize::Mxfp4] {
             assert_eq!(rounded(&[0.0; 64], [2, 32], quantize), [0.0; 64]);
+            assert_eq!(rounded(&[1e-44; 64], [2, 32], quantize), [0.0; 64]);
             let mut values = [1.0; 64];
             values[40] = f32::INFINITY;
             let error = quantize.weight(&view(&values, [2, 32]), ActivationBits::Eight).unwrap_err();
